@@ -1,0 +1,249 @@
+"""Likelihood estimates of a masked-diffusion model: LLaDA's Monte-Carlo log-likelihood and a perplexity bound.
+
+Both use the lower-variance form of the bound (LLaDA Eq. 6 and 14): draw l uniformly from {1 … T}, mask exactly l of the
+T tokens, weigh by T/l. It is a bound without ε, and exact for T = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llada.diffusion.noise import row_keys, row_uniforms, stream_key, uniforms
+from llada.diffusion.objective import token_cross_entropy
+from llada.model.transformer import ModelConfig
+
+Model = Callable[..., Tensor]
+
+
+class PerplexityBound(NamedTuple):
+    """An upper bound of the negative log-likelihood per token; exp(nats_per_token) bounds the perplexity."""
+
+    nats_per_token: float
+    standard_error: float  # of nats_per_token, from the spread over the sampled masks and rows
+
+
+def mask_exactly(maskable: Tensor, counts: Tensor, uniform: Tensor) -> Tensor:
+    """(B, L) bool with exactly `counts` (B,) of each row's maskable positions set: those with the lowest `uniform`."""
+    order = uniform.masked_fill(~maskable, 2.0).argsort(dim=1, stable=True)
+    chosen = torch.arange(maskable.shape[1], device=maskable.device) < counts[:, None]
+    return torch.zeros_like(maskable).scatter(1, order, chosen) & maskable
+
+
+def stratified_counts(start: Tensor | int, batch: int, length: int) -> Tensor:
+    """(batch,) mask counts spread evenly over {1 … length} from a random start in it
+    (LLaDA's get_log_likelihood.py: ((round(k + i·T/b) − 1) mod T) + 1)."""
+    spread = torch.arange(batch, dtype=torch.float32) * (length / batch)
+    return ((torch.round(start + spread).long() - 1) % length) + 1
+
+
+def predict(model: Model, tokens: Tensor, where: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits (N, V) at the N positions of `where` (B, L) bool; our own network computes no others."""
+    if isinstance(getattr(model, "config", None), ModelConfig):
+        return model(tokens, logits_at=where, **inputs)
+    return model(tokens, **inputs)[where]
+
+
+def guided_predict(
+    model: Model,
+    tokens: Tensor,
+    where: Tensor,
+    prompt: Tensor,
+    cfg_scale: float,
+    mask_id: int,
+    **inputs: Tensor,
+) -> Tensor:
+    """`predict` with unsupervised classifier-free guidance: un + (w + 1)(cond − un), `un` seeing no prompt.
+
+    Args:
+        prompt: (B, L) bool, positions replaced by the mask in the unconditional copy.
+    """
+    if cfg_scale == 0:
+        return predict(model, tokens, where, **inputs)
+    doubled = torch.cat([tokens, torch.where(prompt, mask_id, tokens)])
+    inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    conditional, unconditional = predict(model, doubled, torch.cat([where, where]), **inputs).chunk(2)
+    return unconditional + (cfg_scale + 1) * (conditional - unconditional)
+
+
+@torch.no_grad()
+def answer_nats(
+    model: Model, noisy: Tensor, clean: Tensor, answer: Tensor, *, mask_id: int, cfg_scale: float = 0.0
+) -> Tensor:
+    """Σ −log p · T/l of each noised row, (B,): the terms whose mean over masks bounds −log p(answer | prompt).
+
+    Args:
+        noisy, clean: (B, L) with exactly the masked answer positions replaced.
+        answer: (B, L) bool, True on the T answer tokens.
+    """
+    masked = (noisy == mask_id) & answer
+    logits = guided_predict(model, noisy, masked, ~answer, cfg_scale, mask_id)
+    return row_sums(token_cross_entropy(logits, clean[masked]), masked) * answer.sum(1) / masked.sum(1)
+
+
+def row_sums(values: Tensor, where: Tensor) -> Tensor:
+    """Sums (B,) by row of values (N,) that stand at the N positions of `where` (B, L)."""
+    rows, _ = where.nonzero(as_tuple=True)
+    return torch.zeros(len(where), dtype=values.dtype, device=values.device).index_add(0, rows, values)
+
+
+def log_likelihood(
+    model: Model,
+    prompt: Tensor,
+    answer: Tensor,
+    *,
+    num_samples: int = 128,
+    cfg_scale: float = 0.0,
+    mask_id: int | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int = 16,
+) -> float:
+    """A Monte-Carlo lower bound of log p(answer | prompt) in nats (LLaDA's get_log_likelihood.py).
+
+    The mask counts are stratified over all `num_samples`, not batch by batch. A one-token answer is exact with one
+    sample.
+
+    Args:
+        prompt, answer: (P,) and (T,) int64.
+        generator: on the CPU; None seeds one with 0.
+    """
+    mask_id = resolve_mask_id(model, mask_id)
+    prompt, answer = prompt.reshape(-1), answer.reshape(-1)
+    if len(answer) == 0:
+        raise ValueError("log_likelihood: the answer is empty")
+    generator = generator or torch.Generator().manual_seed(0)
+    clean = torch.cat([prompt, answer])
+    is_answer = torch.arange(len(clean), device=clean.device) >= len(prompt)
+    # Upstream's start is an integer; then rounding half to even prefers even counts wherever i·T/b ends in .5. A real
+    # start makes every count uniform on {1 … T}.
+    start = torch.rand((), generator=generator) * len(answer) + 0.5
+    counts = stratified_counts(start, num_samples, len(answer))
+    total = 0.0
+    for chunk in counts.split(batch_size):
+        rows = clean.expand(len(chunk), -1)
+        uniform = torch.rand(rows.shape, generator=generator).to(clean.device)
+        masked = mask_exactly(is_answer.expand_as(rows), chunk.to(clean.device), uniform)
+        noisy = torch.where(masked, mask_id, rows)
+        terms = answer_nats(
+            model, noisy, rows, is_answer.expand_as(rows), mask_id=mask_id, cfg_scale=cfg_scale
+        )
+        total -= float(terms.double().sum())
+    return total / num_samples
+
+
+@torch.no_grad()
+def nelbo_rows(
+    model: Model,
+    tokens: Tensor,
+    maskable: Tensor,
+    counts: Tensor,
+    keys: Tensor,
+    *,
+    mask_id: int,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """One unbiased sample of each row's bound in nats, (B,): mask counts[i] of its T maskable tokens, Σ −log p · T/l.
+
+    Args:
+        keys: (B,) int64 noise keys of the rows (`noise.row_keys`).
+        segment_ids: passed on to the network when given.
+    """
+    masked = mask_exactly(maskable, counts, row_uniforms(keys, tokens.shape[1]))
+    noisy = torch.where(masked, mask_id, tokens)
+    inputs = {} if segment_ids is None else {"segment_ids": segment_ids}
+    nats = token_cross_entropy(predict(model, noisy, masked, **inputs), tokens[masked])
+    return row_sums(nats, masked) * maskable.sum(1) / masked.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def bound_samples(
+    model: Model,
+    tokens: Tensor,
+    maskable: Tensor,
+    ids: Tensor,
+    *,
+    num_rows: int,
+    num_samples: int,
+    mask_id: int,
+    segment_ids: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """`num_samples` unbiased samples of each row's bound in nats, (num_samples, B) float64 on the CPU.
+
+    A row's mask counts are stratified over {1 … T}, and the strata are shifted evenly over the rows, so that even one
+    sample a row covers all noise levels. The noise is a function of (seed, row id, sample): score rows in any batches,
+    on any number of workers.
+
+    Args:
+        ids: (B,) int64 in [0, num_rows), the rows' places in the data set.
+    """
+    start = float(uniforms(stream_key(seed, "likelihood-shift"), torch.zeros(1, dtype=torch.int64))[0])
+    shift = (ids.double() / num_rows + start) % 1
+    samples = []
+    for sample in range(num_samples):
+        counts = ((sample + shift) / num_samples * maskable.sum(1)).long() + 1
+        keys = row_keys(stream_key(seed, "likelihood", sample), ids)
+        nats = nelbo_rows(model, tokens, maskable, counts, keys, mask_id=mask_id, segment_ids=segment_ids)
+        samples.append(nats.double().cpu())
+    return torch.stack(samples)
+
+
+def summarise_bound(samples: Tensor, num_tokens: Tensor) -> PerplexityBound:
+    """Mean and standard error per token of samples (S, R) over rows of `num_tokens` (R,) scored tokens each."""
+    samples, num_tokens = samples[:, num_tokens > 0], num_tokens[num_tokens > 0].double()
+    if num_tokens.numel() == 0:
+        raise ValueError("perplexity_bound: there is no token to score")
+    per_row = samples.mean(0)
+    mean = float(per_row.sum() / num_tokens.sum())
+    # Rows differ in length: the error of the ratio is that of the residuals. One row alone: its samples' spread.
+    spread = per_row - mean * num_tokens if len(per_row) > 1 else samples[:, 0]
+    error = float(spread.std(correction=1)) if len(spread) > 1 else float("nan")
+    return PerplexityBound(mean, error * len(per_row) / float(num_tokens.sum()) / len(spread) ** 0.5)
+
+
+def perplexity_bound(
+    model: Model,
+    tokens: Tensor,
+    *,
+    num_samples: int = 8,
+    maskable: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    mask_id: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> PerplexityBound:
+    """Upper bound of −log p(tokens) per token, with its standard error, in nats.
+
+    Args:
+        tokens: (B, L) int64.
+        num_samples: masks per row (see `bound_samples`).
+        maskable: (B, L) bool, the tokens whose likelihood is bounded; the rest is context. None means all.
+    """
+    maskable = torch.ones_like(tokens, dtype=torch.bool) if maskable is None else maskable
+    samples = [
+        bound_samples(
+            model,
+            tokens[rows],
+            maskable[rows],
+            rows,
+            num_rows=len(tokens),
+            num_samples=num_samples,
+            mask_id=resolve_mask_id(model, mask_id),
+            segment_ids=None if segment_ids is None else segment_ids[rows],
+            seed=seed,
+        )
+        for rows in torch.arange(len(tokens), device=tokens.device).split(batch_size)
+    ]
+    return summarise_bound(torch.cat(samples, dim=1), maskable.sum(1).cpu())
+
+
+def resolve_mask_id(model: Model, mask_id: int | None) -> int:
+    """The explicit mask id, or else the one in the model's config."""
+    if mask_id is None:
+        mask_id = getattr(getattr(model, "config", None), "mask_token_id", None)
+    if mask_id is None:
+        raise ValueError("no mask id: the model's config has none, pass mask_id=…")
+    return mask_id

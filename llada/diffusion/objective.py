@@ -1,0 +1,150 @@
+"""The forward process and the loss: the heart.
+
+One function pair serves every objective. LLaDA (arXiv 2502.09992, Eq. 3): −E_t[1/p Σ_masked log p(x₀|xₜ)] / (B·L).
+MDLM (arXiv 2406.07524, Eq. 10): weight −α′/(1−α), mask logit at −∞. BERT: constant mask rate. SFT is not another loss:
+it is which positions may be masked and what each row is divided by. The autoregressive baseline shares the
+cross-entropy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llada.diffusion.schedule import NoiseSchedule, get_schedule
+
+# Logits are turned to float32 this many rows at a time: (rows, V) in float32 would otherwise be the largest tensor of a
+# training step (16k masked tokens × 126k ids = 8 GB).
+CROSS_ENTROPY_ROWS = 4096
+
+
+class NoisyBatch(NamedTuple):
+    """xₜ and how it came about."""
+
+    tokens: Tensor  # (B, L) int64, mask tokens in place
+    masked: Tensor  # (B, L) bool: the positions to predict
+    mask_prob: Tensor  # (B,) P(masked) of a maskable position
+    weight: Tensor  # (B,) weight of −log p at a masked position
+
+
+def forward_process(
+    tokens: Tensor,
+    *,
+    t: Tensor,
+    schedule: str | NoiseSchedule,
+    maskable: Tensor | None = None,
+    mask_id: int,
+    generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> NoisyBatch:
+    """Mask every maskable token independently with probability 1 − α(t).
+
+    Args:
+        tokens: (B, L) int64 clean tokens x₀.
+        t: (B,) noise levels in [0, 1].
+        schedule: a schedule or its name ("llada": mask_prob = (1 − ε)t + ε).
+        maskable: (B, L) bool, False on the prompt and on padding; None means all.
+        mask_id: id of the mask token.
+        generator: source of the noise, unless `uniform` gives it.
+        uniform: (B, L) numbers in [0, 1); a token is masked where uniform < mask_prob.
+        weight: (B,) per-row loss weight; None takes the schedule's own (continuous-time bound for t uniform).
+
+    Raises:
+        ValueError: neither or both of `generator` and `uniform`.
+    """
+    if (generator is None) == (uniform is None):
+        raise ValueError("forward_process: pass exactly one of generator and uniform")
+    schedule = get_schedule(schedule)
+    mask_prob = schedule.mask_prob(t)
+    if uniform is None:
+        uniform = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+    masked = uniform < mask_prob[:, None]
+    if maskable is not None:
+        masked = masked & maskable
+    return NoisyBatch(
+        tokens=torch.where(masked, mask_id, tokens),
+        masked=masked,
+        mask_prob=mask_prob,
+        weight=schedule.weight(t) if weight is None else weight,
+    )
+
+
+def masked_diffusion_loss(
+    logits: Tensor,
+    clean: Tensor,
+    noisy: NoisyBatch,
+    *,
+    normalizer: float | Tensor,
+    subs_mask_id: int | None = None,
+) -> Tensor:
+    """Σ weight · −log p(x₀ | xₜ) / normalizer over the masked positions: a scalar, in nats.
+
+    Args:
+        logits: (B, L, V), or (N, V) at the masked positions in row-major order (`logits_at=noisy.masked`).
+        clean: (B, L) int64 x₀.
+        normalizer: what the sum is divided by: B·L in pretraining (never the number of masked tokens, which would
+            bias the bound); a (B,) tensor gives each row its own, in SFT B × its answer length, EOS padding included.
+        subs_mask_id: MDLM's SUBS: this id (the mask) gets probability zero. Carry-over of clean tokens is implied, as
+            only masked positions are predicted.
+    """
+    rows, _ = noisy.masked.nonzero(as_tuple=True)
+    nats = token_cross_entropy(
+        logits if logits.dim() == 2 else logits[noisy.masked], clean[noisy.masked], excluded_id=subs_mask_id
+    )
+    scale = noisy.weight[rows]
+    if isinstance(normalizer, Tensor) and normalizer.dim():
+        scale = scale / normalizer.reshape(-1)[rows]
+    else:
+        scale = scale / normalizer
+    return (nats * scale.to(nats.dtype)).sum()
+
+
+def next_token_loss(
+    logits: Tensor, clean: Tensor, predicted: Tensor, *, normalizer: float | Tensor
+) -> Tensor:
+    """The autoregressive baseline: Σ −log p(x₀ⁱ | x₀^{<i}) / normalizer.
+
+    Args:
+        logits: (N, V) of a causal network at the positions *before* the predicted ones (`predictors(predicted)`).
+        predicted: (B, L) bool; column 0 has no predecessor and must be False.
+    """
+    rows, _ = predicted.nonzero(as_tuple=True)
+    nats = token_cross_entropy(logits, clean[predicted])
+    if isinstance(normalizer, Tensor) and normalizer.dim():
+        return (nats / normalizer.reshape(-1)[rows]).sum()
+    return nats.sum() / normalizer
+
+
+def predictors(predicted: Tensor) -> Tensor:
+    """(B, L) bool of the positions whose logits predict the next one, for a causal network."""
+    return F.pad(predicted[:, 1:], (0, 1))
+
+
+def token_cross_entropy(logits: Tensor, targets: Tensor, *, excluded_id: int | None = None) -> Tensor:
+    """−log p of the targets (N,) in float32 from logits (N, V) of any precision (float64 stays)."""
+    pieces = []
+    for piece, target in zip(
+        logits.split(CROSS_ENTROPY_ROWS), targets.split(CROSS_ENTROPY_ROWS), strict=True
+    ):
+        wide = piece if piece.dtype == torch.float64 else piece.float()
+        if excluded_id is not None:
+            wide = exclude(wide, excluded_id)
+        pieces.append(F.cross_entropy(wide, target, reduction="none"))
+    return torch.cat(pieces)
+
+
+def exclude(logits: Tensor, token_id: int) -> Tensor:
+    """A copy of the logits with this id at −∞."""
+    return logits.index_fill(-1, torch.tensor([token_id], device=logits.device), float("-inf"))
+
+
+def subs_log_probs(logits: Tensor, noisy_tokens: Tensor, mask_id: int) -> Tensor:
+    """MDLM's SUBS parameterisation of log p(x₀ | xₜ), (B, L, V): the mask has probability zero, and a token that is
+    still there is certain (diffusion.py:261-277 of MDLM; −∞ where upstream writes −1e6)."""
+    log_probs = exclude(logits, mask_id).log_softmax(dim=-1)
+    certain = torch.full_like(log_probs, float("-inf")).scatter(-1, noisy_tokens[..., None], 0.0)
+    return torch.where((noisy_tokens == mask_id)[..., None], log_probs, certain)

@@ -1,0 +1,96 @@
+"""Which noise level each sample of a batch gets, and what that does to its weight.
+
+Three ways to draw u in [0, 1), one map from u to t, and the weight that keeps the loss unbiased for every pair: with
+density q over [t_min, t_max] and Z = `schedule.mass(t_min, t_max)`, the weight schedule.weight(t) / (q(t) · Z) makes
+E[weight × masked] = 1 at every position. For LLaDA over [0, 1] that is exactly its 1/p.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llada.diffusion.noise import shift_right, stream_key, uniforms
+from llada.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class TimeConfig:
+    """How t is drawn. `t_min`, `t_max` bound it; training sees no noise level outside."""
+
+    # "stratified": one t in each of the global batch's equal strata (MDLM's "antithetic");
+    # "sobol": base-2 low-discrepancy sequence over the whole run, digitally shifted by the seed;
+    # "independent": as LLaDA's guideline.
+    sampling: Literal["stratified", "independent", "sobol"] = "stratified"
+    # "uniform": t uniform. "importance": log(1 − α(t)) uniform, which makes the weight constant (MDLM's importance
+    # sampling).
+    density: Literal["uniform", "importance"] = "uniform"
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise ValueError(f"time: need 0 ≤ t_min < t_max ≤ 1, not {self.t_min} and {self.t_max}")
+
+
+def sample_uniform(
+    sampling: str, *, seed: int, step: int, slots: Tensor, batch: int, epochs: Tensor, sample_ids: Tensor
+) -> Tensor:
+    """u (B,) float64 in [0, 1) for these slots of a global batch of `batch` rows.
+
+    Stratified and Sobol depend on (seed, step, slot), independent on (seed, epoch, sample id): never on the worker.
+    """
+    if sampling == "independent":
+        u = torch.empty(len(sample_ids), dtype=torch.float64, device=slots.device)
+        for epoch in epochs.unique().tolist():
+            rows = epochs == epoch
+            u[rows] = uniforms(stream_key(seed, "time", epoch), sample_ids[rows])
+        return u
+    if sampling == "stratified":
+        return stratify(uniforms(stream_key(seed, "time-strata", step), slots), slots, batch)
+    index = step * batch + slots
+    bits = _reverse_bits(index) ^ stream_key(seed, "time-sobol")
+    return shift_right(bits, 11).to(torch.float64) * 2.0**-53
+
+
+def stratify(u: Tensor, slots: Tensor, batch: int) -> Tensor:
+    """Put u_i into stratum i of `batch` equal ones, each with noise of its own (MDLM: (u/n + i/n) mod 1)."""
+    return (u + slots) / batch % 1  # in u's float64: slots / batch would be float32
+
+
+def _reverse_bits(x: Tensor) -> Tensor:
+    """Bit reversal of 64-bit integers: the radical inverse in base 2, i.e. the first Sobol dimension."""
+    for shift, keep in (
+        (1, 0x5555555555555555),
+        (2, 0x3333333333333333),
+        (4, 0x0F0F0F0F0F0F0F0F),
+        (8, 0x00FF00FF00FF00FF),
+        (16, 0x0000FFFF0000FFFF),
+        (32, 0x00000000FFFFFFFF),
+    ):
+        x = (shift_right(x, shift) & keep) | ((x & keep) << shift)
+    return x
+
+
+def time_and_weight(u: Tensor, schedule: NoiseSchedule, config: TimeConfig) -> tuple[Tensor, Tensor]:
+    """t (B,) and the unbiased weight (B,) of each row, both float64, from u (B,) in [0, 1)."""
+    u = u.double()
+    ends = torch.tensor([config.t_min, config.t_max], dtype=torch.float64, device=u.device)
+    mass = schedule.mass(config.t_min, config.t_max)
+    if config.density == "uniform":
+        t = ends[0] + u * (ends[1] - ends[0])
+        return t, schedule.weight(t) * float(ends[1] - ends[0]) / mass
+    log_p = torch.log(schedule.mask_prob(ends))
+    if not bool(torch.isfinite(log_p).all()) or log_p[0] == log_p[1]:
+        raise ValueError(
+            f"time: importance density needs mask probabilities that rise from above 0; {schedule} has "
+            f"{log_p.exp().tolist()} at t_min {config.t_min} and t_max {config.t_max}: raise t_min"
+        )
+    p = torch.exp(log_p[0] + u * (log_p[1] - log_p[0]))
+    # The bound is ∫ dp/p · E[Σ −log p₀]; with log p uniform its density is 1/(p · log(p₁/p₀)), so every row weighs
+    # the same, and dividing by p₁ − p₀ makes E[weight × masked] = 1.
+    weight = float((log_p[1] - log_p[0]) / (log_p[1].exp() - log_p[0].exp()))
+    return schedule.time_at(p), torch.full_like(p, weight)

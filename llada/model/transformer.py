@@ -1,0 +1,258 @@
+"""The network: tokens in, logits out.
+
+A bidirectional Llama-style Transformer (LLaDA, arXiv 2502.09992, Table 5): pre-norm RMSNorm, rotary positions in
+float32, SwiGLU, grouped-query attention, no biases. Nothing here knows about losses, meshes or optimizers.
+`causal=True` gives the autoregressive twin for fair comparison.
+
+Shape legend: B rows, L positions, D model width, H heads, K key/value heads, E head width, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the network and the ids it must know. `vocab_size` counts embedding rows (padding rows included)."""
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    ffn_dim: int
+    num_kv_heads: int | None = None  # None: as many as heads (plain multi-head attention)
+    max_length: int = 4096  # positions; longer inputs are refused
+    rope_theta: float = 500_000.0
+    rms_norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    causal: bool = False
+    mask_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
+            raise ValueError(
+                f"model: d_model {self.d_model} must be num_heads {self.num_heads} × an even head width"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"model: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.kv_heads}"
+            )
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ValueError(f"model: {name} {token} lies outside the {self.vocab_size} vocabulary rows")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def num_parameters(self) -> int:
+        return self.num_non_embedding_parameters + self.vocab_size * self.d_model * (2 - self.tie_embeddings)
+
+    @property
+    def num_non_embedding_parameters(self) -> int:
+        attention = 2 * self.d_model**2 + 2 * self.d_model * self.kv_heads * self.head_dim
+        per_layer = attention + 3 * self.d_model * self.ffn_dim + 2 * self.d_model
+        return self.num_layers * per_layer + self.d_model
+
+    def training_flops_per_token(self, row_length: int) -> float:
+        """Forward and backward FLOPs of one token: 6 per weight that multiplies it, 12·L·D per layer of attention.
+
+        The head counts although it runs at masked positions only (half of them on average), as the usual
+        convention has it; a causal network needs half of the attention part.
+        """
+        head = self.vocab_size * self.d_model
+        attention = 12 * self.num_layers * self.d_model * row_length / (2 if self.causal else 1)
+        return 6.0 * (self.num_non_embedding_parameters + head) + attention
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, cast back, times the weight (the order of LLaDA's reference code)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (L, E) float32, in the rotate-half layout. Positions are physical indices."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x (B, H, L, E), computed in float32 and cast back."""
+    x32 = x.float()
+    left, right = x32.chunk(2, dim=-1)
+    return (x32 * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One layer: attention and SwiGLU, each behind its own norm and added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, kv_dim = config.d_model, config.kv_heads * config.head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_dim
+        self.causal = config.causal
+        self.attn_norm = RMSNorm(d, config.rms_norm_eps)
+        self.q_proj = nn.Linear(d, d, bias=False)
+        self.k_proj = nn.Linear(d, kv_dim, bias=False)
+        self.v_proj = nn.Linear(d, kv_dim, bias=False)
+        self.o_proj = nn.Linear(d, d, bias=False)
+        self.ffn_norm = RMSNorm(d, config.rms_norm_eps)
+        self.gate_proj = nn.Linear(d, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(d, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, d, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.attention(self.attn_norm(x), cos, sin, mask)
+        h = self.ffn_norm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+    def attention(self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        B, L, _ = h.shape
+        q = self.q_proj(h).view(B, L, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, L, E)
+        k = self.k_proj(h).view(B, L, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, L, E)
+        v = self.v_proj(h).view(B, L, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        out = F.scaled_dot_product_attention(
+            rotate(q, cos, sin),
+            rotate(k, cos, sin),
+            v,
+            attn_mask=mask,
+            is_causal=self.causal and mask is None,
+            enable_gqa=self.num_kv_heads != self.num_heads,
+        )
+        return self.o_proj(out.transpose(1, 2).reshape(B, L, -1))
+
+
+class Transformer(nn.Module):
+    """The mask predictor p(x₀ | xₜ): no time input, because xₜ already tells it (LLaDA Eq. 11)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.d_model, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        segment_ids: Tensor | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Tensor:
+        """Logits over the vocabulary.
+
+        Args:
+            input_ids: (B, L) int64, mask tokens included.
+            attention_mask: (B, L), 0 where a position is padding that nobody may attend to.
+            segment_ids: (B, L) integers; positions attend only to equal ids (packed documents). Padding has an id
+                of its own, so that it sees only itself.
+            logits_at: (B, L) bool; when given, only these N positions get logits, in row-major order. The head is
+                the widest matrix of the network, and a loss needs it at masked positions only.
+
+        Returns:
+            (B, L, V), or (N, V) with `logits_at`, in the network's compute dtype.
+
+        Raises:
+            ValueError: a row longer than `config.max_length`.
+        """
+        L = input_ids.shape[1]
+        if self.config.max_length < L:
+            raise ValueError(f"input of {L} tokens exceeds the model's max_length {self.config.max_length}")
+        mask = attention_bias(attention_mask, segment_ids, self.config.causal, L, input_ids.device)
+        cos, sin = rotary_table(L, self.config.head_dim, self.config.rope_theta, input_ids.device)
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = layer(x, cos, sin, mask)
+        x = self.norm(x)
+        return self.lm_head(x if logits_at is None else x[logits_at])
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """LLaDA's configured initialisation ("mitchell"): normal with std 1/√fan-in cut at ±3 std; the two
+        projections that write into the residual stream are divided further by √(2·(layer + 1)).
+
+        Every parameter draws from its own generator, seeded by (seed, name): the same weights on any number of
+        workers. Works on sharded parameters, one full tensor at a time.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+                continue
+            std = 1.0 / math.sqrt(parameter.shape[-1])  # fan-in; D for the embedding
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2 * (int(name.split(".")[1]) + 1))
+            # One 32-bit hash of both: the CPU's generator ignores the upper half of a 64-bit seed.
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+            full = torch.empty(parameter.shape, dtype=torch.float32)
+            nn.init.trunc_normal_(full, std=std, a=-3 * std, b=3 * std, generator=generator)
+            copy_full_(parameter, full)
+
+
+def copy_full_(parameter: Tensor, full: Tensor) -> None:
+    """Copy a full tensor into a parameter, or into this worker's shard of it. No communication."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(parameter, DTensor):
+        shard = distribute_tensor(
+            full.to(parameter.device, parameter.dtype),
+            parameter.device_mesh,
+            parameter.placements,
+            src_data_rank=None,
+        )
+        parameter.to_local().copy_(shard.to_local())
+    else:
+        parameter.copy_(full)
+
+
+def attention_bias(
+    attention_mask: Tensor | None,
+    segment_ids: Tensor | None,
+    causal: bool,
+    length: int,
+    device: torch.device,
+) -> Tensor | None:
+    """Boolean mask (B or 1, 1, L, L), True where a query may attend, or None where everything may.
+
+    A mask of ones becomes None, so that the fast attention kernels stay available.
+    """
+    allowed: Tensor | None = None
+    if attention_mask is not None and not bool(attention_mask.all()):
+        allowed = attention_mask.bool()[:, None, None, :]
+    if segment_ids is not None:
+        same = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+        allowed = same if allowed is None else allowed & same
+    if allowed is not None and causal:
+        # A padded query before the first real token would see no key at all: let it see itself instead of NaN.
+        square = torch.ones(length, length, dtype=torch.bool, device=device)
+        allowed = allowed & square.tril() | torch.eye(length, dtype=torch.bool, device=device)
+    return allowed

@@ -1,0 +1,255 @@
+"""Presets: functions that return a complete `Recipe`.
+
+tiny         2 M parameters, learns the Python documentation in minutes on two CPU cores
+mdlm_small   MDLM's OpenWebText model and objective (arXiv 2406.07524), on this network
+llada_1b     LLaDA's 1B (arXiv 2502.09992, Table 5)
+llada_8b     LLaDA-8B
+illada_8b    iLLaDA-8B (arXiv 2606.25331)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+
+from llada.config import Recipe
+from llada.data.prepare import PrepareConfig
+from llada.diffusion.time import TimeConfig
+from llada.model.transformer import ModelConfig
+from llada.sampling.sampler import SamplingConfig
+from llada.training.batches import ObjectiveConfig
+from llada.training.optim import OptimConfig
+from llada.training.trainer import RunConfig, TrainConfig
+
+LLADA_TOKENIZER = "GSAI-ML/LLaDA-8B-Base"  # a local copy of this folder goes into --tokenizer
+SFT_DATA = PrepareConfig(kind="sft", row_length=4096, validation_fraction=0.01, too_long="truncate_prompt")
+
+
+def tiny() -> Recipe:
+    """For a laptop: the embedded default of `llada quickstart`."""
+    row_length = 128
+    model = ModelConfig(
+        vocab_size=512,
+        d_model=192,
+        num_layers=4,
+        num_heads=6,
+        ffn_dim=512,
+        max_length=256,
+        rope_theta=10_000.0,
+        tie_embeddings=True,
+        mask_token_id=1,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    prepare = PrepareConfig(
+        row_length=row_length,
+        train_tokenizer_vocab=512,
+        tokenizer_sample_bytes=4 << 20,
+        validation_fraction=0.05,
+        min_chars=100,
+        rows_per_shard=4096,
+        unit_bytes=1 << 20,
+    )
+    pretrain = RunConfig(
+        objective=ObjectiveConfig(document_mask=False),
+        optim=OptimConfig(
+            optimizer="muon",
+            lr=3e-3,
+            muon_lr=1e-2,
+            weight_decay=0.01,
+            warmup_steps=20,
+            decay_fraction=0.4,
+            final_lr_ratio=0.02,
+        ),
+        train=TrainConfig(
+            num_steps=600,
+            global_batch_tokens=32 * row_length,
+            micro_batch_rows=32,
+            validate_every=150,
+            validation_rows=256,
+            checkpoint_every=150,
+        ),
+    )
+    sft = replace(
+        pretrain,
+        optim=replace(pretrain.optim, lr=1e-3, muon_lr=3e-3, warmup_steps=10),
+        train=replace(pretrain.train, num_steps=150, validate_every=75, checkpoint_every=75),
+    )
+    return Recipe(
+        model=model,
+        prepare=prepare,
+        pretrain=pretrain,
+        sft_prepare=replace(prepare, kind="sft", train_tokenizer_vocab=None, min_chars=1, too_long="drop"),
+        sft=sft,
+        sampling=SamplingConfig(gen_length=64, steps=64, block_length=32, temperature=0.5),
+    )
+
+
+def mdlm_small() -> Recipe:
+    """MDLM's OpenWebText run: 12 × 768, 1024 tokens, batch 512, one million steps; SUBS, log-linear schedule.
+
+    The objective, data and optimiser are MDLM's; the network is this repository's (SwiGLU, RMSNorm) at its size.
+    """
+    model = ModelConfig(
+        vocab_size=50_304,  # GPT-2's 50,257 and a mask, padded to a multiple of 64
+        d_model=768,
+        num_layers=12,
+        num_heads=12,
+        ffn_dim=2048,
+        max_length=1024,
+        rope_theta=10_000.0,
+        mask_token_id=50_257,
+        eos_token_id=50_256,
+        pad_token_id=50_256,
+    )
+    run = RunConfig(
+        objective=ObjectiveConfig(
+            schedule="loglinear", time=TimeConfig(t_min=1e-3), subs=True, document_mask=False
+        ),
+        optim=OptimConfig(
+            lr=3e-4, betas=(0.9, 0.999), weight_decay=0.0, warmup_steps=2500, decay_fraction=0.0
+        ),
+        train=TrainConfig(
+            num_steps=1_000_000,
+            global_batch_tokens=512 * 1024,
+            micro_batch_rows=32,
+            precision="bf16",
+            validate_every=10_000,
+            validation_rows=1024,
+            checkpoint_every=5_000,
+            compile=True,
+        ),
+    )
+    sft = replace(
+        run,
+        optim=replace(run.optim, lr=1e-4, warmup_steps=200, decay_fraction=0.1),
+        train=replace(
+            run.train, num_steps=None, num_epochs=3.0, global_batch_tokens=256 * 1024, validate_every=500
+        ),
+    )
+    return Recipe(
+        model=model,
+        prepare=PrepareConfig(row_length=1024, tokenizer="gpt2", validation_fraction=0.01),
+        pretrain=run,
+        sft_prepare=replace(SFT_DATA, row_length=1024, tokenizer="gpt2"),
+        sft=sft,
+        sampling=SamplingConfig(gen_length=1024, steps=1024, block_length=1024, remasking="ancestral"),
+    )
+
+
+def _llada(model: ModelConfig, *, num_steps: int, optim: OptimConfig, micro_batch_rows: int) -> Recipe:
+    run = RunConfig(
+        objective=ObjectiveConfig(
+            schedule="llada", document_mask=False, random_length=0.01, time=TimeConfig(sampling="stratified")
+        ),
+        optim=optim,
+        train=TrainConfig(
+            num_steps=num_steps,
+            global_batch_tokens=1280 * 4096,
+            micro_batch_rows=micro_batch_rows,
+            precision="bf16",
+            validate_every=2000,
+            validation_rows=1024,
+            checkpoint_every=1000,
+            activation_checkpointing=True,
+            compile=True,
+        ),
+    )
+    # SFT (§2.3, B.1): 3 epochs, 2.5e-5 after 50 steps, last tenth linear to 2.5e-6, 256 rows a batch.
+    sft = replace(
+        run,
+        optim=OptimConfig(lr=2.5e-5, warmup_steps=50, decay_fraction=0.1, final_lr_ratio=0.1),
+        train=replace(
+            run.train,
+            num_steps=None,
+            num_epochs=3.0,
+            global_batch_tokens=256 * 4096,
+            micro_batch_rows=2,
+            validate_every=500,
+        ),
+    )
+    return Recipe(
+        model=model,
+        prepare=PrepareConfig(row_length=4096, tokenizer=LLADA_TOKENIZER, validation_fraction=0.0005),
+        pretrain=run,
+        sft_prepare=replace(SFT_DATA, tokenizer=LLADA_TOKENIZER),
+        sft=sft,
+        sampling=SamplingConfig(gen_length=128, steps=128, block_length=32),
+    )
+
+
+_LLADA_TOKENS = {"mask_token_id": 126_336, "eos_token_id": 126_081, "pad_token_id": 126_081}
+
+
+def llada_1b() -> Recipe:
+    """LLaDA 1B: 22 layers, 4 KV heads; 4e-4 held without decay; 400 B tokens (ML-GSAI/LLaDA#55)."""
+    model = ModelConfig(
+        vocab_size=126_464,
+        d_model=2048,
+        num_layers=22,
+        num_heads=32,
+        num_kv_heads=4,
+        ffn_dim=5634,
+        **_LLADA_TOKENS,
+    )
+    optim = OptimConfig(lr=4e-4, warmup_steps=2000, decay_fraction=0.0)
+    return _llada(model, num_steps=76_294, optim=optim, micro_batch_rows=8)
+
+
+def llada_8b() -> Recipe:
+    """LLaDA 8B (§2.2): 2.3 T tokens; 4e-4, from 1.2 T tokens on 1e-4, the last 0.3 T linear to 1e-5."""
+    model = ModelConfig(
+        vocab_size=126_464, d_model=4096, num_layers=32, num_heads=32, ffn_dim=12_288, **_LLADA_TOKENS
+    )
+    optim = OptimConfig(
+        lr=4e-4, warmup_steps=2000, drops=((1.2 / 2.3, 0.25),), decay_fraction=0.3 / 2.3, final_lr_ratio=0.025
+    )
+    return _llada(model, num_steps=438_690, optim=optim, micro_batch_rows=4)
+
+
+def illada_8b() -> Recipe:
+    """iLLaDA 8B: 8 KV heads, tied embeddings, 8192 tokens, mask id 5, documents do not see each other; 12 T tokens.
+
+    Its published schedule decays by cosine once the loss had plateaued; here the decay is linear over the last tenth.
+    """
+    model = ModelConfig(
+        vocab_size=155_136,
+        d_model=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        ffn_dim=14_336,
+        max_length=8192,
+        tie_embeddings=True,
+        mask_token_id=5,
+    )
+    optim = OptimConfig(lr=2e-4, warmup_steps=2000, decay_fraction=0.1, final_lr_ratio=0.025)
+    recipe = _llada(model, num_steps=2_288_818, optim=optim, micro_batch_rows=2)
+    run = replace(
+        recipe.pretrain,
+        objective=replace(recipe.pretrain.objective, document_mask=True),
+        train=replace(recipe.pretrain.train, global_batch_tokens=640 * 8192),
+    )
+    tokenizer = "GSAI-ML/iLLaDA-8B-Base"
+    return replace(
+        recipe,
+        pretrain=run,
+        prepare=replace(recipe.prepare, row_length=8192, tokenizer=tokenizer),
+        sft_prepare=replace(recipe.sft_prepare, row_length=8192, tokenizer=tokenizer),
+        sft=replace(recipe.sft, train=replace(recipe.sft.train, global_batch_tokens=128 * 8192)),
+    )
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    preset.__name__: preset for preset in (tiny, mdlm_small, llada_1b, llada_8b, illada_8b)
+}
+
+
+def get_preset(name: str) -> Recipe:
+    """The recipe of this name. Raises ValueError naming the nearest."""
+    if name in PRESETS:
+        return PRESETS[name]()
+    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"no preset {name!r}; {hint}There are {', '.join(PRESETS)}")

@@ -1,0 +1,75 @@
+"""Text longer than the model: MDLM's strided semi-autoregressive rounds (arXiv 2406.07524, §4.2; diffusion.py:957-997)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llada.diffusion.likelihood import Model, resolve_mask_id
+from llada.diffusion.noise import stream_key
+from llada.sampling.sampler import GenerateOutput, device_of, generate
+
+
+def generate_rounds(
+    model: Model,
+    *,
+    rows: int = 1,
+    window: int,
+    stride: int,
+    num_strides: int,
+    steps: int,
+    prompt: Tensor | None = None,
+    mask_id: int | None = None,
+    seed: int | Sequence[int] | None = None,
+    **knobs,
+) -> GenerateOutput:
+    """Generate `window + num_strides · stride` tokens in windows of `window`.
+
+    The first round fills a whole window; each next one keeps the last window − stride tokens as its context and fills
+    `stride` new masks behind them. Each round is a `generate` with `steps` steps, by default MDLM's ancestral sampler.
+
+    Args:
+        prompt: (B, P) int64 the first window starts with; then B counts and `rows` must be left alone.
+
+    Returns:
+        `sequences` (B, window + num_strides · stride); `reveal_step` counts the forwards of all rounds.
+    """
+    if not 0 < stride < window:
+        raise ValueError(f"rounds: need 0 < stride < window, not {stride} and {window}")
+    mask_id = resolve_mask_id(model, mask_id)
+    knobs = {"remasking": "ancestral", **knobs}
+    device = device_of(model)
+    tokens = torch.empty(rows, 0, dtype=torch.int64, device=device) if prompt is None else prompt.to(device)
+    if tokens.shape[1] >= window:
+        raise ValueError(f"rounds: the prompt of {tokens.shape[1]} tokens fills the window of {window}")
+    seeds = [seed + row for row in range(len(tokens))] if isinstance(seed, int) else seed
+    eos_id = knobs.get("eos_id")
+    start = tokens.shape[1]
+    nfe = token_forwards = 0
+    reveal = torch.full_like(tokens, -1)
+    for k in range(num_strides + 1):
+        context = tokens if k == 0 else tokens[:, -(window - stride) :]
+        length = window - tokens.shape[1] if k == 0 else stride
+        out = generate(
+            model,
+            context,
+            gen_length=length,
+            block_length=knobs.get("block_length", length),
+            steps=steps,
+            mask_id=mask_id,
+            # Every round needs noise of its own.
+            seed=seeds if k == 0 or seeds is None else [stream_key(s, "round", k) % 2**32 for s in seeds],
+            **{name: value for name, value in knobs.items() if name != "block_length"},
+        )
+        fresh = out.sequences[:, context.shape[1] :]
+        revealed = torch.where(out.reveal_step < 0, -1, out.reveal_step + nfe)
+        if eos_id is not None:  # a text that ended in an earlier round stays ended
+            ended = (tokens[:, start:] == eos_id).any(1)
+            fresh[ended], revealed[ended] = eos_id, -1
+        tokens = torch.cat([tokens, fresh], dim=1)
+        reveal = torch.cat([reveal, revealed], dim=1)
+        nfe += out.nfe
+        token_forwards += out.token_forwards
+    return GenerateOutput(tokens, nfe, token_forwards, reveal[:, start:])
