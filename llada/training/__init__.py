@@ -1,0 +1,1 @@
+"""Training: one visible loop, its optimizers, parallelism, checkpoints and measurements."""

@@ -1,0 +1,175 @@
+"""Optimizers and the learning-rate schedule.
+
+Muon (torch.optim.Muon) moves the matrices inside the blocks, AdamW everything else (embedding, head, norms); without
+Muon, AdamW moves all. The schedule is warm-up–stable–decay, with drops in between as LLaDA made one at 1.2 T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """`lr` is AdamW's peak; with optimizer="muon" the blocks' matrices move by `muon_lr` instead.
+
+    Muon's updates are scaled to AdamW's RMS (match_rms_adamw), so the two rates are of one size.
+    """
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    lr: float = 3e-4
+    muon_lr: float = 3e-4
+    muon_momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # of matrices and embeddings; norms are never decayed
+    grad_clip: float = 1.0  # global norm; 0 is off
+    warmup_steps: int = 100
+    decay_fraction: float = 0.2  # last share of the run, linear down to final_lr_ratio
+    final_lr_ratio: float = 0.1  # of the peak
+    drops: tuple[tuple[float, float], ...] = ()  # (share of the run, factor of the peak from there on)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay_fraction <= 1 or self.warmup_steps < 0:
+            raise ValueError("optim: need 0 ≤ decay_fraction ≤ 1 and warmup_steps ≥ 0")
+        if self.lr <= 0 or self.muon_lr <= 0:
+            raise ValueError("optim: learning rates must be positive")
+
+
+def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Factor of the peak rate at this 0-based step: linear warm-up, hold (with drops), linear decay."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    held = 1.0
+    for share, factor in config.drops:
+        if step >= share * num_steps:
+            held = factor
+    decay_steps = round(config.decay_fraction * num_steps)
+    into_decay = step - (num_steps - decay_steps)
+    if into_decay < 0 or decay_steps == 0:
+        return held
+    return held + (config.final_lr_ratio - held) * (into_decay + 1) / decay_steps
+
+
+class ShardedMuon(torch.optim.Muon):
+    """torch.optim.Muon whose orthogonalisation sees whole matrices although FSDP shards them by rows.
+
+    torch's own step runs Newton–Schulz on DTensors: every product is a collective, and bfloat16 partial sums make the
+    result depend on the number of workers. Here an all-to-all hands each worker whole matrices (one of every W), it
+    orthogonalises those, and a second all-to-all brings the rows home: the same numbers as on one worker, and each
+    matrix is computed once. Momentum stays sharded, so checkpoints reshard like any other state.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        sharded = [p for g in self.param_groups for p in g["params"] if isinstance(p, DTensor)]
+        if not sharded or sharded[0].device_mesh.size() == 1:
+            return super().step(closure)
+        group_of = sharded[0].device_mesh.get_group()
+        for group in self.param_groups:
+            params: list[DTensor] = []
+            grads: list[DTensor] = []
+            momenta: list[DTensor] = []
+            self._init_group(group, params, grads, momenta)
+            updates = []
+            for grad, momentum in zip(grads, momenta, strict=True):
+                local, buffer = grad.to_local(), momentum.to_local()
+                buffer.lerp_(local, 1 - group["momentum"])
+                updates.append(local.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer.clone())
+
+            def orthogonalise(full: Tensor, group=group) -> Tensor:
+                return _zeropower_via_newtonschulz(
+                    full, group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
+
+            shapes = [p.shape for p in params]
+            rows = map_whole_matrices(updates, shapes, orthogonalise, group_of)
+            for param, update in zip(params, rows, strict=True):
+                param.to_local().mul_(1 - group["lr"] * group["weight_decay"])
+                rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], param.shape)
+                param.to_local().add_(update, alpha=-rate)
+        return None
+
+
+def map_whole_matrices(shards: list[Tensor], shapes: list[torch.Size], function, group) -> list[Tensor]:
+    """Apply `function` to whole matrices given by row shards, each matrix on one worker; the row shards of the results.
+
+    Args:
+        shards: this worker's rows of every matrix (FSDP's split: ceil(rows / W) each, the last may have fewer or none).
+        shapes: the whole shapes, in the same order on every worker.
+    """
+    world, rank = dist.get_world_size(group), dist.get_rank(group)
+    results: list[Tensor] = []
+    for first in range(0, len(shards), world):
+        batch = range(first, min(first + world, len(shards)))
+        rows = [[_rows_of(shapes[i][0], r, world) for r in range(world)] for i in batch]
+        widths = [shapes[i][1] for i in batch]
+        # To worker j goes my part of matrix j; from worker r comes its part of matrix `rank`.
+        send_sizes = [rows[j][rank] * widths[j] if j < len(batch) else 0 for j in range(world)]
+        mine = rank < len(batch)
+        receive_sizes = [rows[rank][r] * widths[rank] if mine else 0 for r in range(world)]
+        sent = torch.cat([shards[i].reshape(-1) for i in batch])
+        received = sent.new_empty(sum(receive_sizes))
+        dist.all_to_all_single(received, sent, receive_sizes, send_sizes, group=group)
+        if mine:
+            received = function(received.view(shapes[first + rank])).to(sent.dtype).reshape(-1).contiguous()
+        returned = torch.empty_like(sent)
+        dist.all_to_all_single(returned, received, send_sizes, receive_sizes, group=group)
+        pieces = returned.split([size for size in send_sizes[: len(batch)]])
+        results += [piece.view(rows[j][rank], widths[j]) for j, piece in enumerate(pieces)]
+    return results
+
+
+def _rows_of(total: int, rank: int, world: int) -> int:
+    """Rows of a matrix that FSDP gives this worker (the sizes of torch.chunk)."""
+    chunk = math.ceil(total / world)
+    return max(0, min(chunk, total - rank * chunk))
+
+
+def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers over the network's (possibly sharded) parameters, each group with its peak rate as `peak_lr`."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and name.startswith("layers.")]
+    in_muon = {id(p) for p in matrices} if config.optimizer == "muon" else set()
+    decayed = [p for _, p in named if p.ndim == 2 and id(p) not in in_muon]
+    norms = [p for _, p in named if p.ndim != 2]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": norms, "weight_decay": 0.0},
+            ],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+        )
+    ]
+    if in_muon:
+        optimizers.append(
+            ShardedMuon(
+                matrices,
+                lr=config.muon_lr,
+                momentum=config.muon_momentum,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Put every group at this factor of its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
