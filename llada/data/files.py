@@ -1,0 +1,85 @@
+"""Whole files at any fsspec URL (local path, s3://, gs://, memory://), written so that a reader never sees half a file.
+
+Local files are written under a temporary name and renamed; object stores publish a put only when it is complete,
+so there one put is enough. A leftover temporary file starts with a dot and is ignored by every listing here.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of `url` and the path inside it. Listings are never cached: others write too."""
+    return fsspec.core.url_to_fs(os.fspath(url), use_listings_cache=False)
+
+
+def local_path(url: str) -> str | None:
+    """The path on this machine behind `url`, or None when the URL is remote."""
+    fs, path = filesystem(url)
+    return path if isinstance(fs, LocalFileSystem) else None
+
+
+def absolute(url: str) -> str:
+    """`url`, a local path made absolute: workers on this machine may run in another directory."""
+    path = local_path(url)
+    return url if path is None else path
+
+
+def join(url: str, *names: str) -> str:
+    """`url/name/...` with exactly one slash between the parts."""
+    return "/".join([os.fspath(url).rstrip("/"), *(name.strip("/") for name in names)])
+
+
+def exists(url: str) -> bool:
+    """True when a file or folder stands at `url`."""
+    fs, path = filesystem(url)
+    return bool(fs.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole file. Raises FileNotFoundError naming the URL."""
+    fs, path = filesystem(url)
+    try:
+        return fs.cat_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {url}") from None
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write the whole file at once: after a crash the old content, the new content or nothing is there."""
+    fs, path = filesystem(url)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, data)
+        return
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def file_sizes(url: str) -> dict[str, int]:
+    """{path relative to the folder: bytes} of every file below `url`; empty when there is no such folder.
+
+    Hidden files (and files in hidden folders) are left out.
+    """
+    fs, path = filesystem(url)
+    try:
+        found = fs.find(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    root = path.rstrip("/") + "/"
+    sizes = {name[len(root) :]: int(info["size"]) for name, info in found.items() if name.startswith(root)}
+    return {name: size for name, size in sizes.items() if not any(p.startswith(".") for p in name.split("/"))}

@@ -1,0 +1,81 @@
+"""Concatenate and cut: token lists become rows of one fixed length. Pure functions on NumPy arrays.
+
+L row length, R rows, S segments. A segment is a stretch of one row that belongs to one document:
+    segments[s] = (start, answer_start, end) in columns, and row r owns segments[segment_offsets[r]:segment_offsets[r+1]].
+Columns in no segment are padding. In pretraining answer_start equals start; in SFT it is where the answer begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows ready to be stored: tokens uint32 (R, L), segments uint32 (S, 3), segment_offsets uint64 (R + 1,)."""
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    segment_offsets: np.ndarray
+
+
+def take_tokens(documents: Sequence[np.ndarray], count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Split a list of documents (1-D arrays) after exactly `count` tokens; the document on the border is cut in two."""
+    head: list[np.ndarray] = []
+    for position, document in enumerate(documents):
+        if count < len(document):
+            border = [document[:count]] if count else []
+            return head + border, [document[count:], *documents[position + 1 :]]
+        head.append(document)
+        count -= len(document)
+    return head, []
+
+
+def concatenate_and_cut(documents: Sequence[np.ndarray], row_length: int, pad_id: int) -> PackedRows:
+    """Lay documents end to end and cut every `row_length` tokens; only the last row may be padded, with `pad_id`.
+
+    A document that crosses a cut becomes one segment in each row. No token is added, lost or moved.
+    """
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    total = int(lengths.sum())
+    rows = -(-total // row_length)
+    tokens = np.full(rows * row_length, pad_id, dtype=np.uint32)
+    if total:
+        tokens[:total] = np.concatenate(documents)
+    # Borders between segments: the end of every document and of every row.
+    ends = np.union1d(np.cumsum(lengths), np.arange(row_length, total + 1, row_length))
+    ends = ends[ends > 0]
+    starts = np.concatenate([np.zeros(min(1, len(ends)), dtype=np.int64), ends[:-1]])
+    row_of = starts // row_length
+    first, last = starts - row_of * row_length, ends - row_of * row_length
+    offsets = np.searchsorted(row_of, np.arange(rows + 1))
+    return PackedRows(
+        tokens.reshape(rows, row_length),
+        np.stack([first, first, last], axis=1).astype(np.uint32),
+        offsets.astype(np.uint64),
+    )
+
+
+def one_per_row(examples: Sequence[tuple[Sequence[int], int]], row_length: int, pad_id: int) -> PackedRows:
+    """Rows of (tokens, answer start) examples, one each, padded with `pad_id`. Raises ValueError if one is too long."""
+    tokens = np.full((len(examples), row_length), pad_id, dtype=np.uint32)
+    segments = np.zeros((len(examples), 3), dtype=np.uint32)
+    for row, (ids, answer_start) in enumerate(examples):
+        if len(ids) > row_length:
+            raise ValueError(f"an example of {len(ids)} tokens does not fit a row of {row_length}")
+        tokens[row, : len(ids)] = ids
+        segments[row] = (0, answer_start, len(ids))
+    return PackedRows(tokens, segments, np.arange(len(examples) + 1, dtype=np.uint64))
+
+
+def answer_tokens(rows: PackedRows) -> np.ndarray:
+    """The stored tokens a model is trained on, 1-D: columns [answer_start, end) of every segment, without padding."""
+    count, length = rows.tokens.shape
+    row_of = np.repeat(np.arange(count), np.diff(rows.segment_offsets).astype(np.int64))
+    borders = np.zeros(count * length + 1, dtype=np.int64)
+    np.add.at(borders, row_of * length + rows.segments[:, 1], 1)
+    np.add.at(borders, row_of * length + rows.segments[:, 2], -1)
+    return rows.tokens.reshape(-1)[np.cumsum(borders[:-1]) > 0]

@@ -1,0 +1,278 @@
+"""Token shards: the format on disk and the loader by row index.
+
+One shard is one uncompressed safetensors file (R rows of L tokens, S segments; see packing.py for their meaning):
+    tokens uint32 (R, L) · segments uint32 (S, 3) · segment_offsets uint64 (R + 1,)
+A row is a byte range, so any row is read at the same cost, from a local disk or an object store. A prepared folder
+names its shards in manifest.json, whose "dataset" entry `TokenDataset` reads:
+    {kind, row_length, vocab_size, mask_token_id, eos_token_id, pad_token_id,
+     splits: {split: {rows, tokens, shards: [{name, rows, segments, tokens, bytes, sha256}]}}}
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from llada.data.files import filesystem, join, local_path, read_bytes, write_bytes
+from llada.data.order import permutation, stream_indices
+from llada.data.packing import PackedRows
+
+__all__ = [
+    "Rows",
+    "ShardError",
+    "TokenDataset",
+    "load_dataset_entry",
+    "load_unigram_counts",
+    "permutation",
+    "stream_indices",
+    "verify_shards",
+    "write_shard",
+]
+
+FORMAT = "llada-tokens-1"
+_DTYPES: dict[str, np.dtype] = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
+_HEADER_BYTES = 4096  # of which a shard's header needs about 400
+_OPEN_SHARDS = 256  # a memory map holds a file descriptor, a remote index some memory
+
+
+class ShardError(ValueError):
+    """A prepared folder or one of its files is missing or damaged; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of B rows, L columns. Padding is neither in a segment nor, in pretraining, maskable."""
+
+    tokens: np.ndarray  # int64 (B, L)
+    segment_ids: np.ndarray  # int32 (B, L), -1 on padding
+    maskable: np.ndarray  # bool (B, L)
+    lengths: np.ndarray  # int64 (B,), columns up to the end of the last segment
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One opened shard: its segments in memory (or mapped), its tokens mapped (local) or as a place (remote)."""
+
+    url: str
+    segments: np.ndarray
+    segment_offsets: np.ndarray
+    tokens: np.ndarray | None
+    tokens_start: int
+
+
+def write_shard(url: str, rows: PackedRows) -> dict[str, Any]:
+    """Write one shard, all or nothing. Returns {rows, segments, tokens, bytes, sha256}; tokens excludes padding."""
+    arrays = {"tokens": rows.tokens, "segments": rows.segments, "segment_offsets": rows.segment_offsets}
+    data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={"format": FORMAT})
+    write_bytes(url, data)
+    return {
+        "rows": len(rows.tokens),
+        "segments": len(rows.segments),
+        "tokens": int((rows.segments[:, 2].astype(np.int64) - rows.segments[:, 0]).sum()),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def load_dataset_entry(url: str) -> dict[str, Any]:
+    """The "dataset" entry of a prepared folder's manifest (its keys: see the top of this file)."""
+    try:
+        manifest = json.loads(read_bytes(join(url, "manifest.json")))
+    except FileNotFoundError:
+        raise ShardError(
+            f"no manifest.json in {url}: it is no prepared folder, or its preparation is not finished"
+        ) from None
+    except ValueError:
+        raise ShardError(f"{join(url, 'manifest.json')} is not JSON; prepare the folder again") from None
+    if "dataset" not in manifest:
+        raise ShardError(f"{url} holds the output of stage {manifest.get('stage')!r}, not token shards")
+    return manifest["dataset"]
+
+
+def load_unigram_counts(url: str) -> np.ndarray:
+    """How often each token is trained on in the train split, int64 (V,), of a prepared folder."""
+    return np.load(io.BytesIO(read_bytes(join(url, "unigram_counts.npy"))))
+
+
+def verify_shards(url: str, split: str) -> None:
+    """Read every shard of a split and compare its checksum. Raises ShardError naming the files that differ."""
+    bad = []
+    for shard in _split_entry(url, load_dataset_entry(url), split)["shards"]:
+        try:
+            same = hashlib.sha256(read_bytes(join(url, shard["name"]))).hexdigest() == shard["sha256"]
+        except FileNotFoundError:
+            same = False
+        if not same:
+            bad.append(shard["name"])
+    if bad:
+        raise ShardError(f"missing or changed in {url}: {', '.join(bad)}; delete them and run prepare again")
+
+
+def _split_entry(url: str, dataset: dict[str, Any], split: str) -> dict[str, Any]:
+    splits = dataset["splits"]
+    if split not in splits:
+        raise ShardError(f"{url} has no split {split!r}; it has {', '.join(sorted(splits))}")
+    return splits[split]
+
+
+class TokenDataset:
+    """The rows of one split of a prepared folder, by index. Nothing but the manifest is read before the first row.
+
+    Attributes: `kind` ("pretrain" or "sft"), `row_length`, `fingerprint` (hash of the shards' names and checksums:
+    equal fingerprints mean equal rows in equal order), `info` (the manifest's dataset entry).
+    """
+
+    def __init__(self, url: str, split: str = "train") -> None:
+        self.url, self.split = url, split
+        self.info = load_dataset_entry(url)
+        self.kind: str = self.info["kind"]
+        self.row_length: int = self.info["row_length"]
+        self._shards: list[dict[str, Any]] = _split_entry(url, self.info, split)["shards"]
+        self._ends = np.cumsum([shard["rows"] for shard in self._shards], dtype=np.int64)
+        names = json.dumps([[shard["name"], shard["sha256"]] for shard in self._shards])
+        self.fingerprint = hashlib.sha256(names.encode()).hexdigest()[:32]
+        self._open = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url, self.split)  # open files stay behind when a dataset travels to a worker
+
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Columns in use, int64 (B,): up to the end of a row's last segment, without the padding."""
+        return np.array(
+            [segments[-1, 2] if len(segments) else 0 for segments in self._segments(indices)], dtype=np.int64
+        )
+
+    def rows(self, indices: np.ndarray, pad_to: int | None = None) -> Rows:
+        """The rows at `indices` (B,), in that order.
+
+        Pretraining: maskable is every column of a segment, segment_ids count the documents of a row from 0.
+        SFT (LLaDA's rules): the EOS padding belongs to the answer, so maskable is every column from the answer's
+        start on, and all segment_ids are 0; `pad_to` keeps only the first columns (it must hold the longest row).
+        """
+        if pad_to is not None and self.kind != "sft":
+            raise ValueError("pad_to is for SFT data: rows of pretraining data are full")
+        columns = self.row_length if pad_to is None else pad_to
+        segments = self._segments(indices)
+        lengths = np.array([s[-1, 2] if len(s) else 0 for s in segments], dtype=np.int64)
+        if columns > self.row_length or (len(lengths) and columns < lengths.max()):
+            raise ValueError(
+                f"pad_to={columns} must lie between the longest row ({lengths.max()}) and {self.row_length}"
+            )
+        tokens = self._tokens(indices)[:, :columns].astype(np.int64)
+        column = np.arange(columns)
+        if self.kind == "sft":
+            answer_start = np.array([s[0, 1] for s in segments], dtype=np.int64).reshape(-1, 1)
+            return Rows(tokens, np.zeros(tokens.shape, np.int32), column >= answer_start, lengths)
+        segment_ids = np.full(tokens.shape, -1, dtype=np.int32)
+        maskable = np.zeros(tokens.shape, dtype=bool)
+        for row, bounds in enumerate(segments):
+            for number, (start, answer_start, end) in enumerate(bounds):
+                segment_ids[row, start:end] = number
+                maskable[row, answer_start:end] = True
+        return Rows(tokens, segment_ids, maskable, lengths)
+
+    def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(shard number, row inside it) of each index."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(
+                f"row {indices.min()}..{indices.max()} is outside 0..{len(self) - 1} of {self.url} {self.split}"
+            )
+        shard = np.searchsorted(self._ends, indices, side="right")
+        return shard, indices - np.concatenate([[0], self._ends])[shard]
+
+    def _segments(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The (S_row, 3) segments of each row."""
+        found = []
+        for number, row in zip(*self._locate(indices), strict=True):
+            shard = self._open(int(number))
+            found.append(
+                shard.segments[int(shard.segment_offsets[row]) : int(shard.segment_offsets[row + 1])]
+            )
+        return found
+
+    def _tokens(self, indices: np.ndarray) -> np.ndarray:
+        """uint32 (B, L). Rows of remote shards come in one request call for the whole batch."""
+        tokens = np.empty((len(indices), self.row_length), dtype=np.uint32)
+        width = self.row_length * 4
+        places: list[tuple[int, str, int]] = []
+        for slot, (number, row) in enumerate(zip(*self._locate(indices), strict=True)):
+            shard = self._open(int(number))
+            if shard.tokens is not None:
+                tokens[slot] = shard.tokens[row]
+            else:
+                places.append((slot, shard.url, shard.tokens_start + int(row) * width))
+        if places:
+            ranges = [(url, start, start + width) for _, url, start in places]
+            for (slot, url, _), data in zip(places, _fetch(ranges), strict=True):
+                tokens[slot] = _array(url, data, np.dtype("<u4"), (self.row_length,))
+        return tokens
+
+    def _open_shard(self, number: int) -> _Shard:
+        entry = self._shards[number]
+        url = join(self.url, entry["name"])
+        path = local_path(url)
+        try:
+            if path is not None:
+                mapped = np.memmap(path, dtype=np.uint8, mode="r")
+                if len(mapped) != entry["bytes"]:
+                    raise ShardError(f"{url} has {len(mapped)} bytes instead of {entry['bytes']}; {_REMEDY}")
+                places = _layout(url, bytes(mapped[:_HEADER_BYTES]))
+                arrays = {
+                    k: mapped[a:b].view(dtype).reshape(shape) for k, (dtype, shape, a, b) in places.items()
+                }
+                return _Shard(url, arrays["segments"], arrays["segment_offsets"], arrays["tokens"], 0)
+            places = _layout(url, _fetch([(url, 0, min(_HEADER_BYTES, entry["bytes"]))])[0])
+            index = ("segments", "segment_offsets")
+            pieces = _fetch([(url, places[k][2], places[k][3]) for k in index])
+            segments, offsets = (_array(url, p, *places[k][:2]) for k, p in zip(index, pieces, strict=True))
+            return _Shard(url, segments, offsets, None, places["tokens"][2])
+        except FileNotFoundError:
+            raise ShardError(f"missing shard {url}; {_REMEDY}") from None
+
+
+_REMEDY = "delete it and run prepare again with the same output, or copy the folder again"
+
+
+def _fetch(ranges: list[tuple[str, int, int]]) -> list[bytes]:
+    """The bytes of (url, start, end) ranges, fetched together."""
+    fs, _ = filesystem(ranges[0][0])
+    paths = [fs._strip_protocol(url) for url, _, _ in ranges]
+    pieces = fs.cat_ranges(paths, [r[1] for r in ranges], [r[2] for r in ranges], on_error="raise")
+    return [bytes(piece) for piece in pieces]
+
+
+def _array(url: str, data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    if len(data) != dtype.itemsize * int(np.prod(shape)):
+        raise ShardError(f"{url} is shorter than its manifest says; {_REMEDY}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape)
+
+
+def _layout(url: str, head: bytes) -> dict[str, tuple[np.dtype, tuple[int, ...], int, int]]:
+    """{tensor name: (dtype, shape, first byte, end byte)} from the head of a safetensors file."""
+    try:
+        size = int.from_bytes(head[:8], "little")
+        header = json.loads(head[8 : 8 + size])
+        if header.pop("__metadata__")["format"] != FORMAT:
+            raise ValueError
+        return {
+            name: (
+                _DTYPES[t["dtype"]],
+                tuple(t["shape"]),
+                8 + size + t["data_offsets"][0],
+                8 + size + t["data_offsets"][1],
+            )
+            for name, t in header.items()
+        }
+    except (ValueError, KeyError, TypeError):
+        raise ShardError(f"{url} is no {FORMAT} shard or is damaged; {_REMEDY}") from None
