@@ -43,11 +43,12 @@ def python_documents() -> Iterator[Document]:
     from pydoc_data.topics import topics
 
     for label in sorted(topics):
-        yield Document(f"topic/{label}", clean_topic(topics[label]), "python:topics")
+        yield Document(f"topic/{label}", reflow(clean_topic(topics[label])), "python:topics")
     for module, entries in _modules():
         texts = [prose for _, _, docstring in entries if (prose := clean_docstring(docstring))]
         if texts:
-            yield Document(f"module/{module}", "\n\n".join(dict.fromkeys(texts)), f"python:{module}")
+            text = reflow("\n\n".join(dict.fromkeys(texts)))
+            yield Document(f"module/{module}", text, f"python:{module}")
 
 
 def python_questions() -> Iterator[dict[str, str]]:
@@ -62,6 +63,11 @@ def python_questions() -> Iterator[dict[str, str]]:
             prompts.add(prompt)
             responses.add(response)
             yield {"prompt": prompt, "response": response}
+
+
+def reflow(text: str) -> str:
+    """One paragraph a line: hard line breaks and indentation are the terminal's, not the language's."""
+    return "\n".join(" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip())
 
 
 def clean_topic(text: str) -> str:

@@ -79,7 +79,9 @@ class Canvas:
     def __post_init__(self) -> None:
         padding = None if self.attention_mask is None else self.attention_mask == 0
         if padding is not None and bool((padding & (self.tokens == self.mask_id)).any()):
-            raise ValueError(f"sampling: the padding must not be the mask token {self.mask_id}, which would be filled")
+            raise ValueError(
+                f"sampling: the padding must not be the mask token {self.mask_id}, which would be filled"
+            )
 
 
 class GenerateOutput(NamedTuple):
@@ -248,14 +250,13 @@ def _commit(
         else:
             chosen = unmasking.by_quota(confidence, quota)
     positions, tokens = positions[chosen], tokens[chosen]
-    ends = (
-        positions[(tokens == eos_id) & (positions >= canvas.start)] if eos_id is not None else positions[:0]
-    )
-    if len(ends):
-        first = int(ends.min())
-        tokens, positions = tokens[positions <= first], positions[positions <= first]
-        rest = canvas.tokens[row, first:]
-        rest[rest == canvas.mask_id] = eos_id
+    if eos_id is not None:
+        ends = positions[(tokens == eos_id) & (positions >= canvas.start)]
+        if len(ends):
+            first = int(ends.min())
+            tokens, positions = tokens[positions <= first], positions[positions <= first]
+            rest = canvas.tokens[row, first:]
+            rest[rest == canvas.mask_id] = eos_id
     canvas.tokens[row, positions] = tokens
     canvas.reveal_step[row, positions] = canvas.nfe
 

@@ -1,16 +1,51 @@
-"""From text to text: prompts in, completions out, around the sampler that works on ids."""
+"""From text to text: a folder loaded with its tokenizer, prompts in, completions out, around the sampler of ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
+from llada.model.hf import load_model
 from llada.model.transformer import Transformer
 from llada.sampling.sampler import SamplingConfig, generate
-from llada.tokenizer import END_OF_TURN, encode_texts, render_chat
+from llada.tokenizer import END_OF_TURN, encode_texts, has_tokenizer, load_tokenizer, render_chat
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Transformer, PreTrainedTokenizerFast | None]:
+    """The network and tokenizer of a checkpoint folder: ours, an official GSAI-ML/LLaDA one, or iLLaDA's.
+
+    Args:
+        path: a local folder with config.json and one or several safetensors.
+        device, dtype: where and as what the weights are held; None means CPU and the file's dtype.
+
+    Returns:
+        The network in evaluation mode, and the tokenizer with its mask token set (None if the folder has none).
+
+    Raises:
+        FileNotFoundError, ValueError: no checkpoint there, or any missing, unused or mis-shaped tensor, named.
+    """
+    model = load_model(path, device=device, dtype=dtype)
+    if not has_tokenizer(path):
+        return model, None
+    config = model.config
+    tokenizer = load_tokenizer(
+        path,
+        mask_token_id=config.mask_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+    )
+    return model, tokenizer
+
 
 Prompt = str | Sequence[dict[str, str]]  # plain text, or chat messages
 

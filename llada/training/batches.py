@@ -6,10 +6,10 @@ seed. Worker r of W takes the slots r, r + W, …; nothing else depends on r or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,27 +58,24 @@ class Batch:
     global_rows: int
     per_row: bool  # SFT: each row counts alike, divided by its own answer length
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor replaced by function(tensor)."""
+        mapped: dict[str, Any] = {
+            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **mapped)
+
+    def select(self, rows: slice | Tensor) -> Batch:
+        """Some of the rows; they keep their slots and ids."""
+        return self.map(lambda tensor: tensor[rows])
+
     def split(self, rows: int) -> Iterator[Batch]:
         """Micro-batches of at most this many rows."""
         for start in range(0, len(self.tokens), rows):
-            part = slice(start, start + rows)
-            yield replace(
-                self,
-                tokens=self.tokens[part],
-                segment_ids=None if self.segment_ids is None else self.segment_ids[part],
-                maskable=self.maskable[part],
-                slots=self.slots[part],
-                epochs=self.epochs[part],
-                sample_ids=self.sample_ids[part],
-            )
+            yield self.select(slice(start, start + rows))
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class BatchStream:

@@ -85,7 +85,7 @@ def load_checkpoint(
     folder: str, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]
 ) -> None:
     """Restore parameters and optimizer state in place, resharding as needed. A collective."""
-    fs, root = filesystem(folder)
+    _, root = filesystem(folder)
     path = f"{root.rstrip('/')}/step-{step:08d}"
     reader = (
         FileSystemReader(path)

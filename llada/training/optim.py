@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+from torch.optim._muon import _adjust_lr
+
+from llada.training.parallel import resolve_precision
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
 
 
 class ShardedMuon(torch.optim.Muon):
-    """torch.optim.Muon whose orthogonalisation sees whole matrices although FSDP shards them by rows.
+    """torch.optim.Muon that orthogonalises whole matrices although FSDP shards them by rows.
 
     torch's own step runs Newton–Schulz on DTensors: every product is a collective, and bfloat16 partial sums make the
     result depend on the number of workers. Here an all-to-all hands each worker whole matrices (one of every W), it
@@ -69,34 +71,51 @@ class ShardedMuon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure=None):
-        sharded = [p for g in self.param_groups for p in g["params"] if isinstance(p, DTensor)]
-        if not sharded or sharded[0].device_mesh.size() == 1:
-            return super().step(closure)
-        group_of = sharded[0].device_mesh.get_group()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            params: list[DTensor] = []
-            grads: list[DTensor] = []
-            momenta: list[DTensor] = []
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            momenta: list[Tensor] = []
             self._init_group(group, params, grads, momenta)
             updates = []
-            for grad, momentum in zip(grads, momenta, strict=True):
-                local, buffer = grad.to_local(), momentum.to_local()
-                buffer.lerp_(local, 1 - group["momentum"])
-                updates.append(local.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer.clone())
-
-            def orthogonalise(full: Tensor, group=group) -> Tensor:
-                return _zeropower_via_newtonschulz(
-                    full, group["ns_coefficients"], group["ns_steps"], group["eps"]
+            for grad, momentum in zip(map(_local, grads), map(_local, momenta), strict=True):
+                momentum.lerp_(grad, 1 - group["momentum"])
+                updates.append(
+                    grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum.clone()
                 )
 
-            shapes = [p.shape for p in params]
-            rows = map_whole_matrices(updates, shapes, orthogonalise, group_of)
-            for param, update in zip(params, rows, strict=True):
-                param.to_local().mul_(1 - group["lr"] * group["weight_decay"])
+            def orthogonalise(matrix: Tensor, group: dict = group) -> Tensor:
+                return newton_schulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
+
+            if isinstance(params[0], DTensor):
+                mesh = params[0].device_mesh.get_group()
+                updates = map_whole_matrices(updates, [p.shape for p in params], orthogonalise, mesh)
+            else:
+                updates = [orthogonalise(update) for update in updates]
+            for param, update in zip(params, updates, strict=True):
                 rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], param.shape)
-                param.to_local().add_(update, alpha=-rate)
-        return None
+                _local(param).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+
+def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: Muon's quintic iteration, float32 in and out.
+
+    In bfloat16 like torch.optim.Muon where the hardware has it; in float32 elsewhere, which is three times faster
+    there than emulated bfloat16.
+    """
+    dtype = resolve_precision("auto", matrix.device)
+    x = (matrix.T if matrix.shape[0] > matrix.shape[1] else matrix).to(dtype)
+    x = x / x.norm().clamp(min=eps)
+    a, b, c = coefficients
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This worker's shard, or the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def map_whole_matrices(shards: list[Tensor], shapes: list[torch.Size], function, group) -> list[Tensor]:
@@ -123,7 +142,7 @@ def map_whole_matrices(shards: list[Tensor], shapes: list[torch.Size], function,
             received = function(received.view(shapes[first + rank])).to(sent.dtype).reshape(-1).contiguous()
         returned = torch.empty_like(sent)
         dist.all_to_all_single(returned, received, send_sizes, receive_sizes, group=group)
-        pieces = returned.split([size for size in send_sizes[: len(batch)]])
+        pieces = returned.split(send_sizes[: len(batch)])
         results += [piece.view(rows[j][rank], widths[j]) for j, piece in enumerate(pieces)]
     return results
 

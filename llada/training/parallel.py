@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -74,7 +74,7 @@ def build_parallel(
         model = Transformer(config)
     if activation_checkpointing:
         for layer in model.layers:
-            layer.forward = _checkpointed(layer.forward)  # type: ignore[method-assign]
+            layer.forward = _checkpointed(layer.forward)
     _, num_workers = world()
     if num_workers > 1:
         mesh = init_device_mesh(device.type, (num_workers,))
@@ -103,8 +103,17 @@ def _checkpointed(forward):
 
 def set_gradient_sync(model: nn.Module, sync: bool) -> None:
     """While accumulating, gradients need reducing only at the last micro-batch."""
-    if hasattr(model, "set_requires_gradient_sync"):
+    if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(sync)
+
+
+def reshard(model: nn.Module) -> None:
+    """After a forward without a backward: give the gathered weights back, or `named_parameters` yields those.
+
+    FSDP keeps the root's weights (embedding, norm, head) gathered for the backward pass that usually follows.
+    """
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

@@ -14,7 +14,7 @@ from llada.diffusion.objective import predictors, token_cross_entropy
 from llada.diffusion.time import stratify
 from llada.model.transformer import Transformer
 from llada.training.batches import Batch, ObjectiveConfig, predicted_positions
-from llada.training.parallel import all_sum, autocast, world
+from llada.training.parallel import all_sum, autocast, reshard, world
 
 
 class Validation:
@@ -78,6 +78,7 @@ class Validation:
             total[0] += nats.double().cpu()[real].sum()
             total[1] += tokens.cpu()[real].sum()
         total = all_sum(total.to(device)).cpu()
+        reshard(model)
         model.train(was_training)
         return float(total[0] / total[1])
 
@@ -85,12 +86,7 @@ class Validation:
         self, model: Transformer, rows: Tensor, device: torch.device, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Nats and scored tokens of each row."""
-        batch = Batch(
-            **{
-                name: value[rows] if isinstance(value, Tensor) else value
-                for name, value in vars(self.batch).items()
-            }
-        ).to(device)
+        batch = self.batch.select(rows).to(device)
         predicted = predicted_positions(batch, self.config.objective)
         with autocast(device, dtype):
             if self.config.objective == "autoregressive":

@@ -1,0 +1,1 @@
+"""The stages: Ray Data, Ray Train and Ray Serve around llada/. A stage reads folders and writes one folder."""

@@ -1,0 +1,84 @@
+"""The endpoint's own numbers in Prometheus' text format. Ray's (replicas, queues, GPUs) are on Ray's metrics ports."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from pipelines.events import Event, Finished, Started, Text
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKENS_PER_FORWARD = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
+
+
+class GatewayMetrics:
+    """Counters of one gateway process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        kinds: dict[str, Any] = {"registry": self.registry, "namespace": "llada"}
+        self.requests = Counter(
+            "requests", "Answered requests by route and HTTP status", ["route", "status"], **kinds
+        )
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts and suffixes", **kinds)
+        self.completion_tokens = Counter("completion_tokens", "Tokens of replies, up to their ends", **kinds)
+        self.forwards = Counter("forwards", "Forwards of the network", **kinds)
+        self.running = Gauge("requests_running", "Requests being denoised", **kinds)
+        self.queued = Gauge("requests_queued", "Requests waiting for a replica", **kinds)
+        self.speed = Histogram(
+            "tokens_per_forward", "Of each finished reply", buckets=_TOKENS_PER_FORWARD, **kinds
+        )
+        self.latency = Histogram(
+            "request_seconds", "From the request to its last byte", ["route"], buckets=_SECONDS, **kinds
+        )
+        self.first_text = Histogram(
+            "first_text_seconds", "From the request to its first text", ["route"], buckets=_SECONDS, **kinds
+        )
+
+    def track(self, route: str) -> RequestTrack:
+        """Follow one request: `with metrics.track(route) as track`."""
+        return RequestTrack(self, route)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class RequestTrack:
+    """Keeps the numbers right however a request ends; `status` 499 (as nginx has it) is a client that went away."""
+
+    def __init__(self, metrics: GatewayMetrics, route: str) -> None:
+        self.metrics, self.route, self.status = metrics, route, 499
+        self._gauge = metrics.queued
+        self._is_first = True
+
+    def __enter__(self) -> RequestTrack:
+        self._began = time.monotonic()
+        self._gauge.inc()
+        return self
+
+    def see(self, event: Event) -> None:
+        """Count an event of the request's replies."""
+        metrics = self.metrics
+        if isinstance(event, Started):
+            self._gauge.dec()
+            self._gauge = metrics.running
+            self._gauge.inc()
+        elif isinstance(event, Text) and event.text and self._is_first:
+            self._is_first = False
+            metrics.first_text.labels(self.route).observe(time.monotonic() - self._began)
+        elif isinstance(event, Finished):
+            metrics.prompt_tokens.inc(event.prompt_tokens)
+            metrics.completion_tokens.inc(event.completion_tokens)
+            metrics.forwards.inc(event.forwards)
+            if event.forwards:
+                metrics.speed.observe(event.completion_tokens / event.forwards)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gauge.dec()
+        self.metrics.requests.labels(self.route, str(self.status)).inc()
+        self.metrics.latency.labels(self.route).observe(time.monotonic() - self._began)

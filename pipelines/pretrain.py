@@ -1,0 +1,64 @@
+"""The stage `pretrain`: token shards to a checkpoint folder, by Ray Train and FSDP2.
+
+<output>/config.json, model.safetensors, tokenizer…   what `llada.load` reads
+         checkpoints/      resumable training state     metrics.jsonl, loss.png   what happened
+         manifest.json     last
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from llada.config import Recipe
+from llada.data.files import absolute, join
+from pipelines.artifact import fetch_folder, folder_id, open_output, put_folder, read_manifest, storage_errors
+from pipelines.cluster import ClusterConfig, connect
+from pipelines.ray_train import (
+    TrainingJob,
+    finish_training,
+    log_folder,
+    plot_losses,
+    run_training,
+    threads_per_worker,
+)
+from pipelines.tracking import Tracker
+
+
+def pretrain(
+    recipe: Recipe,
+    *,
+    data: str,
+    output: str,
+    cluster: ClusterConfig,
+    tracker: Tracker | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Pretrain on a prepared folder and return the manifest; goes on from the newest checkpoint, skips a finished one.
+
+    Raises StageError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
+    """
+    data, output = absolute(data), absolute(output)
+    source = read_manifest(data)
+    config = {"model": asdict(recipe.model), **asdict(recipe.pretrain)}
+    folder = open_output(
+        output, stage="pretrain", config=config, inputs=[{"url": data, "id": folder_id(data)}]
+    )
+    if folder.manifest is not None:
+        return folder.manifest
+    if tracker:
+        tracker.log_params(config)
+        tracker.log_input(data, context="data", manifest=source)
+    job = TrainingJob(recipe.model, recipe.pretrain, data, output, None, threads_per_worker(cluster))
+    with storage_errors(output), connect(cluster, log_folder(output)):
+        result = run_training(job, cluster, tracker, label="pretrain", progress=progress)
+        put_folder(fetch_folder(join(data, "tokenizer")), output)
+        plot_losses(output, "pretraining")
+        return finish_training(folder, result, tracker)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(["pretrain", *sys.argv[1:]])

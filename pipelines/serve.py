@@ -1,0 +1,306 @@
+"""The stage `serve`: an OpenAI-compatible endpoint of a checkpoint on Ray Serve.
+
+    HTTP ─▶ Gateway (one, no model) ─▶ Denoiser (autoscaled, one model each) ─▶ llada/sampling/engine.py
+
+`llada serve` starts it for as long as the command runs; on a standing cluster, `serve deploy ray_configs/serve.yaml`
+builds the same application through `build_app`. Waiting requests queue in the gateway, `max_queued_requests` at the
+most; the next gets 429 with Retry-After.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from llada.model.hf import read_config
+from llada.tokenizer import has_tokenizer
+from pipelines.artifact import StageError, fetch_folder
+from pipelines.cluster import ClusterConfig, connect
+from pipelines.openai_api import explain
+from pipelines.replica import Denoiser, SamplingDefaults
+from pipelines.serve_gateway import Gateway
+
+if TYPE_CHECKING:
+    from ray.serve import Application, Deployment
+
+APP_NAME = "llada"
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeArgs:
+    """One model behind one endpoint. None in the four replica fields: the cluster file decides, else 1 CPU."""
+
+    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
+
+    model: str
+    """Checkpoint folder, local or at any fsspec URL."""
+    model_id: str | None = None
+    """The model's name in requests; None takes the folder's."""
+    device: str | None = None
+    """Where the weights are; None: "cuda" when a replica has a GPU, else "cpu"."""
+    dtype: str | None = None
+    """Of the weights, e.g. bfloat16; None keeps the file's."""
+    sampling: SamplingDefaults = dataclasses.field(default_factory=SamplingDefaults)
+    """Of requests that do not choose."""
+
+    min_replicas: int | None = None
+    """0 lets the model go when nobody asks (the first request then waits for it to load)."""
+    max_replicas: int | None = None
+    cpus_per_replica: float | None = None
+    gpus_per_replica: float | None = None
+    target_ongoing_requests: float = 4
+    """Requests for each replica, running and queued, that autoscaling aims at."""
+    upscale_delay_s: float = 15
+    downscale_delay_s: float = 300
+
+    max_ongoing_requests: int = 8
+    """Requests that a replica takes at a time; as many canvases are denoised in turns."""
+    max_queued_requests: int = 64
+    """Requests that may wait; -1 for any number. A burst may be turned away a little earlier (Ray counts arrivals)."""
+    retry_after_s: int = 5
+    """What a rejected client is told to wait."""
+    max_choices: int = 32
+    """Prompts times n in one request."""
+    graceful_shutdown_timeout_s: float = 120
+    """What a replica that is scaled down gets to finish its requests."""
+    stall_timeout_s: float = 600
+    """A replica whose forward takes longer is replaced."""
+
+    host: str = "127.0.0.1"
+    """Address of a Serve started here; 0.0.0.0 opens it to the network. A running Serve keeps its own."""
+    port: int = 8000
+
+    def __post_init__(self) -> None:
+        """Raises StageError for numbers that cannot go together."""
+        low, high = self.replicas
+        rules = {
+            f"max_replicas {high} is below min_replicas {low}": high >= low,
+            "max_replicas must be at least 1": high >= 1,
+            "min_replicas must not be negative": low >= 0,
+            "max_ongoing_requests must be at least 1": self.max_ongoing_requests >= 1,
+            "max_queued_requests must be -1 or at least 1": self.max_queued_requests == -1
+            or self.max_queued_requests >= 1,
+            f"target_ongoing_requests {self.target_ongoing_requests:g} must be above 0 and at most "
+            f"max_ongoing_requests {self.max_ongoing_requests}": 0
+            < self.target_ongoing_requests
+            <= self.max_ongoing_requests,
+        }
+        for message, holds in rules.items():
+            if not holds:
+                raise StageError(f"serve: {message}")
+
+    @property
+    def replicas(self) -> tuple[int, int]:
+        """Fewest and most replicas."""
+        low = 1 if self.min_replicas is None else self.min_replicas
+        return low, max(low, 1) if self.max_replicas is None else self.max_replicas
+
+    @property
+    def name(self) -> str:
+        return self.model_id or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def parse_args(values: Mapping[str, Any]) -> ServeArgs:
+    """ServeArgs from a YAML mapping. Raises StageError for an unknown key (naming the nearest) or a wrong type."""
+    try:
+        # By way of JSON, because strict types and mappings for dataclasses go together only there.
+        return TypeAdapter(ServeArgs).validate_json(json.dumps(values))
+    except ValidationError as error:
+        kinds = {"": ServeArgs, "sampling": SamplingDefaults}
+        known = {key: [field.name for field in dataclasses.fields(kind)] for key, kind in kinds.items()}
+        raise StageError(f"serve: {explain(error, known)[0]}") from None
+
+
+def build_app(args: ServeArgs | dict[str, Any]) -> Application:
+    """The Ray Serve application; in a Serve config file, `import_path: pipelines.serve:build_app` and `args`."""
+    if not isinstance(args, ServeArgs):
+        args = parse_args(args)
+    gateway, denoiser = build_deployments(args)
+    model = denoiser.bind(
+        args.model,
+        args.sampling,
+        device=args.device or ("cuda" if args.gpus_per_replica else "cpu"),
+        dtype=args.dtype,
+        max_concurrent=args.max_ongoing_requests,
+        max_choices=args.max_choices,
+        stall_timeout_s=args.stall_timeout_s,
+    )
+    return gateway.bind(model, args.name, args.retry_after_s)
+
+
+def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
+    """Gateway and Denoiser with their limits; arguments are bound by `build_app`."""
+    from ray import serve
+
+    low, high = args.replicas
+    # Wide open: the limits are the Denoiser's, and /health must answer when they are reached.
+    gateway = serve.deployment(
+        serve.ingress()(Gateway),
+        name="Gateway",
+        num_replicas=1,
+        max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
+    )
+    denoiser = serve.deployment(
+        Denoiser,
+        name="Denoiser",
+        ray_actor_options={
+            "num_cpus": 1 if args.cpus_per_replica is None else args.cpus_per_replica,
+            "num_gpus": args.gpus_per_replica or 0,
+        },
+        autoscaling_config={
+            "min_replicas": low,
+            "max_replicas": high,
+            "target_ongoing_requests": args.target_ongoing_requests,
+            "upscale_delay_s": args.upscale_delay_s,
+            "downscale_delay_s": args.downscale_delay_s,
+        },
+        max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
+        graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
+    )
+    return gateway, denoiser
+
+
+def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> str:
+    """Serve a model on a cluster; returns the endpoint's URL.
+
+    Args:
+        blocking: wait for Ctrl-C or SIGTERM, then take the endpoint down. False leaves it running on a Ray that was
+            there before.
+
+    Raises:
+        StageError: no model, no cluster, a port in use, or a deployment that does not become healthy.
+    """
+    import ray
+    import ray.serve  # before `connect`, which sends to the log what Ray's loggers would print
+
+    is_own = cluster.address is None and not ray.is_initialized()
+    if is_own and not blocking:
+        raise StageError(
+            "serve: without blocking, the endpoint would end at once; give a running cluster's address"
+        )
+    args = dataclasses.replace(
+        args,
+        **{
+            name: getattr(cluster, name)
+            for name in ("min_replicas", "max_replicas", "cpus_per_replica", "gpus_per_replica")
+            if getattr(args, name) is None
+        },
+    )
+    if cluster.address is None:  # the replicas will see what we see: fail before anything starts
+        folder = fetch_folder(args.model)
+        try:
+            read_config(folder)
+        except (FileNotFoundError, ValueError) as error:
+            raise StageError(f"cannot serve {args.model}: {error}") from error
+        if not has_tokenizer(folder):
+            raise StageError(f"cannot serve {args.model}: it has no tokenizer.json")
+        args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
+    if is_own:
+        _check_port(args.host, args.port)
+    with connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log, _interruptible():
+        url = _deploy(args, str(log), keep_ray=not is_own)
+        print(_greeting(args, url, str(log)), flush=True)
+        if blocking:
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            _take_down()
+    return url
+
+
+def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
+    """Start Serve if need be and run the application; returns its URL once requests are answered.
+
+    `keep_ray`: the cluster goes on without us, so what does not start is removed from it.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        serve.start(http_options={"host": args.host, "port": args.port})
+        serve.run(build_app(args), name=APP_NAME)
+    except BaseException as error:
+        reason = _failure() or str(error)
+        if keep_ray:
+            with contextlib.suppress(Exception):
+                serve.delete(APP_NAME)
+        if not isinstance(error, RuntimeError | TimeoutError | RayServeException):
+            raise
+        raise StageError(f"the endpoint did not start: {reason} (log: {log})") from error
+    http = _get_global_client().http_config  # of a Serve that ran before, not what was asked for
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)
+    return f"http://{host}:{http.port}"
+
+
+def _failure() -> str | None:
+    """What Serve knows about the deployment that failed: the last line of its replica's traceback."""
+    from ray import serve
+
+    with contextlib.suppress(Exception):
+        for deployment in serve.status().applications[APP_NAME].deployments.values():
+            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
+            if deployment.status in ("DEPLOY_FAILED", "UNHEALTHY") and lines:
+                return lines[-1]
+    return None
+
+
+def _greeting(args: ServeArgs, url: str, log: str) -> str:
+    body = json.dumps(
+        {"model": args.name, "messages": [{"role": "user", "content": "Hello!"}], "stream": True}
+    )
+    return f"""serving {args.name} at {url}   (page: {url}/   health: {url}/health   log: {log})
+
+  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
+"""
+
+
+def _check_port(host: str, port: int) -> None:
+    """Before Ray starts: Serve itself reports a port in use after minutes."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StageError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
+            ) from None
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM interrupts like Ctrl-C (Ray's own handler would end the process without taking the endpoint down)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _take_down() -> None:
+    """Let the running requests finish, a minute at the most, and remove the application. (serve.shutdown, on a Ray of
+    our own, would say on the terminal that it has killed its own controller.)"""
+    from ray import serve
+
+    print("taking the endpoint down when its requests are finished; Ctrl-C again to stop at once", flush=True)
+    with contextlib.suppress(KeyboardInterrupt, TimeoutError):
+        serve.delete(APP_NAME)

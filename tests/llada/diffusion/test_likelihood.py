@@ -1,0 +1,221 @@
+"""Likelihood estimates: exact where they must be, unbiased, with honest errors."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llada.diffusion.likelihood import (
+    answer_nats,
+    log_likelihood,
+    mask_exactly,
+    nelbo_rows,
+    perplexity_bound,
+    stratified_counts,
+)
+from llada.diffusion.noise import row_keys
+
+
+def mask_subsets(length: int = 3) -> list[Tensor]:
+    return [torch.tensor(bits).bool() for bits in itertools.product((0, 1), repeat=length) if any(bits)]
+
+
+def exact_bound(toy: Any, network: Any, row: Tensor, answer: Tensor) -> float:
+    """The mean over mask counts and masks of Σ −log p · T/l, every mask enumerated."""
+    total, length = 0.0, int(answer.sum())
+    subsets = [m for m in mask_subsets() if not (m & ~answer).any()]
+    for masked in subsets:
+        same_size = sum(int(m.sum()) == int(masked.sum()) for m in subsets)
+        noisy = torch.where(masked, toy.mask_id, row)[None]
+        nats = answer_nats(network, noisy, row[None], answer[None], mask_id=toy.mask_id)
+        total += nats.item() / (length * same_size)
+    return total
+
+
+def test_bound_is_tight_for_the_true_conditionals(toy: Any) -> None:
+    everything = torch.ones(3).bool()
+    for row, p in zip(toy.sequences, toy.joint, strict=True):
+        bound = exact_bound(toy, toy.network(), row, everything)
+        assert bound == pytest.approx(-p.log().item(), rel=1e-9)
+
+
+def test_bound_is_above_the_any_order_marginal_of_a_wrong_model(toy: Any) -> None:
+    network, gaps = toy.network(0.7), []
+    for row in toy.sequences:
+        orders = toy.log_p_of_orders(network, row)
+        marginal = orders.exp().mean().log().item()
+        bound = exact_bound(toy, network, row, torch.ones(3).bool())
+        assert bound == pytest.approx(-orders.mean().item(), rel=1e-9)
+        gaps.append(bound + marginal)
+    assert min(gaps) >= -1e-12
+    assert max(gaps) > 0.01  # the model does disagree with itself
+
+
+@pytest.mark.parametrize("perturbation", [0.0, 0.7])
+def test_perplexity_bound_converges_to_the_exact_bound(toy: Any, perturbation: float) -> None:
+    network, everything = toy.network(perturbation), torch.ones(3).bool()
+    exact = sum(exact_bound(toy, network, row, everything) for row in toy.sequences) / 81
+    samples = 400
+    got = perplexity_bound(network, toy.sequences, num_samples=samples, mask_id=toy.mask_id)
+    # Given the row and the count (stratified), only the choice of positions is random: below 1.5 nats per row here.
+    assert got.nats_per_token == pytest.approx(exact, abs=4 * 1.5 / 3 / (27 * samples) ** 0.5)
+
+
+def test_perplexity_bound_counts_only_what_is_maskable(toy: Any) -> None:
+    network = toy.network(0.7)
+    maskable = torch.zeros(27, 3).bool()
+    maskable[:9, 2] = True  # one token: exact with one sample; the other rows have nothing to score
+    got = perplexity_bound(network, toy.sequences, num_samples=1, maskable=maskable, mask_id=toy.mask_id)
+    exact = torch.stack(
+        [
+            -network(torch.tensor([[int(a), int(b), toy.mask_id]]))[0, 2].log_softmax(-1)[c]
+            for a, b, c in toy.sequences[:9]
+        ]
+    )
+    assert got.nats_per_token == pytest.approx(exact.mean().item(), rel=1e-9)
+    assert got.standard_error == pytest.approx(exact.std().item() / 3, rel=1e-9)
+    with pytest.raises(ValueError, match="no token"):
+        perplexity_bound(network, toy.sequences, maskable=torch.zeros(27, 3).bool(), mask_id=3)
+
+
+def test_perplexity_bound_does_not_depend_on_the_batch_size(toy: Any) -> None:
+    network = toy.network(0.7)
+    results = [
+        perplexity_bound(network, toy.sequences, num_samples=3, mask_id=3, batch_size=size, seed=5)
+        for size in (1, 4, 64)
+    ]
+    for other in results[1:]:
+        assert tuple(other) == pytest.approx(tuple(results[0]), rel=1e-12)
+    assert results[0] != perplexity_bound(network, toy.sequences, num_samples=3, mask_id=3, seed=6)
+
+
+def test_standard_error_covers_the_truth(toy: Any) -> None:
+    """Texts drawn from the language: the interval of ±1.96 errors holds the expected bound about 95 times of 100."""
+    network, everything = toy.network(0.7), torch.ones(3).bool()
+    exact = torch.tensor([exact_bound(toy, network, row, everything) for row in toy.sequences])
+    truth = float((exact.double() * toy.joint).sum()) / 3
+    scores = []
+    for seed in range(150):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.multinomial(toy.joint, 60, replacement=True, generator=generator)
+        got = perplexity_bound(network, toy.sequences[drawn], num_samples=1, mask_id=3, seed=seed)
+        scores.append((got.nats_per_token - truth) / got.standard_error)
+    z = torch.tensor(scores)
+    # 150 trials: the share inside has standard deviation 0.018, the spread of z 0.06.
+    assert 0.89 <= (z.abs() < 1.96).double().mean().item() <= 0.99
+    assert 0.8 < z.std().item() < 1.2
+    assert abs(z.mean().item()) < 0.3
+
+
+def test_standard_error_of_one_row_covers_its_bound(toy: Any) -> None:
+    network, row = toy.network(0.7), toy.sequences[14]
+    truth = exact_bound(toy, network, row, torch.ones(3).bool()) / 3
+    inside = 0
+    for seed in range(100):
+        got = perplexity_bound(network, row[None], num_samples=24, mask_id=3, seed=seed)
+        inside += abs(got.nats_per_token - truth) < 1.96 * got.standard_error
+    # The counts are stratified, which the spread of the samples does not know: the error errs on the large side.
+    assert inside >= 90
+    assert perplexity_bound(network, row[None], num_samples=1, mask_id=3).standard_error != 0  # nan: unknown
+
+
+def test_one_token_answers_are_exact(toy: Any) -> None:
+    network = toy.network(0.7)
+    for a, b, c in toy.sequences[::5]:
+        exact = network(torch.tensor([[a, b, toy.mask_id]]))[0, 2].log_softmax(-1)[c].item()
+        for samples in (1, 5):
+            got = log_likelihood(network, torch.stack([a, b]), c[None], num_samples=samples, mask_id=3)
+            assert got == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(("prompt_length", "samples"), [(0, 3), (1, 4), (0, 7), (0, 6)])
+def test_log_likelihood_is_unbiased(toy: Any, prompt_length: int, samples: int) -> None:
+    """The mean over many draws is the enumerated bound, also where rounding meets .5 (2 tokens, 4 samples)."""
+    network, row = toy.network(0.7), toy.sequences[5]
+    answer = torch.arange(3) >= prompt_length
+    exact = -exact_bound(toy, network, row, answer)
+    draws = []
+    for seed in range(600):
+        generator = torch.Generator().manual_seed(seed)
+        draws.append(
+            log_likelihood(
+                network,
+                row[:prompt_length],
+                row[prompt_length:],
+                num_samples=samples,
+                mask_id=3,
+                generator=generator,
+            )
+        )
+    values = torch.tensor(draws, dtype=torch.float64)
+    error = values.std().item() / len(values) ** 0.5
+    assert error < 0.03
+    assert values.mean().item() == pytest.approx(exact, abs=3.5 * error)
+
+
+def test_long_answers_approach_the_exact_value(toy: Any) -> None:
+    network, row = toy.network(0.7), toy.sequences[7]
+    exact = -exact_bound(toy, network, row, torch.ones(3).bool())
+    few = log_likelihood(network, row[:0], row, num_samples=2000, mask_id=3)
+    assert few == pytest.approx(exact, abs=0.05)  # standard error 1 / √2000 = 0.02
+
+
+def test_log_likelihood_needs_an_answer_and_a_mask(toy: Any) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        log_likelihood(toy.network(), torch.tensor([1]), torch.tensor([]).long(), mask_id=3)
+    with pytest.raises(ValueError, match="mask_id"):
+        log_likelihood(toy.network(), torch.tensor([1]), torch.tensor([1]))
+
+
+def test_guided_likelihood_is_the_formula(toy: Any) -> None:
+    network, row = toy.network(0.7), torch.tensor([2, 0, 1])
+    with_prompt = network(torch.tensor([[2, 0, 3]]))[0, 2, :3]
+    without = network(torch.tensor([[3, 3, 3]]))[0, 2, :3]
+    expected = (without + 2.5 * (with_prompt - without)).log_softmax(-1)[1].item()
+
+    def finite(tokens: Tensor, **inputs: Tensor) -> Tensor:
+        return network(tokens, **inputs).clamp(min=-100)  # −∞ − −∞ at the mask's own logit would be nan
+
+    got = log_likelihood(finite, row[:2], row[2:], cfg_scale=1.5, mask_id=3, num_samples=1)
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_stratified_counts_cover_every_level() -> None:
+    for start in range(1, 6):
+        assert sorted(stratified_counts(start, 5, 5).tolist()) == [1, 2, 3, 4, 5]
+    assert sorted(stratified_counts(3, 8, 4).tolist()) != [1] * 8
+    assert set(stratified_counts(2, 64, 16).tolist()) == set(range(1, 17))
+
+
+def test_mask_exactly_masks_so_many_and_the_lowest() -> None:
+    maskable = torch.tensor([[True] * 4, [False, True, True, True], [False] * 4])
+    uniform = torch.tensor([[0.9, 0.1, 0.5, 0.2]] * 3)
+    masked = mask_exactly(maskable, torch.tensor([2, 2, 1]), uniform)
+    assert masked.tolist() == [[False, True, False, True], [False, True, False, True], [False] * 4]
+    chosen = mask_exactly(torch.ones(50, 9).bool(), torch.arange(50) % 10, torch.rand(50, 9))
+    assert chosen.sum(1).tolist() == [n % 10 for n in range(50)]
+
+
+def test_segments_reach_the_network(toy: Any) -> None:
+    seen: list[Tensor] = []
+
+    def network(tokens: Tensor, *, segment_ids: Tensor) -> Tensor:
+        seen.append(segment_ids)
+        return toy.network()(tokens)
+
+    segments = torch.arange(81).reshape(27, 3)
+    perplexity_bound(network, toy.sequences, num_samples=1, segment_ids=segments, mask_id=3, batch_size=20)
+    assert torch.equal(torch.cat(seen), segments)
+    rows = nelbo_rows(
+        toy.network(),
+        toy.sequences[:2],
+        torch.ones(2, 3).bool(),
+        torch.tensor([3, 3]),
+        row_keys(0, torch.arange(2)),
+        mask_id=3,
+    )
+    singles = toy.conditionals[3, 3, 3].log()
+    expected = [-sum(singles[i, w].item() for i, w in enumerate(row.tolist())) for row in toy.sequences[:2]]
+    assert rows.tolist() == pytest.approx(expected)

@@ -1,0 +1,172 @@
+"""The forward process and the loss: exact on a toy language, and equal where two objectives must be."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from llada.diffusion import objective
+from llada.diffusion.objective import (
+    NoisyBatch,
+    forward_process,
+    masked_diffusion_loss,
+    next_token_loss,
+    predictors,
+    token_cross_entropy,
+)
+from llada.diffusion.schedule import LLaDA, LogLinear
+from llada.diffusion.time import TimeConfig, time_and_weight
+
+
+def mask_subsets() -> list[Tensor]:
+    return [torch.tensor(bits).bool() for bits in itertools.product((0, 1), repeat=3)]
+
+
+def exact_loss(toy: Any, network: Any, row: Tensor, schedule: LLaDA | LogLinear) -> float:
+    """E over t and masks of the loss of one row: every mask enumerated, t by Gauss–Legendre (exact: a cubic in t)."""
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+    t = torch.from_numpy((nodes + 1) / 2)
+    share = torch.from_numpy(weights / 2)
+    total = 0.0
+    for masked in mask_subsets():
+        canvas = torch.where(masked, toy.mask_id, row)[None]
+        p = schedule.mask_prob(t)
+        chance = p ** int(masked.sum()) * (1 - p) ** int((~masked).sum())
+        noisy = NoisyBatch(
+            canvas.expand(6, 3), masked.expand(6, 3), p, schedule.weight(t) * chance * share
+        )  # probabilities ride on the weights
+        loss = masked_diffusion_loss(network(noisy.tokens), row.expand(6, 3), noisy, normalizer=1.0)
+        total += loss.item()
+    return total
+
+
+@pytest.mark.parametrize("perturbation", [0.0, 0.7])
+def test_expected_loss_is_the_mean_over_orders(toy: Any, perturbation: float) -> None:
+    network = toy.network(perturbation)
+    for row in toy.sequences[::4]:
+        bound = -toy.log_p_of_orders(network, row).mean().item()
+        for exact in (LLaDA(eps=0.0), LogLinear(eps=0.0)):
+            assert exact_loss(toy, network, row, exact) == pytest.approx(bound, rel=1e-9)
+        # With LLaDA's ε the interval [0, ε] of mask rates is missing and the rest counts 1/(1 − ε) more: at most 3 ε
+        # for three tokens.
+        assert exact_loss(toy, network, row, LLaDA()) == pytest.approx(bound, rel=3e-3)
+        if perturbation == 0:
+            index = int((toy.sequences == row).all(1).nonzero())
+            assert bound == pytest.approx(-toy.joint[index].log().item(), rel=1e-9)
+
+
+def test_llada_equals_mdlm_on_the_straight_line() -> None:
+    """At the same mask probability p both divide by p, MDLM's ε included once the weights average to one."""
+    u = torch.linspace(0.001, 0.999, 9, dtype=torch.float64)
+    llada_t, llada_weight = time_and_weight(u, LLaDA(), TimeConfig())
+    p = LLaDA().mask_prob(llada_t)
+    mdlm_t = LogLinear().time_at(p)
+    mdlm_u = torch.where(mdlm_t < 1, mdlm_t, 1.0)
+    _, mdlm_weight = time_and_weight(mdlm_u, LogLinear(), TimeConfig())
+    torch.testing.assert_close(mdlm_weight[:-1], llada_weight[:-1])
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 9, (9, 16), generator=generator)
+    logits = torch.randn(9, 16, 11, generator=generator)
+    uniform = torch.rand(9, 16, generator=generator)
+    losses = []
+    for schedule, t in ((LLaDA(), llada_t), (LogLinear(eps=0.0), p)):
+        noisy = forward_process(tokens, t=t, schedule=schedule, mask_id=10, uniform=uniform)
+        losses.append(masked_diffusion_loss(logits, tokens, noisy, normalizer=9 * 16))
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_forward_process_masks_below_the_probability_and_only_where_allowed() -> None:
+    tokens = torch.arange(8).reshape(2, 4)
+    uniform = torch.tensor([[0.1, 0.5, 0.499, 0.9]] * 2)
+    maskable = torch.tensor([[True] * 4, [False, True, True, True]])
+    noisy = forward_process(
+        tokens,
+        t=torch.tensor([0.5, 0.91]),
+        schedule=LLaDA(0.0),
+        maskable=maskable,
+        mask_id=99,
+        uniform=uniform,
+    )
+    assert noisy.masked.tolist() == [[True, False, True, False], [False, True, True, True]]
+    assert noisy.tokens.tolist() == [[99, 1, 99, 3], [4, 99, 99, 99]]
+    torch.testing.assert_close(noisy.mask_prob, torch.tensor([0.5, 0.91]))
+    torch.testing.assert_close(noisy.weight, 1 / noisy.mask_prob)
+    assert tokens.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]  # untouched
+
+
+def test_a_generator_reproduces_the_noise() -> None:
+    tokens = torch.zeros(4, 50).long()
+
+    def run(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        t = torch.full((4,), 0.5)
+        return forward_process(tokens, t=t, schedule="llada", mask_id=1, generator=generator).masked
+
+    assert torch.equal(run(0), run(0))
+    assert not torch.equal(run(0), run(1))
+    for both in ({}, {"generator": torch.Generator(), "uniform": torch.zeros(4, 50)}):
+        with pytest.raises(ValueError, match="exactly one"):
+            forward_process(tokens, t=torch.ones(4), schedule="llada", mask_id=1, **both)  # type: ignore[arg-type]
+
+
+def test_normalizer_divides_the_sum_and_not_the_masked_mean() -> None:
+    clean = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+    masked = torch.tensor([[True, True, False, False], [False, False, False, True]])
+    noisy = NoisyBatch(clean, masked, torch.tensor([0.5, 0.25]), torch.tensor([2.0, 4.0]))
+    logits = torch.zeros(2, 4, 4)  # −log p = log 4 everywhere
+    log4 = torch.tensor(4.0).log()
+    loss = masked_diffusion_loss(logits, clean, noisy, normalizer=8)
+    torch.testing.assert_close(loss, (2 + 2 + 4) * log4 / 8)
+    per_row = masked_diffusion_loss(logits, clean, noisy, normalizer=torch.tensor([2 * 4.0, 2 * 2.0]))
+    torch.testing.assert_close(per_row, (4 / 8 + 4 / 4) * log4)
+    scalar = masked_diffusion_loss(logits, clean, noisy, normalizer=torch.tensor(8.0))
+    torch.testing.assert_close(scalar, loss)
+
+
+def test_subs_takes_the_mask_out_of_the_softmax() -> None:
+    clean = torch.tensor([[0, 1]])
+    noisy = NoisyBatch(clean, torch.ones(1, 2).bool(), torch.ones(1), torch.ones(1))
+    logits = torch.tensor([[[0.0, 0.0, 50.0]] * 2])
+    subs = masked_diffusion_loss(logits, clean, noisy, normalizer=2, subs_mask_id=2)
+    torch.testing.assert_close(subs, torch.tensor(2.0).log())
+    assert masked_diffusion_loss(logits, clean, noisy, normalizer=2) > 49
+    assert logits[0, 0, 2] == 50  # untouched
+
+
+def test_nothing_masked_is_a_zero_that_can_be_differentiated() -> None:
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    clean = torch.zeros(2, 3).long()
+    noisy = NoisyBatch(clean, torch.zeros(2, 3).bool(), torch.zeros(2), torch.full((2,), float("inf")))
+    loss = masked_diffusion_loss(logits, clean, noisy, normalizer=6)
+    loss.backward()
+    assert loss.item() == 0
+    assert (logits.grad == 0).all()
+
+
+def test_cross_entropy_in_pieces_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(11, 7, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(11) % 7
+    whole = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    monkeypatch.setattr(objective, "CROSS_ENTROPY_ROWS", 4)
+    torch.testing.assert_close(token_cross_entropy(logits, targets), whole)
+    half = token_cross_entropy(logits.bfloat16(), targets)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, token_cross_entropy(logits.bfloat16().float(), targets))
+    assert token_cross_entropy(logits.double(), targets).dtype == torch.float64
+
+
+def test_next_token_loss_predicts_from_the_position_before() -> None:
+    clean = torch.tensor([[4, 2, 0, 3], [1, 1, 2, 4]])
+    predicted = torch.tensor([[False, True, True, False], [False, False, True, True]])
+    before = predictors(predicted)
+    assert before.tolist() == [[True, True, False, False], [False, True, True, False]]
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    log_p = logits.log_softmax(-1)
+    nats = [-log_p[0, 0, 2], -log_p[0, 1, 0], -log_p[1, 1, 2], -log_p[1, 2, 4]]
+    loss = next_token_loss(logits[before], clean, predicted, normalizer=4)
+    torch.testing.assert_close(loss, sum(nats) / 4)
+    by_row = next_token_loss(logits[before], clean, predicted, normalizer=torch.tensor([2.0, 8.0]))
+    torch.testing.assert_close(by_row, (nats[0] + nats[1]) / 2 + (nats[2] + nats[3]) / 8)

@@ -1,0 +1,34 @@
+"""A tiny network for the tests of this room."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from llada.model.transformer import ModelConfig, Transformer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Transformer]:
+    """A factory of small random networks: grouped-query attention, 23 ids of which 22 is the mask."""
+
+    def make(seed: int = 0, **changes: object) -> Transformer:
+        shape: dict = {
+            "vocab_size": 23,
+            "d_model": 24,
+            "num_layers": 2,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "ffn_dim": 20,
+            "max_length": 32,
+            "mask_token_id": 22,
+            "eos_token_id": 1,
+            "pad_token_id": 0,
+        }
+        model = Transformer(ModelConfig(**{**shape, **changes}))
+        model.init_weights(seed)
+        return model.eval()
+
+    return make

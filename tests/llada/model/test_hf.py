@@ -1,0 +1,240 @@
+"""Checkpoint folders: what loads, what is refused by name, and round trips bit for bit."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import llada
+from llada.model import hf
+from llada.model.hf import convert, load_model, load_state, read_config, save_model
+from llada.model.transformer import ModelConfig, Transformer
+
+MakeModel = Callable[..., Transformer]
+TOKENS = torch.arange(12).reshape(2, 6)
+
+
+def read_all(folder: Path) -> dict[str, Tensor]:
+    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in load_file(file).items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert torch.equal(a[name], b[name]), name
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = {name: t.clone() for name, t in load_file(folder / "model.safetensors").items()}
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["llada_gqa", "llada_mha"])
+@pytest.mark.parametrize("shard_bytes", [None, 20_000])
+def test_official_layout_round_trips_bit_for_bit(
+    shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shard_bytes: int | None
+) -> None:
+    official = shared_dir / "golden" / name
+    if shard_bytes:
+        monkeypatch.setattr(hf, "SHARD_BYTES", shard_bytes)
+    config = convert(official, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "back")
+    assert_same(read_all(tmp_path / "back"), read_all(official))
+    stored = json.loads((official / "config.json").read_text())
+    written = json.loads((tmp_path / "back" / "config.json").read_text())
+    shared = {key for key in stored if key in written} - {"torch_dtype", "mlp_ratio"}
+    assert {key: written[key] for key in shared} == {key: stored[key] for key in shared}
+    assert read_config(tmp_path / "back") == (config, "llada")
+    assert read_config(tmp_path / "ours") == (config, "ours")
+    num_files = len(list((tmp_path / "back").glob("*.safetensors")))
+    assert (num_files > 3) if shard_bytes else (num_files == 1)
+    if shard_bytes:
+        index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == 4 * config.num_parameters
+        assert index["weight_map"].keys() == read_all(official).keys()
+    tokens = torch.arange(20)[None]
+    assert torch.equal(load_model(tmp_path / "back")(tokens), load_model(official)(tokens))
+
+
+def test_public_load_returns_a_network_in_evaluation_mode(shared_dir: Path) -> None:
+    model, tokenizer = llada.load(shared_dir / "golden/llada_gqa", dtype=torch.bfloat16)
+    assert tokenizer is None
+    assert not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.config.mask_token_id == 133
+    assert model.config.max_length == 160
+    assert model.config.kv_heads == 2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layout", ["ours", "llada", "llama"])
+def test_every_layout_gives_the_same_logits(
+    make_model: MakeModel, tmp_path: Path, layout: hf.Layout, tied: bool
+) -> None:
+    model = make_model(tie_embeddings=tied, rope_theta=1234.0, rms_norm_eps=1e-6)
+    save_model(model, tmp_path, layout=layout)
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(TOKENS), model(TOKENS))
+    assert (loaded.lm_head.weight is loaded.embed.weight) == tied
+    heads = {"ours": "lm_head.weight", "llada": "model.transformer.ff_out.weight", "llama": "lm_head.weight"}
+    assert (heads[layout] in read_all(tmp_path)) == (not tied)
+
+
+def test_a_tied_copy_of_the_head_is_accepted_only_when_equal(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(tie_embeddings=True)
+    save_model(model, tmp_path, layout="llama")
+    edit_weights(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert torch.equal(load_model(tmp_path)(TOKENS), model(TOKENS))
+    edit_weights(tmp_path, lambda t: t["lm_head.weight"].add_(1))
+    with pytest.raises(ValueError, match=r"tied.*lm_head\.weight"):
+        load_model(tmp_path)
+
+
+def test_missing_unused_and_misshaped_tensors_are_named(make_model: MakeModel, tmp_path: Path) -> None:
+    save_model(make_model(), tmp_path, layout="llada")
+    gone = "model.transformer.blocks.1.up_proj.weight"
+    edit_weights(tmp_path, lambda t: t.update({"surplus.bias": t.pop(gone)}))
+    with pytest.raises(ValueError, match=r"missing.*blocks\.1\.up_proj.*unused.*surplus\.bias"):
+        load_model(tmp_path)
+    edit_weights(tmp_path, lambda t: t.update({gone: t.pop("surplus.bias").T.contiguous()}))
+    with pytest.raises(ValueError, match=r"blocks\.1\.up_proj.*\(24, 20\).*\(20, 24\)"):
+        load_model(tmp_path)
+
+
+def test_a_missing_shard_is_named(shared_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shared_dir / "golden/llada_gqa", tmp_path / "copy", copy_function=shutil.copy)
+    folder.chmod(0o755)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model-00002-of-00002"):
+        load_model(folder)
+
+
+def test_folders_that_are_no_checkpoints_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="'bert'"):
+        load_model(tmp_path)
+    save_model(make_model(), tmp_path)
+    edit_config(tmp_path, num_experts=8)
+    with pytest.raises(ValueError, match="num_experts"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layout", "change"),
+    [
+        ("llada", {"include_bias": True}),
+        ("llada", {"attention_layer_norm": True}),
+        ("llada", {"layer_norm_type": "default"}),
+        ("llada", {"rope": False}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"attention_bias": True}),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
+    ],
+    ids=str,
+)
+def test_what_the_network_cannot_express_is_refused(
+    make_model: MakeModel, tmp_path: Path, layout: hf.Layout, change: dict[str, object]
+) -> None:
+    save_model(make_model(), tmp_path, layout=layout)
+    edit_config(tmp_path, **change)
+    with pytest.raises(ValueError, match="not supported"):
+        load_model(tmp_path)
+
+
+def test_illada_config_without_mask_id_gets_the_documented_one(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(tie_embeddings=True, mask_token_id=5)
+    save_model(model, tmp_path, layout="llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "illada"
+    del config["mask_token_id"]
+    config["eos_token_id"] = [1, 2]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(TOKENS), model(TOKENS))
+
+
+def test_autoregressive_llama_becomes_a_masked_start(make_model: MakeModel, tmp_path: Path) -> None:
+    ar = make_model(causal=True, mask_token_id=None)
+    save_model(ar, tmp_path / "ar", layout="llama")
+    (tmp_path / "ar" / "tokenizer_config.json").write_text("{}")
+    assert json.loads((tmp_path / "ar" / "config.json").read_text())["model_type"] == "llama"
+    loaded = load_model(tmp_path / "ar")
+    assert loaded.config.causal
+    assert loaded.config.mask_token_id is None
+    assert torch.equal(loaded(TOKENS), ar(TOKENS))
+    config = convert(tmp_path / "ar", tmp_path / "masked", mask_token_id=20)
+    assert (tmp_path / "masked" / "tokenizer_config.json").read_text() == "{}"
+    masked = load_model(tmp_path / "masked")
+    assert masked.config == config == dataclasses.replace(ar.config, causal=False, mask_token_id=20)
+    assert_same(dict(masked.state_dict()), dict(ar.state_dict()))
+    assert not torch.allclose(masked(TOKENS), ar(TOKENS), atol=1e-3)
+    with pytest.raises(ValueError, match="mask_token_id 23"):
+        convert(tmp_path / "ar", tmp_path / "outside", mask_token_id=23)
+
+
+def test_causal_network_has_no_place_in_lladas_layout(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="causal"):
+        save_model(make_model(causal=True), tmp_path, layout="llada")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_dtype_is_kept_or_changed_on_request(make_model: MakeModel, tmp_path: Path) -> None:
+    save_model(make_model().to(torch.bfloat16), tmp_path, layout="llada")
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert load_model(tmp_path).embed.weight.dtype == torch.bfloat16
+    assert load_model(tmp_path, dtype=torch.float32).embed.weight.dtype == torch.float32
+
+
+def test_saving_over_a_sharded_folder_leaves_no_stale_shards(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "SHARD_BYTES", 4000)
+        save_model(make_model(0), tmp_path)
+    new = make_model(1)
+    save_model(new, tmp_path)
+    assert torch.equal(load_model(tmp_path)(TOKENS), new(TOKENS))
+
+
+def test_converting_a_folder_onto_itself_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    save_model(model, tmp_path)
+    with pytest.raises(ValueError, match="itself"):
+        convert(tmp_path, tmp_path)
+    assert torch.equal(load_model(tmp_path)(TOKENS), model(TOKENS))
+
+
+def test_tensor_names_are_one_to_one(make_model: MakeModel) -> None:
+    config: ModelConfig = make_model().config
+    for layout in ("ours", "llada", "llama"):
+        names = hf.tensor_names(config, layout)
+        assert set(names) == {name for name, _ in make_model().named_parameters()}
+        assert len(set(names.values())) == len(names)
+
+
+def test_load_state_gives_our_names(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    save_model(model, tmp_path, layout="llada")
+    config, layout = read_config(tmp_path)
+    assert_same(load_state(tmp_path, config, layout), dict(model.state_dict()))

@@ -1,0 +1,246 @@
+"""The network: its shape, its masks, its initial weights."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from llada.model.hf import tensor_names
+from llada.model.transformer import ModelConfig, Transformer, rotary_table, rotate
+
+MakeModel = Callable[..., Transformer]
+
+LLADA_8B = ModelConfig(
+    vocab_size=126464,
+    d_model=4096,
+    num_layers=32,
+    num_heads=32,
+    ffn_dim=12288,
+    max_length=4096,
+    mask_token_id=126336,
+    eos_token_id=126081,
+    pad_token_id=126081,
+)
+LLADA_1B = ModelConfig(
+    vocab_size=126464, d_model=2048, num_layers=22, num_heads=32, num_kv_heads=4, ffn_dim=5634
+)
+ILLADA = ModelConfig(
+    vocab_size=155136,
+    d_model=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    ffn_dim=14336,
+    max_length=8192,
+    tie_embeddings=True,
+    mask_token_id=5,
+)
+
+
+def random_tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 22, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def build_on_meta(config: ModelConfig) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "without_embeddings"),
+    [
+        (LLADA_8B, 8_015_581_184, 6_979_588_096),
+        (LLADA_1B, 1_487_243_264, 969_246_720),
+        (ILLADA, 155136 * 4096 + 6_979_588_096, 6_979_588_096),  # 7.62 billion; the card says 6.98 without
+    ],
+    ids=["llada_8b", "llada_1b", "illada_8b"],
+)
+def test_parameter_counts_are_the_published_ones(
+    config: ModelConfig, total: int, without_embeddings: int
+) -> None:
+    counted = sum(p.numel() for p in build_on_meta(config).parameters())
+    assert counted == total
+    assert config.num_parameters == total
+    assert config.num_non_embedding_parameters == without_embeddings
+
+
+def test_8b_tensors_have_the_names_and_shapes_of_the_published_index(shared_dir: Path) -> None:
+    index = json.loads((shared_dir / "data/tokenizers/llada_8b_special_tokens/tensors.json").read_text())
+    shapes = {name: list(p.shape) for name, p in build_on_meta(LLADA_8B).named_parameters()}
+    ours = {theirs: shapes[name] for name, theirs in tensor_names(LLADA_8B, "llada").items()}
+    assert ours == {tensor["name"]: tensor["shape"] for tensor in index["tensors"]}
+    assert len(ours) == 291
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_heads": 5},  # does not divide d_model
+        {"num_heads": 8},  # head width 3 is odd: no rotary pairs
+        {"num_kv_heads": 3},
+        {"mask_token_id": 23},
+        {"eos_token_id": -1},
+    ],
+    ids=str,
+)
+def test_impossible_shapes_are_refused(make_model: MakeModel, change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="model:"):
+        make_model(**change)
+
+
+def test_too_long_input_is_refused_with_both_lengths(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"33.*32"):
+        make_model()(random_tokens(1, 33))
+    assert make_model()(random_tokens(1, 32)).shape == (1, 32, 23)
+
+
+def test_rotary_scores_depend_on_distance_only() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 8, generator=generator)
+    cos, sin = rotary_table(12, 8, 100.0, torch.device("cpu"))
+    q_at = rotate(q.expand(1, 1, 12, 8), cos, sin)[0, 0]
+    k_at = rotate(k.expand(1, 1, 12, 8), cos, sin)[0, 0]
+    scores = q_at @ k_at.T
+    for distance in range(-5, 6):
+        torch.testing.assert_close(
+            scores.diagonal(distance), scores.diagonal(distance)[:1].expand(12 - abs(distance))
+        )
+    assert (scores[0, 1:] - scores[0, 0]).abs().min() > 1e-3  # and they do depend on it
+    torch.testing.assert_close(q_at.norm(dim=-1), q.norm().expand(12))
+
+
+def test_every_position_sees_every_other(make_model: MakeModel) -> None:
+    tokens = random_tokens(1, 6)
+    for causal in (False, True):
+        model = make_model(causal=causal)
+        base = model(tokens)
+        for i in range(6):
+            changed = tokens.clone()
+            changed[0, i] = (changed[0, i] + 1) % 22
+            moved = (model(changed) - base)[0].abs().amax(-1) > 1e-5
+            expected = torch.arange(6) >= i if causal else torch.ones(6).bool()
+            assert torch.equal(moved, expected), (causal, i)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_segments_equal_documents_alone(make_model: MakeModel, causal: bool) -> None:
+    model = make_model(causal=causal)
+    tokens = random_tokens(2, 10)
+    segments = torch.tensor([[0] * 4 + [1] * 5 + [-1], [0] * 7 + [1] * 3])
+    packed = model(tokens, segment_ids=segments)
+    for row, start, end in [(0, 0, 4), (0, 4, 9), (1, 0, 7), (1, 7, 10)]:
+        alone = model(tokens[row : row + 1, start:end])[0]
+        # Positions are physical indices, so a later document is only shifted: equal up to rounding.
+        torch.testing.assert_close(packed[row, start:end], alone, atol=2e-5, rtol=1e-4)
+    assert packed.isfinite().all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_left_padding_changes_nothing(make_model: MakeModel, causal: bool) -> None:
+    model = make_model(causal=causal)
+    tokens = random_tokens(3, 9)
+    lengths = [9, 6, 1]
+    mask = torch.stack([torch.arange(9) >= 9 - n for n in lengths])
+    for form in (mask, mask.long(), mask.float()):
+        padded = model(tokens, form)
+        for row, n in enumerate(lengths):
+            alone = model(tokens[row : row + 1, 9 - n :])[0]
+            torch.testing.assert_close(padded[row, 9 - n :], alone, atol=2e-5, rtol=1e-4)
+    assert not torch.allclose(model(tokens)[1, 3:], padded[1, 3:], atol=1e-3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_and_segments_together_stay_finite(make_model: MakeModel, causal: bool) -> None:
+    tokens = random_tokens(1, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    segments = torch.tensor([[-1, -1, 0, 0, 0, 0]])
+    logits = make_model(causal=causal)(tokens, mask, segment_ids=segments)
+    torch.testing.assert_close(logits[:, 2:], make_model(causal=causal)(tokens[:, 2:]), atol=2e-5, rtol=1e-4)
+
+
+def test_a_mask_of_ones_is_no_mask(make_model: MakeModel) -> None:
+    tokens = random_tokens(2, 7)
+    model = make_model()
+    assert torch.equal(model(tokens, torch.ones_like(tokens)), model(tokens))
+
+
+def test_logits_at_equals_indexing(make_model: MakeModel) -> None:
+    model, tokens = make_model(), random_tokens(3, 8)
+    where = torch.rand(3, 8, generator=torch.Generator().manual_seed(1)) < 0.4
+    torch.testing.assert_close(model(tokens, logits_at=where), model(tokens)[where])
+    assert model(tokens, logits_at=torch.zeros(3, 8).bool()).shape == (0, 23)
+
+
+def test_grouped_queries_equal_repeated_key_heads(make_model: MakeModel) -> None:
+    grouped = make_model(num_kv_heads=2)
+    full = make_model(num_kv_heads=4)
+    state = dict(grouped.state_dict())
+    for name, value in state.items():
+        if "k_proj" in name or "v_proj" in name:
+            heads = value.view(2, 6, 24)
+            state[name] = heads.repeat_interleave(2, dim=0).reshape(24, 24)
+    full.load_state_dict(state)
+    tokens = random_tokens(2, 8)
+    torch.testing.assert_close(full(tokens), grouped(tokens))
+
+
+def test_bfloat16_runs_close_to_float32(make_model: MakeModel) -> None:
+    model, tokens = make_model(), random_tokens(2, 8)
+    exact = model(tokens)
+    half = make_model().to(torch.bfloat16)(tokens)
+    assert half.dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits: about 1 % of the largest logit after two layers.
+    assert (half.float() - exact).abs().max() < 0.04 * exact.abs().max()
+
+
+def test_initial_weights_follow_seed_and_name(make_model: MakeModel) -> None:
+    first, again, other = make_model(3), make_model(3), make_model(4)
+    for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert name.endswith("norm.weight") == torch.equal(a, c)
+    q = [layer.q_proj.weight for layer in first.layers]
+    assert not torch.equal(q[0], q[1])
+
+
+def test_initial_weights_have_the_configured_spread() -> None:
+    model = Transformer(ModelConfig(vocab_size=300, d_model=128, num_layers=2, num_heads=4, ffn_dim=256))
+    model.init_weights(0)
+    cut = 0.98658  # std of a standard normal cut at ±3
+    expected = {
+        "embed.weight": 128**-0.5,
+        "lm_head.weight": 128**-0.5,
+        "layers.1.gate_proj.weight": 128**-0.5,
+        "layers.0.o_proj.weight": 128**-0.5 / 2**0.5,
+        "layers.1.o_proj.weight": 128**-0.5 / 4**0.5,
+        "layers.1.down_proj.weight": 256**-0.5 / 4**0.5,
+    }
+    parameters = dict(model.named_parameters())
+    for name, std in expected.items():
+        values = parameters[name]
+        assert values.std().item() == pytest.approx(cut * std, rel=0.02), (
+            name
+        )  # 1/√(2n) = 0.6 % for 16k values
+        assert values.abs().max() <= 3 * std * (1 + 1e-6), name
+        assert values.abs().max() > 2.8 * std, name
+
+
+def test_tied_head_is_one_parameter(make_model: MakeModel) -> None:
+    tied = make_model(tie_embeddings=True)
+    assert tied.lm_head.weight is tied.embed.weight
+    assert "lm_head.weight" not in dict(tied.named_parameters())
+    untied = make_model()
+    assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters()) == 23 * 24
+    assert tied.config.num_parameters == sum(p.numel() for p in tied.parameters())
+
+
+def test_flops_per_token_are_six_per_multiplying_weight() -> None:
+    small = dataclasses.replace(LLADA_1B, vocab_size=1000)
+    weights = small.num_non_embedding_parameters + 1000 * 2048
+    attention = 12 * 22 * 2048 * 512
+    assert small.training_flops_per_token(512) == pytest.approx(6 * weights + attention)
+    causal = dataclasses.replace(small, causal=True)
+    assert causal.training_flops_per_token(512) == pytest.approx(6 * weights + attention / 2)

@@ -1,0 +1,333 @@
+"""The engine: text grows by committed prefixes, ends where it should, and does not depend on the neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.engine import Completion, Delta, DenoiseEngine, GenerateRequest
+from llada.sampling.sampler import SamplingConfig, generate
+from llada.sampling.text_stream import TextStream
+from llada.tokenizer import END_OF_TURN, encode_texts, train_tokenizer
+
+TEXTS = ["The cat sat on the mat. The dog ran off.", "Grüße aus Köln, 你好 🙂!", "One, two, three. Go on!"]
+TOKENIZER = train_tokenizer(TEXTS * 5, 300)
+EOS, MASK = TOKENIZER.eos_token_id, TOKENIZER.mask_token_id
+EOT = TOKENIZER.convert_tokens_to_ids(END_OF_TURN)
+SAMPLING = SamplingConfig(gen_length=24, steps=24, block_length=8, temperature=1.0)
+
+
+def ids(text: str) -> list[int]:
+    return encode_texts(TOKENIZER, [text])[0]
+
+
+def build_model(seed: int = 0) -> Transformer:
+    config = ModelConfig(300, 32, 2, 2, 64, max_length=256, mask_token_id=MASK, eos_token_id=EOS)
+    model = Transformer(config)
+    model.init_weights(seed)
+    return model.eval()
+
+
+class Script:
+    """A network that is certain of one text: position P + i gets token i of `reply`, the earliest ones first.
+
+    `order` "backward" makes it most certain of the last position.
+    """
+
+    def __init__(self, prompt: int, reply: list[int], order: str = "forward") -> None:
+        self.config = dataclasses.make_dataclass("C", ["max_length", "mask_token_id", "eos_token_id"])(
+            512, MASK, EOS
+        )
+        self.prompt, self.reply, self.order = prompt, reply, order
+        self.forwards = 0
+
+    def __call__(self, tokens: torch.Tensor, **_: torch.Tensor) -> torch.Tensor:
+        self.forwards += 1
+        logits = torch.zeros(*tokens.shape, 300)
+        for i in range(tokens.shape[1] - self.prompt):
+            token = self.reply[i] if i < len(self.reply) else EOS
+            logits[:, self.prompt + i, token] = 20 - 0.02 * (i if self.order == "forward" else -i)
+        return logits
+
+
+class Reply(NamedTuple):
+    text: str
+    deltas: list[Delta]
+    end: Completion
+
+
+async def read(engine: DenoiseEngine, request: GenerateRequest) -> Reply:
+    deltas: list[Delta] = []
+    async for event in engine.stream(request):
+        if isinstance(event, Completion):
+            return Reply("".join(d.text for d in deltas), deltas, event)
+        deltas.append(event)
+    raise AssertionError("no completion")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[DenoiseEngine]:
+    engine = DenoiseEngine(build_model(), TOKENIZER, max_concurrent=3)
+    yield engine
+    engine.close()
+
+
+@contextlib.contextmanager
+def scripted(reply: list[int], prompt: str = "The", order: str = "forward") -> Iterator[DenoiseEngine]:
+    engine = DenoiseEngine(Script(len(ids(prompt)), reply, order), TOKENIZER)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def test_is_what_generate_gives(engine: DenoiseEngine) -> None:
+    request = GenerateRequest(ids("The cat"), SAMPLING, seed=5)
+    reply = asyncio.run(read(engine, request))
+    out = (
+        generate(engine.model, [ids("The cat")], eos_id=EOS, seed=5, **dataclasses.asdict(SAMPLING))
+        .sequences[0, len(ids("The cat")) :]
+        .tolist()
+    )
+    kept = out[: min([out.index(e) for e in (EOS, EOT) if e in out], default=len(out))]
+    assert reply.text == TOKENIZER.decode(kept, skip_special_tokens=True)
+    assert reply.end.completion_tokens == len(kept)
+    assert reply.end.prompt_tokens == len(ids("The cat"))
+
+
+def test_the_same_seed_gives_the_same_text_in_company(engine: DenoiseEngine) -> None:
+    requests = [GenerateRequest(ids("The dog"), SAMPLING, seed=seed) for seed in range(8)]
+
+    async def together() -> list[Reply]:
+        return list(await asyncio.gather(*(read(engine, request) for request in requests)))
+
+    alone = [asyncio.run(read(engine, request)) for request in requests]
+    assert [(r.text, r.end) for r in asyncio.run(together())] == [(r.text, r.end) for r in alone]
+    assert len({r.text for r in alone}) > 4
+
+
+def test_requests_take_turns() -> None:
+    """A short request that comes second is finished long before a long one that came first."""
+
+    async def race(engine: DenoiseEngine) -> list[str]:
+        ended: list[str] = []
+
+        async def run(name: str, length: int) -> None:
+            sampling = SamplingConfig(gen_length=length, steps=length, block_length=8)
+            await read(engine, GenerateRequest(ids("One"), sampling, end_ids=frozenset()))
+            ended.append(name)
+
+        long = asyncio.create_task(run("long", 120))
+        await asyncio.sleep(0.01)
+        await asyncio.gather(run("short", 4), long)
+        return ended
+
+    engine = DenoiseEngine(build_model(), TOKENIZER, max_concurrent=2)
+    assert asyncio.run(race(engine)) == ["short", "long"]
+    engine.close()
+
+
+def test_one_stream_of_several_requests(engine: DenoiseEngine) -> None:
+    requests = [GenerateRequest(ids("Go"), SAMPLING, seed=seed) for seed in (1, 2, 3, 4)]
+
+    async def collect() -> tuple[list[str], list[Completion]]:
+        texts, ends = [""] * 4, []
+        async for event in engine.stream(*requests):
+            if isinstance(event, Delta):
+                texts[event.index] += event.text
+            else:
+                ends.append(event)
+        return texts, ends
+
+    texts, ends = asyncio.run(collect())
+    assert texts == [asyncio.run(read(engine, request)).text for request in requests]
+    assert sorted(end.index for end in ends) == [0, 1, 2, 3]
+
+
+def test_text_grows_while_the_canvas_is_walked() -> None:
+    wanted = "The cat sat on the mat. Grüße 🙂!"
+    reply = ids(wanted)
+    with scripted(reply) as engine:
+        sampling = SamplingConfig(
+            gen_length=len(reply), steps=24, block_length=8
+        )  # 3 blocks, the last one short
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling)))
+    assert result.text == wanted
+    assert result.end == Completion(0, "length", len(ids("The")), len(reply), len(reply))
+    assert result.end.tokens_per_forward == 1
+    assert "\ufffd" not in "".join(d.text for d in result.deltas)
+
+
+@pytest.mark.parametrize("order", ["forward", "backward"])
+@pytest.mark.parametrize("end", [EOS, EOT])
+def test_ends_at_the_first_end_token_and_stops_forwarding(end: int, order: str) -> None:
+    """Blocks of 8 and the end at 4: nothing behind it is denoised, whichever end token it is."""
+    reply = [*ids("One, two")[:4], end, *ids(" sat on the mat. The dog ran off.")]
+    with scripted(reply, order=order) as engine:
+        sampling = SamplingConfig(gen_length=32, steps=32, block_length=8)
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling)))
+        forwards = engine.model.forwards
+    assert result.text == TOKENIZER.decode(reply[:4])
+    assert (result.end.finish_reason, result.end.completion_tokens) == ("stop", 4)
+    assert forwards == result.end.nfe <= 8
+
+
+def test_an_immediate_end_is_an_empty_text() -> None:
+    with scripted([EOT]) as engine:
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING)))
+    assert (result.text, result.end.completion_tokens, result.end.finish_reason) == ("", 0, "stop")
+
+
+@pytest.mark.parametrize("stop", [("mat",), ("zebra", "the ma"), ("the mat. T",), ("t on", "cat sat on")])
+def test_stop_strings_cut_the_text_and_the_work(stop: tuple[str, ...]) -> None:
+    wanted = " cat sat on the mat. The dog ran off. " + "Go on! " * 12
+    reply = ids(wanted)
+    with scripted(reply) as engine:
+        sampling = SamplingConfig(gen_length=len(reply), steps=len(reply), block_length=4)
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, stop=stop)))
+    assert result.text == wanted[: min(wanted.find(s) for s in stop if s in wanted)]
+    assert result.end.finish_reason == "stop"
+    assert result.end.nfe <= result.end.completion_tokens + 4 < len(reply)
+
+
+def test_length_need_not_be_a_multiple_of_the_block() -> None:
+    reply = ids("Go on! " * 9)[:13]
+    with scripted(reply) as engine:
+        sampling = SamplingConfig(gen_length=13, steps=16, block_length=8)
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling)))
+    assert result.text == TOKENIZER.decode(reply)
+    assert (result.end.completion_tokens, result.end.nfe, result.end.finish_reason) == (13, 13, "length")
+
+
+@pytest.mark.parametrize("steps", [5, 16, 24])
+def test_infilling_leaves_the_prompt_and_suffix_alone(engine: DenoiseEngine, steps: int) -> None:
+    prompt, suffix = ids("The cat"), ids(" off. One, two, three. Go on! Go on! Go on!")
+    seen: list[torch.Tensor] = []
+
+    class Watched:
+        config = engine.model.config
+
+        def __call__(self, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+            seen.append(tokens.clone())
+            return engine.model(tokens, **inputs)
+
+    watched = DenoiseEngine(Watched(), TOKENIZER)
+    sampling = dataclasses.replace(SAMPLING, steps=steps)
+    request = GenerateRequest(prompt, sampling, suffix=suffix, seed=1, end_ids=frozenset())
+    result = asyncio.run(read(watched, request))
+    watched.close()
+    assert all(row[0, : len(prompt)].tolist() == prompt for row in seen)
+    assert all(row[0, len(prompt) + 24 :].tolist() == suffix for row in seen)
+    assert result.end.nfe == steps  # the suffix's blocks take none of them
+    assert result.end.prompt_tokens == len(prompt) + len(suffix)
+    assert result.end.completion_tokens == 24
+
+
+def test_special_tokens_never_show() -> None:
+    header = TOKENIZER.convert_tokens_to_ids("<|start_header_id|>")
+    reply = [ids("The")[0], header, TOKENIZER.bos_token_id, *ids(" cat"), 299]
+    with scripted(reply) as engine:
+        sampling = SamplingConfig(gen_length=len(reply), steps=len(reply), block_length=4)
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, wants_canvas=True)))
+    for text in (result.text, "".join(str(part) for d in result.deltas for part in d.canvas or ())):
+        assert "<|" not in text
+
+
+def test_the_canvas_shows_what_is_masked() -> None:
+    wanted = ids("The cat sat.")
+    with scripted(wanted, order="backward") as engine:
+        sampling = SamplingConfig(gen_length=len(wanted), steps=len(wanted), block_length=len(wanted))
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, wants_canvas=True)))
+    canvases = [d.canvas for d in result.deltas if d.canvas]
+    assert canvases[-1] == ("The cat sat.",)
+    for canvas in canvases[:-1]:  # backward: masks first, then the end of the text
+        assert isinstance(canvas[0], int)
+        assert "The cat sat.".endswith(str(canvas[1]))
+
+
+def test_leaving_a_stream_frees_its_place() -> None:
+    engine = DenoiseEngine(build_model(), TOKENIZER, max_concurrent=1)
+    long = GenerateRequest([], SamplingConfig(256, 256, 32), end_ids=frozenset())
+
+    async def leave_then_ask() -> Reply:
+        stream = engine.stream(long, long)
+        await anext(stream)
+        await stream.aclose()
+        return await asyncio.wait_for(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=1)), 10)
+
+    assert asyncio.run(leave_then_ask()).end.nfe
+    deadline = time.monotonic() + 10
+    while (
+        engine.num_running or engine.num_waiting
+    ):  # the completion is sent a moment before the place is free
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    engine.close()
+
+
+def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
+    for request, message in [
+        (GenerateRequest([7] * 250, SAMPLING), "274 tokens exceeds the context length of 256"),
+        (GenerateRequest([7, MASK], SAMPLING), "must not hold the mask token"),
+        (GenerateRequest([7], SAMPLING, stop=("",)), "must not be empty"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            asyncio.run(read(engine, request))
+
+
+def test_a_failing_network_fails_the_request_and_then_the_check() -> None:
+    model = build_model()
+
+    class Fragile:
+        config = model.config
+        is_broken = True
+
+        def __call__(self, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+            if self.is_broken:
+                raise ValueError("the accelerator is gone")
+            return model(tokens, **inputs)
+
+    fragile = Fragile()
+    engine = DenoiseEngine(fragile, TOKENIZER)
+    request = GenerateRequest(ids("The"), SAMPLING, seed=0)
+    for _ in range(3):
+        engine.check()
+        with pytest.raises(ValueError, match="accelerator"):
+            asyncio.run(read(engine, request))
+    with pytest.raises(RuntimeError, match="last 3 requests failed"):
+        engine.check()
+    fragile.is_broken = False
+    asyncio.run(read(engine, request))
+    engine.check()
+    engine.close()
+    with pytest.raises(RuntimeError, match="thread has ended"):
+        engine.check()
+    with pytest.raises(RuntimeError, match="closed"):
+        asyncio.run(read(engine, request))
+
+
+def test_text_stream_adds_up_to_the_decoded_text() -> None:
+    """Also for ids in random order: broken UTF-8, special tokens, ids without a token."""
+    draw = random.Random(0)
+    for _ in range(200):
+        tokens = [draw.randrange(6, 305) if draw.random() < 0.95 else draw.randrange(6) for _ in range(60)]
+        stream = TextStream(TOKENIZER, stop=("never",))
+        text = "".join(stream.push(token) for token in tokens) + stream.finish()
+        assert text == TOKENIZER.decode(tokens, skip_special_tokens=True)
+
+
+def test_text_stream_holds_back_what_may_become_a_stop() -> None:
+    stream = TextStream(TOKENIZER, stop=("on the", "🙂!"))
+    shown = [stream.push(token) for token in ids("sat on ice on top 🙂 on th")]
+    assert not any(piece.endswith(("o", "on", "on ", "🙂")) for piece in shown)
+    assert "".join(shown) + stream.finish() == "sat on ice on top 🙂 on th"
+    assert not stream.is_stopped

@@ -1,0 +1,64 @@
+"""Generation against the official sampler and against Fast-dLLM's threshold decoding: the same tokens, step by step."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from llada.model.hf import load_model
+from llada.model.transformer import Transformer
+from llada.sampling.sampler import generate
+
+
+@cache
+def load(folder: Path) -> Transformer:
+    return load_model(folder)
+
+
+def test_generate_equals_the_official_sampler(shared_dir: Path) -> None:
+    cases = json.loads((shared_dir / "golden/generate.json").read_text())["cases"]
+    assert len(cases) == 32
+    for case in cases:
+        model = load(shared_dir / "golden" / case["checkpoint"])
+        mask = torch.tensor(case["attention_mask"])
+        knobs = {name: case[name] for name in ("gen_length", "steps", "block_length", "cfg_scale", "mask_id")}
+        for attention_mask in [mask] if not mask.all() else [mask, None]:
+            out = generate(model, torch.tensor(case["prompt_ids"]), attention_mask=attention_mask, **knobs)
+            assert out.sequences.tolist() == case["output_ids"], case["name"]
+            assert out.reveal_step.tolist() == case["commit_step"], case["name"]
+            assert out.nfe == case["forwards"], case["name"]
+        prompts = [
+            [t for t, m in zip(row, attended, strict=True) if m]
+            for row, attended in zip(case["prompt_ids"], case["attention_mask"], strict=True)
+        ]
+        lists = generate(model, prompts, **knobs)
+        length = case["gen_length"]
+        assert lists.sequences[:, -length:].tolist() == [row[-length:] for row in case["output_ids"]]
+
+
+def test_threshold_and_quota_equal_fast_dllm_without_cache(shared_dir: Path) -> None:
+    cases = json.loads((shared_dir / "golden/fast_dllm.json").read_text())["cases"]
+    plain = [case for case in cases if case["mode"] == "none"]
+    assert len(cases) == 60
+    assert any(case["threshold"] for case in plain)
+    assert any(case["threshold"] is None for case in plain)
+    for case in plain:
+        model = load(shared_dir / "golden" / case["checkpoint"])
+        names = ("gen_length", "steps", "block_length", "threshold", "mask_id")
+        out = generate(model, torch.tensor(case["prompt_ids"]), **{name: case[name] for name in names})
+        assert out.sequences.tolist() == case["output_ids"], case["name"]
+        assert out.reveal_step.tolist() == case["commit_forward"], case["name"]
+        assert out.nfe == case["nfe_useful"], case["name"]
+        assert out.token_forwards == case["nfe_useful"] * len(case["output_ids"][0]), case["name"]
+
+
+def test_caches_are_refused_not_ignored(shared_dir: Path) -> None:
+    cases = json.loads((shared_dir / "golden/fast_dllm.json").read_text())["cases"]
+    modes = {case["mode"] for case in cases} - {"none"}
+    assert modes == {"prefix", "dual"}
+    model = load(shared_dir / "golden/llada_gqa")
+    for mode in modes:
+        with pytest.raises(ValueError, match=f"cache='{mode}'"):
+            generate(model, torch.tensor([[1, 2]]), gen_length=4, steps=4, block_length=4, cache=mode)  # type: ignore[arg-type]

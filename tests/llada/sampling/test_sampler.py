@@ -1,0 +1,497 @@
+"""The denoising loop: what must hold at every step, whatever the model and the knobs."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llada.diffusion.schedule import get_schedule
+from llada.model.transformer import Transformer
+from llada.sampling import unmasking
+from llada.sampling.sampler import (
+    SamplingConfig,
+    build_canvas,
+    denoise,
+    generate,
+    gumbel_argmax,
+    infill,
+    unmask_probability,
+)
+
+MakeModel = Callable[..., Transformer]
+MASK, EOS = 22, 1
+PARALLEL: list[dict[str, Any]] = [{"threshold": 0.4}, {"factor": 1.0}, {"entropy_bound": 1.0}]
+RULES: list[dict[str, Any]] = [
+    {},
+    {"remasking": "random"},
+    {"remasking": "ancestral"},
+    {"remasking": "ancestral", "schedule": "cosine"},
+    *PARALLEL,
+]
+
+knobs = st.fixed_dictionaries(
+    {
+        "gen_length": st.integers(1, 12),
+        "steps": st.integers(1, 14),
+        "block_length": st.integers(1, 14),
+        "temperature": st.sampled_from([0.0, 0.0, 0.7, 1.5]),
+        "cfg_scale": st.sampled_from([0.0, 0.0, 1.0]),
+    }
+)
+
+
+def random_prompt(rows: int, length: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, MASK, (rows, length), generator=generator)
+
+
+@given(
+    knobs=knobs,
+    rule=st.sampled_from(RULES),
+    shape=st.tuples(st.integers(1, 3), st.integers(0, 5)),
+    eos=st.booleans(),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=120, deadline=None, derandomize=True)
+def test_invariants_hold_at_every_step(
+    make_model: MakeModel, knobs: dict, rule: dict, shape: tuple[int, int], eos: bool, seed: int
+) -> None:
+    config = SamplingConfig(**{**knobs, **rule})
+    prompt = random_prompt(*shape, seed)
+    canvas = build_canvas(prompt, config.gen_length, mask_id=MASK, seed=seed)
+    eos_id = EOS if eos else None
+    P, L = shape[1], shape[1] + config.gen_length
+    before, reveal_before, forwards = canvas.tokens.clone(), canvas.reveal_step.clone(), 0
+    for state in denoise(make_model(seed), canvas, config, eos_id=eos_id):
+        forwards += 1
+        assert state is canvas
+        assert canvas.nfe == forwards
+        settled = before != MASK
+        assert torch.equal(canvas.tokens[settled], before[settled])  # what is committed stays
+        assert torch.equal(canvas.reveal_step[settled], reveal_before[settled])
+        committed = canvas.reveal_step == forwards - 1
+        assert committed.any()  # no forward in vain
+        assert (before[committed] == MASK).all()
+        changed = (canvas.tokens != before) & ~committed
+        assert eos or not changed.any()
+        assert (canvas.tokens[changed] == EOS).all()  # only the filling behind an EOS
+        # Blocks left to right: nothing is committed while a mask is left in an earlier block.
+        if committed.any():
+            for row in range(shape[0]):
+                where = committed[row].nonzero().flatten()
+                if len(where):
+                    block_start = P + (int(where.min()) - P) // config.block_length * config.block_length
+                    assert not (canvas.tokens[row, :block_start] == MASK).any()
+                    assert int(where.max()) < block_start + config.block_length
+        before, reveal_before = canvas.tokens.clone(), canvas.reveal_step.clone()
+    assert not (canvas.tokens == MASK).any()
+    assert torch.equal(canvas.tokens[:, :P], prompt)
+    assert (canvas.reveal_step[:, :P] == -1).all()
+    blocks = -(-config.gen_length // config.block_length)
+    if not any(name in rule for name in ("threshold", "factor", "entropy_bound")):
+        assert forwards <= max(config.steps, blocks)
+    assert forwards <= config.gen_length * shape[0] or "remasking" in rule
+    for row in range(shape[0]):
+        generated, revealed = canvas.tokens[row, P:L], canvas.reveal_step[row, P:L]
+        if eos and (generated == EOS).any():
+            first = int((generated == EOS).nonzero()[0])
+            filled = revealed[first + 1 :] == -1
+            assert (generated[first + 1 :][filled] == EOS).all()
+            # Whatever stands behind it was there before this EOS was.
+            assert (revealed[first + 1 :] <= revealed[first]).all()
+            assert (revealed[: first + 1] >= 0).all()
+        else:
+            assert (revealed >= 0).all()
+
+
+def test_nothing_is_committed_after_the_first_eos() -> None:
+    """A model that is surest of EOS in the middle: the tail is filled, never denoised, and costs no forward."""
+
+    def predict(tokens: Tensor, **_: Tensor) -> Tensor:
+        logits = torch.zeros(*tokens.shape, 6)
+        length = tokens.shape[1]
+        logits[:, torch.arange(length), torch.arange(length) % 3 + 2] = 5 + torch.arange(length) * 0.1
+        logits[:, 3, EOS] = 20
+        return logits
+
+    prompt = torch.tensor([[4, 3]])
+    out = generate(predict, prompt, gen_length=8, steps=8, block_length=4, mask_id=5, eos_id=EOS)
+    assert out.sequences.tolist() == [[4, 3, 4, 1, 1, 1, 1, 1, 1, 1]]
+    assert out.reveal_step.tolist() == [[1, 0, -1, -1, -1, -1, -1, -1]]
+    assert out.nfe == 2
+    fixed = generate(predict, prompt, gen_length=8, steps=8, block_length=4, mask_id=5)
+    assert fixed.nfe == 8
+    assert (fixed.reveal_step >= 0).all()
+    # Within one step: several are committed at once, those behind the EOS are not.
+    once = generate(predict, prompt, gen_length=8, steps=1, block_length=8, mask_id=5, eos_id=EOS)
+    assert once.reveal_step.tolist() == [[0, 0, -1, -1, -1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_a_batch_equals_its_rows_alone(
+    make_model: MakeModel, rule: dict, temperature: float, cfg_scale: float
+) -> None:
+    model = make_model(2)
+    # No empty prompt: on a canvas of nothing but masks all positions are exact ties, and rounding decides.
+    prompts = [[5, 6, 7, 8, 9], [3], [11, 4, 2], [17, 2, 2, 5]]
+    seeds = [10, 77, 3, 2**31 + 1]
+    settings: dict = {
+        "gen_length": 9,
+        "steps": 6,
+        "block_length": 5,
+        "temperature": temperature,
+        "cfg_scale": cfg_scale,
+        "eos_id": EOS,
+        **rule,
+    }
+    together = generate(model, prompts, seed=seeds, **settings)
+    texts = []
+    for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        alone = generate(model, [prompt], seed=[seed], **settings)
+        assert together.sequences[row, -9:].tolist() == alone.sequences[0, -9:].tolist()
+        committed = together.reveal_step[row] >= 0
+        assert torch.equal(committed, alone.reveal_step[0] >= 0)
+        texts.append(alone.sequences[0, -9:].tolist())
+    assert len({tuple(text) for text in texts}) > 1
+
+
+def test_seeds_make_rows_independent_and_repeatable(make_model: MakeModel) -> None:
+    model, prompt = make_model(), random_prompt(1, 3).expand(4, -1)
+    settings: dict = {"gen_length": 8, "steps": 8, "block_length": 8, "temperature": 4.0}
+    first = generate(model, prompt, seed=5, **settings).sequences
+    assert torch.equal(generate(model, prompt, seed=5, **settings).sequences, first)
+    assert torch.equal(generate(model, prompt, seed=[5, 6, 7, 8], **settings).sequences, first)
+    assert len({tuple(row) for row in first.tolist()}) == 4  # 23⁸ texts at this temperature
+    assert not torch.equal(generate(model, prompt, seed=50, **settings).sequences, first)
+    with pytest.raises(ValueError, match="2 seeds for 4 rows"):
+        generate(model, prompt, seed=[1, 2], **settings)
+
+
+@pytest.mark.parametrize("rule", PARALLEL, ids=str)
+def test_parallel_rules_commit_what_their_definition_says(make_model: MakeModel, rule: dict) -> None:
+    """Replay a run: at every forward, the rule applied to the model's own confidences of the block's masks."""
+    model, prompt, P = make_model(2), random_prompt(1, 4), 4
+    config = SamplingConfig(gen_length=12, steps=1, block_length=6, **rule)
+    canvas = build_canvas(prompt, 12, mask_id=MASK, seed=0)
+    before, sizes = canvas.tokens.clone(), []
+    for _ in denoise(model, canvas, config):
+        masks = (before[0] == MASK).nonzero().flatten()
+        block_end = P + ((int(masks[0]) - P) // 6 + 1) * 6
+        masks = masks[masks < block_end]
+        with torch.no_grad():
+            logits = model(before)[0, masks].double()
+        logits[:, MASK] = -torch.inf
+        p, best = logits.softmax(-1).max(-1)
+        if "threshold" in rule:
+            chosen = {i for i in range(len(p)) if p[i] >= 0.4} or {int(p.argmax())}
+        elif "factor" in rule:
+            order = p.argsort(descending=True).tolist()
+            n = 1
+            while n < len(order) and p[order[n]] >= 1 - 1 / (n + 2):
+                n += 1
+            chosen = set(order[:n])
+        else:
+            entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+            order = entropy.argsort().tolist()
+            chosen = {order[k] for k in range(len(order)) if k == 0 or entropy[order[:k]].sum() <= 1.0}
+        committed = (canvas.reveal_step[0] == canvas.nfe - 1).nonzero().flatten()
+        expected = masks[sorted(chosen)]
+        assert torch.equal(committed, expected)
+        assert torch.equal(canvas.tokens[0, committed], best[sorted(chosen)])
+        sizes.append(len(committed))
+        before = canvas.tokens.clone()
+    assert sum(sizes) == 12
+    assert max(sizes) > 1  # the rule was put to use
+    assert min(sizes) >= 1
+
+
+def test_low_confidence_ignores_the_temperature() -> None:
+    """Confidence is the un-noised probability of the drawn token; random remasking ignores it altogether."""
+
+    def predict(tokens: Tensor, **_: Tensor) -> Tensor:
+        logits = torch.full((*tokens.shape, 4), -30.0)
+        logits[..., 1] = 10.0
+        logits[..., 0] = torch.arange(tokens.shape[1]) * 0.3 - 1.0  # the later, the less certain
+        return logits
+
+    empty = torch.empty(1, 0).long()
+    out = generate(predict, empty, gen_length=6, steps=6, block_length=6, temperature=0.3, mask_id=3, seed=0)
+    assert out.reveal_step.tolist() == [[0, 1, 2, 3, 4, 5]]
+    orders = {
+        tuple(
+            generate(
+                predict, empty, gen_length=6, steps=6, block_length=6, remasking="random", mask_id=3, seed=s
+            )
+            .reveal_step[0]
+            .tolist()
+        )
+        for s in range(6)
+    }
+    assert len(orders) > 4
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_guidance_is_the_formula(make_model: MakeModel, with_mask: bool) -> None:
+    model, prompt = make_model(3), random_prompt(2, 4)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]) if with_mask else None
+    canvas = torch.cat([prompt, torch.full((2, 1), MASK)], dim=1)
+    hidden = torch.full_like(canvas, MASK)
+    full = None if mask is None else torch.cat([mask, torch.ones(2, 1).long()], dim=1)
+    with torch.no_grad():
+        cond, un = model(canvas, full)[:, -1].double(), model(hidden, full)[:, -1].double()
+    logits = un + (1.5 + 1) * (cond - un)
+    logits[:, MASK] = -torch.inf
+    out = generate(model, prompt, gen_length=1, steps=1, block_length=1, cfg_scale=1.5, attention_mask=mask)
+    assert out.sequences[:, -1].tolist() == logits.argmax(-1).tolist()
+    assert out.token_forwards == 2 * 2 * 5
+    assert out.nfe == 1
+    plain = generate(model, prompt, gen_length=1, steps=1, block_length=1, attention_mask=mask)
+    assert plain.token_forwards == 2 * 5
+    guided = [
+        generate(
+            model, prompt, gen_length=10, steps=10, block_length=10, cfg_scale=w, attention_mask=mask
+        ).sequences
+        for w in (0.0, 1.5)
+    ]
+    assert not torch.equal(*guided)
+
+
+def test_gumbel_argmax_samples_the_softmax() -> None:
+    logits = torch.tensor([2.0, 0.0, 1.0, -1.0, float("-inf")], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for temperature in (0.5, 1.0, 2.0):
+        expected = (logits / temperature).softmax(-1)[:4] * 20_000
+        drawn = gumbel_argmax(logits.expand(20_000, 5), temperature, generator)
+        counts = torch.bincount(drawn, minlength=5)
+        assert counts[4] == 0
+        statistic = float(((counts[:4] - expected) ** 2 / expected).sum())
+        assert statistic < 16.3  # chi-square, 3 degrees of freedom: one in a thousand
+    assert gumbel_argmax(logits[None], 0.0, None).tolist() == [0]
+
+
+def test_infill_fills_the_holes_and_nothing_else(make_model: MakeModel) -> None:
+    model = make_model(4)
+    tokens = random_prompt(3, 12)
+    holes = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    holes[2] = False
+    holed = tokens.masked_fill(holes, MASK)
+    for rule in RULES:
+        for block_length in (None, 5):
+            out = infill(model, holed, steps=4, block_length=block_length, seed=0, **rule)
+            assert torch.equal(out.sequences[~holes], tokens[~holes])
+            assert not (out.sequences == MASK).any()
+            assert torch.equal(out.reveal_step >= 0, holes)
+    assert holed[holes].unique().tolist() == [MASK]  # the input is untouched
+    nothing = infill(model, tokens, steps=4)
+    assert nothing.nfe == nothing.token_forwards == 0
+    assert torch.equal(nothing.sequences, tokens)
+    best = infill(model, holed[:1], steps=1)
+    logits = model(holed[:1])[0]
+    logits[:, MASK] = -torch.inf
+    assert torch.equal(best.sequences[0][holes[0]], logits.argmax(-1)[holes[0]])
+
+
+def test_holes_in_the_prompt_are_filled_with_the_first_block(make_model: MakeModel) -> None:
+    prompt = torch.tensor([[5, MASK, 6]])
+    out = generate(make_model(), prompt, gen_length=4, steps=4, block_length=2)
+    assert not (out.sequences == MASK).any()
+    assert out.sequences[0, [0, 2]].tolist() == [5, 6]
+    assert out.reveal_step.shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("gen_length", "steps", "block_length", "expected"),
+    [
+        (10, 10, 4, [4, 3, 3]),  # the last block is short: 2 masks in 2 of its 3 steps
+        (8, 5, 4, [3, 2]),
+        (6, 2, 2, [1, 1, 1]),  # fewer steps than blocks
+        (5, 50, 5, [5]),  # more steps than masks: no forward in vain
+    ],
+)
+def test_forwards_per_block(
+    make_model: MakeModel, gen_length: int, steps: int, block_length: int, expected: list[int]
+) -> None:
+    out = generate(
+        make_model(), random_prompt(1, 3), gen_length=gen_length, steps=steps, block_length=block_length
+    )
+    per_block = [len(block.unique()) for block in out.reveal_step[0].split(block_length)]
+    blocks = [min(block_length, gen_length - start) for start in range(0, gen_length, block_length)]
+    assert per_block == [min(n, size) for n, size in zip(expected, blocks, strict=True)]
+    assert out.nfe == sum(per_block)
+    for n, block in zip(per_block, out.reveal_step[0].split(block_length), strict=True):
+        counts = torch.bincount(block - block.min()).tolist()
+        assert counts == unmasking.quota_schedule(len(block), n)
+
+
+class ToyLanguage:
+    """Three positions, three words (the mask is 3), and the true conditionals as a "network"."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.joint = torch.rand(3, 3, 3, generator=generator, dtype=torch.float64) ** 3 + 0.01
+        self.joint /= self.joint.sum()
+
+    def conditional(self, canvas: tuple[int, ...], position: int) -> Tensor:
+        index = tuple(slice(None) if token == 3 else slice(token, token + 1) for token in canvas)
+        kept = [axis for axis in range(3) if axis != position]
+        marginal = self.joint[index].sum(dim=kept)
+        if canvas[position] != 3:
+            return torch.ones(3, dtype=torch.float64)
+        return marginal / marginal.sum()
+
+    def network(self) -> Callable[..., Tensor]:
+        table = torch.full((4, 4, 4, 3, 4), 3.0, dtype=torch.float64)  # the mask's logit must not matter
+        for canvas in itertools.product(range(4), repeat=3):
+            for position in range(3):
+                table[canvas][position, :3] = self.conditional(canvas, position).log()
+        return lambda tokens, **_: table[tokens[:, 0], tokens[:, 1], tokens[:, 2]]
+
+    def ancestral(self, steps: int, schedule: str) -> Tensor:
+        """The exact distribution of MDLM's sampler, all canvases enumerated: (27,)."""
+        chance = {(3, 3, 3): 1.0}
+        for step in range(steps):
+            p = 1.0
+            if step < steps - 1:
+                at = get_schedule(schedule).mask_prob(
+                    torch.tensor([1 - step / steps, 1 - (step + 1) / steps], dtype=torch.float64)
+                )
+                p = float(1 - at[1] / at[0])
+            following: dict[tuple[int, ...], float] = {}
+            for canvas, mass in chance.items():
+                choices = []
+                for position, token in enumerate(canvas):
+                    if token != 3:
+                        choices.append([(token, 1.0)])
+                    else:
+                        words = self.conditional(canvas, position).tolist()
+                        choices.append([(3, 1 - p), *[(w, p * q) for w, q in enumerate(words)]])
+                for combination in itertools.product(*choices):
+                    weight = mass
+                    for _, q in combination:
+                        weight *= q
+                    target = tuple(token for token, _ in combination)
+                    following[target] = following.get(target, 0.0) + weight
+            chance = following
+        return torch.tensor([chance[s] for s in itertools.product(range(3), repeat=3)], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("steps", "schedule"), [(2, "loglinear"), (3, "cosine")])
+def test_ancestral_sampler_draws_the_enumerated_distribution(steps: int, schedule: str) -> None:
+    toy = ToyLanguage()
+    expected = toy.ancestral(steps, schedule)
+    assert expected.sum().item() == pytest.approx(1)
+    assert (
+        expected - toy.joint.flatten()
+    ).abs().sum() > 0.02  # few steps are not exact: the two can be told apart
+    rows = 4000
+    out = generate(
+        toy.network(),
+        torch.empty(rows, 0).long(),
+        gen_length=3,
+        steps=steps,
+        block_length=3,
+        remasking="ancestral",
+        schedule=schedule,
+        mask_id=3,
+        seed=0,
+    )
+    counts = torch.bincount(out.sequences @ torch.tensor([9, 3, 1]), minlength=27)
+    statistic = float(((counts - rows * expected) ** 2 / (rows * expected)).sum())
+    assert statistic < 54  # chi-square, 26 degrees of freedom: one in a thousand
+
+
+@pytest.mark.parametrize("schedule", ["loglinear", "cosine", "linear"])
+def test_ancestral_masks_left_follow_the_schedule(schedule: str) -> None:
+    length, rows, steps = 400, 10, 5
+    canvas = build_canvas(torch.empty(rows, 0).long(), length, mask_id=3, seed=0)
+    config = SamplingConfig(length, steps, length, remasking="ancestral", schedule=schedule)
+
+    def predict(tokens: Tensor, **_: Tensor) -> Tensor:
+        return torch.zeros(*tokens.shape, 4)
+
+    left = [(state.tokens == 3).double().mean().item() for state in denoise(predict, canvas, config)]
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    p = get_schedule(schedule).mask_prob(times)
+    expected = (p[1:] / p[0]).tolist()
+    expected[-1] = 0.0  # the last step takes the rest
+    assert len(left) == steps
+    for got, want in zip(left, expected, strict=True):
+        assert got == pytest.approx(want, abs=4 * (want * (1 - want) / (rows * length)) ** 0.5 + 1e-9)
+
+
+def test_ancestral_skips_forwards_that_change_nothing(make_model: MakeModel) -> None:
+    out = generate(
+        make_model(),
+        random_prompt(1, 2),
+        gen_length=3,
+        steps=200,
+        block_length=3,
+        remasking="ancestral",
+        seed=0,
+    )
+    assert out.nfe <= 3
+    assert sorted(out.reveal_step.unique().tolist()) == list(range(out.nfe))
+
+
+def test_unmask_probability_is_equation_7() -> None:
+    for name in ("loglinear", "cosine2", "geometric"):
+        schedule = get_schedule(name)
+        alpha = schedule.alpha(torch.tensor([0.7, 0.4], dtype=torch.float64))
+        expected = float((alpha[1] - alpha[0]) / (1 - alpha[0]))
+        assert unmask_probability(schedule, 0.7, 0.4) == pytest.approx(expected)
+
+
+def test_ragged_prompts_work_when_zero_is_the_mask() -> None:
+    """Padding must not be taken for a hole, whichever id the mask has."""
+
+    def predict(tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return torch.arange(4.0).expand(*tokens.shape, 4)
+
+    out = generate(predict, [[1, 2, 3], [2]], gen_length=2, steps=2, block_length=2, mask_id=0)
+    assert out.sequences[0].tolist() == [1, 2, 3, 3, 3]
+    assert out.sequences[1, 2:].tolist() == [2, 3, 3]
+    assert out.sequences[1, :2].tolist() == [1, 1]  # padding, not an answer
+    assert out.reveal_step.sort(1).values.tolist() == [[0, 1], [0, 1]]
+    padded = torch.tensor([[0, 0, 2]])
+    with pytest.raises(ValueError, match="padding"):
+        generate(predict, padded, attention_mask=torch.tensor([[0, 0, 1]]), gen_length=2, mask_id=0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"steps": 0},
+        {"gen_length": 0},
+        {"block_length": -1},
+        {"temperature": -0.1},
+        {"cfg_scale": -1.0},
+        {"remasking": "lowest"},
+        {"threshold": 0.9, "factor": 1.0},
+        {"threshold": 0.9, "remasking": "random"},
+        {"schedule": "none"},
+    ],
+    ids=str,
+)
+def test_contradictory_knobs_are_refused(make_model: MakeModel, bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        generate(make_model(), random_prompt(1, 2), **{"gen_length": 4, "steps": 4, **bad})
+
+
+def test_a_model_without_mask_id_needs_one(make_model: MakeModel) -> None:
+    model = make_model(mask_token_id=None)
+    with pytest.raises(ValueError, match="mask_id"):
+        generate(model, random_prompt(1, 2), gen_length=2, steps=2)
+    out = generate(model, random_prompt(1, 2), gen_length=2, steps=2, mask_id=MASK)
+    assert not (out.sequences == MASK).any()
+
+
+def test_too_long_a_canvas_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="48"):
+        generate(make_model(), random_prompt(1, 40), gen_length=9, steps=1)

@@ -1,0 +1,163 @@
+"""From step numbers to rows and noise: arithmetic that no worker count, micro-batch or restart can change."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llada.data.shards import TokenDataset
+from llada.diffusion.time import TimeConfig
+from llada.training.batches import (
+    Batch,
+    BatchStream,
+    ObjectiveConfig,
+    add_noise,
+    predicted_positions,
+)
+
+EOS, MASK, L = 0, 1, 16
+
+
+def stream(
+    folder: Any, *, rank: int = 0, workers: int = 1, rows: int = 8, seed: int = 0, **knobs: Any
+) -> BatchStream:
+    return BatchStream(
+        TokenDataset(folder.url),
+        ObjectiveConfig(**knobs),
+        global_rows=rows,
+        seed=seed,
+        rank=rank,
+        num_workers=workers,
+    )
+
+
+@pytest.mark.parametrize("sampling", ["stratified", "independent", "sobol"])
+def test_rows_and_noise_do_not_depend_on_the_workers(pretrain_folder: Any, sampling: str) -> None:
+    config = ObjectiveConfig(time=TimeConfig(sampling=sampling))  # type: ignore[arg-type]
+    for step in (0, 5, 9):  # beyond the first epoch too
+        whole = stream(pretrain_folder).load(step)
+        noisy = add_noise(whole, config, 0, MASK)
+        assert noisy.masked.any()
+        for workers in (2, 4):
+            for rank in range(workers):
+                part = stream(pretrain_folder, rank=rank, workers=workers).load(step)
+                assert torch.equal(part.tokens, whole.tokens[rank::workers])
+                assert torch.equal(part.sample_ids, whole.sample_ids[rank::workers])
+                pieces = [add_noise(micro, config, 0, MASK) for micro in part.split(3)]
+                for name in ("tokens", "masked", "mask_prob", "weight"):
+                    joined = torch.cat([getattr(piece, name) for piece in pieces])
+                    assert torch.equal(joined, getattr(noisy, name)[rank::workers]), name
+
+
+def test_an_epoch_holds_every_row_once_and_noise_changes_with_it(pretrain_folder: Any) -> None:
+    source = stream(pretrain_folder, rows=1)
+    n = len(source.dataset)
+    batches = [source.load(step) for step in range(2 * n)]
+    ids = [int(batch.sample_ids) for batch in batches]
+    assert sorted(ids[:n]) == sorted(ids[n:]) == list(range(n))
+    assert ids[:n] != ids[n:]
+    assert {int(batch.epochs) for batch in batches[:n]} == {0}
+    assert {int(batch.epochs) for batch in batches[n:]} == {1}
+    config = ObjectiveConfig(schedule="bert")
+    first, second = batches[0], batches[n + ids[n:].index(ids[0])]
+    assert torch.equal(first.tokens, second.tokens)
+    big = ObjectiveConfig(schedule="bert", time=TimeConfig())
+    masks = [add_noise(b, big, 0, MASK).masked for b in (first, second)]
+    seeds = [add_noise(first, config, seed, MASK).masked for seed in range(4)]
+    assert not torch.equal(*masks) or len({tuple(m.flatten().tolist()) for m in seeds}) > 1
+    everything = torch.stack([add_noise(b, config, 0, MASK).masked[0] for b in batches])
+    assert not torch.equal(everything[np.argsort(ids[:n])], everything[n + np.argsort(ids[n:])])
+
+
+def test_batches_come_in_order_from_any_step(pretrain_folder: Any) -> None:
+    source = stream(pretrain_folder)
+    whole = [(b.step, b.tokens) for b in source.batches(0, 6)]
+    resumed = [(b.step, b.tokens) for b in source.batches(4, 6)]
+    assert [step for step, _ in whole] == list(range(6))
+    for (step, a), (other, b) in zip(whole[4:], resumed, strict=True):
+        assert step == other
+        assert torch.equal(a, b)
+    assert list(source.batches(6, 6)) == []
+
+
+def test_times_of_a_batch_are_stratified_over_all_workers(pretrain_folder: Any) -> None:
+    levels = [
+        add_noise(stream(pretrain_folder, rank=r, workers=4).load(3), ObjectiveConfig(), 0, MASK).mask_prob
+        for r in range(4)
+    ]
+    t = (torch.cat(levels) - 1e-3) / 0.999
+    assert sorted((t * 8).long().tolist()) == list(range(8))
+
+
+def test_fine_tuning_never_noises_the_prompt_and_learns_the_padding(sft_folder: Any) -> None:
+    source = stream(sft_folder)
+    config = ObjectiveConfig(schedule="bert", time=TimeConfig())
+    masked_padding = 0
+    for step in range(4):
+        batch = source.load(step)
+        lengths = source.dataset.lengths(batch.sample_ids.numpy())
+        assert batch.tokens.shape[1] == lengths.max()  # padded to the longest of the global batch
+        assert batch.per_row
+        assert batch.segment_ids is None
+        full = source.dataset.rows(batch.sample_ids.numpy())
+        assert torch.equal(batch.maskable, torch.from_numpy(full.maskable[:, : lengths.max()]))
+        for seed in range(5):
+            noisy = add_noise(batch, config, seed, MASK)
+            prompt = ~batch.maskable
+            assert torch.equal(noisy.tokens[prompt], batch.tokens[prompt])
+            assert not noisy.masked[prompt].any()
+            padding = torch.arange(batch.tokens.shape[1]) >= torch.from_numpy(lengths)[:, None]
+            assert (batch.tokens[padding] == EOS).all()
+            masked_padding += int(noisy.masked[padding].sum())
+    assert masked_padding > 0
+
+
+def test_padding_of_a_fine_tuning_batch_is_that_of_all_workers(sft_folder: Any) -> None:
+    widths = {stream(sft_folder, rank=r, workers=4).load(2).tokens.shape[1] for r in range(4)}
+    assert widths == {stream(sft_folder).load(2).tokens.shape[1]}
+
+
+def test_random_length_cuts_some_steps_the_same_everywhere(pretrain_folder: Any) -> None:
+    def width(step: int, **knobs: Any) -> int:
+        return stream(pretrain_folder, random_length=0.3, **knobs).load(step).tokens.shape[1]
+
+    widths = [width(step) for step in range(60)]
+    cut = [w for w in widths if w < L]
+    assert 8 <= len(cut) <= 28  # 60 × 0.3 × 15/16 = 17 ± 3.5, three deviations
+    assert len(set(cut)) > 4
+    assert min(widths) >= 1
+    assert widths == [width(step, rank=1, workers=2) for step in range(60)]
+    assert widths != [width(step, seed=1) for step in range(60)]
+    assert {stream(pretrain_folder).load(step).tokens.shape[1] for step in range(20)} == {L}
+    everything = [
+        stream(pretrain_folder, random_length=1.0).load(step).tokens.shape[1] for step in range(200)
+    ]
+    assert set(everything) == set(range(1, L + 1))
+
+
+def test_autoregressive_targets_have_a_predecessor_in_their_document() -> None:
+    segments = torch.tensor([[0, 0, 0, 1, 1, -1]])
+    batch = Batch(
+        tokens=torch.arange(6)[None],
+        segment_ids=segments,
+        maskable=torch.tensor([[True] * 5 + [False]]),
+        slots=torch.zeros(1).long(),
+        epochs=torch.zeros(1).long(),
+        sample_ids=torch.zeros(1).long(),
+        step=0,
+        global_rows=1,
+        per_row=False,
+    )
+    assert predicted_positions(batch, "autoregressive").tolist() == [[False, True, True, False, True, False]]
+    assert predicted_positions(batch, "masked_diffusion").tolist() == [[True] * 5 + [False]]
+    joined = Batch(**{**vars(batch), "segment_ids": None})
+    assert predicted_positions(joined, "autoregressive").tolist() == [[False, True, True, True, True, False]]
+
+
+def test_wrong_objectives_and_batches_are_refused(pretrain_folder: Any) -> None:
+    for bad in ({"schedule": "exponential"}, {"random_length": 1.5}, {"objective": "causal"}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            ObjectiveConfig(**bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"9 rows.*2 workers"):
+        stream(pretrain_folder, rows=9, workers=2)

@@ -1,0 +1,100 @@
+"""Optimizers and the learning-rate schedule."""
+
+import pytest
+import torch
+
+from llada.model.transformer import ModelConfig, Transformer
+from llada.training.optim import OptimConfig, build_optimizers, lr_factor, map_whole_matrices, set_lr
+
+
+def small_model() -> Transformer:
+    model = Transformer(ModelConfig(vocab_size=11, d_model=8, num_layers=2, num_heads=2, ffn_dim=12))
+    model.init_weights(0)
+    return model
+
+
+def test_lr_warms_up_holds_and_decays() -> None:
+    config = OptimConfig(warmup_steps=4, decay_fraction=0.25, final_lr_ratio=0.1)
+    factors = [lr_factor(step, 40, config) for step in range(40)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:30] == [1.0] * 26
+    assert factors[30:] == pytest.approx([1 - 0.9 * k / 10 for k in range(1, 11)])
+    assert factors[-1] == pytest.approx(0.1)
+
+
+def test_lladas_schedule_with_its_drop() -> None:
+    """4e-4 until 1.2 of 2.3 T tokens, 1e-4 for 0.8 T, then down to 1e-5."""
+    config = OptimConfig(
+        lr=4e-4, warmup_steps=20, drops=((1.2 / 2.3, 0.25),), decay_fraction=0.3 / 2.3, final_lr_ratio=0.025
+    )
+    rate = [4e-4 * lr_factor(step, 2300, config) for step in range(2300)]
+    assert rate[19] == rate[1199] == 4e-4
+    assert rate[1200] == rate[1999] == pytest.approx(1e-4)
+    assert rate[2149] == pytest.approx(5.5e-5, rel=1e-3)
+    assert rate[2299] == pytest.approx(1e-5)
+
+
+def test_lr_corner_cases() -> None:
+    assert lr_factor(0, 10, OptimConfig(warmup_steps=0, decay_fraction=0)) == 1.0
+    assert lr_factor(9, 10, OptimConfig(warmup_steps=0, decay_fraction=0)) == 1.0
+    assert lr_factor(0, 1, OptimConfig(warmup_steps=0, decay_fraction=1.0, final_lr_ratio=0.0)) == 0.0
+    everything = OptimConfig(warmup_steps=0, decay_fraction=1.0, final_lr_ratio=0.0)
+    assert [lr_factor(s, 4, everything) for s in range(4)] == [0.75, 0.5, 0.25, 0.0]
+    for bad in ({"decay_fraction": 1.5}, {"lr": 0.0}, {"warmup_steps": -1}):
+        with pytest.raises(ValueError, match="optim"):
+            OptimConfig(**bad)
+
+
+def test_every_parameter_is_moved_by_one_optimizer_with_its_decay() -> None:
+    model = small_model()
+    names = {id(p): name for name, p in model.named_parameters()}
+    for kind in ("adamw", "muon"):
+        optimizers = build_optimizers(
+            model, OptimConfig(optimizer=kind, lr=1e-3, muon_lr=2e-3, weight_decay=0.3)
+        )  # type: ignore[arg-type]
+        seen = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
+        assert sorted(seen) == sorted(names)
+        for optimizer in optimizers:
+            muon = isinstance(optimizer, torch.optim.Muon)
+            for group in optimizer.param_groups:
+                assert group["peak_lr"] == group["lr"] == (2e-3 if muon else 1e-3)
+                for p in group["params"]:
+                    name = names[id(p)]
+                    assert group["weight_decay"] == (0.0 if name.endswith("norm.weight") else 0.3), name
+                    assert muon == (kind == "muon" and name.startswith("layers.") and p.ndim == 2), name
+        set_lr(optimizers, 0.5)
+        assert {g["lr"] for o in optimizers for g in o.param_groups} == (
+            {5e-4, 1e-3} if kind == "muon" else {5e-4}
+        )
+
+
+def test_muon_on_one_worker_is_torchs() -> None:
+    ours, theirs = small_model(), small_model()
+    matrices = [p for n, p in theirs.named_parameters() if n.startswith("layers.") and p.ndim == 2]
+    rest = [(n, p) for n, p in theirs.named_parameters() if not (n.startswith("layers.") and p.ndim == 2)]
+    reference = [
+        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([p for _, p in rest if p.ndim == 2], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
+        torch.optim.AdamW([p for _, p in rest if p.ndim == 1], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    optimizers = build_optimizers(ours, OptimConfig(optimizer="muon", lr=0.01, muon_lr=0.02))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers + reference:
+            optimizer.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_whole_matrices_come_back_in_order_on_one_worker(tmp_path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        matrices = [torch.full((3, 2), 1.0), torch.full((2, 5), 2.0)]
+        group = torch.distributed.group.WORLD
+        results = map_whole_matrices(list(matrices), [m.shape for m in matrices], lambda m: m + len(m), group)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [r.tolist() for r in results] == [(m + len(m)).tolist() for m in matrices]

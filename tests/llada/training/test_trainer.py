@@ -1,0 +1,360 @@
+"""The training loop on one worker: resuming, accumulating, refusing, and learning."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from llada.diffusion.objective import masked_diffusion_loss
+from llada.model.transformer import ModelConfig, Transformer
+from llada.training.batches import BatchStream, add_noise
+from llada.training.checkpoint import complete_checkpoints
+from llada.training.parallel import build_parallel
+from llada.training.trainer import RunConfig, TrainConfig, train_step
+
+Configs = tuple[ModelConfig, RunConfig]
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"optimizer": "muon", "random_length": 0.4},
+        {"optimizer": "adamw", "tie_embeddings": True},
+        {"data": "sft"},
+        {"objective": "autoregressive", "causal": True},
+    ],
+    ids=str,
+)
+def test_resuming_equals_never_stopping(
+    make_config: Callable,
+    run_here: Callable,
+    pretrain_folder: Any,
+    sft_folder: Any,
+    tmp_path: Path,
+    knobs: dict[str, Any],
+) -> None:
+    changes = dict(knobs)
+    folder = sft_folder if changes.pop("data", "") == "sft" else pretrain_folder
+    configs = make_config(**changes, num_steps=9, log_every=3, checkpoint_every=2, validate_every=4)
+    whole = run_here(configs, folder, tmp_path / "whole")
+    first = run_here(configs, folder, tmp_path / "parts", stop_at=4)  # in the middle of a log interval
+    assert first.result.num_steps == 4
+    second = run_here(configs, folder, tmp_path / "parts", stop_at=5)
+    third = run_here(configs, folder, tmp_path / "parts")
+    assert [run.events[0]["first_step"] for run in (first, second, third)] == [0, 4, 5]
+    assert_equal(whole.result.state, third.result.state)
+    assert first.losses + second.losses + third.losses == whole.losses
+    assert len(whole.losses) == 3
+    assert third.result.validation_loss == whole.result.validation_loss
+    assert third.result.train_loss == whole.result.train_loss == whole.losses[-1]
+    assert third.result.tokens == whole.result.tokens
+    assert third.result.seconds > second.result.seconds > first.result.seconds
+    done = run_here(configs, folder, tmp_path / "parts")  # nothing is left to do
+    assert done.losses == []
+    assert_equal(done.result.state, whole.result.state)
+    assert done.result.validation_loss == whole.result.validation_loss
+    assert complete_checkpoints(str(tmp_path / "parts")) == [8, 9]
+
+
+def test_events_tell_the_story(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    configs = make_config(num_steps=5, log_every=2, validate_every=3, checkpoint_every=4)
+    run = run_here(configs, pretrain_folder, tmp_path)
+    story = [(event["event"], event.get("step")) for event in run.events]
+    assert story == [
+        ("start", None),
+        ("step", 2),
+        ("validation", 3),
+        ("step", 4),
+        ("checkpoint", 4),
+        ("step", 5),
+        ("validation", 5),
+        ("checkpoint", 5),
+    ]
+    assert run.events[0]["parameters"] == configs[0].num_parameters
+    assert run.events[1]["lr"] == pytest.approx(0.01)
+    assert [event["tokens"] for event in run.events if event["event"] == "step"] == [256, 512, 640]
+    assert run.result.unigram_loss == run.events[0]["unigram_loss"]
+    assert run.events[-2]["ratio"] == pytest.approx(run.result.validation_loss / run.result.unigram_loss)
+
+
+@pytest.mark.parametrize("data", ["pretrain", "sft"])
+def test_micro_batches_change_nothing_but_rounding(
+    make_config: Callable,
+    run_here: Callable,
+    pretrain_folder: Any,
+    sft_folder: Any,
+    tmp_path: Path,
+    data: str,
+) -> None:
+    folder = sft_folder if data == "sft" else pretrain_folder
+    runs = [
+        run_here(make_config(**knobs), folder, tmp_path / str(i))
+        for i, knobs in enumerate(
+            [{}, {"micro_batch_rows": 1}, {"micro_batch_rows": 3}, {"activation_checkpointing": True}]
+        )
+    ]
+    for run in runs[1:]:
+        assert run.losses == pytest.approx(runs[0].losses, rel=1e-5)
+        for name, value in runs[0].result.state.items():
+            # Six steps of 0.01: float32 rounding of the gradients, divided by Adam.
+            torch.testing.assert_close(run.result.state[name], value, rtol=0, atol=1e-4)
+
+
+def test_the_step_loss_is_the_formula(make_config: Callable, pretrain_folder: Any, sft_folder: Any) -> None:
+    """train_step against the loss written out by hand: pretraining over all tokens, fine-tuning row by row."""
+    from llada.data.shards import TokenDataset
+
+    for folder in (pretrain_folder, sft_folder):
+        model_config, config = make_config(micro_batch_rows=3)
+        model = build_parallel(model_config, torch.device("cpu"), torch.float32)
+        model.init_weights(0)
+        dataset = TokenDataset(folder.url)
+        batch = BatchStream(dataset, config.objective, global_rows=8, seed=0, rank=0, num_workers=1).load(1)
+        got = float(train_step(model, model, batch, config, 1, torch.float32))
+        grad = model.embed.weight.grad.clone()
+        model.zero_grad()
+        noisy = add_noise(batch, config.objective, 0, 1)
+        logits = model(noisy.tokens, segment_ids=batch.segment_ids)
+        counts = batch.maskable.sum(1)
+        per_row = folder is sft_folder
+        loss = masked_diffusion_loss(
+            logits, batch.tokens, noisy, normalizer=8 * counts if per_row else counts.sum()
+        )
+        loss.backward()
+        by_hand = 0.0
+        log_p = logits.log_softmax(-1)
+        for row in range(8):
+            for column in noisy.masked[row].nonzero().flatten().tolist():
+                nats = -log_p[row, column, batch.tokens[row, column]].item() / float(noisy.mask_prob[row])
+                by_hand += nats / (8 * float(counts[row]) if per_row else float(counts.sum()))
+        assert got == pytest.approx(loss.item(), rel=1e-5) == pytest.approx(by_hand, rel=1e-5)
+        torch.testing.assert_close(grad, model.embed.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def train_for(
+    run_here: Callable, configs: Configs, folder: Any, path: Path, **options: Any
+) -> tuple[float, float, list[float]]:
+    run = run_here(configs, folder, path, **options)
+    return run.result.validation_loss, run.result.unigram_loss, run.losses
+
+
+@pytest.mark.parametrize(
+    ("knobs", "below"),
+    [
+        ({"optimizer": "muon"}, 0.75),
+        ({"schedule": "loglinear", "subs": True}, 0.95),
+        ({"objective": "autoregressive", "causal": True}, 0.4),
+        ({"schedule": "bert"}, 0.9),
+    ],
+    ids=str,
+)
+def test_every_objective_learns_to_count(
+    make_config: Callable,
+    run_here: Callable,
+    pretrain_folder: Any,
+    tmp_path: Path,
+    knobs: dict[str, Any],
+    below: float,
+) -> None:
+    configs = make_config(num_steps=120, log_every=20, lr=0.03, muon_lr=0.03, eps=1e-8, **knobs)
+    bound, unigram, losses = train_for(run_here, configs, pretrain_folder, tmp_path)
+    assert (
+        losses[-1] < losses[0]
+    )  # means of 20 steps whose weights reach 1/t: the bound is the steadier measure
+    assert bound < below * unigram
+
+
+def test_fine_tuning_starts_from_given_weights_and_learns(
+    make_config: Callable, run_here: Callable, sft_folder: Any, tmp_path: Path
+) -> None:
+    model = Transformer(make_config()[0])
+    model.init_weights(123)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    still = run_here(make_config(num_steps=1, lr=1e-12), sft_folder, tmp_path / "still", initial_state=start)
+    for name, value in start.items():
+        torch.testing.assert_close(still.result.state[name], value, rtol=0, atol=1e-9)
+    configs = make_config(num_steps=80, log_every=20, lr=0.03, eps=1e-8)
+    bound, unigram, losses = train_for(run_here, configs, sft_folder, tmp_path / "learn", initial_state=start)
+    assert losses[-1] < 0.8 * losses[0]
+    assert bound < 0.7 * unigram
+
+
+def test_bf16_trains(make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path) -> None:
+    exact = run_here(make_config(num_steps=4), pretrain_folder, tmp_path / "fp32")
+    half = run_here(make_config(num_steps=4, precision="bf16"), pretrain_folder, tmp_path / "bf16")
+    assert half.events[0]["precision"] == "bfloat16"
+    assert half.losses == pytest.approx(exact.losses, rel=0.03)
+    assert half.losses != exact.losses
+    assert {tensor.dtype for tensor in half.result.state.values()} == {torch.float32}
+
+
+def test_seeds_change_everything(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    losses = [
+        run_here(make_config(num_steps=2, seed=seed), pretrain_folder, tmp_path / str(i)).losses
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_epochs_decide_the_number_of_steps(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    from llada.data.shards import TokenDataset
+
+    rows = len(TokenDataset(pretrain_folder.url))
+    run = run_here(make_config(num_steps=None, num_epochs=1.5), pretrain_folder, tmp_path)
+    assert run.result.num_steps == round(1.5 * rows / 8) == run.events[0]["num_steps"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    configs = make_config(log_every=5, checkpoint_every=1)
+    model = Transformer(configs[0])
+    model.init_weights(0)
+    bad = {name: p.detach().clone() for name, p in model.named_parameters()}
+    bad["layers.0.up_proj.weight"][0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="step 1"):
+        run_here(configs, pretrain_folder, tmp_path, initial_state=bad)
+    assert complete_checkpoints(str(tmp_path)) == []
+
+
+def test_divergence_keeps_the_last_good_checkpoint(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    configs = make_config(log_every=5, checkpoint_every=1, num_steps=5, warmup_steps=0)
+    run_here(configs, pretrain_folder, tmp_path, stop_at=2)
+    exploding = make_config(
+        log_every=5, checkpoint_every=3, num_steps=5, warmup_steps=0, lr=1e36, weight_decay=0.0
+    )
+    with pytest.raises(FloatingPointError):
+        run_here(exploding, pretrain_folder, tmp_path)
+    kept = complete_checkpoints(str(tmp_path))
+    assert 2 in kept
+    resumed = run_here(configs, pretrain_folder, tmp_path) if kept == [1, 2] else None
+    assert resumed is None or math.isfinite(resumed.result.train_loss)
+
+
+def test_interrupted_checkpoints_are_ignored_and_old_ones_deleted(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    configs = make_config(checkpoint_every=1, keep_checkpoints=2)
+    home = tmp_path / "run [a] *"  # no pattern characters in a folder's name may hide its checkpoints
+    whole = run_here(configs, pretrain_folder, tmp_path / "whole")
+    run_here(configs, pretrain_folder, home, stop_at=4)
+    assert complete_checkpoints(str(home)) == [3, 4]
+    (home / "step-00000004" / "state.json").unlink()
+    assert complete_checkpoints(str(home)) == [3]
+    resumed = run_here(configs, pretrain_folder, home)
+    assert resumed.events[0]["first_step"] == 3
+    assert_equal(resumed.result.state, whole.result.state)
+    assert complete_checkpoints(str(home)) == [5, 6]
+    assert not [path for path in home.glob("**/*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"ffn_dim": 32}, "model"),
+        ({"seed": 1}, "seed"),
+        ({"schedule": "loglinear"}, "objective"),
+        ({"optimizer": "muon"}, "optimizer"),
+        ({"global_batch_tokens": 64}, "global_batch_tokens"),
+    ],
+    ids=str,
+)
+def test_checkpoints_of_another_run_are_refused(
+    make_config: Callable,
+    run_here: Callable,
+    pretrain_folder: Any,
+    tmp_path: Path,
+    change: dict[str, Any],
+    named: str,
+) -> None:
+    run_here(make_config(), pretrain_folder, tmp_path, stop_at=1)
+    with pytest.raises(ValueError, match=rf"another run \({named} differ"):
+        run_here(make_config(**change), pretrain_folder, tmp_path)
+    # What may change: the rates, the micro-batch, the length of the run.
+    run = run_here(make_config(lr=0.001, micro_batch_rows=2, num_steps=3), pretrain_folder, tmp_path)
+    assert run.result.num_steps == 3
+
+
+def test_other_data_is_refused(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    run_here(make_config(), pretrain_folder, tmp_path / "run", stop_at=1)
+    folder = shutil.copytree(pretrain_folder.url, tmp_path / "copy")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["dataset"]["splits"]["train"]["shards"].reverse()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    moved = type(pretrain_folder)(str(folder), pretrain_folder.counts)
+    with pytest.raises(ValueError, match=r"another run \(data differ"):
+        run_here(make_config(), moved, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 11}, "12 ids.*11 rows"),
+        ({"max_length": 8}, "16 tokens.*takes 8"),
+        ({"mask_token_id": 2}, "mask id 1.*model 2"),
+        ({"mask_token_id": None}, "no mask_token_id"),
+        ({"causal": True}, "causal=True"),
+        ({"objective": "autoregressive"}, "causal=False"),
+        ({"global_batch_tokens": 100}, "100 is not a multiple.*16"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_with_numbers(
+    make_config: Callable,
+    run_here: Callable,
+    pretrain_folder: Any,
+    tmp_path: Path,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_here(make_config(**change), pretrain_folder, tmp_path)
+
+
+def test_meaningless_run_settings_are_refused() -> None:
+    for name in ("global_batch_tokens", "micro_batch_rows", "log_every", "keep_checkpoints", "num_steps"):
+        with pytest.raises(ValueError, match=name):
+            TrainConfig(**{name: 0})
+
+
+def test_the_autoregressive_baseline_needs_no_mask(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    configs = make_config(objective="autoregressive", causal=True, mask_token_id=None, num_steps=2)
+    run = run_here(configs, pretrain_folder, tmp_path)
+    assert np.isfinite(run.losses).all()
+
+
+def test_result_weights_are_the_checkpoints(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    configs = make_config(num_steps=2, tie_embeddings=True)
+    state = run_here(configs, pretrain_folder, tmp_path).result.state
+    model = Transformer(configs[0])
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert missing == ["lm_head.weight"]  # the tied head is stored once
+    assert unexpected == []

@@ -1,0 +1,118 @@
+"""A whole pipeline run on tiny settings, made once: raw text to a fine-tuned checkpoint, on the session's Ray."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from llada.config import Recipe
+from llada.presets import tiny
+from pipelines.cluster import ClusterConfig
+
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "A model restores the tokens that were masked.",
+    "Every row of a batch has noise of its own.",
+    "The loss is divided by the number of tokens.",
+    "A checkpoint is a folder that anyone can load.",
+)
+
+
+def tiny_recipe(steps: int = 12) -> Recipe:
+    """The preset `tiny`, shrunk to seconds."""
+    recipe = tiny()
+    model = replace(
+        recipe.model,
+        d_model=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        ffn_dim=64,
+        vocab_size=320,
+        max_length=96,
+    )
+    train = replace(
+        recipe.pretrain.train,
+        num_steps=steps,
+        global_batch_tokens=8 * 32,
+        micro_batch_rows=4,
+        log_every=4,
+        validate_every=6,
+        validation_rows=16,
+        checkpoint_every=6,
+        precision="fp32",
+    )
+    run = replace(recipe.pretrain, train=train)
+    prepare = replace(
+        recipe.prepare, row_length=32, train_tokenizer_vocab=320, validation_fraction=0.2, min_chars=1
+    )
+    return replace(
+        recipe,
+        model=model,
+        prepare=prepare,
+        pretrain=run,
+        sft_prepare=replace(recipe.sft_prepare, row_length=64, validation_fraction=0.2, min_chars=1),
+        sft=replace(run, train=replace(train, global_batch_tokens=8 * 64)),
+        sampling=replace(recipe.sampling, gen_length=16, steps=16, block_length=8),
+    )
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Folders of a finished run, all below `root`, tracked in root/mlflow.db."""
+
+    root: Path
+    recipe: Recipe
+    cluster: ClusterConfig
+
+    def __getattr__(self, name: str) -> str:
+        return str(self.root / name)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text.jsonl (200 documents) and chat.jsonl (60 pairs)."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [" ".join(SENTENCES[(i + j) % 5] for j in range(1 + i % 7)) + f" Number {i}." for i in range(200)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pairs = [{"prompt": f"What is {i}?", "response": SENTENCES[i % 5][:30]} for i in range(60)]
+    (folder / "chat.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stages(local_ray: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Stages:
+    """data, pretrained, sft_data, model: each by its stage, in an MLflow run."""
+    from pipelines.prepare import prepare
+    from pipelines.pretrain import pretrain
+    from pipelines.sft import sft
+    from pipelines.tracking import tracked
+
+    made = Stages(tmp_path_factory.mktemp("stages"), tiny_recipe(), ClusterConfig())
+    common = {"cluster": made.cluster, "progress": False}
+    with tracked("prepare", made.data) as tracker:
+        prepare(
+            made.recipe.prepare,
+            inputs=[str(corpus / "text.jsonl")],
+            output=made.data,
+            tracker=tracker,
+            **common,
+        )
+    with tracked("pretrain", made.pretrained) as tracker:
+        pretrain(made.recipe, data=made.data, output=made.pretrained, tracker=tracker, **common)
+    chat = replace(made.recipe.sft_prepare, tokenizer=f"{made.data}/tokenizer")
+    with tracked("prepare", made.sft_data) as tracker:
+        prepare(chat, inputs=[str(corpus / "chat.jsonl")], output=made.sft_data, tracker=tracker, **common)
+    with tracked("sft", made.model) as tracker:
+        sft(
+            made.recipe,
+            model=made.pretrained,
+            data=made.sft_data,
+            output=made.model,
+            tracker=tracker,
+            **common,
+        )
+    return made

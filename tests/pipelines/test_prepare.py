@@ -1,0 +1,275 @@
+import dataclasses
+import gzip
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llada.data.documents import expand_inputs
+from llada.data.files import filesystem
+from llada.data.prepare import PrepareConfig, process_unit, sample_unit
+from llada.data.shards import TokenDataset, load_unigram_counts, verify_shards
+from llada.data.units import plan_units
+from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from pipelines.artifact import StageError, open_output, read_manifest
+from pipelines.cluster import ClusterConfig
+from pipelines.prepare import prepare
+
+pytestmark = pytest.mark.integration
+CONFIG = PrepareConfig(
+    row_length=32, train_tokenizer_vocab=400, validation_fraction=0.2, unit_bytes=1500, rows_per_shard=20
+)
+TEXTS = [f"Document number {i} speaks of {i * i} things.\n" * (1 + i % 5) for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = [json.dumps({"text": text}) + "\n" for text in TEXTS]
+    (folder / "a.jsonl").write_text("".join(lines[:30]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[30:]).encode(), mtime=0))
+    return folder
+
+
+def run(config, inputs, output, workers=None, **options):
+    cluster = ClusterConfig(data_workers=workers)
+    return prepare(
+        config, inputs=[str(inputs)], output=str(output), cluster=cluster, progress=False, **options
+    )
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything that must be reproducible: all files but the records of where and when."""
+    files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    return {
+        n: p.read_bytes()
+        for n, p in files.items()
+        if not n.startswith(("logs/", "stage.json", "manifest.json"))
+    }
+
+
+@pytest.fixture(scope="module")
+def prepared(local_ray, corpus, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("prepared") / "out"
+    run(CONFIG, corpus, output, workers=1)
+    return output
+
+
+def test_the_folder_is_complete_and_readable(prepared, corpus):
+    manifest = read_manifest(str(prepared))
+    counts = manifest["counts"]
+    assert counts["units"] >= 3
+    assert counts["documents_kept"] == len(TEXTS)
+    assert counts["records_rejected"] == 0
+    tokenizer = load_tokenizer(prepared / "tokenizer")
+    dataset = manifest["dataset"]
+    assert (dataset["vocab_size"], dataset["mask_token_id"], dataset["eos_token_id"]) == (
+        len(tokenizer),
+        1,
+        0,
+    )
+    found = []
+    for split in ("train", "validation"):
+        verify_shards(str(prepared), split)
+        data = TokenDataset(str(prepared), split)
+        assert len(data) == counts[f"{split}_rows"] > 0
+        rows = data.rows(np.arange(len(data)))
+        assert rows.lengths.sum() == counts[f"{split}_tokens"]
+        text = tokenizer.decode(rows.tokens[rows.segment_ids >= 0])
+        found += text.split("<|endoftext|>")[:-1]
+        if split == "train":
+            unigrams = load_unigram_counts(str(prepared))
+            assert np.array_equal(unigrams, np.bincount(rows.tokens[rows.maskable], minlength=len(tokenizer)))
+            shares = unigrams[unigrams > 0] / unigrams.sum()
+            assert math.isclose(counts["unigram_entropy"], -(shares * np.log(shares)).sum())
+    assert sorted(found) == sorted(text.rstrip("\n") for text in TEXTS)
+
+
+def test_two_workers_make_the_same_bytes(prepared, corpus, tmp_path):
+    run(CONFIG, corpus, tmp_path / "out", workers=2)
+    assert content(tmp_path / "out") == content(prepared)
+
+
+def test_plain_python_makes_the_same_bytes(prepared, corpus, tmp_path):
+    units = plan_units(expand_inputs([str(corpus)]), CONFIG.unit_bytes)
+    texts = [text for unit in units for text in sample_unit(unit, CONFIG, 10**9)]
+    save_tokenizer(train_tokenizer(texts, 400), tmp_path / "tokenizer")
+    tokenizer, digest = (
+        load_tokenizer(tmp_path / "tokenizer"),
+        read_manifest(str(prepared))["dataset"]["tokenizer_hash"],
+    )
+    for unit in reversed(units):
+        process_unit(unit, CONFIG, tokenizer, digest, str(tmp_path))
+    expected = content(prepared)
+    del expected["unigram_counts.npy"]
+    assert content(tmp_path) == expected
+
+
+def test_a_finished_folder_is_returned_untouched(prepared, corpus):
+    before = {p: p.stat().st_mtime_ns for p in prepared.rglob("*")}
+    assert run(CONFIG, corpus, prepared) == read_manifest(str(prepared))
+    assert before == {p: p.stat().st_mtime_ns for p in prepared.rglob("*")}
+
+
+def test_an_interrupted_run_is_finished_as_if_undisturbed(prepared, corpus, tmp_path):
+    expected = content(prepared)
+    output = tmp_path / "out"
+    first = run(CONFIG, corpus, output)
+    names = sorted(path.stem for path in (output / "units").glob("*.json"))
+    (output / "manifest.json").unlink()
+    (output / f"units/{names[0]}.json").unlink()  # a unit that did not come to its report
+    for shard in output.glob(f"train/{names[1]}*"):  # a unit that lost its shards
+        shard.unlink()
+    kept = output / f"units/{names[2]}.json"
+    stamp = kept.stat().st_mtime_ns
+    again = run(CONFIG, corpus, output)
+    assert content(output) == expected
+    assert kept.stat().st_mtime_ns == stamp
+    assert again["files"] == first["files"]
+    next(output.glob("train/*")).unlink()  # lost after the end: the manifest alone does not count
+    run(CONFIG, corpus, output)
+    assert content(output) == expected
+
+
+def test_relative_paths_mean_this_directory(local_ray, prepared, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(corpus.parent)
+    run(CONFIG, corpus.name, "relative-out")
+    assert content(corpus.parent / "relative-out") == content(prepared)
+
+
+def test_another_configuration_needs_another_folder(prepared, corpus):
+    with pytest.raises(StageError, match=r"row_length 32 \(now 64\); choose another --output"):
+        run(dataclasses.replace(CONFIG, row_length=64), corpus, prepared)
+
+
+def test_s3(local_ray, s3_url, corpus, prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLADA_CACHE", str(tmp_path))
+    fs, root = filesystem(f"{s3_url}/corpus")
+    for path in corpus.iterdir():
+        fs.put_file(str(path), f"{root}/{path.name}")
+    output = f"{s3_url}/prepared"
+    run(CONFIG, f"{s3_url}/corpus", output)
+    local, remote = TokenDataset(str(prepared)), TokenDataset(output)
+    assert remote.fingerprint == local.fingerprint
+    indices = np.random.default_rng(0).permutation(len(local))
+    for field in ("tokens", "segment_ids", "maskable", "lengths"):
+        assert np.array_equal(getattr(remote.rows(indices), field), getattr(local.rows(indices), field))
+    verify_shards(output, "validation")
+    assert np.array_equal(load_unigram_counts(output), load_unigram_counts(str(prepared)))
+    assert run(CONFIG, f"{s3_url}/corpus", output) == read_manifest(output)
+
+
+def test_sft_with_the_tokenizer_of_a_prepared_folder(prepared, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        "".join(json.dumps({"question": f"{i}?", "answer": f"It is {i}."}) + "\n" for i in range(20))
+    )
+    config = PrepareConfig(
+        kind="sft", row_length=96, tokenizer=str(prepared / "tokenizer"), validation_fraction=0.3
+    )
+    manifest = run(config, path, tmp_path / "out")
+    assert manifest["counts"]["train_rows"] + manifest["counts"]["validation_rows"] == 20
+    data = TokenDataset(str(tmp_path / "out"))
+    assert data.kind == "sft"
+    rows = data.rows(np.arange(len(data)), pad_to=int(data.lengths(np.arange(len(data))).max()))
+    assert rows.maskable[:, -1].all()
+    assert not rows.maskable[:, 0].any()
+
+
+class Record:
+    """A tracker that remembers, as pipelines/tracking.py offers it."""
+
+    run_id = "run-1"
+
+    def __init__(self):
+        self.params, self.metrics = {}, {}
+
+    def log_params(self, params):
+        self.params |= params
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics |= metrics
+
+
+def test_tracking(local_ray, corpus, tmp_path):
+    tracker = Record()
+    manifest = run(CONFIG, corpus, tmp_path / "out", tracker=tracker)
+    assert tracker.params["row_length"] == 32
+    assert tracker.metrics["train_rows"] == manifest["counts"]["train_rows"]
+    assert manifest["mlflow_run_id"] == "run-1"
+
+
+def test_too_much_rubbish(local_ray, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "rubbish\n" * 20)
+    with pytest.raises(
+        StageError, match=r"20 of 80 records cannot be used \(invalid_json 20\); see .*quarantine"
+    ):
+        run(CONFIG, path, tmp_path / "out")
+    assert run(dataclasses.replace(CONFIG, max_invalid_fraction=0.5), path, tmp_path / "out")
+
+
+def test_nothing_left(local_ray, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("one short text")
+    with pytest.raises(StageError, match="no readable document in the train split"):
+        run(dataclasses.replace(CONFIG, min_chars=100), path, tmp_path / "a")
+    save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path / "tokenizer")
+    given = dataclasses.replace(CONFIG, tokenizer=str(tmp_path / "tokenizer"), train_tokenizer_vocab=None)
+    with pytest.raises(StageError, match=r"no training rows from 1 records \(left out: too_short 1\)"):
+        run(dataclasses.replace(given, min_chars=100), path, tmp_path / "b")
+    with pytest.raises(StageError, match="all went to validation: set section_chars"):
+        run(dataclasses.replace(given, validation_fraction=0.999), path, tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("changes", "inputs", "message"),
+    [
+        ({}, "none.jsonl", r"no input at .*none\.jsonl"),
+        ({"row_length": 3}, "", "row_length must be at least 8"),
+        (
+            {"tokenizer": "/nowhere", "train_tokenizer_vocab": None},
+            "a.jsonl",
+            r"no tokenizer\.json in /nowhere",
+        ),
+    ],
+)
+def test_mistakes_are_found_before_ray_starts(corpus, tmp_path, changes, inputs, message):
+    with pytest.raises(StageError, match=message):
+        run(dataclasses.replace(CONFIG, **changes), corpus / inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_task_is_one_clear_error(local_ray, corpus, tmp_path):
+    output = tmp_path / "out"
+    (tmp_path / "out").mkdir()
+    open_output(
+        str(output),
+        stage="prepare",
+        config=CONFIG.content(),
+        inputs=[{"url": f.url, "id": f.identity} for f in expand_inputs([str(corpus)])],
+    )
+    (output / "train").write_text("a file where a folder must be")
+    with pytest.raises(StageError, match="train"):
+        run(CONFIG, corpus, output)
+
+
+def test_a_process_of_its_own_is_quiet(corpus, tmp_path):
+    """From start to end with its own Ray: the progress line alone is on the terminal, the rest is in logs/."""
+    program = (
+        "import sys; from pipelines.prepare import *\n"
+        "c = PrepareConfig(row_length=32, train_tokenizer_vocab=400)\n"
+        "prepare(c, inputs=[sys.argv[1]], output=sys.argv[2], cluster=ClusterConfig(num_cpus=1))\n"
+    )
+    command = [sys.executable, "-c", program, str(corpus), str(tmp_path / "out")]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    shown = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert all(line.startswith(("prepare:", "training a tokenizer")) for line in shown), done.stderr
+    assert "Execution plan" in (tmp_path / "out/logs/ray.log").read_text()

@@ -1,0 +1,399 @@
+"""The endpoint over real HTTP on a real Ray Serve, started as `llada serve` starts it; and its parts without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from llada.tokenizer import (
+    SPECIAL_TOKENS,
+    encode_texts,
+    load_tokenizer,
+)
+from pipelines.artifact import StageError
+from pipelines.cluster import ClusterConfig
+from pipelines.serve import ServeArgs, build_app, build_deployments, parse_args, serve
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEXTS = ["The cat sat on the mat. The dog ran off.", "Grüße aus Köln, 你好 🙂!", "One, two, three. Go on!"]
+CHAT = [{"role": "user", "content": "How are you?"}]
+CONTEXT = 2048
+LONG = {"prompt": "Go", "max_tokens": 1900, "temperature": 0, "stream": True}  # many seconds of work
+# A random network, so that replies are long and lively; its replies must be the same wherever it runs.
+FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0, "seed": 3}
+
+
+# --- On Ray Serve -----------------------------------------------------------------------------------------------------
+
+START = """
+import sys
+from pipelines.cluster import ClusterConfig
+from pipelines.serve import ServeArgs, serve
+args = ServeArgs(sys.argv[1], port=int(sys.argv[2]), max_ongoing_requests=4, max_queued_requests=4)
+serve(args, ClusterConfig(num_cpus=2))
+"""
+
+
+@pytest.fixture(scope="module")
+def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of the endpoint; at the end, SIGTERM must take it down quietly and with exit code 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = tmp_path_factory.mktemp("serve") / "out.txt"
+    with out.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, str(model_dir), str(port)],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "serving tiny at" not in out.read_text():
+            assert process.poll() is None, out.read_text()
+            assert time.monotonic() < deadline, out.read_text()
+            time.sleep(0.2)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        lines = [line for line in out.read_text().splitlines() if line.strip()]
+        assert len(lines) == 3, lines  # where, how, and the farewell; nothing of Ray's
+        assert lines[1].strip().startswith("curl -N http://")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def complete(server: httpx.Client, **fields: Any) -> dict[str, Any]:
+    path = "/v1/chat/completions" if "messages" in fields else "/v1/completions"
+    response = server.post(path, json={**FAST, **fields})
+    assert response.status_code == 200, response.text
+    reply = response.json()
+    for choice in reply["choices"]:
+        assert not any(token in text_of(choice) for token in SPECIAL_TOKENS)
+    return reply
+
+
+def text_of(choice: dict[str, Any]) -> str:
+    return choice["message"]["content"] if "message" in choice else choice["text"]
+
+
+def stream(server: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
+    """The chunks of a streamed reply, which must end as OpenAI's do."""
+    path = "/v1/chat/completions" if "messages" in fields else "/v1/completions"
+    with server.stream("POST", path, json={**FAST, **fields, "stream": True}) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = response.read().decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+
+
+def metric(server: httpx.Client, name: str, **labels: str) -> float:
+    families = text_string_to_metric_families(server.get("/metrics").text)
+    return sum(
+        s.value for f in families for s in f.samples if s.name == name and labels.items() <= s.labels.items()
+    )
+
+
+@pytest.mark.integration
+class TestServe:
+    def test_the_small_routes(self, server: httpx.Client) -> None:
+        models = server.get("/v1/models").json()
+        assert [model["id"] for model in models["data"]] == ["tiny"]
+        assert server.get("/v1/models/tiny").json() == models["data"][0]
+        assert server.get("/health").json() == {"status": "ok"}
+        page = server.get("/").text
+        assert "<title>" in page
+        assert "http://" not in page  # self-contained
+        assert "https://" not in page
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"prompt": "The cat"},
+            {"prompt": "The cat", "max_tokens": 7},
+            {"prompt": "The", "threshold": 0.02, "temperature": 0},
+            {"prompt": "One", "remasking": "ancestral", "steps": 6},
+            {"prompt": "One", "steps": 5, "cfg_scale": 1.0},
+            {"prompt": ["The", "One"], "n": 2, "echo": True},
+            {"prompt": "The cat", "suffix": " mat."},
+            {"messages": CHAT},
+            {"messages": CHAT, "n": 2},
+        ],
+        ids=str,
+    )
+    def test_a_stream_adds_up_to_the_whole(self, server: httpx.Client, fields: dict[str, Any]) -> None:
+        whole = complete(server, **fields)
+        chunks = stream(server, **fields, stream_options={"include_usage": True})
+        texts: dict[int, str] = {}
+        reasons: dict[int, str] = {}
+        for chunk in chunks[:-1]:
+            (choice,) = chunk["choices"]
+            part = choice["delta"].get("content", "") if "messages" in fields else choice["text"]
+            texts[choice["index"]] = texts.get(choice["index"], "") + part
+            if choice["finish_reason"]:
+                reasons[choice["index"]] = choice["finish_reason"]
+            assert chunk["usage"] is None
+        assert [texts[c["index"]] for c in whole["choices"]] == [text_of(c) for c in whole["choices"]]
+        assert [reasons[c["index"]] for c in whole["choices"]] == [
+            c["finish_reason"] for c in whole["choices"]
+        ]
+        assert chunks[-1]["choices"] == []
+        assert chunks[-1]["usage"] == whole["usage"]
+        assert chunks[-1]["denoising"] == whole["denoising"]
+        assert len({chunk["id"] for chunk in chunks}) == 1
+
+    def test_chat_chunks_are_openais(self, server: httpx.Client) -> None:
+        chunks = stream(server, messages=CHAT)
+        assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+        assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert chunks[-1]["choices"][0]["delta"] == {}
+        assert "usage" not in chunks[-1]
+        assert complete(server, messages=CHAT)["object"] == "chat.completion"
+
+    def test_the_canvas_is_shown_to_those_who_ask(self, server: httpx.Client) -> None:
+        chunks = stream(server, messages=CHAT, stream_options={"include_canvas": True})
+        canvases = [c["choices"][0]["canvas"] for c in chunks if "canvas" in c["choices"][0]]
+        assert any(isinstance(part, int) for part in canvases[0])
+        assert all(isinstance(part, str) for part in canvases[-1])
+
+    def test_usage(self, server: httpx.Client, model_dir: Path) -> None:
+        prompt = len(encode_texts(load_tokenizer(model_dir), ["The cat sat"])[0])
+        reply = complete(server, prompt="The cat sat", n=3)
+        assert [c["finish_reason"] for c in reply["choices"]] == ["length"] * 3
+        assert reply["usage"] == {
+            "prompt_tokens": prompt,
+            "completion_tokens": 60,
+            "total_tokens": 60 + prompt,
+        }
+        assert reply["denoising"] == {"forwards": 60, "tokens_per_forward": 1.0}
+
+    def test_choices_differ_and_the_first_is_the_single_one(self, server: httpx.Client) -> None:
+        several = complete(server, prompt=["Go", "The cat"], n=2)["choices"]
+        assert [c["index"] for c in several] == [0, 1, 2, 3]
+        assert len({c["text"] for c in several}) == 4
+        assert complete(server, prompt="The cat")["choices"][0]["text"] == several[2]["text"]
+
+    def test_token_ids_are_the_text(self, server: httpx.Client, model_dir: Path) -> None:
+        ids = encode_texts(load_tokenizer(model_dir), ["The cat sat"])[0]
+        by_ids, by_text = (
+            complete(server, prompt=ids, echo=True),
+            complete(server, prompt="The cat sat", echo=True),
+        )
+        assert by_ids["choices"] == by_text["choices"]
+
+    def test_stop_strings(self, server: httpx.Client) -> None:
+        text = complete(server, prompt="The cat")["choices"][0]["text"]
+        stop = text[8:10]
+        reply = complete(server, prompt="The cat", stop=["never there", stop])
+        assert reply["choices"][0]["text"] == text[: text.find(stop)]
+        assert reply["choices"][0]["finish_reason"] == "stop"
+        assert reply["usage"]["completion_tokens"] < 20
+
+    def test_infilling_keeps_the_prompt_and_counts_the_suffix(self, server: httpx.Client) -> None:
+        plain = complete(server, prompt="The cat", echo=True)
+        filled = complete(server, prompt="The cat", suffix=" on the mat.", echo=True)
+        assert filled["choices"][0]["text"].startswith("The cat")
+        assert filled["choices"][0]["text"] != plain["choices"][0]["text"]
+        assert filled["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+        assert filled["usage"]["completion_tokens"] == 20
+
+    def test_the_same_seed_gives_the_same_text_under_load(self, server: httpx.Client) -> None:
+        def ask(seed: int) -> str:
+            return complete(server, prompt="The dog", seed=seed)["choices"][0]["text"]
+
+        alone = [ask(seed) for seed in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(4))) == alone
+        assert len(set(alone)) == 4
+
+    def test_refusals_have_openais_form(self, server: httpx.Client) -> None:
+        for body, status, code in [
+            ({**FAST, "prompt": "Go", "logit_bias": {"5": 1}}, 400, "unsupported_parameter"),
+            ({**FAST, "prompt": "Go", "model": "gpt-4"}, 404, "model_not_found"),
+            ({**FAST, "prompt": "Go", "max_tokens": CONTEXT, "stream": True}, 400, "context_length_exceeded"),
+        ]:
+            response = server.post("/v1/completions", json=body)
+            assert response.status_code == status
+            error = response.json()["error"]
+            assert error.keys() == {"message", "type", "param", "code"}
+            assert error["code"] == code
+
+    def test_disconnecting_frees_the_engine(self, server: httpx.Client) -> None:
+        """Four streams fill the replica with a minute of work; when their readers leave, a short one gets through."""
+        with contextlib.ExitStack() as stack:
+            readers = []
+            for _ in range(4):
+                request = server.stream("POST", "/v1/completions", json={**FAST, **LONG})
+                readers.append(stack.enter_context(request).iter_lines())
+                next(readers[-1])
+            assert metric(server, "llada_requests_running") == 4
+        began = time.monotonic()
+        complete(server, prompt="The cat", max_tokens=4)
+        assert time.monotonic() - began < 8
+        while metric(server, "llada_requests_running"):
+            assert time.monotonic() - began < 10
+            time.sleep(0.1)
+        assert metric(server, "llada_requests_total", status="499") >= 4
+
+    def test_a_full_queue_refuses_and_the_gateway_still_answers(self, server: httpx.Client) -> None:
+        async def flood() -> tuple[list[httpx.Response], httpx.Response]:
+            async with (
+                httpx.AsyncClient(base_url=server.base_url, timeout=60) as client,
+                contextlib.AsyncExitStack() as stack,
+            ):
+
+                async def send() -> httpx.Response:
+                    request = client.build_request("POST", "/v1/completions", json={**FAST, **LONG})
+                    response = await client.send(request, stream=True)
+                    stack.push_async_callback(response.aclose)
+                    return response
+
+                tasks = [asyncio.create_task(send()) for _ in range(14)]
+                refused: list[httpx.Response] = []
+                for task in asyncio.as_completed(tasks):
+                    response = await task
+                    if response.status_code != 200:
+                        await response.aread()
+                        refused.append(response)
+                    if len(refused) == 6:  # 4 run, 4 wait
+                        break
+                health = await client.get("/health")
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                return refused, health
+
+        refused, health = asyncio.run(asyncio.wait_for(flood(), 30))
+        assert health.status_code == 200
+        for response in refused:
+            assert response.status_code == 429
+            assert response.headers["retry-after"] == "5"
+            assert response.json()["error"]["type"] == "rate_limit_error"
+            assert response.json()["error"]["code"] == "queue_full"
+        deadline = time.monotonic() + 15
+        while metric(server, "llada_requests_running") or metric(server, "llada_requests_queued"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def test_metrics_count(self, server: httpx.Client) -> None:
+        before = {
+            name: metric(server, f"llada_{name}_total")
+            for name in ("prompt_tokens", "completion_tokens", "forwards")
+        }
+        done = metric(server, "llada_requests_total", route="/v1/completions", status="200")
+        latencies = metric(server, "llada_request_seconds_count", route="/v1/completions")
+        usage = complete(server, prompt="The cat", steps=10)
+        assert (
+            metric(server, "llada_prompt_tokens_total") - before["prompt_tokens"]
+            == usage["usage"]["prompt_tokens"]
+        )
+        assert metric(server, "llada_completion_tokens_total") - before["completion_tokens"] == 20
+        assert metric(server, "llada_forwards_total") - before["forwards"] == usage["denoising"]["forwards"]
+        assert metric(server, "llada_requests_total", route="/v1/completions", status="200") == done + 1
+        assert metric(server, "llada_request_seconds_count", route="/v1/completions") == latencies + 1
+
+
+# --- Configuration ----------------------------------------------------------------------------------------------------
+
+
+def test_scaling_and_limits_reach_serve() -> None:
+    args = ServeArgs(
+        "s3://models/tiny/",
+        min_replicas=0,
+        max_replicas=6,
+        target_ongoing_requests=3,
+        max_ongoing_requests=5,
+        max_queued_requests=11,
+        cpus_per_replica=2,
+        gpus_per_replica=0.5,
+    )
+    gateway, denoiser = build_deployments(args)
+    scaling = denoiser._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (0, 6, 3)
+    assert (denoiser.max_ongoing_requests, denoiser.max_queued_requests) == (5, 11)
+    assert denoiser.ray_actor_options["num_gpus"] == 0.5
+    assert denoiser._deployment_config.graceful_shutdown_timeout_s == 120
+    assert (gateway.num_replicas, gateway.ray_actor_options["num_cpus"]) == (1, 0)
+    assert args.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model": "m", "max_replica": 3}, "unknown field 'max_replica'; did you mean 'max_replicas'?"),
+        ({"model": "m", "port": "8000"}, "port: input should be a valid integer"),
+        ({"model": "m", "min_replicas": 3, "max_replicas": 2}, "max_replicas 2 is below min_replicas 3"),
+        ({"model": "m", "max_queued_requests": 0}, "-1 or at least 1"),
+        ({"model": "m", "target_ongoing_requests": 9.0}, "at most max_ongoing_requests 8"),
+        ({"model": "m", "sampling": {"step": 3}}, "unknown field 'sampling.step'; did you mean 'steps'?"),
+        ({"model": "m", "sampling": {"steps": -3}}, "steps must be at least 1"),
+        ({}, "model: field required"),
+    ],
+)
+def test_wrong_arguments_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(StageError, match=message.replace("?", r"\?")):
+        parse_args(values)
+
+
+def test_what_cannot_be_served_is_said_before_ray_starts(tmp_path: Path, model_dir: Path) -> None:
+    with pytest.raises(StageError, match="no folder at"):
+        serve(ServeArgs(str(tmp_path / "none")), ClusterConfig())
+    with pytest.raises(StageError, match=r"config\.json"):
+        serve(ServeArgs(str(tmp_path)), ClusterConfig())
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(StageError, match="choose another --port"),
+    ):
+        serve(ServeArgs(str(model_dir), port=taken.getsockname()[1]), ClusterConfig())
+
+
+def test_the_serve_config_has_no_key_that_ray_would_ignore() -> None:
+    from ray.serve.config import AutoscalingConfig, HTTPOptions
+    from ray.serve.schema import (
+        DeploymentSchema,
+        RayActorOptionsSchema,
+        ServeApplicationSchema,
+        ServeDeploySchema,
+    )
+
+    config = yaml.safe_load((REPOSITORY / "ray_configs" / "serve.yaml").read_text())
+    assert config.keys() <= ServeDeploySchema.model_fields.keys()
+    assert config.get("http_options", {}).keys() <= HTTPOptions.model_fields.keys()
+    ServeDeploySchema.model_validate(config)
+    for application in config["applications"]:
+        assert application.keys() <= ServeApplicationSchema.model_fields.keys()
+        args = parse_args(application["args"])
+        names = {deployment.name for deployment in build_deployments(args)}
+        for deployment in application["deployments"]:
+            assert deployment["name"] in names
+            assert deployment.keys() <= DeploymentSchema.model_fields.keys()
+            assert deployment.get("ray_actor_options", {}).keys() <= RayActorOptionsSchema.model_fields.keys()
+            scaling = deployment["autoscaling_config"]
+            assert scaling.keys() <= AutoscalingConfig.model_fields.keys()
+            AutoscalingConfig(**scaling)
+            assert deployment["max_ongoing_requests"] == args.max_ongoing_requests
+            assert scaling["target_ongoing_requests"] <= deployment["max_ongoing_requests"]
+        module, builder = application["import_path"].split(":")
+        assert (module, builder) == (build_app.__module__, build_app.__name__)

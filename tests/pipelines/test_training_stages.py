@@ -1,0 +1,178 @@
+"""pretrain and sft on a real Ray: what they leave behind, exactness against the plain loop, crashes, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+import llada
+from llada.data.shards import TokenDataset, load_unigram_counts
+from llada.model.hf import load_state, read_config
+from llada.training.trainer import train
+from pipelines.artifact import StageError, read_manifest
+from pipelines.cluster import ClusterConfig
+from pipelines.pretrain import pretrain
+from pipelines.ray_train import read_metrics
+from pipelines.sft import sft
+
+pytestmark = pytest.mark.integration
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_state(folder, *read_config(folder))
+
+
+def test_a_training_folder_is_a_checkpoint_that_loads_without_ray(stages):
+    for folder, stage in ((stages.pretrained, "pretrain"), (stages.model, "sft")):
+        model, tokenizer = llada.load(folder)
+        assert model.config.d_model == 32
+        assert tokenizer is not None
+        assert tokenizer.mask_token_id == model.config.mask_token_id == 1
+        manifest = read_manifest(folder)
+        assert (manifest["stage"], manifest["kind"]) == (stage, "checkpoint")
+        assert manifest["counts"]["num_steps"] == 12
+        assert manifest["files"]["model.safetensors"]["bytes"] == os.path.getsize(
+            f"{folder}/model.safetensors"
+        )
+        assert Path(folder, "loss.png").read_bytes().startswith(b"\x89PNG")
+    events = read_metrics(stages.pretrained)
+    assert [e["step"] for e in events if e["event"] == "step"] == [4, 8, 12]
+    assert [e["step"] for e in events if e["event"] == "validation"] == [6, 12]
+
+
+def test_the_stage_equals_the_plain_loop(stages, tmp_path):
+    result = train(
+        stages.recipe.model,
+        stages.recipe.pretrain,
+        stages.data,
+        checkpoints=str(tmp_path),
+        unigram_counts=load_unigram_counts(stages.data),
+    )
+    assert result.state is not None
+    trained = weights(stages.pretrained)
+    for name, tensor in result.state.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-5, atol=1e-6)  # threads may differ
+    counts = read_manifest(stages.pretrained)["counts"]
+    assert counts["validation_loss"] == pytest.approx(result.validation_loss, rel=1e-5)
+
+
+def test_sft_starts_from_the_model_it_is_given(stages):
+    before, after = weights(stages.pretrained), weights(stages.model)
+    change = max(float((after[name] - before[name]).abs().max()) for name in before)
+    fresh = llada.Transformer(stages.recipe.model)
+    fresh.init_weights(0)
+    distance = max(
+        float((after[name] - p).abs().max()) for name, p in fresh.named_parameters() if name in after
+    )
+    assert 0 < change < distance
+
+
+def test_two_workers_equal_one(stages, tmp_path):
+    output = str(tmp_path / "two")
+    pretrain(
+        stages.recipe, data=stages.data, output=output, cluster=ClusterConfig(num_workers=2), progress=False
+    )
+    one, two = weights(stages.pretrained), weights(output)
+    for name in one:
+        # Muon's bfloat16 iteration amplifies the order of float32 sums; 1e-3 is 3 % of one update here.
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-3)
+    losses = [[e["loss"] for e in read_metrics(folder)] for folder in (stages.pretrained, output)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_killed_worker_changes_nothing(stages, tmp_path):
+    """SIGKILL in the middle: Ray starts the worker again, the loop goes on from its checkpoint, the weights are equal."""
+    recipe = replace(
+        stages.recipe,
+        pretrain=replace(
+            stages.recipe.pretrain,
+            train=replace(stages.recipe.pretrain.train, num_steps=60, checkpoint_every=5),
+        ),
+    )
+    undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")
+    options = {"data": stages.data, "cluster": stages.cluster, "progress": False}
+    pretrain(recipe, output=undisturbed, **options)
+    victims: list[int] = []
+
+    def kill_once() -> None:
+        for _ in range(600):
+            done = list(Path(killed, "checkpoints").glob("step-*/state.json"))
+            workers = [
+                p
+                for p in psutil.Process().children(recursive=True)
+                if "RayTrainWorker" in " ".join(_command(p))
+            ]
+            if len(done) >= 1 and workers:
+                os.kill(workers[0].pid, signal.SIGKILL)
+                victims.append(workers[0].pid)
+                return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    pretrain(recipe, output=killed, **options)
+    killer.join()
+    assert victims, "the run ended before the worker could be killed"
+    one, two = weights(undisturbed), weights(killed)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [e["loss"] for e in read_metrics(killed)] == [e["loss"] for e in read_metrics(undisturbed)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_finished_folder_is_kept_and_another_config_refused(stages):
+    before = os.stat(f"{stages.pretrained}/model.safetensors").st_mtime_ns
+    options = {"data": stages.data, "output": stages.pretrained, "cluster": stages.cluster, "progress": False}
+    assert pretrain(stages.recipe, **options) == read_manifest(stages.pretrained)
+    assert os.stat(f"{stages.pretrained}/model.safetensors").st_mtime_ns == before
+    other = replace(
+        stages.recipe,
+        pretrain=replace(stages.recipe.pretrain, optim=replace(stages.recipe.pretrain.optim, lr=1.0)),
+    )
+    with pytest.raises(StageError, match=r"optim\.lr"):
+        pretrain(other, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 100}, "tokenised with 3[0-9]+ ids, the model has 100"),
+        ({"max_length": 16}, "rows of 32 tokens, the model takes 16"),
+        ({"mask_token_id": 7}, "mask id 1, the model 7"),
+        ({"causal": True}, "do not go together"),
+    ],
+)
+def test_data_that_does_not_fit_the_model_is_refused_at_once(stages, tmp_path, change, message):
+    recipe = replace(stages.recipe, model=replace(stages.recipe.model, **change))
+    output = str(tmp_path / "out")
+    with pytest.raises(StageError, match=message):
+        pretrain(recipe, data=stages.data, output=output, cluster=stages.cluster, progress=False)
+    assert not Path(output, "manifest.json").exists()
+
+
+def test_sft_wants_conversations_and_a_checkpoint(stages, tmp_path):
+    options = {"output": str(tmp_path / "out"), "cluster": stages.cluster, "progress": False}
+    with pytest.raises(StageError, match="not SFT data"):
+        sft(stages.recipe, model=stages.pretrained, data=stages.data, **options)
+    with pytest.raises(StageError, match="no config.json"):
+        sft(stages.recipe, model=str(tmp_path), data=stages.sft_data, **options)
+
+
+def test_the_data_was_seen_as_sft(stages):
+    assert TokenDataset(stages.sft_data).kind == "sft"
+    lines = [json.loads(line) for line in Path(stages.model, "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["loss"] < 20 for line in lines)
