@@ -8,6 +8,7 @@ skips what is finished, and an interrupted one goes on.
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -61,6 +62,8 @@ class QuickstartArgs:
 
 def quickstart(args: QuickstartArgs) -> dict[str, Any]:
     """Run all stages and print a summary; the figures it shows. Raises StageError like the stages."""
+    import ray.serve  # noqa: F401 (before `connect`, which sends to the log what Ray's loggers would print)
+
     recipe = _with_steps(get_preset(args.preset), args)
     root = Path(args.output).absolute()
     cluster = load_cluster(args.cluster) if args.cluster else ClusterConfig()
@@ -147,9 +150,21 @@ def _untrained_sample(recipe: Recipe, data: str) -> str:
 
 def _serve_and_ask(model: str, question: str, recipe: Recipe, cluster: ClusterConfig) -> dict[str, Any]:
     """Start the endpoint, ask one question as a stream, print the answer as it comes, stop the endpoint."""
-    from pipelines.serve import ServeArgs, serving
+    from ray.serve import delete
 
-    with serving(ServeArgs(model=model, port=0, default_sampling=recipe.sampling), cluster) as url:
+    from pipelines.serve import APP_NAME, ServeArgs, serve
+    from pipelines.serving.replica import SamplingDefaults
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sampling = SamplingDefaults(
+        max_tokens=recipe.sampling.gen_length,
+        block_length=recipe.sampling.block_length,
+        temperature=recipe.sampling.temperature,
+    )
+    url = serve(ServeArgs(model=model, port=port, sampling=sampling), cluster, blocking=False)
+    try:
         body = {"messages": [{"role": "user", "content": question}], "stream": True, "seed": 0}
         pieces: list[str] = []
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=120) as response:
@@ -158,10 +173,12 @@ def _serve_and_ask(model: str, question: str, recipe: Recipe, cluster: ClusterCo
             for line in response.iter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
-                piece = json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
-                pieces.append(piece)
-                print(piece, end="", file=sys.stderr, flush=True)
+                if text := json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                    pieces.append(text)
+                    print(text, end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
+    finally:
+        delete(APP_NAME)
     return {"question": question, "answer": "".join(pieces), "chunks": len(pieces), "requests": 1}
 
 

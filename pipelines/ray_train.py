@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import queue
 import tempfile
 import threading
 import time
@@ -156,7 +155,6 @@ class _Listener:
         self.failure: str | None = None
         self._lines = _earlier_lines(join(output, METRICS_FILE))
         self._bar: tqdm | None = None
-        self._done = threading.Event()
         self._thread = threading.Thread(target=self._drain, daemon=True)
 
     def __enter__(self) -> _Listener:
@@ -164,18 +162,20 @@ class _Listener:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._done.set()
+        with contextlib.suppress(Exception):  # Ray itself may be gone, and the queue with it
+            self.events.put(None)
         self._thread.join()
+        with contextlib.suppress(Exception):
+            self.events.shutdown()
         if self._bar is not None:
             self._bar.close()
 
     def _drain(self) -> None:
-        while True:
-            try:
-                self._handle(self.events.get(timeout=0.2))
-            except queue.Empty:  # Ray's Empty is a subclass
-                if self._done.is_set():
-                    return
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(RayError):
+            while (event := self.events.get()) is not None:
+                self._handle(event)
 
     def _handle(self, event: dict[str, Any]) -> None:
         kind = event.pop("event")

@@ -25,9 +25,9 @@ from llada.model.hf import read_config
 from llada.tokenizer import has_tokenizer
 from pipelines.artifact import StageError, fetch_folder
 from pipelines.cluster import ClusterConfig, connect
-from pipelines.openai_api import explain
-from pipelines.replica import Denoiser, SamplingDefaults
-from pipelines.serve_gateway import Gateway
+from pipelines.serving.ingress import Gateway
+from pipelines.serving.openai_api import explain
+from pipelines.serving.replica import Denoiser, SamplingDefaults
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -65,7 +65,7 @@ class ServeArgs:
     max_ongoing_requests: int = 8
     """Requests that a replica takes at a time; as many canvases are denoised in turns."""
     max_queued_requests: int = 64
-    """Requests that may wait; -1 for any number. A burst may be turned away a little earlier (Ray counts arrivals)."""
+    """Requests that may wait; -1 for any number. Ray keeps to it within a few requests of a burst."""
     retry_after_s: int = 5
     """What a rejected client is told to wait."""
     max_choices: int = 32
@@ -211,8 +211,8 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         _check_port(args.host, args.port)
     with connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log, _interruptible():
         url = _deploy(args, str(log), keep_ray=not is_own)
-        print(_greeting(args, url, str(log)), flush=True)
         if blocking:
+            print(_greeting(args, url, str(log)), flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
             _take_down()

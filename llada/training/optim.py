@@ -169,6 +169,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
+            fused=True,
         )
     ]
     if in_muon:

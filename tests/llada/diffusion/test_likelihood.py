@@ -1,6 +1,7 @@
 """Likelihood estimates: exact where they must be, unbiased, with honest errors."""
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -114,11 +115,12 @@ def test_standard_error_of_one_row_covers_its_bound(toy: Any) -> None:
     truth = exact_bound(toy, network, row, torch.ones(3).bool()) / 3
     inside = 0
     for seed in range(100):
-        got = perplexity_bound(network, row[None], num_samples=24, mask_id=3, seed=seed)
+        got = perplexity_bound(network, row[None], num_samples=12, mask_id=3, seed=seed)
         inside += abs(got.nats_per_token - truth) < 1.96 * got.standard_error
     # The counts are stratified, which the spread of the samples does not know: the error errs on the large side.
     assert inside >= 90
-    assert perplexity_bound(network, row[None], num_samples=1, mask_id=3).standard_error != 0  # nan: unknown
+    one = perplexity_bound(network, row[None], num_samples=1, mask_id=3)
+    assert math.isnan(one.standard_error)  # one sample of one row says nothing about its error
 
 
 def test_one_token_answers_are_exact(toy: Any) -> None:
@@ -185,7 +187,6 @@ def test_guided_likelihood_is_the_formula(toy: Any) -> None:
 def test_stratified_counts_cover_every_level() -> None:
     for start in range(1, 6):
         assert sorted(stratified_counts(start, 5, 5).tolist()) == [1, 2, 3, 4, 5]
-    assert sorted(stratified_counts(3, 8, 4).tolist()) != [1] * 8
     assert set(stratified_counts(2, 64, 16).tolist()) == set(range(1, 17))
 
 

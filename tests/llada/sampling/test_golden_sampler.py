@@ -29,6 +29,8 @@ def test_generate_equals_the_official_sampler(shared_dir: Path) -> None:
             assert out.sequences.tolist() == case["output_ids"], case["name"]
             assert out.reveal_step.tolist() == case["commit_step"], case["name"]
             assert out.nfe == case["forwards"], case["name"]
+        if mask.all():
+            continue  # the left-padded cases once more, as lists of ids
         prompts = [
             [t for t, m in zip(row, attended, strict=True) if m]
             for row, attended in zip(case["prompt_ids"], case["attention_mask"], strict=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llada.model.transformer import ModelConfig, Transformer
+from llada.training import optim
 from llada.training.optim import OptimConfig, build_optimizers, lr_factor, map_whole_matrices, set_lr
 
 
@@ -68,14 +69,18 @@ def test_every_parameter_is_moved_by_one_optimizer_with_its_decay() -> None:
         )
 
 
-def test_muon_on_one_worker_is_torchs() -> None:
+@pytest.mark.parametrize("orthogonalise_in", [torch.bfloat16, torch.float32])
+def test_muon_on_one_worker_is_torchs(monkeypatch: pytest.MonkeyPatch, orthogonalise_in: torch.dtype) -> None:
+    """Bit for bit where the hardware has bfloat16 (torch's own choice), and close in float32."""
+    monkeypatch.setattr(optim, "resolve_precision", lambda *_: orthogonalise_in)
     ours, theirs = small_model(), small_model()
+    start = {name: p.detach().clone() for name, p in ours.named_parameters()}
     matrices = [p for n, p in theirs.named_parameters() if n.startswith("layers.") and p.ndim == 2]
-    rest = [(n, p) for n, p in theirs.named_parameters() if not (n.startswith("layers.") and p.ndim == 2)]
+    rest = [p for n, p in theirs.named_parameters() if not (n.startswith("layers.") and p.ndim == 2)]
     reference = [
         torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([p for _, p in rest if p.ndim == 2], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
-        torch.optim.AdamW([p for _, p in rest if p.ndim == 1], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW([p for p in rest if p.ndim == 2], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1),
+        torch.optim.AdamW([p for p in rest if p.ndim == 1], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     optimizers = build_optimizers(ours, OptimConfig(optimizer="muon", lr=0.01, muon_lr=0.02))
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +91,11 @@ def test_muon_on_one_worker_is_torchs() -> None:
         for optimizer in optimizers + reference:
             optimizer.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(a, b), name
+        if orthogonalise_in == torch.bfloat16 or not name.startswith("layers.") or a.ndim == 1:
+            assert torch.equal(a, b), name
+        else:
+            # Eight bits through five quintic iterations: a few per cent of the way gone.
+            assert (a - b).norm() < 0.05 * (b - start[name]).norm(), name
 
 
 def test_whole_matrices_come_back_in_order_on_one_worker(tmp_path) -> None:

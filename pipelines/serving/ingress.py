@@ -1,4 +1,4 @@
-"""The gateway as a Ray Serve ingress: the HTTP application of pipelines/gateway.py in front of the model's replicas."""
+"""The gateway as a Ray Serve ingress: the HTTP application of pipelines/serving/gateway.py in front of the model's replicas."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from pipelines.events import Event
-from pipelines.gateway import build_api
-from pipelines.openai_api import RequestError, SamplingBody
+from pipelines.serving.events import Event
+from pipelines.serving.gateway import build_api
+from pipelines.serving.openai_api import RequestError, SamplingBody
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle

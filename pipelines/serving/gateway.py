@@ -20,9 +20,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from pipelines.events import Event, Finished, Refused, Started, Text
-from pipelines.gateway_metrics import GatewayMetrics, RequestTrack
-from pipelines.openai_api import ChatBody, CompletionBody, RequestError, SamplingBody, parse_body
+from pipelines.serving.events import Event, Finished, Refused, Started, Text
+from pipelines.serving.metrics import GatewayMetrics, RequestTrack
+from pipelines.serving.openai_api import ChatBody, CompletionBody, RequestError, SamplingBody, parse_body
 
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "static" / "index.html"
@@ -103,7 +103,7 @@ async def _answer(
         track = stack.enter_context(metrics.track(request.url.path))
         try:
             body = parse_body(kind, await request.body())
-            _check_model(body.model, model_id)
+            _check_model(body.model or model_id, model_id)
             writer = _Writer(body, model_id)
             events = _follow(backend, body, track)
             if not body.stream:

@@ -90,7 +90,7 @@ class StreamOptions(_Body):
 class SamplingBody(_Body):
     """The fields that completions and chat completions share. None: the server's default."""
 
-    model: str
+    model: str | None = None  # None: the one that is served
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     n: int = Field(1, ge=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from pipelines.events import Event, Finished, Started, Text
+from pipelines.serving.events import Event, Finished, Started, Text
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS_PER_FORWARD = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)

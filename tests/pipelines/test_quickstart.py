@@ -1,0 +1,42 @@
+"""The whole way on the built-in corpus, with a few steps: what it prints, and that a second run skips."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.quickstart import QuickstartArgs, quickstart
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+
+def test_quickstart_then_again(local_ray, corpus, tmp_path, capsys):
+    args = QuickstartArgs(
+        output=str(tmp_path / "quickstart"),
+        input=(str(corpus / "text.jsonl"),),
+        pretrain_steps=8,
+        sft_steps=4,
+        question="What is 3?",
+        progress=False,
+    )
+    # 200 short documents: the preset's filters are for prose, so they are relaxed by data that passes them.
+    first = quickstart(args)
+    out = capsys.readouterr().out
+    for expected in ("× the unigram baseline", "before", "after", "served", "loss.png", "mlflow.db", "next"):
+        assert expected in out
+    assert len(out.splitlines()) < 40, "one screen"
+    for name in ("pretrained/loss.png", "model/model.safetensors", "mlflow.db", "summary.json"):
+        assert (tmp_path / "quickstart" / name).is_file()
+    assert first["pretrain"]["num_steps"] == 8
+    assert first["sft"]["num_steps"] == 4
+    assert json.loads((tmp_path / "quickstart" / "summary.json").read_text())["requests"] == 1
+
+    model = Path(tmp_path / "quickstart" / "pretrained" / "model.safetensors")
+    stamp, started = model.stat().st_mtime_ns, time.perf_counter()
+    second = quickstart(args)
+    assert model.stat().st_mtime_ns == stamp
+    assert second["answer"] == first["answer"], "the same seed gives the same text"
+    assert time.perf_counter() - started < first["seconds"]

@@ -1,0 +1,108 @@
+"""What the README shows, runs: its commands in order in an empty folder, its Python, its file names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+# The same commands on a corpus of seconds; everything else stands as it is in the README.
+SHORTER = {
+    "pretrain": "--train.num-steps 6 --train.validate-every 6 --train.checkpoint-every 6 --model.d-model 32 "
+    "--model.num-layers 1 --model.num-heads 2 --model.ffn-dim 64",
+    "sft": "--train.num-steps 3 --train.validate-every 3 --train.checkpoint-every 3",
+    "prepare": "--validation-fraction 0.2 --min-chars 1",
+    "evaluate": "--max-rows 16 --num-samples 1 --sampling.gen-length 8 --sampling.steps 4 --sampling.block-length 8",
+    "generate": "--sampling.gen-length 8 --sampling.steps 4 --sampling.block-length 8",
+}
+
+
+def commands(first_word: str) -> list[str]:
+    """The README's shell commands that begin with this word."""
+    lines = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+    return [line.split("   #")[0].strip() for line in lines if line.startswith(first_word)]
+
+
+def test_files_it_names_exist():
+    for name in re.findall(r"\]\(([\w./]+)\)", README) + re.findall(r"(?:ray_configs|infra)/[\w.]+", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for line in commands("make"):
+        assert re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE), line
+
+
+def test_its_first_screen_shows_a_real_run():
+    assert "× the unigram baseline" in README, "the quickstart's output is missing"
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_its_commands_run_in_order(tmp_path, local_ray):
+    """In processes of their own, each with a Ray of its own: exactly what a reader does."""
+    words = [
+        "the",
+        "model",
+        "reads",
+        "a",
+        "row",
+        "of",
+        "tokens",
+        "and",
+        "restores",
+        "what",
+        "was",
+        "masked",
+        "in",
+        "it",
+    ]
+    texts = [{"text": " ".join(words[i % 7 :] + words[: i % 5]) + f" {i}"} for i in range(120)]
+    pairs = [{"prompt": f"What is {i}?", "response": f"The number {i}."} for i in range(40)]
+    prompts = [{"prompt": "The model"}, {"messages": [{"role": "user", "content": "What is 3?"}]}]
+    for name, records in (("text", texts), ("chat", pairs), ("prompts", prompts)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = set()
+    for command in commands("llada"):
+        arguments = shlex.split(command)[1:]
+        stage = arguments[0]
+        if stage == "serve":
+            continue  # tests/pipelines/test_serve.py runs it, over HTTP
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *arguments, *shlex.split(SHORTER.get(stage, ""))],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran.add(stage)
+    assert ran == {"prepare", "pretrain", "sft", "evaluate", "generate", "plan"}
+    answers = [
+        json.loads(line) for line in (tmp_path / "run/answers/generations.jsonl").read_text().splitlines()
+    ]
+    assert len(answers) == 2
+
+    (python,) = (block for kind, block in BLOCKS if kind == "python")
+    done = subprocess.run(
+        [sys.executable, "-c", python],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
