@@ -23,10 +23,10 @@ from typing import Any
 from tqdm import tqdm
 
 from llada.data.files import join, local_path, read_bytes, write_bytes
-from llada.data.shards import load_unigram_counts
+from llada.data.shards import TokenDataset, load_unigram_counts
 from llada.model.hf import load_model, save_state
 from llada.model.transformer import ModelConfig
-from llada.training.trainer import RunConfig, TrainResult, train
+from llada.training.trainer import RunConfig, TrainResult, check_fit, train
 from pipelines.artifact import Output, StageError, fetch_folder, put_folder
 from pipelines.cluster import ClusterConfig
 from pipelines.tracking import Tracker
@@ -55,6 +55,12 @@ def run_training(
 
     The caller has connected to Ray. Raises StageError for what the user can mend.
     """
+    try:
+        check_fit(job.model, job.config, TokenDataset(job.data))
+        TokenDataset(job.data, "validation")
+    except ValueError as error:
+        raise StageError(str(error)) from error
+
     import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig

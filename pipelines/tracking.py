@@ -48,7 +48,9 @@ class Tracker:
         self._calls: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(BUFFERED_CALLS)
         self._undelivered: list[tuple[str, dict[str, Any]]] = []
         self._started = threading.Event()
+        self._system_metrics: Any = None
         self._closing = threading.Event()
+        self._put("tags", values={"stage": stage, "output": output})  # the first call starts the run
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
         self._thread.start()
 

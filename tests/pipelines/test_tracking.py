@@ -28,7 +28,8 @@ def test_a_run_holds_parameters_metrics_inputs_and_artifacts(tmp_path, monkeypat
             "s3://bucket/data", context="data", manifest={"config_hash": "abc", "mlflow_run_id": "parent"}
         )
         tracker.log_artifact(picture)
-        time.sleep(6)  # one sample of the system metrics
+        assert tracker.wait_started(60)
+        time.sleep(12)  # two samples of the system metrics
     assert default_tracking_uri(output) == f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = mlflow.MlflowClient(default_tracking_uri(output))
     experiment = client.get_experiment_by_name(EXPERIMENT)
