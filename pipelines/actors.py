@@ -11,10 +11,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llada.data.files import file_sizes, join, read_bytes, write_bytes
+from llada.data.files import exists, file_sizes, join, read_bytes, write_bytes
+from pipelines.artifact import StageError
 from pipelines.cluster import ClusterConfig
 
 Worker = Callable[[dict[str, Any]], Callable[[dict[str, Any]], dict[str, Any]]]
+
+
+def require_checkpoint(model: str) -> None:
+    """Raises StageError unless a checkpoint folder is there: better here at once than in every actor."""
+    if not exists(join(model, "config.json")):
+        raise StageError(f"no checkpoint at {model}: there is no config.json")
 
 
 class _Actor:

@@ -25,7 +25,7 @@ from llada.diffusion.likelihood import bound_samples, resolve_mask_id, summarise
 from llada.sampling.sampler import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.training.parallel import resolve_precision, training_device
-from pipelines.actors import map_blocks
+from pipelines.actors import map_blocks, require_checkpoint
 from pipelines.artifact import StageError, fetch_folder, folder_id, open_output, read_manifest, storage_errors
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.tracking import Tracker
@@ -65,6 +65,7 @@ def evaluate(
     if "perplexity" in config.tasks and data is None:
         raise StageError("the task perplexity needs --data, a prepared folder")
     model, output, data = absolute(model), absolute(output), data and absolute(data)
+    require_checkpoint(model)
     inputs = [{"url": url, "id": folder_id(url)} for url in (model, data) if url]
     folder = open_output(output, stage="evaluate", config=asdict(config), inputs=inputs)
     if folder.manifest is not None:

@@ -19,7 +19,7 @@ from llada.data.files import absolute, join, read_bytes, write_bytes
 from llada.sampling.sampler import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.training.parallel import resolve_precision, training_device
-from pipelines.actors import map_blocks
+from pipelines.actors import map_blocks, require_checkpoint
 from pipelines.artifact import StageError, fetch_folder, folder_id, open_output, storage_errors
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.tracking import Tracker
@@ -54,6 +54,7 @@ def generate(
         data = read_bytes(prompts)
     except FileNotFoundError as error:
         raise StageError(str(error)) from None
+    require_checkpoint(model)
     records = parse_prompts(data, prompts, chat=config.chat)
     inputs = [
         {"url": model, "id": folder_id(model)},

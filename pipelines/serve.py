@@ -207,7 +207,7 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         if not has_tokenizer(folder):
             raise StageError(f"cannot serve {args.model}: it has no tokenizer.json")
         args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
-    if is_own:
+    if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
         _check_port(args.host, args.port)
     with connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log, _interruptible():
         url = _deploy(args, str(log), keep_ray=not is_own)
@@ -232,7 +232,7 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
         serve.start(http_options={"host": args.host, "port": args.port})
         serve.run(build_app(args), name=APP_NAME)
     except BaseException as error:
-        reason = _failure() or str(error)
+        reason = _failure() or str(error).strip().splitlines()[-1]
         if keep_ray:
             with contextlib.suppress(Exception):
                 serve.delete(APP_NAME)
@@ -242,6 +242,13 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     http = _get_global_client().http_config  # of a Serve that ran before, not what was asked for
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)
     return f"http://{host}:{http.port}"
+
+
+def _serve_runs() -> bool:
+    """Whether the Ray that this process has joined has a Serve already."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client(raise_if_no_controller_running=False) is not None
 
 
 def _failure() -> str | None:

@@ -188,10 +188,8 @@ class Tracker:
 def _system_metrics(client: Any, run_id: str) -> Any:
     """MLflow's own monitor of this node's CPU, memory, disk, network and GPUs; None where it cannot run."""
     try:
-        import mlflow
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        mlflow.set_tracking_uri(client.tracking_uri)
         monitor = SystemMetricsMonitor(run_id, sampling_interval=5, tracking_uri=client.tracking_uri)
         monitor.start()
         return monitor

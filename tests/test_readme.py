@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from pipelines.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -49,60 +48,26 @@ def test_its_first_screen_shows_a_real_run():
 
 @pytest.mark.integration
 @pytest.mark.timeout(600)
-def test_its_commands_run_in_order(tmp_path, local_ray):
-    """In processes of their own, each with a Ray of its own: exactly what a reader does."""
-    words = [
-        "the",
-        "model",
-        "reads",
-        "a",
-        "row",
-        "of",
-        "tokens",
-        "and",
-        "restores",
-        "what",
-        "was",
-        "masked",
-        "in",
-        "it",
-    ]
+def test_its_commands_run_in_order(tmp_path, monkeypatch, local_ray):
+    words = ["the", "model", "reads", "a", "row", "of", "tokens", "and", "restores", "what", "was", "masked"]
     texts = [{"text": " ".join(words[i % 7 :] + words[: i % 5]) + f" {i}"} for i in range(120)]
     pairs = [{"prompt": f"What is {i}?", "response": f"The number {i}."} for i in range(40)]
     prompts = [{"prompt": "The model"}, {"messages": [{"role": "user", "content": "What is 3?"}]}]
     for name, records in (("text", texts), ("chat", pairs), ("prompts", prompts)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     ran = set()
     for command in commands("llada"):
-        arguments = shlex.split(command)[1:]
-        stage = arguments[0]
+        stage, *arguments = shlex.split(command)[1:]
         if stage == "serve":
             continue  # tests/pipelines/test_serve.py runs it, over HTTP
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", *arguments, *shlex.split(SHORTER.get(stage, ""))],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        main([stage, *arguments, *shlex.split(SHORTER.get(stage, ""))])  # raises SystemExit on failure
         ran.add(stage)
     assert ran == {"prepare", "pretrain", "sft", "evaluate", "generate", "plan"}
-    answers = [
-        json.loads(line) for line in (tmp_path / "run/answers/generations.jsonl").read_text().splitlines()
-    ]
+    answers = [json.loads(line) for line in Path("run/answers/generations.jsonl").read_text().splitlines()]
     assert len(answers) == 2
+    assert Path("run/mlflow.db").is_file()
 
     (python,) = (block for kind, block in BLOCKS if kind == "python")
-    done = subprocess.run(
-        [sys.executable, "-c", python],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    exec(compile(python, "README.md", "exec"), {})

@@ -59,7 +59,7 @@ def test_evaluation_refuses_other_data(stages, tmp_path):
     common = {"cluster": stages.cluster, "progress": False, "output": str(tmp_path / "o")}
     with pytest.raises(StageError, match="needs --data"):
         evaluate(EvaluateConfig(), model=stages.pretrained, data=None, **common)
-    with pytest.raises(StageError, match="no folder"):
+    with pytest.raises(StageError, match="no checkpoint at"):
         evaluate(EvaluateConfig(), model=str(tmp_path / "none"), data=stages.data, **common)
 
 

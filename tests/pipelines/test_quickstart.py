@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import ray.serve
 
 from pipelines.quickstart import QuickstartArgs, quickstart
 
@@ -22,7 +23,6 @@ def test_quickstart_then_again(local_ray, corpus, tmp_path, capsys):
         question="What is 3?",
         progress=False,
     )
-    # 200 short documents: the preset's filters are for prose, so they are relaxed by data that passes them.
     first = quickstart(args)
     out = capsys.readouterr().out
     for expected in ("× the unigram baseline", "before", "after", "served", "loss.png", "mlflow.db", "next"):
@@ -34,9 +34,11 @@ def test_quickstart_then_again(local_ray, corpus, tmp_path, capsys):
     assert first["sft"]["num_steps"] == 4
     assert json.loads((tmp_path / "quickstart" / "summary.json").read_text())["requests"] == 1
 
+    # A stage that is done is not done again: no checkpoint is rewritten, and the answer is the same.
     model = Path(tmp_path / "quickstart" / "pretrained" / "model.safetensors")
     stamp, started = model.stat().st_mtime_ns, time.perf_counter()
     second = quickstart(args)
     assert model.stat().st_mtime_ns == stamp
     assert second["answer"] == first["answer"], "the same seed gives the same text"
     assert time.perf_counter() - started < first["seconds"]
+    ray.serve.shutdown()  # the session's Ray goes on, its two CPUs are for the next test
