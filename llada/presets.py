@@ -42,7 +42,7 @@ def tiny() -> Recipe:
         num_heads=4,
         ffn_dim=384,
         max_length=256,
-        rope_theta=20.0,
+        rope_theta=100.0,
         mask_token_id=1,
         eos_token_id=0,
         pad_token_id=0,
@@ -70,7 +70,7 @@ def tiny() -> Recipe:
             final_lr_ratio=0.01,
         ),
         train=TrainConfig(
-            num_steps=1000,
+            num_steps=1100,
             global_batch_tokens=32 * row_length,
             micro_batch_rows=32,
             log_every=10,
