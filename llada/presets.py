@@ -98,7 +98,7 @@ def tiny() -> Recipe:
             prepare, kind="sft", row_length=128, train_tokenizer_vocab=None, min_chars=1, too_long="drop"
         ),
         sft=sft,
-        sampling=SamplingConfig(gen_length=48, steps=48, block_length=24, temperature=0.5),
+        sampling=SamplingConfig(gen_length=48, steps=48, block_length=8, temperature=0.5),
     )
 
 
