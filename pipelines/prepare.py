@@ -369,3 +369,9 @@ def _check(
         )
     if config.validation_fraction and not splits["validation"]["rows"]:
         _log.warning("the validation split is empty: too few documents (section_chars cuts long ones)")
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(["prepare", *sys.argv[1:]])

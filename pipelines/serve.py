@@ -14,6 +14,7 @@ import dataclasses
 import json
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -311,3 +312,9 @@ def _take_down() -> None:
     print("taking the endpoint down when its requests are finished; Ctrl-C again to stop at once", flush=True)
     with contextlib.suppress(KeyboardInterrupt, TimeoutError):
         serve.delete(APP_NAME)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main(["serve", *sys.argv[1:]])
