@@ -1,6 +1,6 @@
 """Presets: functions that return a complete `Recipe`.
 
-tiny         2 M parameters, learns the Python documentation in minutes on two CPU cores
+tiny         1 M parameters, learns the Python documentation in minutes on two CPU cores
 mdlm_small   MDLM's OpenWebText model and objective (arXiv 2406.07524), on this network
 llada_1b     LLaDA's 1B (arXiv 2502.09992, Table 5)
 llada_8b     LLaDA-8B
