@@ -28,7 +28,7 @@ SFT_DATA = PrepareConfig(kind="sft", row_length=4096, validation_fraction=0.01, 
 
 
 def tiny() -> Recipe:
-    """For a laptop, the embedded default of `llada quickstart`: 1 M parameters, five to six minutes on two CPU cores.
+    """For a laptop, the embedded default of `llada quickstart`: 1 M parameters, about five minutes on two CPU cores.
 
     What gets so small a model off the unigram plateau so early, by experiment: noise levels between 0.1 and 0.8 drawn
     uniformly in log t (every row then weighs the same; with 1/t weights over [0, 1] it has learned nothing yet after the

@@ -23,7 +23,7 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,20 @@ __all__ = [
     "StageError",
     "exists",
     "fetch_folder",
+    "find_manifest",
     "folder_id",
     "join",
     "open_output",
     "put_folder",
     "read_manifest",
+    "require_same_tokenizer",
     "storage_errors",
 ]
 
+_FULL_BYTES = 1 << 20  # less than this free, and an error is put down to it
+_NO_SPACE = (
+    "no space left while writing {url}: free some and run the same command again; what is finished is kept"
+)
 _PACKAGES = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "mlflow")
 
 
@@ -106,10 +112,18 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_output(url: str, *, stage: str, config: Any, inputs: Sequence[Mapping[str, str]]) -> Output:
+def open_output(
+    url: str,
+    *,
+    stage: str,
+    config: Any,
+    inputs: Sequence[Mapping[str, str]],
+    may_change: Collection[str] = (),
+) -> Output:
     """Open (or create) the output folder of a stage for one configuration (dataclass or dict) and its inputs.
 
-    An input is {"url", "id"}; only the ids are compared. Raises StageError when the folder belongs to other work.
+    An input is {"url", "id"}; only the ids are compared. `may_change` names settings (dotted) that an unfinished folder
+    may go on with changed. Raises StageError when the folder belongs to other work.
     """
     plain = (
         dataclasses.asdict(config)
@@ -134,7 +148,7 @@ def open_output(url: str, *, stage: str, config: Any, inputs: Sequence[Mapping[s
             }
             write_bytes(join(url, "stage.json"), _json(described))
             return output
-        if differences := _differences(earlier, output):
+        if differences := _differences(earlier, output, () if manifest else may_change):
             raise StageError(
                 f"{url} already holds other work: {differences}; choose another --output or delete it"
             )
@@ -143,14 +157,14 @@ def open_output(url: str, *, stage: str, config: Any, inputs: Sequence[Mapping[s
     return output
 
 
-def _differences(earlier: Mapping[str, Any], output: Output) -> str:
+def _differences(earlier: Mapping[str, Any], output: Output, may_change: Collection[str]) -> str:
     if earlier.get("stage") != output.stage:
         return f"the output of stage {earlier.get('stage')!r}, not {output.stage!r}"
     before, now = _flat(earlier.get("config", {})), _flat(output.config)
     changed = [
         f"{key} {before.get(key, 'unset')!r} (now {now.get(key, 'unset')!r})"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key, "unset") != now.get(key, "unset")
+        if before.get(key, "unset") != now.get(key, "unset") and key not in may_change
     ]
     if changed:
         return (
@@ -195,18 +209,26 @@ def read_manifest(url: str) -> dict[str, Any]:
         raise StageError(f"no manifest.json at {url}: it is not the output folder of a stage")
 
 
+def find_manifest(url: str) -> dict[str, Any] | None:
+    """The manifest of a folder, or None when no stage of ours made it."""
+    with storage_errors(url):
+        return _read_json(join(url, "manifest.json"))
+
+
 def folder_id(url: str) -> str:
-    """An id of what an input folder holds: from its manifest's checksums, or the files' names and sizes without one."""
+    """An id of what an input folder holds: from its manifest's checksums; without a manifest, from the files' names,
+    sizes and ETags or modification times."""
     with storage_errors(url):
         manifest = _read_json(join(url, "manifest.json"))
         if manifest is None:
-            return config_hash({"sizes": file_sizes(url)})
+            return config_hash(_versions_of(url))
     content = manifest.get("files") or manifest.get("dataset") or manifest["counts"]
     return config_hash({"config": manifest["config_hash"], "content": content})
 
 
 def fetch_folder(url: str) -> Path:
-    """A local copy of a folder: itself when local, else in the cache, which is keyed by the remote files.
+    """A local copy of a folder: itself when local, else in the cache, which is keyed by the remote files. Training
+    state and logs stay where they are.
 
     The cache is $LLADA_CACHE, or ~/.cache/llada. Raises StageError when there is nothing at `url`.
     """
@@ -216,16 +238,10 @@ def fetch_folder(url: str) -> Path:
         return Path(path)
     with storage_errors(url):
         fs, root = filesystem(url)
-        found = (
-            {n: i for n, i in fs.find(root, detail=True).items() if i["type"] == "file"}
-            if fs.isdir(root)
-            else {}
-        )
-        if not found:
+        found = _versions_of(url)
+        versions = {name: v for name, v in found.items() if not name.startswith(("checkpoints/", "logs/"))}
+        if not versions:
             raise StageError(f"no folder at {url}")
-        versions = {
-            n: [i["size"], str(i.get("ETag") or i.get("etag") or i.get("mtime"))] for n, i in found.items()
-        }
         key = hashlib.sha256(json.dumps([url, versions], sort_keys=True).encode()).hexdigest()[:24]
         base = Path(os.environ.get("LLADA_CACHE") or Path.home() / ".cache" / "llada")
         target = base / key
@@ -233,10 +249,10 @@ def fetch_folder(url: str) -> Path:
             partial = (
                 base / f".{key}.{uuid.uuid4().hex}"
             )  # renamed when whole: another process may fetch the same
-            for name in found:
-                local = partial / name[len(root.rstrip("/")) + 1 :]
+            for name in versions:
+                local = partial / name
                 local.parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(name, str(local))
+                fs.get_file(join(root, name), str(local))
             try:
                 partial.rename(target)
             except OSError:
@@ -244,6 +260,42 @@ def fetch_folder(url: str) -> Path:
                 if not target.is_dir():
                     raise
         return target
+
+
+def _versions_of(url: str) -> dict[str, list[Any]]:
+    """{path in the folder: [bytes, ETag or modification time]} of every file; empty when there is no folder."""
+    fs, root = filesystem(url)
+    if not fs.isdir(root):
+        return {}
+    start = len(root.rstrip("/")) + 1
+    return {
+        name[start:]: [info["size"], str(info.get("ETag") or info.get("etag") or info.get("mtime"))]
+        for name, info in sorted(fs.find(root, detail=True).items())
+        if info["type"] == "file"
+    }
+
+
+def require_same_tokenizer(model: str, data: str) -> None:
+    """Raises StageError unless every token of the checkpoint's tokenizer has the same id in the prepared folder's.
+
+    Silent when the checkpoint comes without a tokenizer.
+    """
+    try:
+        ours = _vocabulary(join(model, "tokenizer.json"))
+    except FileNotFoundError:
+        return
+    theirs = _vocabulary(join(data, "tokenizer", "tokenizer.json"))
+    if different := [token for token, number in ours.items() if theirs.get(token) != number]:
+        raise StageError(
+            f"{data} was not tokenised with the tokenizer of {model} ({len(different):,} of {len(ours):,} tokens "
+            f"differ, such as {min(different)!r}): prepare the data with --tokenizer {model}"
+        )
+
+
+def _vocabulary(url: str) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(read_bytes(url).decode()).get_vocab(with_added_tokens=True)
 
 
 def put_folder(local: str | Path, url: str) -> None:
@@ -270,16 +322,26 @@ def storage_errors(url: str) -> Iterator[None]:
         while cause is not None:
             number = getattr(cause, "errno", None)
             if number in (errno.ENOSPC, errno.EDQUOT):
-                raise StageError(
-                    f"no space left while writing {url}: free some and run the same command again; "
-                    "what is finished is kept"
-                ) from error
+                raise StageError(_NO_SPACE.format(url=url)) from error
             if isinstance(cause, PermissionError):
                 raise StageError(f"no permission for {url}: {cause}") from error
+            if isinstance(cause, NotADirectoryError | FileExistsError):
+                raise StageError(
+                    f"cannot write {url}: {cause.strerror or cause}; a file is in the way"
+                ) from error
             if isinstance(cause, ImportError) and "://" in url:
                 raise StageError(f"{url}: {cause}") from error  # fsspec names the missing package, e.g. s3fs
             cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+        if _is_full(url):  # torch writes files in C++, which forgets the error's number
+            raise StageError(_NO_SPACE.format(url=url)) from error
         raise
+
+
+def _is_full(url: str) -> bool:
+    path = local_path(url)
+    while path and not os.path.exists(path):
+        path = os.path.dirname(path)
+    return bool(path) and shutil.disk_usage(str(path)).free < _FULL_BYTES
 
 
 def _read_json(url: str) -> dict[str, Any] | None:

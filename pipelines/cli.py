@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     try:
         STAGES[name][0](argv[1:])
-    except (StageError, ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (StageError, ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("LLADA_TRACEBACK"):
             raise
         print(f"llada {name}: {error}", file=sys.stderr)

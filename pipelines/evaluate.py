@@ -22,11 +22,21 @@ import llada
 from llada.data.files import absolute, join, read_bytes, write_bytes
 from llada.data.shards import TokenDataset, load_unigram_counts
 from llada.diffusion.likelihood import bound_samples, resolve_mask_id, summarise_bound
+from llada.model.hf import read_config
 from llada.sampling.sampler import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.actors import map_blocks, require_checkpoint
-from pipelines.artifact import StageError, fetch_folder, folder_id, open_output, read_manifest, storage_errors
+from pipelines.artifact import (
+    StageError,
+    fetch_folder,
+    find_manifest,
+    folder_id,
+    open_output,
+    read_manifest,
+    require_same_tokenizer,
+    storage_errors,
+)
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.tracking import Tracker
 
@@ -66,13 +76,15 @@ def evaluate(
         raise StageError("the task perplexity needs --data, a prepared folder")
     model, output, data = absolute(model), absolute(output), data and absolute(data)
     require_checkpoint(model)
+    if data and "perplexity" in config.tasks:
+        _check_fit(model, data)
     inputs = [{"url": url, "id": folder_id(url)} for url in (model, data) if url]
     folder = open_output(output, stage="evaluate", config=asdict(config), inputs=inputs)
     if folder.manifest is not None:
         return folder.manifest
     if tracker:
         tracker.log_params(asdict(config))
-        tracker.log_input(model, context="model")
+        tracker.log_input(model, context="model", manifest=find_manifest(model))
         if data:
             tracker.log_input(data, context="data", manifest=read_manifest(data))
     results: dict[str, Any] = {}
@@ -86,9 +98,31 @@ def evaluate(
     counts = {k: v for k, v in results.items() if isinstance(v, int | float)}
     if tracker:
         tracker.log_metrics(counts)
-    return folder.finish(
-        counts, kind="evaluation", mlflow_run_id=tracker.wait_started() if tracker else None, results=results
-    )
+    run_id = tracker.wait_started() if tracker else None
+    manifest = folder.finish(counts, kind="evaluation", mlflow_run_id=run_id, results=results)
+    if tracker:
+        for name in ("results.json", "manifest.json"):
+            tracker.log_artifact(join(output, name))
+    return manifest
+
+
+def _check_fit(model: str, data: str) -> None:
+    """Refuse data that this network cannot score, before any actor is started."""
+    try:
+        network, _ = read_config(fetch_folder(model))
+    except (ValueError, FileNotFoundError) as error:
+        raise StageError(str(error)) from error
+    if network.causal:
+        raise StageError(
+            f"{model} is autoregressive: its held-out loss is exact and stands in its metrics.jsonl"
+        )
+    info = read_manifest(data).get("dataset", {})
+    if info.get("vocab_size", 0) > network.vocab_size or info.get("mask_token_id") != network.mask_token_id:
+        raise StageError(
+            f"{data} ({info.get('vocab_size')} ids, mask {info.get('mask_token_id')}) does not fit {model} "
+            f"({network.vocab_size} ids, mask {network.mask_token_id}): prepare it with the model's tokenizer"
+        )
+    require_same_tokenizer(model, data)
 
 
 def _perplexity(
@@ -141,12 +175,6 @@ class _Scorer:
         self.dataset = TokenDataset(settings["data"], self.config.split)
         counts = load_unigram_counts(settings["data"])
         self.unigram = -np.log((counts + 1) / (counts + 1).sum())
-        info = self.dataset.info
-        mask_id = resolve_mask_id(self.model, None)
-        if info["vocab_size"] > self.model.config.vocab_size or info["mask_token_id"] != mask_id:
-            raise StageError(
-                f"{settings['data']} was not tokenised with the tokenizer of {settings['model']}"
-            )
 
     def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
         ids = np.arange(block["start"], block["end"])

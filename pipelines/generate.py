@@ -15,12 +15,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import llada
+from llada.data.chat import RecordError, parse_dialogue
 from llada.data.files import absolute, join, read_bytes, write_bytes
 from llada.sampling.sampler import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.actors import map_blocks, require_checkpoint
-from pipelines.artifact import StageError, fetch_folder, folder_id, open_output, storage_errors
+from pipelines.artifact import (
+    StageError,
+    fetch_folder,
+    find_manifest,
+    folder_id,
+    open_output,
+    storage_errors,
+)
 from pipelines.cluster import ClusterConfig, connect
 from pipelines.tracking import Tracker
 
@@ -65,7 +73,7 @@ def generate(
         return folder.manifest
     if tracker:
         tracker.log_params(asdict(config))
-        tracker.log_input(model, context="model")
+        tracker.log_input(model, context="model", manifest=find_manifest(model))
         tracker.log_input(prompts, context="prompts")
     blocks = [
         {"name": f"{start:010d}", "start": start, "records": records[start : start + config.batch_rows]}
@@ -94,11 +102,12 @@ def generate(
         "refused": refused,
         "tokens": sum(answer.get("tokens", 0) for answer in answers),
     }
+    run_id = tracker.wait_started() if tracker else None
+    manifest = folder.finish(counts, kind="generations", mlflow_run_id=run_id)
     if tracker:
         tracker.log_metrics(counts)
-    return folder.finish(
-        counts, kind="generations", mlflow_run_id=tracker.wait_started() if tracker else None
-    )
+        tracker.log_artifact(join(output, "manifest.json"))
+    return manifest
 
 
 def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[dict[str, Any]]:
@@ -108,7 +117,7 @@ def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise StageError(f"{url} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON strings may hold U+2028
         if not line.strip():
             continue
         record: Any = {"prompt": line}
@@ -117,8 +126,11 @@ def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[dict[str, Any]]:
                 record = json.loads(line)
             except ValueError as error:
                 raise StageError(f"{url}:{number}: not JSON ({error})") from None
-        if isinstance(record, dict) and isinstance(record.get("messages"), list):
-            record["prompt"] = record.pop("messages")
+        if isinstance(record, dict) and "messages" in record:
+            try:
+                record["prompt"] = parse_dialogue({"messages": record.pop("messages")})
+            except RecordError as error:
+                raise StageError(f"{url}:{number}: the messages cannot be used ({error})") from None
         elif not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise StageError(f'{url}:{number}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}')
         elif chat:

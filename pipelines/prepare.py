@@ -32,7 +32,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from llada.data.documents import expand_inputs
+from llada.data.documents import Rejects, expand_inputs
 from llada.data.files import absolute, file_sizes, join, local_path, read_bytes, write_bytes
 from llada.data.prepare import (
     SPLITS,
@@ -52,7 +52,15 @@ from llada.tokenizer import (
     train_tokenizer,
     vocab_size,
 )
-from pipelines.artifact import Output, StageError, fetch_folder, open_output, put_folder, storage_errors
+from pipelines.artifact import (
+    Output,
+    StageError,
+    config_hash,
+    fetch_folder,
+    open_output,
+    put_folder,
+    storage_errors,
+)
 from pipelines.cluster import ClusterConfig, connect
 
 _log = logging.getLogger(__name__)
@@ -92,6 +100,8 @@ def prepare(
         return folder.manifest
     if tracker is not None:
         tracker.log_params(asdict(config))
+        for url in inputs:
+            tracker.log_input(url, context="raw", manifest={"config_hash": config_hash({"inputs": sources})})
     log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
     with storage_errors(output), connect(cluster, local_path(log_dir) or log_dir):
         tokenizer, tokenizer_hash = _settle_tokenizer(config, units, output, cluster, progress)
@@ -101,6 +111,7 @@ def prepare(
         tracker.log_metrics(
             {name: value for name, value in manifest["counts"].items() if isinstance(value, int | float)}
         )
+        tracker.log_artifact(join(output, "manifest.json"))
     return manifest
 
 
@@ -142,15 +153,20 @@ def _sample(
     """Texts of every unit, in proportion to its size, in the order of the units."""
     total = sum(unit.size for unit in units) or 1
     budgets = [math.ceil(config.tokenizer_sample_bytes * unit.size / total) for unit in units]
-    results: dict[int, str] = {}
+    results: dict[int, dict[str, Any]] = {}
     for index, result in _map_units(
         _sample_task, len(units), cluster, units=units, config=config, budgets=budgets
     ):
-        results[index] = result
-    texts = [text for index in range(len(units)) for text in json.loads(results[index])]
+        results[index] = json.loads(result)
+    texts = [text for index in range(len(units)) for text in results[index]["texts"]]
     if not texts:
+        lost = sum((Counter(result["lost"]) for result in results.values()), Counter())
+        first = next((example for result in results.values() for example in result["examples"]), None)
         raise StageError(
-            "nothing to train a tokenizer on: no readable document in the train split (see `quarantine`)"
+            "nothing to train a tokenizer on: no usable document in the train split (left out: "
+            + (", ".join(f"{reason} {count:,}" for reason, count in lost.most_common(4)) or "none")
+            + (f"; first: {first['source']} line {first['line']}" if first else "")
+            + ")"
         )
     if progress:
         print(f"training a tokenizer on {sum(map(len, texts)):,} characters", file=sys.stderr)
@@ -158,7 +174,10 @@ def _sample(
 
 
 def _sample_task(index: int, units: Sequence[Unit], config: PrepareConfig, budgets: Sequence[int]) -> str:
-    return json.dumps(sample_unit(units[index], config, budgets[index]))
+    rejects, filtered = Rejects(), Counter[str]()
+    texts = sample_unit(units[index], config, budgets[index], rejects, filtered)
+    lost = rejects.counts + filtered
+    return json.dumps({"texts": texts, "lost": lost, "examples": rejects.examples[:1]})
 
 
 # --- Units ------------------------------------------------------------------------------------------------------------
@@ -298,7 +317,7 @@ def _finish(
         },
         kind="tokens",
         files=files,
-        mlflow_run_id=getattr(tracker, "run_id", None),
+        mlflow_run_id=tracker.wait_started() if tracker else None,
         dataset={
             "kind": config.kind,
             "row_length": config.row_length,

@@ -12,17 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 from llada.config import Recipe
-from llada.data.files import absolute, join
-from pipelines.artifact import fetch_folder, folder_id, open_output, put_folder, read_manifest, storage_errors
-from pipelines.cluster import ClusterConfig, connect
-from pipelines.ray_train import (
-    TrainingJob,
-    finish_training,
-    log_folder,
-    plot_losses,
-    run_training,
-    threads_per_worker,
-)
+from llada.data.files import absolute
+from pipelines.artifact import folder_id, open_output, read_manifest
+from pipelines.cluster import ClusterConfig
+from pipelines.ray_train import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
 from pipelines.tracking import Tracker
 
 
@@ -43,7 +36,11 @@ def pretrain(
     source = read_manifest(data)
     config = {"model": asdict(recipe.model), **asdict(recipe.pretrain)}
     folder = open_output(
-        output, stage="pretrain", config=config, inputs=[{"url": data, "id": folder_id(data)}]
+        output,
+        stage="pretrain",
+        config=config,
+        inputs=[{"url": data, "id": folder_id(data)}],
+        may_change=LEARNING_RATES,
     )
     if folder.manifest is not None:
         return folder.manifest
@@ -51,11 +48,7 @@ def pretrain(
         tracker.log_params(config)
         tracker.log_input(data, context="data", manifest=source)
     job = TrainingJob(recipe.model, recipe.pretrain, data, output, None, threads_per_worker(cluster))
-    with storage_errors(output), connect(cluster, log_folder(output)):
-        result = run_training(job, cluster, tracker, label="pretrain", progress=progress)
-        put_folder(fetch_folder(join(data, "tokenizer")), output)
-        plot_losses(output, "pretraining")
-        return finish_training(folder, result, tracker)
+    return train_stage(folder, job, cluster, tracker, progress=progress)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from typing import Any
 import httpx
 
 from llada.config import Recipe
+from llada.data.documents import expand_inputs
 from llada.data.files import write_bytes
+from llada.data.prepare import PrepareConfig
 from llada.data.python_docs import python_documents, python_questions
 from llada.model.transformer import Transformer
 from llada.presets import get_preset
@@ -35,6 +37,8 @@ from pipelines.tracking import tracked
 
 PROMPT = "The function returns"
 QUESTION = "What does os.path.join do?"
+SECTION_CHARS = 2000  # of the user's own long texts
+OWN_TEXT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class QuickstartArgs:
     """Your own text instead of Python's documentation: .jsonl(.gz|.zst), .parquet, .txt."""
     sft_input: tuple[str, ...] = ()
     """Your own conversations instead of questions about the standard library."""
+    validation_fraction: float | None = None
+    """Share of the documents held out; default the preset's, for your own text a fifth of the first megabyte."""
     question: str = QUESTION
     """Asked at the end."""
     cluster: str | None = None
@@ -77,7 +83,9 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
     with connect(cluster, root / "logs") as log:
         _say(f"working in {root}; Ray's log is {log}")
         with _stage("prepare", data) as tracker:
-            prepared = prepare(recipe.prepare, inputs=texts, output=data, tracker=tracker, **common)
+            prepared = prepare(
+                _prepare_config(recipe, args), inputs=texts, output=data, tracker=tracker, **common
+            )
         before = _untrained_sample(recipe, data)
         with _stage("pretrain", pretrained) as tracker:
             first = pretrain(recipe, data=data, output=pretrained, tracker=tracker, **common)
@@ -117,6 +125,18 @@ def _with_steps(recipe: Recipe, args: QuickstartArgs) -> Recipe:
             run = getattr(recipe, name)
             recipe = replace(recipe, **{name: replace(run, train=replace(run.train, num_steps=steps))})
     return recipe
+
+
+def _prepare_config(recipe: Recipe, args: QuickstartArgs) -> PrepareConfig:
+    """The preset's preparation; for the user's own text made to hold something out of little or of one long text."""
+    config = recipe.prepare
+    if args.input:
+        size = sum(file.size for file in expand_inputs(args.input))
+        share = min(0.2, max(config.validation_fraction, 0.2 * OWN_TEXT_BYTES / max(size, 1)))
+        config = replace(config, min_chars=1, section_chars=SECTION_CHARS, validation_fraction=share)
+    if args.validation_fraction is not None:
+        config = replace(config, validation_fraction=args.validation_fraction)
+    return config
 
 
 def _stage(name: str, output: str):

@@ -4,13 +4,13 @@ Ray starts the workers, joins them in a process group and starts them again afte
 llada.training.trainer.train, which finds its own newest checkpoint. Ray's dataset iterator and checkpoint store are not
 used: the iterator forgets its position at a restart (Ray 2.60), ours is arithmetic.
 
-Events travel from worker 0 to the driver, which alone writes the progress line, metrics.jsonl and MLflow.
+Worker 0 writes metrics.jsonl, in step with the checkpoints; its events travel to the driver too, which shows the
+progress and talks to MLflow.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import tempfile
@@ -22,18 +22,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llada.data.files import join, local_path, read_bytes, write_bytes
+from llada.data.files import file_sizes, join, local_path, read_bytes, sha256, write_bytes
 from llada.data.shards import TokenDataset, load_unigram_counts
 from llada.model.hf import load_model, save_state
 from llada.model.transformer import ModelConfig
 from llada.training.trainer import RunConfig, TrainResult, check_fit, train
-from pipelines.artifact import Output, StageError, fetch_folder, put_folder
-from pipelines.cluster import ClusterConfig
+from pipelines.artifact import Output, StageError, fetch_folder, put_folder, storage_errors
+from pipelines.cluster import ClusterConfig, connect
 from pipelines.tracking import Tracker
 
 MAX_FAILURES = 3  # worker crashes survived in one run
 WORKER_START_TIMEOUT_S = "1800"  # a GPU node may have to be started first; Ray's own limit is 60 s
 METRICS_FILE = "metrics.jsonl"
+LEARNING_RATES = ("optim.lr", "optim.muon_lr")  # may change when a run goes on, as LLaDA's did after a NaN
+METRICS_EVERY_S = 10.0  # how stale the file may be for somebody who watches it
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,24 @@ class TrainingJob:
     threads: int  # of PyTorch on each worker, on CPUs
 
 
-def run_training(
+def train_stage(
+    folder: Output, job: TrainingJob, cluster: ClusterConfig, tracker: Tracker | None, *, progress: bool
+) -> dict[str, Any]:
+    """Train on the cluster into the opened `folder` and finish it; its manifest.
+
+    Raises StageError for what the user can mend.
+    """
+    with storage_errors(job.output), connect(cluster, _log_folder(job.output)):
+        result = _run(job, cluster, tracker, label=folder.stage, progress=progress)
+        put_folder(fetch_folder(join(job.data, "tokenizer")), job.output)
+        plot_losses(job.output, folder.stage)
+        return _finish(folder, result, tracker)
+
+
+def _run(
     job: TrainingJob, cluster: ClusterConfig, tracker: Tracker | None, *, label: str, progress: bool
 ) -> TrainResult:
-    """Train on the cluster, leave the model folder's files in `job.output`, and return the figures (without weights).
-
-    The caller has connected to Ray. Raises StageError for what the user can mend.
-    """
+    """Train, leave the model's files in `job.output`, and return the figures (without weights)."""
     try:
         check_fit(job.model, job.config, TokenDataset(job.data))
         TokenDataset(job.data, "validation")
@@ -68,10 +81,10 @@ def run_training(
     from ray.util.queue import Queue
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
-    events = Queue()
+    events, failures = Queue(), Queue()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "events": events},
+        train_loop_config={"job": job, "events": events, "failures": failures},
         torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers,
@@ -88,21 +101,26 @@ def run_training(
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     )
-    listener = _Listener(events, job.output, tracker, label, progress)
+    listener = _Listener(events, tracker, label, progress)
     try:
-        with listener:
+        with storage_errors(job.output), listener:
             trainer.fit()
+    except StageError:
+        raise
     except ray.exceptions.RayError as error:
         raise StageError(f"{label}: Ray failed: {str(error).splitlines()[0]}") from error
     except Exception as error:
-        if listener.failure is None:
+        if failures.empty():
             reason = str(error).strip().splitlines()
             raise StageError(
                 f"{label}: a worker failed {MAX_FAILURES + 1} times ({reason[-1] if reason else error}); the last "
                 f"checkpoint is kept, run the same command again to go on"
             ) from error
-    if listener.failure is not None:
-        raise StageError(listener.failure)
+    finally:
+        failure = None if failures.empty() else failures.get()
+        failures.shutdown()
+    if failure is not None:
+        raise StageError(failure)
     if listener.result is None:
         raise StageError(f"{label}: the workers ended without a result; run the same command again to go on")
     return listener.result
@@ -123,43 +141,72 @@ def _worker(settings: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(job.threads)
 
+    metrics = _MetricsFile(join(job.output, METRICS_FILE))
+
     def report(event: dict[str, Any]) -> None:
+        metrics.add(event)
         settings["events"].put(event)
 
+    if not settings["failures"].empty():
+        return  # started again after a failure that starting again cannot mend
     try:
-        initial_state = None
-        if job.initial_model is not None:
-            model = load_model(fetch_folder(job.initial_model), dtype=torch.float32)
-            initial_state = {name: p.detach() for name, p in model.named_parameters()}
-        result = train(
-            job.model,
-            job.config,
-            job.data,
-            checkpoints=join(job.output, "checkpoints"),
-            unigram_counts=load_unigram_counts(job.data),
-            initial_state=initial_state,
-            report=report,
-        )
-        if rank == 0:
-            assert result.state is not None
-            with tempfile.TemporaryDirectory() as folder:
-                save_state(folder, result.state, job.model)
-                put_folder(folder, job.output)
-            report({"event": "end", **asdict(replace(result, state=None))})
+        with storage_errors(job.output):
+            initial_state = None
+            if job.initial_model is not None:
+                model = load_model(fetch_folder(job.initial_model), dtype=torch.float32)
+                initial_state = {name: p.detach() for name, p in model.named_parameters()}
+            result = train(
+                job.model,
+                job.config,
+                job.data,
+                checkpoints=join(job.output, "checkpoints"),
+                unigram_counts=load_unigram_counts(job.data),
+                initial_state=initial_state,
+                report=report,
+            )
+            if rank == 0:
+                assert result.state is not None
+                with tempfile.TemporaryDirectory() as folder:
+                    save_state(folder, result.state, job.model)
+                    put_folder(folder, job.output)
+                report({"event": "end", **asdict(replace(result, state=None))})
     except (ValueError, FileNotFoundError, FloatingPointError, StageError) as error:
-        # The user's to mend, and found by every worker alike: end instead of being restarted to fail again.
-        report({"event": "failure", "message": str(error)})
+        # The user's to mend. Raised all the same, so that Ray ends the other workers: they may not have found it (a
+        # shard that only this one reads) and wait for this one in a collective.
+        settings["failures"].put(str(error))
+        raise
+
+
+class _MetricsFile:
+    """metrics.jsonl, kept by worker 0: before a checkpoint is committed, all that was said until then is in it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._lines: list[dict[str, Any]] = []
+        self._written_at = 0.0
+
+    def add(self, event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            # After a crash the steps since the last checkpoint are done again: forget what was said of them.
+            self._lines = [line for line in _read_lines(self.url) if line["step"] <= event["first_step"]]
+        elif event["event"] in ("step", "validation"):
+            self._lines.append(event)
+            if time.monotonic() - self._written_at > METRICS_EVERY_S:
+                self._write()
+        elif event["event"] in ("checkpoint", "end"):
+            self._write()
+
+    def _write(self) -> None:
+        write_bytes(self.url, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+        self._written_at = time.monotonic()
 
 
 class _Listener:
     """Drains the event queue on the driver while the trainer runs."""
 
-    def __init__(self, events: Any, output: str, tracker: Tracker | None, label: str, progress: bool) -> None:
-        self.events, self.output, self.tracker, self.label = events, output, tracker, label
-        self.progress = progress
+    def __init__(self, events: Any, tracker: Tracker | None, label: str, progress: bool) -> None:
+        self.events, self.tracker, self.label, self.progress = events, tracker, label, progress
         self.result: TrainResult | None = None
-        self.failure: str | None = None
-        self._lines = _earlier_lines(join(output, METRICS_FILE))
         self._bar: tqdm | None = None
         self._thread = threading.Thread(target=self._drain, daemon=True)
 
@@ -185,15 +232,10 @@ class _Listener:
 
     def _handle(self, event: dict[str, Any]) -> None:
         kind = event.pop("event")
-        if kind == "failure":
-            self.failure = self.failure or event["message"]
-            return
         if kind == "end":
             self.result = TrainResult(**event)
             return
         if kind == "start":
-            # After a crash the steps since the last checkpoint are done again: forget what was said of them.
-            self._lines = [line for line in self._lines if line["step"] <= event["first_step"]]
             if self._bar is not None:
                 self._bar.close()
             self._bar = tqdm(
@@ -209,10 +251,6 @@ class _Listener:
             return
         if kind == "checkpoint":
             return
-        self._lines.append({"event": kind, **event})
-        write_bytes(
-            join(self.output, METRICS_FILE), "".join(json.dumps(line) + "\n" for line in self._lines).encode()
-        )
         if self._bar is not None:
             self._bar.update(event["step"] - self._bar.n)
             if kind == "step":
@@ -225,7 +263,7 @@ class _Listener:
             self.tracker.log_metrics(values, step=event["step"])
 
 
-def _earlier_lines(url: str) -> list[dict[str, Any]]:
+def _read_lines(url: str) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in read_bytes(url).decode().splitlines()]
     except FileNotFoundError:
@@ -234,7 +272,7 @@ def _earlier_lines(url: str) -> list[dict[str, Any]]:
 
 def read_metrics(output: str) -> list[dict[str, Any]]:
     """The events of a training folder, in order."""
-    return _earlier_lines(join(output, METRICS_FILE))
+    return _read_lines(join(output, METRICS_FILE))
 
 
 def plot_losses(output: str, title: str) -> str:
@@ -265,23 +303,23 @@ def plot_losses(output: str, title: str) -> str:
     return join(output, "loss.png")
 
 
-def finish_training(folder: Output, result: TrainResult, tracker: Tracker | None) -> dict[str, Any]:
+def _finish(folder: Output, result: TrainResult, tracker: Tracker | None) -> dict[str, Any]:
     """Write the manifest of a training folder and tell MLflow the end of the story."""
     counts = {k: v for k, v in asdict(replace(result, state=None)).items() if k != "state"}
     counts["validation_ratio"] = result.validation_loss / result.unigram_loss
-    files = {}
-    for name in ("config.json", "model.safetensors", "tokenizer.json", METRICS_FILE):
-        with contextlib.suppress(FileNotFoundError):
-            data = read_bytes(join(folder.url, name))
-            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    kept = {n: size for n, size in file_sizes(folder.url).items() if n.endswith((".json", ".safetensors"))}
+    files = {
+        name: {"bytes": size, "sha256": sha256(join(folder.url, name))}
+        for name, size in kept.items()
+        if "/" not in name and name not in ("stage.json", "tracking.json")
+    }
     run_id = tracker.wait_started() if tracker else None
     manifest = folder.finish(counts, kind="checkpoint", files=files, mlflow_run_id=run_id)
     if tracker:
         tracker.log_metrics({f"final.{k}": v for k, v in counts.items()}, step=result.num_steps)
         tracker.set_tags({"output.kind": "checkpoint", "output.config_hash": manifest["config_hash"]})
-        for name in ("loss.png", "manifest.json"):
-            if local := local_path(join(folder.url, name)):
-                tracker.log_artifact(local)
+        for name in ("loss.png", METRICS_FILE, "manifest.json"):
+            tracker.log_artifact(join(folder.url, name))
     return manifest
 
 
@@ -292,6 +330,6 @@ def threads_per_worker(cluster: ClusterConfig) -> int:
     return max(1, int(cluster.cpus_per_worker))
 
 
-def log_folder(output: str) -> str:
+def _log_folder(output: str) -> str:
     """Where Ray's chatter goes: beside the output, or a temporary folder when that is remote."""
     return local_path(join(output, "logs")) or tempfile.mkdtemp(prefix="llada-logs-")

@@ -10,26 +10,19 @@ from dataclasses import asdict
 from typing import Any
 
 from llada.config import Recipe
-from llada.data.files import absolute, join
+from llada.data.files import absolute
 from llada.model.hf import read_config
 from pipelines.artifact import (
     StageError,
     fetch_folder,
+    find_manifest,
     folder_id,
     open_output,
-    put_folder,
     read_manifest,
-    storage_errors,
+    require_same_tokenizer,
 )
-from pipelines.cluster import ClusterConfig, connect
-from pipelines.ray_train import (
-    TrainingJob,
-    finish_training,
-    log_folder,
-    plot_losses,
-    run_training,
-    threads_per_worker,
-)
+from pipelines.cluster import ClusterConfig
+from pipelines.ray_train import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
 from pipelines.tracking import Tracker
 
 
@@ -52,6 +45,7 @@ def sft(
     if source.get("dataset", {}).get("kind") != "sft":
         raise StageError(f"{data} is not SFT data: prepare it with `llada prepare … --kind sft`")
     local = fetch_folder(model)
+    require_same_tokenizer(model, data)
     try:
         model_config, _ = read_config(local)
     except (ValueError, FileNotFoundError) as error:
@@ -61,19 +55,16 @@ def sft(
         stage="sft",
         config=asdict(recipe.sft),
         inputs=[{"url": url, "id": folder_id(url)} for url in (data, model)],
+        may_change=LEARNING_RATES,
     )
     if folder.manifest is not None:
         return folder.manifest
     if tracker:
         tracker.log_params(asdict(recipe.sft))
         tracker.log_input(data, context="data", manifest=source)
-        tracker.log_input(model, context="model", manifest=None)
+        tracker.log_input(model, context="model", manifest=find_manifest(model))
     job = TrainingJob(model_config, recipe.sft, data, output, model, threads_per_worker(cluster))
-    with storage_errors(output), connect(cluster, log_folder(output)):
-        result = run_training(job, cluster, tracker, label="sft", progress=progress)
-        put_folder(fetch_folder(join(data, "tokenizer")), output)
-        plot_losses(output, "fine-tuning")
-        return finish_training(folder, result, tracker)
+    return train_stage(folder, job, cluster, tracker, progress=progress)
 
 
 if __name__ == "__main__":

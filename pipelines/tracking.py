@@ -1,6 +1,7 @@
 """MLflow: one experiment, one run per stage, with parameters, metrics, system metrics, artifacts and lineage.
 
-Tracking can fail, training cannot. Calls go into a queue that a background thread hands to MLflow; when the server is
+The run's id is kept in the stage's folder (tracking.json): a stage that goes on continues its run, and one that is
+already finished, or refuses its input, makes none. Tracking can fail, training cannot. Calls go into a queue that a background thread hands to MLflow; when the server is
 away they wait there, and whatever could not be delivered at the end is written to `tracking-undelivered.jsonl` in the
 stage's folder. Nothing here raises and nothing here blocks a training step.
 """
@@ -11,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,9 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llada.data.files import join, local_path, write_bytes
+from llada.data.files import join, local_path, read_bytes, write_bytes
 
 EXPERIMENT = "llada"
+RUN_FILE = "tracking.json"
 PARAM_VALUE_CHARS = 6000  # MLflow's limits (mlflow/utils/validation.py)
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
@@ -41,18 +44,17 @@ def default_tracking_uri(output: str) -> str:
 
 
 class Tracker:
-    """One MLflow run. `log_*` return at once."""
+    """One MLflow run, started by the first call. All calls return at once."""
 
-    def __init__(self, uri: str, stage: str, output: str, *, run_id: str | None = None) -> None:
-        self.uri, self.stage, self.output, self.run_id = uri, stage, output, run_id
+    def __init__(self, uri: str, stage: str, output: str) -> None:
+        self.uri, self.stage, self.output = uri, stage, output
+        self.run_id: str | None = None
         self._calls: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(BUFFERED_CALLS)
         self._undelivered: list[tuple[str, dict[str, Any]]] = []
         self._started = threading.Event()
         self._system_metrics: Any = None
         self._closing = threading.Event()
-        self._put("tags", values={"stage": stage, "output": output})  # the first call starts the run
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
-        self._thread.start()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Parameters, nested ones as dotted names."""
@@ -62,9 +64,9 @@ class Tracker:
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
         self._put("metrics", values=numbers, step=step or 0, timestamp=int(time.time() * 1000))
 
-    def log_artifact(self, path: str | Path) -> None:
-        """A local file."""
-        self._put("artifact", path=str(path))
+    def log_artifact(self, url: str | Path) -> None:
+        """A file at any URL."""
+        self._put("artifact", url=str(url))
 
     def log_input(self, url: str, *, context: str, manifest: Mapping[str, Any] | None = None) -> None:
         """A folder the stage reads, as an MLflow dataset; its digest is the manifest's config hash."""
@@ -77,6 +79,8 @@ class Tracker:
 
     def close(self, status: str = "FINISHED") -> None:
         """End the run; waits briefly for the queue, then writes what is left to the stage's folder."""
+        if not self._thread.ident:
+            return
         self._put("end", status=status)
         self._closing.set()
         self._calls.put(None)
@@ -102,6 +106,8 @@ class Tracker:
         return self.run_id
 
     def _put(self, name: str, **values: Any) -> None:
+        if not self._thread.ident:
+            self._thread.start()
         try:
             self._calls.put_nowait((name, values))
         except queue.Full:
@@ -136,6 +142,7 @@ class Tracker:
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         client = mlflow.MlflowClient(tracking_uri=self.uri)
+        self.run_id = self._earlier_run(client)
         if self.run_id is None:
             experiment = client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
@@ -148,11 +155,28 @@ class Tracker:
             tags = {"stage": self.stage, "output": self.output}
             run = client.create_run(experiment_id, run_name=self.stage, tags=tags)
             self.run_id = run.info.run_id
+            record = json.dumps({"uri": self.uri, "run_id": self.run_id}) + "\n"
+            write_bytes(join(self.output, RUN_FILE), record.encode())
         else:
             client.update_run(self.run_id, status="RUNNING")
         self._system_metrics = _system_metrics(client, self.run_id)
         self._started.set()
         return client
+
+    def _earlier_run(self, client: Any) -> str | None:
+        """The run that an earlier attempt at this output has begun on this server, if it still has it."""
+        try:
+            record = json.loads(read_bytes(join(self.output, RUN_FILE)))
+        except (FileNotFoundError, ValueError):
+            return None
+        if record.get("uri") != self.uri:
+            return None
+        try:
+            return client.get_run(record["run_id"]).info.run_id
+        except Exception as error:
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
     def _handle(self, client: Any, name: str, values: dict[str, Any]) -> None:
         from mlflow.entities import Metric, Param
@@ -166,7 +190,7 @@ class Tracker:
             for start in range(0, len(items), METRICS_PER_BATCH):
                 client.log_batch(self.run_id, metrics=items[start : start + METRICS_PER_BATCH])
         elif name == "artifact":
-            client.log_artifact(self.run_id, values["path"])
+            self._log_artifact(client, values["url"])
         elif name == "tags":
             for key, value in values["values"].items():
                 client.set_tag(self.run_id, key, value)
@@ -183,6 +207,15 @@ class Tracker:
             if self._system_metrics:
                 self._system_metrics.finish()
             client.set_terminated(self.run_id, status=values["status"])
+
+    def _log_artifact(self, client: Any, url: str) -> None:
+        if path := local_path(url):
+            client.log_artifact(self.run_id, path)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / url.rsplit("/", 1)[-1]
+            copy.write_bytes(read_bytes(url))
+            client.log_artifact(self.run_id, str(copy))
 
 
 def _system_metrics(client: Any, run_id: str) -> Any:

@@ -6,6 +6,7 @@ so there one put is enough. A leftover temporary file starts with a dot and is i
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from typing import Any
@@ -49,6 +50,13 @@ def read_bytes(url: str) -> bytes:
         return fs.cat_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {url}") from None
+
+
+def sha256(url: str) -> str:
+    """The hexadecimal SHA-256 of a file of any size."""
+    fs, path = filesystem(url)
+    with fs.open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -118,10 +118,13 @@ class UnitReport:
     shards: list[dict[str, Any]] = field(default_factory=list)
 
 
-def sample_unit(unit: Unit, config: PrepareConfig, budget_bytes: int) -> list[str]:
-    """Texts of the unit's train split, from its beginning, up to `budget_bytes` of UTF-8."""
+def sample_unit(
+    unit: Unit, config: PrepareConfig, budget_bytes: int, rejects: Rejects, filtered: Counter
+) -> list[str]:
+    """Texts of the unit's train split, from its beginning, up to `budget_bytes` of UTF-8; what is left out is counted
+    in `rejects` and `filtered`."""
     texts, used = [], 0
-    for split, _, content in _items(unit, config, Rejects(), Counter(), Counter(), []):
+    for split, _, content in _items(unit, config, rejects, Counter(), filtered, []):
         if used >= budget_bytes:
             break
         if split == "train":

@@ -147,6 +147,8 @@ def nelbo_rows(
 ) -> Tensor:
     """One unbiased sample of each row's bound in nats, (B,): mask counts[i] of its T maskable tokens, Σ −log p · T/l.
 
+    p gives the mask token no probability (MDLM's SUBS): no text holds it, and the sampler never writes it.
+
     Args:
         keys: (B,) int64 noise keys of the rows (`noise.row_keys`).
         segment_ids: passed on to the network when given.
@@ -154,8 +156,13 @@ def nelbo_rows(
     masked = mask_exactly(maskable, counts, row_uniforms(keys, tokens.shape[1]))
     noisy = torch.where(masked, mask_id, tokens)
     inputs = {} if segment_ids is None else {"segment_ids": segment_ids}
-    nats = token_cross_entropy(predict(model, noisy, masked, **inputs), tokens[masked])
-    return row_sums(nats, masked) * maskable.sum(1) / masked.sum(1).clamp(min=1)
+    logits = predict(model, noisy, masked, **inputs)
+    logits[:, mask_id] = -torch.inf
+    return (
+        row_sums(token_cross_entropy(logits, tokens[masked]), masked)
+        * maskable.sum(1)
+        / masked.sum(1).clamp(min=1)
+    )
 
 
 @torch.no_grad()

@@ -32,6 +32,10 @@ class TimeConfig:
     t_max: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.sampling not in ("stratified", "independent", "sobol"):
+            raise ValueError(f"time: sampling is stratified, independent or sobol, not {self.sampling!r}")
+        if self.density not in ("uniform", "importance"):
+            raise ValueError(f"time: density is uniform or importance, not {self.density!r}")
         if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(f"time: need 0 ≤ t_min < t_max ≤ 1, not {self.t_min} and {self.t_max}")
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -276,7 +278,7 @@ def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[
     folder = Path(folder)
     where: dict[str, Path] = {}
     for file in _weight_files(folder):
-        with safe_open(file, framework="pt") as handle:
+        with _open_weights(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 if name in where:
                     raise ValueError(f"{folder}: tensor {name} stands in {where[name].name} and {file.name}")
@@ -290,7 +292,7 @@ def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[
     shapes = {name: p.shape for name, p in _meta_network(config).named_parameters()}
     state: dict[str, Tensor] = {}
     for ours, theirs in names.items():
-        with safe_open(where[theirs], framework="pt") as handle:
+        with _open_weights(where[theirs]) as handle:
             state[ours] = handle.get_tensor(theirs)
         if state[ours].shape != shapes[ours]:
             raise ValueError(
@@ -298,10 +300,19 @@ def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[
                 f"the config asks for {tuple(shapes[ours])}"
             )
     if tied_copy in where:
-        with safe_open(where[tied_copy], framework="pt") as handle:
+        with _open_weights(where[tied_copy]) as handle:
             if not torch.equal(handle.get_tensor(tied_copy), state["embed.weight"]):
                 raise ValueError(f"{folder}: embeddings are tied but {tied_copy} differs from the embedding")
     return state
+
+
+@contextmanager
+def _open_weights(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): copy or download it again") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
 from llada.data.files import filesystem, local_path, write_bytes
@@ -55,7 +55,11 @@ def save_checkpoint(
         fs.makedirs(path, exist_ok=True)
     _barrier()
     writer = FileSystemWriter(path) if local_path(folder) else FsspecWriter(url)
-    dcp.save(_tensors(model, optimizers), storage_writer=writer)
+    try:
+        dcp.save(_tensors(model, optimizers), storage_writer=writer)
+    except CheckpointException as error:  # no Exception for Python, so most handlers would miss it
+        first = next(iter(error.failures.values()))[0]
+        raise RuntimeError(f"cannot write the checkpoint {url}: {first}") from first
     if world()[0] == 0:
         write_bytes(f"{url}/{STATE_FILE}", json.dumps(state, indent=2).encode())
         for old in complete_checkpoints(folder)[:-keep]:

@@ -40,6 +40,8 @@ class OptimConfig:
     drops: tuple[tuple[float, float], ...] = ()  # (share of the run, factor of the peak from there on)
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optim: optimizer is adamw or muon, not {self.optimizer!r}")
         if not 0 <= self.decay_fraction <= 1 or self.warmup_steps < 0:
             raise ValueError("optim: need 0 ≤ decay_fraction ≤ 1 and warmup_steps ≥ 0")
         if self.lr <= 0 or self.muon_lr <= 0:

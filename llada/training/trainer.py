@@ -125,7 +125,8 @@ def train(
         checkpoints: folder (any fsspec URL that all workers reach) of the resumable checkpoints.
         unigram_counts: int64 (V,) token counts of the training split, for the baseline.
         initial_state: our parameter names -> full tensors, the same on every worker (fine-tuning).
-        report: called on worker 0 with one dict per event; "event" is start, step, validation or checkpoint.
+        report: called on worker 0 with one dict per event; "event" is start, step, validation or checkpoint
+            (the last one just before the checkpoint is written).
         stop_at: leave with a checkpoint after this many steps; the schedules still follow the whole run.
 
     Raises:
@@ -187,7 +188,8 @@ def train(
         if not np.isfinite(loss + norm):  # before the weights move, and before a checkpoint could keep them
             raise FloatingPointError(
                 f"the loss ({loss}) or its gradient ({norm}) is not finite at step {step}: "
-                "resume from the last checkpoint with a lower learning rate"
+                "run the same command with a lower learning rate (--optim.lr, --optim.muon-lr) to go on from the "
+                "last checkpoint"
             )
         for optimizer in optimizers:
             optimizer.step()
@@ -220,11 +222,11 @@ def train(
             validation_loss = validation(model, device, dtype)
             emit("validation", step=step, loss=validation_loss, ratio=validation_loss / unigram_loss)
         if step % config.train.checkpoint_every == 0 or step == last_step:
+            emit("checkpoint", step=step)  # before it: a record of events must never be behind a checkpoint
             state = {"identity": identity, **asdict(cursor)}
-            url = checkpoint.save_checkpoint(
+            checkpoint.save_checkpoint(
                 checkpoints, step, model, optimizers, state, keep=config.train.keep_checkpoints
             )
-            emit("checkpoint", step=step, url=url)
     if np.isnan(validation_loss):  # resumed after the last step, or stopped early
         validation_loss = validation(model, device, dtype)
     return TrainResult(

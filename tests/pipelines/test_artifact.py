@@ -6,13 +6,17 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from llada.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.artifact import (
+    Output,
     StageError,
     fetch_folder,
+    folder_id,
     join,
     open_output,
     put_folder,
     read_manifest,
+    require_same_tokenizer,
     storage_errors,
 )
 
@@ -125,6 +129,47 @@ def test_put_and_fetch_a_folder(tmp_path, monkeypatch):
     for missing in ("memory://bucket/none", str(tmp_path / "none")):
         with pytest.raises(StageError, match="no folder at"):
             fetch_folder(missing)
+
+
+def test_a_folder_without_a_manifest_is_known_by_its_content(tmp_path):
+    """An official checkpoint: another one with files of the same names and sizes is another input."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    os.utime(file, (1, 1))
+    one = folder_id(str(tmp_path))
+    assert folder_id(str(tmp_path)) == one
+    file.write_bytes(b"two")
+    assert folder_id(str(tmp_path)) != one
+
+
+def test_only_named_settings_may_change_and_only_before_the_end(tmp_path):
+    def reopen(lr: float, **kwargs: object) -> Output:
+        config = {"optim": {"lr": lr, "warmup": 3}}
+        return open_output(str(tmp_path / "out"), stage="pretrain", config=config, inputs=[], **kwargs)
+
+    reopen(1.0)
+    with pytest.raises(StageError, match=r"optim\.lr 1\.0 \(now 2\.0\)"):
+        reopen(2.0)
+    assert reopen(2.0, may_change=("optim.lr",)).finish({}, kind="x")["config"]["optim"]["lr"] == 2.0
+    with pytest.raises(StageError, match=r"optim\.lr 2\.0 \(now 3\.0\)"):
+        reopen(3.0, may_change=("optim.lr",))
+
+
+def test_a_tokenizer_with_other_ids_is_refused(tmp_path):
+    texts = ["the quick brown fox jumps over the lazy dog " * 3]
+    save_tokenizer(train_tokenizer(texts, 270), tmp_path / "model")
+    save_tokenizer(train_tokenizer(texts, 270), tmp_path / "same" / "tokenizer")
+    save_tokenizer(train_tokenizer(["zebras quiz jumpily " * 9], 270), tmp_path / "other" / "tokenizer")
+    require_same_tokenizer(str(tmp_path / "model"), str(tmp_path / "same"))
+    require_same_tokenizer(str(tmp_path), str(tmp_path / "other"))  # a checkpoint without a tokenizer
+    with pytest.raises(StageError, match="was not tokenised with the tokenizer of .*differ, such as"):
+        require_same_tokenizer(str(tmp_path / "model"), str(tmp_path / "other"))
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StageError, match="cannot write .*file/out.*a file is in the way"):
+        open_it(str(tmp_path / "file" / "out"))
 
 
 def test_a_full_disk_is_one_clear_error():

@@ -16,7 +16,7 @@ from llada.sampling.text import complete_texts
 from pipelines.artifact import StageError
 from pipelines.cluster import ClusterConfig
 from pipelines.evaluate import EvaluateConfig, evaluate, read_results
-from pipelines.generate import GenerateConfig, generate
+from pipelines.generate import GenerateConfig, generate, parse_prompts
 
 pytestmark = pytest.mark.integration
 
@@ -125,6 +125,12 @@ def test_finished_blocks_are_not_done_again(stages, tmp_path, prompts):
         ("a.jsonl", "{", "a.jsonl:1: not JSON"),
         ("b.jsonl", '{"prompt": "x"}\n{"text": 1}\n', "b.jsonl:2: a prompt line is"),
         ("c.jsonl", "\n\n", "holds no prompt"),
+        (
+            "d.jsonl",
+            '{"messages": [{"role": "user"}]}',
+            r"d.jsonl:1: the messages cannot be used \(text_not_a_string",
+        ),
+        ("e.jsonl", '{"messages": [{"role": "wizard", "content": "x"}]}', "e.jsonl:1: .*unknown_role"),
     ],
 )
 def test_bad_prompt_files(stages, tmp_path, name, content, message):
@@ -137,3 +143,8 @@ def test_bad_prompt_files(stages, tmp_path, name, content, message):
             output=str(tmp_path / "o"),
             cluster=stages.cluster,
         )
+
+
+def test_a_line_separator_inside_a_prompt_is_text():
+    line = '{"prompt": "one\u2028two\u0085three"}'
+    assert parse_prompts(f"{line}\n{line}\n".encode(), "a.jsonl", chat=False) == [json.loads(line)] * 2

@@ -4,12 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llada.data.documents import expand_inputs
+from llada.data.documents import Rejects, expand_inputs
 from llada.data.files import filesystem
 from llada.data.prepare import PrepareConfig, process_unit, sample_unit
 from llada.data.shards import TokenDataset, load_unigram_counts, verify_shards
@@ -96,7 +97,7 @@ def test_two_workers_make_the_same_bytes(prepared, corpus, tmp_path):
 
 def test_plain_python_makes_the_same_bytes(prepared, corpus, tmp_path):
     units = plan_units(expand_inputs([str(corpus)]), CONFIG.unit_bytes)
-    texts = [text for unit in units for text in sample_unit(unit, CONFIG, 10**9)]
+    texts = [text for unit in units for text in sample_unit(unit, CONFIG, 10**9, Rejects(), Counter())]
     save_tokenizer(train_tokenizer(texts, 400), tmp_path / "tokenizer")
     tokenizer, digest = (
         load_tokenizer(tmp_path / "tokenizer"),
@@ -216,7 +217,7 @@ def test_too_much_rubbish(local_ray, tmp_path):
 def test_nothing_left(local_ray, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one short text")
-    with pytest.raises(StageError, match="no readable document in the train split"):
+    with pytest.raises(StageError, match=r"no usable document in the train split \(left out: too_short 1\)"):
         run(dataclasses.replace(CONFIG, min_chars=100), path, tmp_path / "a")
     save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path / "tokenizer")
     given = dataclasses.replace(CONFIG, tokenizer=str(tmp_path / "tokenizer"), train_tokenizer_vocab=None)

@@ -43,13 +43,14 @@ def test_a_run_holds_parameters_metrics_inputs_and_artifacts(tmp_path, monkeypat
     assert run.inputs.dataset_inputs[0].dataset.digest == "abc"
     assert [f.path for f in client.list_artifacts(run.info.run_id)] == ["loss.png"]
     assert any(name.startswith("system/") for name in run.data.metrics)
-    assert not Path(output).exists()
+    assert [p.name for p in Path(output).iterdir()] == ["tracking.json"]
 
 
 def test_a_failed_stage_is_a_failed_run(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     output = str(tmp_path / "out")
     with pytest.raises(ZeroDivisionError), tracked("sft", output) as tracker:
+        tracker.log_params({"a": 1})
         assert tracker.wait_started(60)
         raise ZeroDivisionError
     client = mlflow.MlflowClient(default_tracking_uri(output))
@@ -71,6 +72,23 @@ def test_an_unreachable_server_stops_nothing_and_loses_nothing(tmp_path):
     assert [line["step"] for line in lines if line["call"] == "metrics"] == list(range(100))
 
 
+def test_a_stage_that_goes_on_continues_its_run_and_a_finished_one_makes_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    output = str(tmp_path / "out")
+    with pytest.raises(ZeroDivisionError), tracked("sft", output) as tracker:
+        tracker.log_metrics({"train.loss": 2.0}, step=1)
+        assert tracker.wait_started(60)
+        raise ZeroDivisionError
+    with tracked("sft", output) as tracker:
+        tracker.log_metrics({"train.loss": 1.0}, step=2)
+    with tracked("sft", output):
+        pass  # finished: the stage logs nothing
+    client = mlflow.MlflowClient(default_tracking_uri(output))
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
+
+
 def test_stages_are_runs_with_links(stages):
     client = mlflow.MlflowClient(default_tracking_uri(stages.pretrained))
     runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
@@ -82,3 +100,10 @@ def test_stages_are_runs_with_links(stages):
     assert pretrained.data.metrics["validation.loss"] > 0
     assert pretrained.data.tags["input.data.run_id"] == by_output["data"].info.run_id
     assert by_output["data"].data.metrics["train_tokens"] > 0
+    assert by_output["data"].inputs.dataset_inputs[0].dataset.name.endswith("text.jsonl")
+    assert by_output["model"].data.tags["input.model.run_id"] == pretrained.info.run_id
+    artifacts = {
+        name: {a.path for a in client.list_artifacts(r.info.run_id)} for name, r in by_output.items()
+    }
+    assert artifacts["data"] == {"manifest.json"}
+    assert artifacts["model"] == {"manifest.json", "loss.png", "metrics.jsonl"}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +18,18 @@ import pytest
 import torch
 
 import llada
+from llada.config import Recipe, to_json
 from llada.data.shards import TokenDataset, load_unigram_counts
 from llada.model.hf import load_state, read_config
 from llada.training.trainer import train
 from pipelines.artifact import StageError, read_manifest
 from pipelines.cluster import ClusterConfig
+from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
 from pipelines.ray_train import read_metrics
 from pipelines.sft import sft
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.integration
 
 
@@ -89,29 +95,43 @@ def test_two_workers_equal_one(stages, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_a_killed_worker_changes_nothing(stages, tmp_path):
+def longer(recipe: Recipe) -> Recipe:
+    """60 steps with a checkpoint every 5: long enough to be killed in between."""
+    train_config = replace(recipe.pretrain.train, num_steps=60, checkpoint_every=5)
+    return replace(recipe, pretrain=replace(recipe.pretrain, train=train_config))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stages, tmp_path_factory) -> str:
+    """The folder of a run of `longer` that nothing disturbed."""
+    output = str(tmp_path_factory.mktemp("undisturbed") / "out")
+    pretrain(longer(stages.recipe), data=stages.data, output=output, cluster=stages.cluster, progress=False)
+    return output
+
+
+def assert_same_run(output: str, undisturbed: str) -> None:
+    one, two = weights(undisturbed), weights(output)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [e["loss"] for e in read_metrics(output)] == [e["loss"] for e in read_metrics(undisturbed)]
+
+
+def checkpoints(output: str) -> list[Path]:
+    return list(Path(output, "checkpoints").glob("step-*/state.json"))
+
+
+def test_a_killed_worker_changes_nothing(stages, undisturbed, tmp_path):
     """SIGKILL in the middle: Ray starts the worker again, the loop goes on from its checkpoint, the weights are equal."""
-    recipe = replace(
-        stages.recipe,
-        pretrain=replace(
-            stages.recipe.pretrain,
-            train=replace(stages.recipe.pretrain.train, num_steps=60, checkpoint_every=5),
-        ),
-    )
-    undisturbed, killed = str(tmp_path / "undisturbed"), str(tmp_path / "killed")
-    options = {"data": stages.data, "cluster": stages.cluster, "progress": False}
-    pretrain(recipe, output=undisturbed, **options)
+    output = str(tmp_path / "killed")
     victims: list[int] = []
 
     def kill_once() -> None:
         for _ in range(600):
-            done = list(Path(killed, "checkpoints").glob("step-*/state.json"))
             workers = [
                 p
                 for p in psutil.Process().children(recursive=True)
                 if "RayTrainWorker" in " ".join(_command(p))
             ]
-            if len(done) >= 1 and workers:
+            if checkpoints(output) and workers:
                 os.kill(workers[0].pid, signal.SIGKILL)
                 victims.append(workers[0].pid)
                 return
@@ -119,12 +139,68 @@ def test_a_killed_worker_changes_nothing(stages, tmp_path):
 
     killer = threading.Thread(target=kill_once)
     killer.start()
-    pretrain(recipe, output=killed, **options)
+    pretrain(longer(stages.recipe), data=stages.data, output=output, cluster=stages.cluster, progress=False)
     killer.join()
     assert victims, "the run ended before the worker could be killed"
-    one, two = weights(undisturbed), weights(killed)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert [e["loss"] for e in read_metrics(killed)] == [e["loss"] for e in read_metrics(undisturbed)]
+    assert_same_run(output, undisturbed)
+
+
+def test_a_killed_driver_takes_its_ray_along_and_the_same_command_goes_on(stages, undisturbed, tmp_path):
+    """SIGKILL of the process that the user started, with a Ray of its own; then the same command again."""
+    output, recipe = str(tmp_path / "killed"), tmp_path / "recipe.json"
+    recipe.write_text(to_json(longer(stages.recipe)))
+    command = [sys.executable, "-m", "pipelines.pretrain", str(recipe), "--data", stages.data]
+    command += ["--output", output, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    with open(tmp_path / "log", "wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY)
+        started: list[psutil.Process] = []
+        try:
+            for _ in range(1200):
+                if checkpoints(output) or driver.poll() is not None:
+                    break
+                time.sleep(0.05)
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            # Ray's two agents end by themselves too, but only some time after they miss their raylet.
+            children = psutil.Process(driver.pid).children(recursive=True)
+            started = [p for p in children if "Agent" not in " ".join(_command(p))]
+        finally:
+            driver.kill()
+            driver.wait()
+    assert checkpoints(output)
+    assert not Path(output, "manifest.json").exists()
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not left, f"still running: {[p.pid for p in left]}"
+    pretrain(longer(stages.recipe), data=stages.data, output=output, cluster=stages.cluster, progress=False)
+    assert_same_run(output, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """A file system of 1 MB of its own, and a function that sets its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
+    try:
+        yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_stops_training_with_one_line_and_nothing_is_lost(
+    stages, undisturbed, tmp_path, small_disk
+):
+    disk, resize = small_disk
+    options = {"data": stages.data, "output": str(disk / "out"), "cluster": stages.cluster, "progress": False}
+    with pytest.raises(StageError, match=f"no space left while writing {disk}/out"):
+        pretrain(longer(stages.recipe), **options)
+    assert not Path(options["output"], "manifest.json").exists()
+    resize("256m")
+    pretrain(longer(stages.recipe), **options)
+    assert_same_run(options["output"], undisturbed)
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -162,6 +238,23 @@ def test_data_that_does_not_fit_the_model_is_refused_at_once(stages, tmp_path, c
     with pytest.raises(StageError, match=message):
         pretrain(recipe, data=stages.data, output=output, cluster=stages.cluster, progress=False)
     assert not Path(output, "manifest.json").exists()
+
+
+def test_a_damaged_shard_that_one_worker_reads_ends_the_run_with_its_name(stages, corpus, tmp_path):
+    """The other worker waits for it in a collective: nothing must hang, and nothing be tried again."""
+    data = str(tmp_path / "data")
+    config = replace(stages.recipe.prepare, rows_per_shard=4)
+    prepare(config, inputs=[str(corpus / "text.jsonl")], output=data, cluster=stages.cluster, progress=False)
+    shard = sorted(Path(data, "train").iterdir())[-1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(StageError, match=f"{shard.name} has .* bytes instead of"):
+        pretrain(
+            stages.recipe,
+            data=data,
+            output=str(tmp_path / "out"),
+            cluster=ClusterConfig(num_workers=2),
+            progress=False,
+        )
 
 
 def test_sft_wants_conversations_and_a_checkpoint(stages, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from llada.data.documents import expand_inputs
+from llada.data.documents import Rejects, expand_inputs
 from llada.data.prepare import (
     PrepareConfig,
     finished_report,
@@ -211,8 +212,8 @@ def test_sft_units(tmp_path, tokenizer):
 def test_sampling_takes_the_beginning_of_the_train_split(corpus):
     settings = config()
     (unit,) = plan_units(expand_inputs([str(corpus)]), settings.unit_bytes)
-    everything = sample_unit(unit, settings, 10**9)
-    some = sample_unit(unit, settings, 1000)
+    everything = sample_unit(unit, settings, 10**9, Rejects(), Counter())
+    some = sample_unit(unit, settings, 1000, Rejects(), Counter())
     assert len(everything) < len(TEXTS)  # without the validation documents
     assert some == everything[: len(some)]
     assert 1000 <= sum(map(len, some)) < 1500

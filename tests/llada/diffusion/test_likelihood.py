@@ -81,6 +81,22 @@ def test_perplexity_bound_counts_only_what_is_maskable(toy: Any) -> None:
         perplexity_bound(network, toy.sequences, maskable=torch.zeros(27, 3).bool(), mask_id=3)
 
 
+def test_the_mask_token_gets_no_probability(toy: Any) -> None:
+    """Whatever a network says of the mask token, no text holds it: the bound is that of the distribution without it."""
+    network = toy.network(0.7)
+
+    def shouting(tokens: Tensor) -> Tensor:
+        logits = network(tokens).clone()
+        logits[..., toy.mask_id] = 50.0
+        return logits
+
+    quiet, loud = (
+        perplexity_bound(net, toy.sequences, num_samples=2, mask_id=toy.mask_id)
+        for net in (network, shouting)
+    )
+    assert loud.nats_per_token == pytest.approx(quiet.nats_per_token, rel=1e-9)
+
+
 def test_perplexity_bound_does_not_depend_on_the_batch_size(toy: Any) -> None:
     network = toy.network(0.7)
     results = [

@@ -115,6 +115,14 @@ def test_missing_unused_and_misshaped_tensors_are_named(make_model: MakeModel, t
         load_model(tmp_path)
 
 
+def test_a_damaged_weight_file_is_named(make_model: MakeModel, tmp_path: Path) -> None:
+    save_model(make_model(), tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*copy or download it again"):
+        load_model(tmp_path)
+
+
 def test_a_missing_shard_is_named(shared_dir: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shared_dir / "golden/llada_gqa", tmp_path / "copy", copy_function=shutil.copy)
     folder.chmod(0o755)
