@@ -108,8 +108,6 @@ def connect(cluster: ClusterConfig, log_dir: str | Path) -> Iterator[Path]:
         os.environ.setdefault(
             "RAY_AUTH_MODE", "disabled"
         )  # nobody but this process talks to a Ray started here
-        # Ray's C++ side prints on the terminal what it could log (export RAY_BACKEND_LOG_LEVEL=info to debug Ray).
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data  # now, because importing it sets up its loggers, which _logs_to replaces
 

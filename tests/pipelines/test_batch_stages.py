@@ -128,7 +128,7 @@ def test_finished_blocks_are_not_done_again(stages, tmp_path, prompts):
         (
             "d.jsonl",
             '{"messages": [{"role": "user"}]}',
-            r"d.jsonl:1: the messages cannot be used \(text_not_a_string",
+            r"d.jsonl:1: the messages cannot be used \(null_text",
         ),
         ("e.jsonl", '{"messages": [{"role": "wizard", "content": "x"}]}', "e.jsonl:1: .*unknown_role"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from llada.data.documents import Rejects, expand_inputs
 from llada.data.files import filesystem
@@ -19,6 +20,7 @@ from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.artifact import StageError, open_output, read_manifest
 from pipelines.cluster import ClusterConfig
 from pipelines.prepare import prepare
+from pipelines.tracking import default_tracking_uri, tracked
 
 pytestmark = pytest.mark.integration
 CONFIG = PrepareConfig(
@@ -181,27 +183,15 @@ def test_sft_with_the_tokenizer_of_a_prepared_folder(prepared, tmp_path):
     assert not rows.maskable[:, 0].any()
 
 
-class Record:
-    """A tracker that remembers, as pipelines/tracking.py offers it."""
-
-    run_id = "run-1"
-
-    def __init__(self):
-        self.params, self.metrics = {}, {}
-
-    def log_params(self, params):
-        self.params |= params
-
-    def log_metrics(self, metrics, step=None):
-        self.metrics |= metrics
-
-
 def test_tracking(local_ray, corpus, tmp_path):
-    tracker = Record()
-    manifest = run(CONFIG, corpus, tmp_path / "out", tracker=tracker)
-    assert tracker.params["row_length"] == 32
-    assert tracker.metrics["train_rows"] == manifest["counts"]["train_rows"]
-    assert manifest["mlflow_run_id"] == "run-1"
+    output = str(tmp_path / "out")
+    with tracked("prepare", output) as tracker:
+        manifest = run(CONFIG, corpus, output, tracker=tracker)
+    client = MlflowClient(default_tracking_uri(output))
+    mlrun = client.get_run(manifest["mlflow_run_id"])
+    assert mlrun.data.params["row_length"] == "32"
+    assert mlrun.data.metrics["train_rows"] == manifest["counts"]["train_rows"]
+    assert mlrun.inputs.dataset_inputs[0].dataset.name.endswith(corpus.name)
 
 
 def test_too_much_rubbish(local_ray, tmp_path):

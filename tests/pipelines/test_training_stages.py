@@ -125,17 +125,16 @@ def test_a_killed_worker_changes_nothing(stages, undisturbed, tmp_path):
     victims: list[int] = []
 
     def kill_once() -> None:
-        for _ in range(600):
-            workers = [
-                p
-                for p in psutil.Process().children(recursive=True)
-                if "RayTrainWorker" in " ".join(_command(p))
-            ]
-            if checkpoints(output) and workers:
-                os.kill(workers[0].pid, signal.SIGKILL)
-                victims.append(workers[0].pid)
+        worker = None
+        for _ in range(3000):
+            if worker is None:  # looked for first: going through all processes takes long on a busy machine
+                found = psutil.Process().children(recursive=True)
+                worker = next((p for p in found if "RayTrainWorker" in " ".join(_command(p))), None)
+            elif checkpoints(output):
+                os.kill(worker.pid, signal.SIGKILL)
+                victims.append(worker.pid)
                 return
-            time.sleep(0.05)
+            time.sleep(0.01)
 
     killer = threading.Thread(target=kill_once)
     killer.start()
@@ -249,7 +248,7 @@ def test_a_damaged_shard_that_one_worker_reads_ends_the_run_with_its_name(stages
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(StageError, match=f"{shard.name} has .* bytes instead of"):
         pretrain(
-            stages.recipe,
+            longer(stages.recipe),
             data=data,
             output=str(tmp_path / "out"),
             cluster=ClusterConfig(num_workers=2),
