@@ -86,6 +86,17 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
     raise ValueError(f"{path} must be {getattr(hint, '__name__', hint)}, not {value!r}")
 
 
+def merge_settings(defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`defaults` with `changes` laid over them, setting by setting."""
+    merged = dict(defaults)
+    for key, value in changes.items():
+        held = merged.get(key)
+        merged[key] = (
+            merge_settings(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
 def from_json(kind: type[T], text: str) -> T:
     """The inverse of `to_json`."""
     try:

@@ -15,7 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from llada.config import Recipe
+from llada.data.dedup import DedupConfig
 from llada.data.prepare import PrepareConfig
+from llada.data.reading import ReadConfig
 from llada.diffusion.time import TimeConfig
 from llada.model.transformer import ModelConfig
 from llada.sampling.sampler import SamplingConfig
@@ -52,7 +54,7 @@ def tiny() -> Recipe:
         train_tokenizer_vocab=512,
         tokenizer_sample_bytes=4 << 20,
         validation_fraction=0.05,
-        min_chars=100,
+        read=ReadConfig(min_chars=100),
         rows_per_shard=8192,
         unit_bytes=1 << 20,
     )
@@ -95,7 +97,12 @@ def tiny() -> Recipe:
         prepare=prepare,
         pretrain=pretrain,
         sft_prepare=replace(
-            prepare, kind="sft", row_length=128, train_tokenizer_vocab=None, min_chars=1, too_long="drop"
+            prepare,
+            kind="sft",
+            row_length=128,
+            train_tokenizer_vocab=None,
+            read=ReadConfig(),
+            too_long="drop",
         ),
         sft=sft,
         sampling=SamplingConfig(gen_length=48, steps=48, block_length=8, temperature=0.5),
@@ -187,7 +194,9 @@ def _llada(model: ModelConfig, *, num_steps: int, optim: OptimConfig, micro_batc
     )
     return Recipe(
         model=model,
-        prepare=PrepareConfig(row_length=4096, tokenizer=LLADA_TOKENIZER, validation_fraction=0.0005),
+        prepare=PrepareConfig(
+            row_length=4096, tokenizer=LLADA_TOKENIZER, validation_fraction=0.0005, dedup=DedupConfig()
+        ),
         pretrain=run,
         sft_prepare=replace(SFT_DATA, tokenizer=LLADA_TOKENIZER),
         sft=sft,

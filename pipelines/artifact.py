@@ -37,11 +37,13 @@ __all__ = [
     "find_manifest",
     "folder_id",
     "join",
+    "newest_snapshot",
     "open_output",
     "put_folder",
     "read_manifest",
     "require_same_tokenizer",
     "storage_errors",
+    "to_json",
 ]
 
 _FULL_BYTES = 1 << 20  # less than this free, and an error is put down to it
@@ -73,7 +75,14 @@ class Output:
         """True when the manifest is written: the stage can be skipped."""
         return self.manifest is not None
 
-    def finish(
+    def finish(self, counts: Mapping[str, Any], **described: Any) -> dict[str, Any]:
+        """Write the manifest (see `describe`), which makes the folder complete, and return it."""
+        self.manifest = self.describe(counts, **described)
+        with storage_errors(self.url):
+            write_bytes(join(self.url, "manifest.json"), to_json(self.manifest))
+        return self.manifest
+
+    def describe(
         self,
         counts: Mapping[str, Any],
         *,
@@ -82,13 +91,13 @@ class Output:
         mlflow_run_id: str | None = None,
         **sections: Any,
     ) -> dict[str, Any]:
-        """Write the manifest, which makes the folder complete, and return it.
+        """The manifest of what the stage has made.
 
         kind       what the folder is, e.g. "tokens" or "checkpoint"
         files      {path: {bytes, sha256}}; their presence is checked before the stage is skipped next time
         sections   further entries of the manifest, for the stages that read the folder
         """
-        self.manifest = {
+        return {
             "kind": kind,
             "stage": self.stage,
             "config": self.config,
@@ -102,9 +111,6 @@ class Output:
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "mlflow_run_id": mlflow_run_id,
         }
-        with storage_errors(self.url):
-            write_bytes(join(self.url, "manifest.json"), _json(self.manifest))
-        return self.manifest
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -146,7 +152,7 @@ def open_output(
                 "config_hash": config_hash(plain),
                 "inputs": output.inputs,
             }
-            write_bytes(join(url, "stage.json"), _json(described))
+            write_bytes(join(url, "stage.json"), to_json(described))
             return output
         if differences := _differences(earlier, output, () if manifest else may_change):
             raise StageError(
@@ -213,6 +219,12 @@ def find_manifest(url: str) -> dict[str, Any] | None:
     """The manifest of a folder, or None when no stage of ours made it."""
     with storage_errors(url):
         return _read_json(join(url, "manifest.json"))
+
+
+def newest_snapshot(data: str) -> str:
+    """The snapshot that a prepared folder stands at now, so that a run keeps to it when the folder grows."""
+    newest = read_manifest(data).get("snapshot")
+    return join(data, newest) if isinstance(newest, str) else data
 
 
 def folder_id(url: str) -> str:
@@ -355,7 +367,8 @@ def _read_json(url: str) -> dict[str, Any] | None:
         raise StageError(f"{url} is not JSON: delete the folder and run its stage again") from None
 
 
-def _json(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
+    """A manifest's bytes."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 

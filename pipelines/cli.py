@@ -12,27 +12,31 @@ import difflib
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+import yaml
 
-from llada.config import Recipe, from_json
-from llada.data.files import exists, join, local_path
-from llada.data.prepare import PrepareConfig
-from llada.model.hf import Layout, convert
+from llada.config import Recipe, from_dict, from_json, merge_settings
+from llada.data.classifier import ClassifierConfig, read_labels, train_classifier
+from llada.data.files import exists, join
+from llada.data.packing import Packing
+from llada.data.prepare import PrepareConfig, SourceConfig
+from llada.data.reading import ReadConfig
+from llada.model.hf import Layout
 from llada.model.transformer import ModelConfig
 from llada.presets import PRESETS, get_preset
 from llada.training.batches import ObjectiveConfig
 from llada.training.optim import OptimConfig
 from llada.training.plan import format_plan, plan
 from llada.training.trainer import RunConfig, TrainConfig
-from pipelines.artifact import StageError, fetch_folder, put_folder
+from pipelines.artifact import StageError
 from pipelines.cluster import ClusterConfig, load_cluster
+from pipelines.convert import convert_checkpoint, convert_tokens, is_tokens
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.generate import GenerateConfig, generate
 from pipelines.prepare import prepare
@@ -63,10 +67,26 @@ class Common:
 class PrepareArgs:
     """Raw text to token shards."""
 
-    input: tuple[str, ...]
-    """Files, folders or globs: .jsonl(.gz|.zst), .parquet, .txt."""
     common: Annotated[Common, Flat]
     config: Annotated[PrepareConfig, Flat]
+    input: tuple[str, ...] = ()
+    """Files, folders, globs, or @ and a list of files: .jsonl .txt .warc (each also .gz .zst), .parquet."""
+    mixture: str | None = None
+    """YAML file of several weighted sources instead: {name: {input: [...], weight: 0.7, read: {filters: [web]}}}."""
+
+
+@dataclass(frozen=True)
+class TrainClassifierArgs:
+    """Labelled documents to a quality classifier, for the filter `classifier`."""
+
+    input: tuple[str, ...]
+    """Files of {"text", "label"}, label 1 for what is to be kept and 0 for what is not."""
+    output: str
+    """Folder to write."""
+    train_classifier: bool = True
+    text_field: str = "text"
+    label_field: str = "label"
+    config: Annotated[ClassifierConfig, Flat] = field(default_factory=ClassifierConfig)
 
 
 @dataclass(frozen=True)
@@ -133,14 +153,21 @@ class PlanArgs:
 
 @dataclass(frozen=True)
 class ConvertArgs:
-    """Rewrite a checkpoint folder in another layout, bit for bit."""
+    """Rewrite a checkpoint folder in another layout, bit for bit; or token data from and to Megatron's .idx/.bin."""
 
     source: tyro.conf.Positional[str]
+    """A checkpoint folder, a prepared folder, or PREFIX.idx of Megatron data."""
     target: tyro.conf.Positional[str]
+    """A folder; of Megatron data a prefix, completed by -train.idx and so on."""
     layout: Layout | None = None
     """Of the target: ours, llada (GSAI-ML/LLaDA), llama (standard names). Default: the other one."""
     mask_token_id: int | None = None
     """Makes an autoregressive checkpoint bidirectional, with this row as the mask."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer that made the Megatron data."""
+    row_length: int | None = None
+    """Tokens per row to pack Megatron data into."""
+    packing: Packing = "concatenate_and_cut"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -197,8 +224,11 @@ def parse(kind: type, argv: list[str], command: str, **defaults: Any) -> Any:
     """Arguments of a stage; `defaults` are the fields' values where the command line says nothing."""
     default = tyro.MISSING_NONPROP
     if defaults:
-        values = {f.name: defaults.get(f.name, tyro.MISSING_NONPROP) for f in dataclasses.fields(kind)}
-        default = kind(**values)
+        unset = {
+            f.name: tyro.MISSING_NONPROP if f.default is dataclasses.MISSING else f.default
+            for f in dataclasses.fields(kind)
+        }
+        default = kind(**unset | defaults)
     return tyro.cli(kind, args=argv, prog=f"llada {command}", default=default)
 
 
@@ -221,6 +251,9 @@ def _run(
 
 
 def _prepare(argv: list[str]) -> None:
+    if "--train-classifier" in argv:
+        _train_classifier(argv)
+        return
     recipe, rest = _recipe(argv, "prepare")
     words = [word for pair in rest for word in pair.split("=", 1)]
     is_sft = "--kind" in words and words[words.index("--kind") + 1 :][:1] == ["sft"]
@@ -230,11 +263,41 @@ def _prepare(argv: list[str]) -> None:
     elif "--train-tokenizer-vocab" in words:
         config = replace(config, tokenizer=None)
     args = parse(PrepareArgs, rest, "prepare <preset>", config=config)
-    counts = _run("prepare", prepare, args.common, args.config, inputs=args.input)["counts"]
+    config = args.config
+    if args.mixture:
+        config = replace(config, sources=load_mixture(args.mixture, config.read))
+    counts = _run("prepare", prepare, args.common, config, inputs=args.input)["counts"]
     print(
         f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
         f"{counts['validation_rows']:,} validation rows"
     )
+
+
+def load_mixture(path: str, read: ReadConfig) -> tuple[SourceConfig, ...]:
+    """The sources of a mixture file; what they do not say of reading is as in `read`. Raises ValueError."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict) or not all(isinstance(source, dict) for source in loaded.values()):
+        raise ValueError(f"{path} must hold 'name:' and below it the source's settings")
+    return tuple(
+        from_dict(
+            SourceConfig,
+            merge_settings({"read": asdict(read)}, {"name": str(name), **source}),
+            f"{path}: {name}.",
+        )
+        for name, source in loaded.items()
+    )
+
+
+def _train_classifier(argv: list[str]) -> None:
+    args = parse(TrainClassifierArgs, argv, "prepare")
+    classifier, figures = train_classifier(
+        read_labels(args.input, args.text_field, args.label_field), args.config
+    )
+    classifier.save(args.output)
+    print(f"{args.output}: " + ", ".join(f"{name} {value:,.3f}" for name, value in figures.items()))
 
 
 def _pretrain(argv: list[str]) -> None:
@@ -308,15 +371,12 @@ def _plan(argv: list[str]) -> None:
 
 def _convert(argv: list[str]) -> None:
     args = parse(ConvertArgs, argv, "convert")
-    source = fetch_folder(args.source)
-    local = local_path(args.target)
-    if local and Path(local).exists() and any(Path(local).iterdir()):
-        raise StageError(f"{args.target} is not empty; choose another target")
-    with tempfile.TemporaryDirectory() as folder:
-        config = convert(source, local or folder, layout=args.layout, mask_token_id=args.mask_token_id)
-        if not local:
-            put_folder(folder, args.target)
-    print(f"{args.target}: {config.num_parameters:,} parameters")
+    if is_tokens(args.source):
+        options = {"tokenizer": args.tokenizer, "row_length": args.row_length, "packing": args.packing}
+        print(convert_tokens(args.source, args.target, **options))
+    else:
+        options = {"layout": args.layout, "mask_token_id": args.mask_token_id}
+        print(convert_checkpoint(args.source, args.target, **options))
 
 
 STAGES: dict[str, tuple[Callable[[list[str]], None], str]] = {
@@ -328,7 +388,7 @@ STAGES: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "serve": (_serve, "an OpenAI-compatible endpoint"),
     "quickstart": (_quickstart, "everything above on this machine, in minutes"),
     "plan": (_plan, "memory and time of a pretraining run"),
-    "convert": (_convert, "checkpoint layouts: ours, LLaDA's, iLLaDA's, Llama's"),
+    "convert": (_convert, "layouts: checkpoints (LLaDA, iLLaDA, Llama), token data (Megatron)"),
 }
 
 if __name__ == "__main__":

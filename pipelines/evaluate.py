@@ -32,6 +32,7 @@ from pipelines.artifact import (
     fetch_folder,
     find_manifest,
     folder_id,
+    newest_snapshot,
     open_output,
     read_manifest,
     require_same_tokenizer,
@@ -74,7 +75,7 @@ def evaluate(
     """
     if "perplexity" in config.tasks and data is None:
         raise StageError("the task perplexity needs --data, a prepared folder")
-    model, output, data = absolute(model), absolute(output), data and absolute(data)
+    model, output, data = absolute(model), absolute(output), data and newest_snapshot(absolute(data))
     require_checkpoint(model)
     if data and "perplexity" in config.tasks:
         _check_fit(model, data)

@@ -1,49 +1,74 @@
-"""The stage `prepare`: raw text to a folder of token shards that training reads by index.
+"""The stage `prepare`: raw text to a folder of token shards that training reads by index, snapshot after snapshot.
 
-    <output>/tokenizer/          the tokenizer, given or trained on this data (a barrier: all units wait for it)
-             train/, validation/ the shards                         (format: llada/data/shards.py)
-             units/              one report per work unit            (what a rerun skips)
+    <output>/tokenizer/          the tokenizer, given or trained on the first snapshot's data
+             train/, validation/ the shards of all snapshots            (format: llada/data/shards.py)
+             units/, documents/  reports per work unit, filtered text   (what a rerun skips)
              quarantine/         the records that could not be read, with the reason
-             unigram_counts.npy  how often each token is trained on  (for the unigram baseline of later stages)
-             manifest.json       last
+             snapshots/0000/     one per run that found new files: its plan, the deduplication's index, report.html,
+                                 the lists of shards up to it, unigram counts, manifest.json
+             manifest.json       the newest snapshot's, written last
 
-Ray Data spreads the units over the cluster; each is llada.data.prepare.process_unit, which needs no Ray. The shards do
-not depend on the number of workers, on the order in which units finish, or on interruptions.
+The same command again does what is missing; when the input has grown, it prepares the new files as the next snapshot,
+without what an earlier one holds already. Each step below is a barrier; its tasks (llada.data.prepare, llada.data.dedup)
+need no Ray, and the result depends neither on the number of workers, nor on order, nor on interruptions.
 """
 
 from __future__ import annotations
 
-import errno
-import functools
 import hashlib
 import io
-import json
 import logging
 import math
-import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from llada.data.documents import Rejects, expand_inputs
-from llada.data.files import absolute, file_sizes, join, local_path, read_bytes, write_bytes
+from llada.data.decontaminate import build_index
+from llada.data.dedup import Index, deduplicate, locate, open_index, plan_dedup
+from llada.data.dedup import Kind as DedupKind
+from llada.data.documents import Part
+from llada.data.files import (
+    absolute,
+    exists,
+    file_sizes,
+    filesystem,
+    join,
+    local_path,
+    read_bytes,
+    sha256,
+    write_bytes,
+)
+from llada.data.listing import list_inputs
+from llada.data.mixture import mixture_epochs
 from llada.data.prepare import (
     SPLITS,
+    Job,
     PrepareConfig,
-    UnitReport,
-    finished_report,
-    load_unit_counts,
-    process_unit,
+    SourceConfig,
+    filter_unit,
+    group_reports,
+    group_shards,
+    group_unigrams,
+    line_unit,
+    merge_group,
+    pack_unit,
+    read_texts_of,
+    remove_documents,
     sample_unit,
 )
-from llada.data.units import Unit, plan_units
+from llada.data.report_page import render_report
+from llada.data.reports import SAMPLE_CHARS, Report, merge
+from llada.data.shards import write_index
+from llada.data.units import Plan, SeenFiles, cut_file, read_plan, write_plan
 from llada.tokenizer import (
     END_OF_TURN,
     ensure_special_tokens,
@@ -57,65 +82,199 @@ from pipelines.artifact import (
     StageError,
     config_hash,
     fetch_folder,
+    find_manifest,
     open_output,
     put_folder,
     storage_errors,
+    to_json,
 )
 from pipelines.cluster import ClusterConfig, connect
+from pipelines.task_map import map_tasks
 
 _log = logging.getLogger(__name__)
 _LAST_TOKENIZER_FILE = "tokenizer_config.json"  # put_folder goes by name, so this one is written last
+_MAX_SAMPLED_UNITS = 1000  # of a tokenizer's training text
 
 
 def prepare(
     config: PrepareConfig,
     *,
-    inputs: Sequence[str],
+    inputs: Sequence[str] = (),
     output: str,
     cluster: ClusterConfig,
     tracker: Any = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Prepare `inputs` (files, folders, globs) into the folder `output` and return its manifest.
+    """Prepare `inputs` (files, folders, globs, "@" lists), or else the sources of `config`, into the folder `output`
+    and return the newest snapshot's manifest. `tracker` is a run of pipelines/tracking.py or None.
 
-    A finished folder is returned as it is; an unfinished one is completed. `tracker` is a run of pipelines/tracking.py
-    or None. Raises StageError when there is nothing to read, too much is unreadable, or no row comes out.
+    Raises StageError when there is nothing to read, too much is unreadable, or no row comes out.
     """
     output = absolute(output)
-    try:
-        config.validate()
-        files = expand_inputs([absolute(url) for url in inputs])
-        if not files:
-            raise ValueError("no --input given")
-        units = plan_units(files, config.unit_bytes)
-    except (ValueError, FileNotFoundError) as error:
-        raise StageError(str(error)) from error
-    sources = [{"url": file.url, "id": file.identity} for file in files]
+    sources = _sources(config, inputs)
+    given = []
     if config.tokenizer is not None:
-        sources.append(
-            {"url": config.tokenizer, "id": "tokenizer " + _given_tokenizer_hash(config.tokenizer)}
-        )
-    folder = open_output(output, stage="prepare", config=config.content(), inputs=sources)
-    if folder.manifest is not None:
-        return folder.manifest
+        given = [{"url": config.tokenizer, "id": "tokenizer " + _given_tokenizer_hash(config.tokenizer)}]
+    folder = open_output(output, stage="prepare", config=config.content(), inputs=given)
+    with storage_errors(output):
+        try:
+            job, earlier = _open_snapshot(config, sources, output)
+        except (ValueError, FileNotFoundError) as error:
+            raise StageError(str(error)) from error
+    if job is None:
+        return _refreshed(folder, sources, earlier)
     if tracker is not None:
         tracker.log_params(asdict(config))
-        for url in inputs:
-            tracker.log_input(url, context="raw", manifest={"config_hash": config_hash({"inputs": sources})})
+        for url in (url for source in sources for url in source.input):
+            tracker.log_input(url, context="raw", manifest={"config_hash": job.plan.id})
     log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
     with storage_errors(output), connect(cluster, local_path(log_dir) or log_dir):
-        tokenizer, tokenizer_hash = _settle_tokenizer(config, units, output, cluster, progress)
-        reports = _process_units(config, units, tokenizer_hash, output, cluster, progress)
-    manifest = _finish(folder, config, reports, tokenizer, tokenizer_hash, tracker)
+        run = _Run(job, cluster, progress)
+        job = run.job = replace(job, decontamination_hash=_settle_decontamination(job))
+        tokenizer, tokenizer_hash = _settle_tokenizer(run)
+        job = run.job = replace(job, tokenizer_hash=tokenizer_hash)
+        if config.deduplicates:
+            job = run.job = _deduplicate(run, earlier)
+        run.step("pack", pack_unit, range(job.plan.units))
+        run.step("merge", merge_group, range(job.plan.groups))
+        manifest = _finish(folder, run, sources, earlier, tokenizer, tracker)
+        if config.deduplicates and not config.keep_documents:
+            run.step("clean up", remove_documents, range(job.plan.groups))
+            _remove_dedup_steps(job)
     if tracker is not None:
-        tracker.log_metrics(
-            {name: value for name, value in manifest["counts"].items() if isinstance(value, int | float)}
-        )
-        tracker.log_artifact(join(output, "manifest.json"))
+        tracker.log_metrics({k: v for k, v in manifest["counts"].items() if isinstance(v, int | float)})
+        for name in ("manifest.json", "report.html"):
+            tracker.log_artifact(join(job.snapshot, name))
     return manifest
 
 
-# --- Tokenizer --------------------------------------------------------------------------------------------------------
+class _Run:
+    """The job's tasks on the cluster, with a progress bar for each step."""
+
+    def __init__(self, job: Job, cluster: ClusterConfig, progress: bool) -> None:
+        self.job, self.cluster, self.progress = job, cluster, progress
+
+    def map(
+        self, label: str, function: Callable[[int], Any], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, Any]]:
+        bar = tqdm(total=len(numbers), desc=label, unit="task", disable=not self.progress, leave=False)
+        with bar:
+            for number, result in map_tasks(function, numbers, self.cluster):
+                yield number, result
+                bar.update(1)
+
+    def step(self, label: str, function: Callable[[Job, int], Any], numbers: Sequence[int]) -> Counter[str]:
+        """Run function(job, number) for all numbers; the sum of what they return."""
+        total: Counter[str] = Counter()
+        for _, result in self.map(label, partial(function, self.job), numbers):
+            total.update(result if isinstance(result, dict) else {"": result})
+        return total
+
+
+# --- Snapshots --------------------------------------------------------------------------------------------------------
+
+
+def _sources(config: PrepareConfig, inputs: Sequence[str]) -> list[SourceConfig]:
+    """The corpora to read, with absolute inputs."""
+    try:
+        config.validate()
+    except ValueError as error:
+        raise StageError(str(error)) from error
+    if inputs and config.sources:
+        raise StageError("give either --input or --mixture: a mixture names its own inputs")
+    sources = list(config.sources) or [SourceConfig("", tuple(inputs), read=config.read)]
+
+    def settled(url: str) -> str:
+        return "@" + absolute(url[1:]) if url.startswith("@") else absolute(url)
+
+    sources = [replace(s, input=tuple(settled(url) for url in s.input)) for s in sources]
+    try:
+        for source in sources:
+            next(list_inputs(source.input))  # before anything is written
+    except (ValueError, FileNotFoundError) as error:
+        raise StageError(str(error)) from error
+    return sources
+
+
+def snapshot_url(output: str, number: int) -> str:
+    return join(output, "snapshots", f"{number:04d}")
+
+
+def _open_snapshot(
+    config: PrepareConfig, sources: Sequence[SourceConfig], output: str
+) -> tuple[Job | None, list[dict[str, Any]]]:
+    """(the unfinished or next snapshot's job, or None when there is no new file; the manifests of the finished ones)."""
+    earlier: list[dict[str, Any]] = []
+    for number in count():
+        folder = snapshot_url(output, number)
+        if (manifest := find_manifest(folder)) is None:
+            break
+        earlier.append(manifest)
+    plan_folder = join(folder, "plan")
+    plan = read_plan(plan_folder)
+    if plan is None:
+        plan = write_plan(plan_folder, _new_parts(config, sources, output, earlier), config.unit_bytes)
+    return (Job(config, output, folder, plan) if plan else None), earlier
+
+
+def _new_parts(
+    config: PrepareConfig, sources: Sequence[SourceConfig], output: str, earlier: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, Part]]:
+    """(source, part) of what no earlier snapshot holds: what could not be read last time, and new files."""
+    plans = [read_plan(join(snapshot_url(output, number), "plan")) for number in range(len(earlier))]
+    seen = SeenFiles([plan for plan in plans if plan]) if plans else None
+    if earlier and plans[-1] and (unreadable := set(earlier[-1]["counts"]["unreadable_files"])):
+        for group in range(plans[-1].groups):
+            for unit in plans[-1].group(group):
+                yield from ((unit.source, part) for part in unit.parts if part.label in unreadable)
+    for source in sources:
+        for file in list_inputs(source.input):
+            if seen and seen.is_known(source.name, file):
+                continue
+            if seen and seen.is_changed(source.name, file) and not config.dedup.exact:
+                raise ValueError(
+                    f"{file.url} has changed since it was prepared, so what is in it twice would come twice: "
+                    "restore it, give the new text another name, switch dedup.exact on, or choose another --output"
+                )
+            yield from ((source.name, part) for part in cut_file(file, config.unit_bytes))
+
+
+def _refreshed(
+    folder: Output, sources: Sequence[SourceConfig], earlier: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The newest manifest; its mixture follows the sources' weights, which may change without any work."""
+    if not earlier:
+        raise StageError("there is no file to read in " + ", ".join(url for s in sources for url in s.input))
+    newest, top = earlier[-1], find_manifest(folder.url)
+    epochs = _epochs(sources, newest["dataset"]["sources"])
+    if top is None or top["dataset"]["epochs"] != epochs:
+        newest = {**newest, "dataset": {**newest["dataset"], "epochs": epochs}}
+        top = _publish(folder, newest, len(earlier) - 1)
+    return top
+
+
+def _publish(folder: Output, manifest: dict[str, Any], number: int) -> dict[str, Any]:
+    """Write a snapshot's manifest, and then the folder's own, which names it; the latter."""
+    top = {**manifest, "snapshot": f"snapshots/{number:04d}"}
+    for url, content in ((snapshot_url(folder.url, number), manifest), (folder.url, top)):
+        write_bytes(join(url, "manifest.json"), to_json(content))
+    return top
+
+
+# --- Before the shards ------------------------------------------------------------------------------------------------
+
+
+def _settle_decontamination(job: Job) -> str:
+    """Put the index of the evaluation sets into the output, once; its hash, "" without evaluation sets."""
+    if not job.config.decontamination.files:
+        return ""
+    url = join(job.output, "decontamination.safetensors")
+    if not exists(url):
+        try:
+            build_index(job.config.decontamination).save(url)
+        except (ValueError, FileNotFoundError) as error:
+            raise StageError(str(error)) from error
+    return sha256(url)[:16]
 
 
 def _given_tokenizer_hash(url: str) -> str:
@@ -125,140 +284,105 @@ def _given_tokenizer_hash(url: str) -> str:
         raise StageError(f"no tokenizer.json in {url}; name a tokenizer's folder, or train one") from None
 
 
-def _settle_tokenizer(
-    config: PrepareConfig, units: Sequence[Unit], output: str, cluster: ClusterConfig, progress: bool
-) -> tuple[PreTrainedTokenizerFast, str]:
+def _settle_tokenizer(run: _Run) -> tuple[PreTrainedTokenizerFast, str]:
     """The tokenizer in output/tokenizer, put there first unless an earlier run did, and a hash of its files."""
-    url = join(output, "tokenizer")
+    config, url = run.job.config, join(run.job.output, "tokenizer")
     if _LAST_TOKENIZER_FILE not in file_sizes(url):
         if config.tokenizer is not None:
             tokenizer = ensure_special_tokens(load_tokenizer(fetch_folder(config.tokenizer)))
         else:
-            tokenizer = train_tokenizer(
-                _sample(config, units, cluster, progress), config.train_tokenizer_vocab or 0
-            )
+            tokenizer = train_tokenizer(_sample(run), config.train_tokenizer_vocab or 0)
         with tempfile.TemporaryDirectory() as local:
             save_tokenizer(tokenizer, local)
             put_folder(local, url)
     files = {name: read_bytes(join(url, name)) for name in sorted(file_sizes(url))}
-    digest = hashlib.sha256(
-        b"".join(name.encode() + b"\0" + data for name, data in files.items())
-    ).hexdigest()[:16]
-    return load_tokenizer(fetch_folder(url)), digest
+    content = b"".join(name.encode() + b"\0" + data for name, data in files.items())
+    return load_tokenizer(fetch_folder(url)), hashlib.sha256(content).hexdigest()[:16]
 
 
-def _sample(
-    config: PrepareConfig, units: Sequence[Unit], cluster: ClusterConfig, progress: bool
-) -> Iterator[str]:
-    """Texts of every unit, in proportion to its size, in the order of the units."""
-    total = sum(unit.size for unit in units) or 1
-    budgets = [math.ceil(config.tokenizer_sample_bytes * unit.size / total) for unit in units]
-    results: dict[int, dict[str, Any]] = {}
-    for index, result in _map_units(
-        _sample_task, len(units), cluster, units=units, config=config, budgets=budgets
-    ):
-        results[index] = json.loads(result)
-    texts = [text for index in range(len(units)) for text in results[index]["texts"]]
+def _sample(run: _Run) -> Iterator[str]:
+    """Texts from evenly spread units, in the order of the units."""
+    plan = run.job.plan
+    step = max(1, plan.units // _MAX_SAMPLED_UNITS)
+    numbers = range(0, plan.units, step)
+    budget = math.ceil(run.job.config.tokenizer_sample_bytes / len(numbers))
+    results = dict(run.map("sample", partial(_sample_task, run.job, budget), numbers))
+    texts = [text for number in numbers for text in results[number]["texts"]]
     if not texts:
         lost = sum((Counter(result["lost"]) for result in results.values()), Counter())
         first = next((example for result in results.values() for example in result["examples"]), None)
         raise StageError(
             "nothing to train a tokenizer on: no usable document in the train split (left out: "
-            + (", ".join(f"{reason} {count:,}" for reason, count in lost.most_common(4)) or "none")
+            + _reasons(lost)
             + (f"; first: {first['source']} line {first['line']}" if first else "")
             + ")"
         )
-    if progress:
+    if run.progress:
         print(f"training a tokenizer on {sum(map(len, texts)):,} characters", file=sys.stderr)
     yield from texts
 
 
-def _sample_task(index: int, units: Sequence[Unit], config: PrepareConfig, budgets: Sequence[int]) -> str:
-    rejects, filtered = Rejects(), Counter[str]()
-    texts = sample_unit(units[index], config, budgets[index], rejects, filtered)
-    lost = rejects.counts + filtered
-    return json.dumps({"texts": texts, "lost": lost, "examples": rejects.examples[:1]})
+def _sample_task(job: Job, budget: int, number: int) -> dict[str, Any]:
+    texts, rejects, refused = sample_unit(job, number, budget)
+    return {"texts": texts, "lost": rejects.counts + refused, "examples": rejects.examples[:1]}
 
 
-# --- Units ------------------------------------------------------------------------------------------------------------
+def _deduplicate(run: _Run, earlier: Sequence[dict[str, Any]]) -> Job:
+    """Read and filter all units, and find what of them is to be removed; the job that knows it."""
+    job, dedup = run.job, run.job.config.dedup
+    found = run.step("read", filter_unit, range(job.plan.units))
+    dedup_id = config_hash({"plan": job.plan.id, "earlier": [m["counts"]["plan_id"] for m in earlier]})
+    if dedup.exact or dedup.fuzzy:
+        plan = plan_dedup("documents", job.plan.units, found["rows"], dedup.partitions)
+        job = replace(job, documents_dedup=plan)
+        _find_duplicates(run, job, "documents", len(earlier))
+    job = run.job = replace(job, dedup_id=dedup_id)
+    if dedup.lines:
+        lines = run.step("lines", line_unit, range(job.plan.units))
+        job = run.job = replace(
+            job, lines_dedup=plan_dedup("lines", job.plan.units, lines[""], dedup.partitions)
+        )
+        _find_duplicates(run, job, "lines", len(earlier))
+    return job
 
 
-def _process_units(
-    config: PrepareConfig,
-    units: Sequence[Unit],
-    tokenizer_hash: str,
-    output: str,
-    cluster: ClusterConfig,
-    progress: bool,
-) -> list[UnitReport]:
-    """Do what is not done yet; the reports of all units in their order."""
-    sizes = file_sizes(output)
-    found = (finished_report(unit, config, tokenizer_hash, output, sizes) for unit in units)
-    reports = {index: report for index, report in enumerate(found) if report}
-    pending = [index for index in range(len(units)) if index not in reports]
-    total, done = sum(unit.size for unit in units), sum(units[index].size for index in reports)
-    bar = tqdm(
-        total=total,
-        initial=done,
-        desc="prepare",
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-        leave=False,
-    )
-    todo = [units[index] for index in pending]
-    task = {"units": todo, "config": config, "tokenizer_hash": tokenizer_hash, "output": output}
-    with bar:
-        for position, result in _map_units(_process_task, len(todo), cluster, **task):
-            reports[pending[position]] = UnitReport(**json.loads(result))
-            bar.update(todo[position].size)
-    return [reports[index] for index in range(len(units))]
+def _find_duplicates(run: _Run, job: Job, kind: DedupKind, num_earlier: int) -> None:
+    plan = job.documents_dedup if kind == "documents" else job.lines_dedup
+    assert plan is not None
+    indexes: list[Index] = [
+        open_index(join(snapshot_url(job.output, number), "dedup", kind, "index"), kind, job.config.dedup)
+        for number in range(num_earlier)
+    ]
+
+    def on_ray(task: Callable[[int], int], numbers: Sequence[int]) -> Iterable[int]:
+        return (result for _, result in run.map(f"dedup {kind}", task, numbers))
+
+    urls = _KeysUrls(job, kind)
+    deduplicate(urls, job.dedup_folder(kind), plan, job.config.dedup, earlier=indexes, map_tasks=on_ray)
 
 
-def _process_task(
-    index: int, units: Sequence[Unit], config: PrepareConfig, tokenizer_hash: str, output: str
-) -> str:
-    tokenizer = _load_once(join(output, "tokenizer"), tokenizer_hash)
-    return json.dumps(asdict(process_unit(units[index], config, tokenizer, tokenizer_hash, output)))
+def _remove_dedup_steps(job: Job) -> None:
+    """Delete what the deduplication wrote on its way; its index stays for later snapshots."""
+    fs, path = filesystem(join(job.snapshot, "dedup"))
+    for kind in fs.ls(path, detail=False):
+        for step in fs.ls(kind, detail=False):
+            if not step.rstrip("/").endswith("/index"):
+                fs.rm(step, recursive=True)
 
 
-@functools.lru_cache(maxsize=1)
-def _load_once(url: str, tokenizer_hash: str) -> PreTrainedTokenizerFast:
-    """The tokenizer, loaded once per worker process; the hash tells a later tokenizer at the same place apart."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a unit has one CPU; Ray brings the parallelism
-    return load_tokenizer(fetch_folder(url))
+class _KeysUrls(Sequence[str]):
+    """The keys' URLs of all units, made when they are asked for."""
 
+    def __init__(self, job: Job, kind: DedupKind) -> None:
+        self.job, self.kind = job, kind
 
-def _map_units(
-    function: Callable[..., str], count: int, cluster: ClusterConfig, **shared: Any
-) -> Iterator[tuple[int, str]]:
-    """(index, function(index, **shared)) for 0..count-1, each in a Ray Data task, as they finish."""
-    if not count:
-        return
-    import ray.data
+    def __len__(self) -> int:
+        return self.job.plan.units
 
-    limits: dict[str, Any] = {"num_cpus": cluster.cpus_per_data_worker}
-    if cluster.memory_bytes_per_data_worker:
-        limits["memory"] = cluster.memory_bytes_per_data_worker
-
-    def run(batch: dict[str, Any]) -> dict[str, Any]:
-        (index,) = batch["index"]
-        try:
-            return {"index": [index], "result": [function(int(index), **shared)], "errno": [0]}
-        except (OSError, ImportError, StageError) as error:
-            # As values: through Ray Data an error keeps its text and loses its number.
-            return {"index": [index], "result": [str(error)], "errno": [getattr(error, "errno", None) or -1]}
-
-    items = ray.data.from_items([{"index": index} for index in range(count)], override_num_blocks=count)
-    pool = ray.data.TaskPoolStrategy(size=cluster.data_workers)
-    for row in items.map_batches(run, batch_size=1, compute=pool, **limits).iter_rows():
-        if row["errno"] in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(row["errno"], row["result"])
-        if row["errno"]:
-            raise StageError(
-                f"a work unit failed: {row['result']}; what is finished is kept, run the command again"
-            )
-        yield int(row["index"]), row["result"]
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        return self.job.keys_url(self.kind, self.job.plan.unit(place))
 
 
 # --- Manifest ---------------------------------------------------------------------------------------------------------
@@ -266,48 +390,70 @@ def _map_units(
 
 def _finish(
     folder: Output,
-    config: PrepareConfig,
-    reports: Sequence[UnitReport],
+    run: _Run,
+    sources: Sequence[SourceConfig],
+    earlier: Sequence[dict[str, Any]],
     tokenizer: PreTrainedTokenizerFast,
-    tokenizer_hash: str,
     tracker: Any,
 ) -> dict[str, Any]:
-    """Add the reports up, check them, and write the unigram counts and the manifest."""
-    rejected, filtered, documents = (_total(reports, name) for name in ("rejected", "filtered", "documents"))
-    damaged = [name for report in reports for name in report.damaged_files]
-    splits = {split: _split_entry(reports, split) for split in SPLITS}
-    _check(config, documents, rejected, filtered, splits, damaged, reports, folder.url)
-
-    size = vocab_size(tokenizer)
+    """Add the groups up, check the sums, and write the lists of shards, unigram counts, report and manifest."""
+    job, size = run.job, vocab_size(tokenizer)
+    before = earlier[-1]["dataset"] if earlier else None
     unigrams = np.zeros(size, dtype=np.int64)
-    for report in reports:
-        unigrams += load_unit_counts(folder.url, report.name, size)
-    buffer = io.BytesIO()
-    np.save(buffer, unigrams)
-    with storage_errors(folder.url):
-        write_bytes(join(folder.url, "unigram_counts.npy"), buffer.getvalue())
+    by_source: dict[str, Report] = {}
+    for group in range(job.plan.groups):
+        unigrams += group_unigrams(job, group, size)
+        for report in group_reports(job, group):
+            held = by_source.get(report.source)
+            by_source[report.source] = merge([held, report] if held else [report])
+    total = merge(by_source.values())
+    _check(job.config, total, job.plan, job.output, is_first=not earlier)
+    if before:
+        unigrams += np.load(
+            io.BytesIO(read_bytes(join(snapshot_url(job.output, len(earlier) - 1), "unigram_counts.npy")))
+        )
+    files = {"unigram_counts.npy": _write_array(join(job.snapshot, "unigram_counts.npy"), unigrams)}
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        name = f"{split}.parquet"
+        groups = (group_shards(job, group) for group in range(job.plan.groups))
+        own_shards = (shard for shards in groups for shard in shards if shard["split"] == split)
+        files[name] = write_index(join(job.snapshot, name), own_shards)
+        held = before["splits"][split] if before else {}
+        own = total.splits[split]
+        splits[split] = {what: held.get(what, 0) + own[what] for what in ("documents", "rows", "tokens")}
+        splits[split]["indexes"] = [
+            *(
+                join("..", f"{len(earlier) - 1:04d}", n) if "/" not in n else n
+                for n in held.get("indexes", [])
+            ),
+            name,
+        ]
+    put_folder(fetch_folder(join(job.output, "tokenizer")), join(job.snapshot, "tokenizer"))
+    for name in sorted(file_sizes(join(job.snapshot, "tokenizer"))):
+        data = read_bytes(join(job.snapshot, "tokenizer", name))
+        files[join("tokenizer", name)] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    trained = {name: report.splits["train"] for name, report in by_source.items()}
+    for name, counts in (before or {}).get("sources", {}).items():
+        trained[name] = {what: n + trained.get(name, {}).get(what, 0) for what, n in counts.items()}
     shares = unigrams[unigrams > 0] / unigrams.sum()
-
-    shards = [shard for split in SPLITS for shard in splits[split]["shards"]]
-    files: dict[str, dict[str, Any]] = {
-        s["name"]: {"bytes": s["bytes"], "sha256": s["sha256"]} for s in shards
-    }
-    for name in [
-        "unigram_counts.npy",
-        *(join("tokenizer", n) for n in sorted(file_sizes(join(folder.url, "tokenizer")))),
-    ]:
-        data = read_bytes(join(folder.url, name))
-        files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    return folder.finish(
+    _show_what_stayed(job, by_source)
+    page = render_report(by_source, plan=job.plan, config=job.config)
+    write_bytes(join(job.snapshot, "report.html"), page.encode())
+    manifest = folder.describe(
         {
-            "units": len(reports),
-            "input_bytes": sum(report.input_bytes for report in reports),
-            "documents_read": documents["read"],
-            "documents_kept": documents["kept"],
-            "records_rejected": rejected.total(),
-            "rejected": dict(sorted(rejected.items())),
-            "filtered": dict(sorted(filtered.items())),
-            "damaged_files": damaged,
+            "plan_id": job.plan.id,
+            "units": job.plan.units,
+            "files": job.plan.files,
+            "input_bytes": total.input_bytes,
+            "documents_read": total.documents(),
+            "documents_kept": total.documents("kept"),
+            "records_rejected": sum(total.rejected.values()),
+            "rejected": total.rejected,
+            "filtered": dict(sorted(total.refused().items())),
+            "edits": total.edits,
+            "damaged_files": total.damaged_files,
+            "unreadable_files": total.unreadable_files,
             **{
                 f"{split}_{what}": splits[split][what]
                 for split in SPLITS
@@ -319,75 +465,77 @@ def _finish(
         files=files,
         mlflow_run_id=tracker.wait_started() if tracker else None,
         dataset={
-            "kind": config.kind,
-            "row_length": config.row_length,
+            "kind": job.config.kind,
+            "row_length": job.config.row_length,
+            "packing": job.config.packing,
             "vocab_size": size,
             "mask_token_id": tokenizer.mask_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.bos_token_id,
             "eot_token_id": tokenizer.get_vocab().get(END_OF_TURN),
-            "tokenizer_hash": tokenizer_hash,
+            "tokenizer_hash": job.tokenizer_hash,
+            "root": "../..",
             "splits": splits,
+            "sources": trained,
+            "epochs": _epochs(sources, trained),
         },
     )
+    return _publish(folder, manifest, len(earlier))
 
 
-def _total(reports: Sequence[UnitReport], name: str) -> Counter[str]:
-    return sum((Counter(getattr(report, name)) for report in reports), Counter())
+def _show_what_stayed(job: Job, by_source: dict[str, Report]) -> None:
+    """Give the report's samples of duplicates the text that stayed for them."""
+    for report in by_source.values():
+        for sample in report.samples.get("duplicate", []):
+            (unit,), (position,) = locate(np.array([sample["value"]], dtype=np.uint64))
+            texts = read_texts_of(job, job.plan.unit(int(unit)))
+            stayed = next(text.text for number, text in texts if number == position)
+            sample["kept_text"] = stayed[:SAMPLE_CHARS]
 
 
-def _split_entry(reports: Sequence[UnitReport], split: str) -> dict[str, Any]:
-    shards = [
-        {k: v for k, v in s.items() if k != "split"} for r in reports for s in r.shards if s["split"] == split
-    ]
-    return {
-        "documents": sum(report.documents.get(split, 0) for report in reports),
-        "rows": sum(shard["rows"] for shard in shards),
-        "tokens": sum(shard["tokens"] for shard in shards),
-        "shards": shards,
-    }
+def _write_array(url: str, array: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(url, buffer.getvalue())
+    return {"bytes": buffer.tell(), "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
 
 
-def _check(
-    config: PrepareConfig,
-    documents: Counter[str],
-    rejected: Counter[str],
-    filtered: Counter[str],
-    splits: dict[str, dict[str, Any]],
-    damaged: Sequence[str],
-    reports: Sequence[UnitReport],
-    url: str,
-) -> None:
+def _epochs(sources: Sequence[SourceConfig], trained: dict[str, dict[str, int]]) -> dict[str, float]:
+    """The passes over each source; empty when every row comes once."""
+    epochs = mixture_epochs(sources, {name: counts["tokens"] for name, counts in trained.items()})
+    return {} if all(passes == 1 for passes in epochs.values()) else epochs
+
+
+def _check(config: PrepareConfig, total: Report, plan: Plan, url: str, *, is_first: bool) -> None:
     """Stop when the result would be no good; warn about what was lost."""
-    lost = rejected.total()
-    reasons = (
-        ", ".join(f"{reason} {count:,}" for reason, count in (rejected + filtered).most_common(4)) or "none"
-    )
-    seen = documents["read"] + lost
-    if lost > config.max_invalid_fraction * seen:
-        first = next(r for r in reports if r.rejected)
+    lost, refused = Counter(total.rejected), total.refused()
+    seen = total.documents() + lost.total()
+    if lost.total() > config.max_invalid_fraction * seen:
         raise StageError(
-            f"{lost:,} of {seen:,} records cannot be used ({reasons}); see {join(url, 'quarantine', first.name)}.jsonl, "
-            "mend the input, or raise max_invalid_fraction"
+            f"{lost.total():,} of {seen:,} records cannot be used ({_reasons(lost + refused)}); see "
+            f"{join(url, 'quarantine')}, mend the input, or raise max_invalid_fraction"
         )
-    if not splits["train"]["rows"]:
+    if len(total.unreadable_files) > config.max_unreadable_fraction * plan.files:
+        raise StageError(
+            f"{len(total.unreadable_files):,} of {plan.files:,} files could not be read, {total.unreadable_files[0]} "
+            f"first; run again when they can, or raise max_unreadable_fraction"
+        )
+    if is_first and not total.splits["train"]["rows"]:
         remedy = "check --input and the filters"
-        if splits["validation"]["rows"]:
-            remedy = "all went to validation: set section_chars to cut long documents, or lower validation_fraction"
-        raise StageError(f"no training rows from {seen:,} records (left out: {reasons}); {remedy}")
-    for name in damaged:
-        _log.warning("damaged, read as far as possible: %s", name)
-    if lost:
-        _log.warning(
-            "%d of %d records left out as unreadable (%s); see %s",
-            lost,
-            seen,
-            reasons,
-            join(url, "quarantine"),
+        if total.splits["validation"]["rows"]:
+            remedy = "all went to validation: set read.section_chars to cut long documents, or lower validation_fraction"
+        raise StageError(
+            f"no training rows from {seen:,} records (left out: {_reasons(lost + refused)}); {remedy}"
         )
-    if config.validation_fraction and not splits["validation"]["rows"]:
-        _log.warning("the validation split is empty: too few documents (section_chars cuts long ones)")
+    for name in total.damaged_files:
+        _log.warning("damaged, its sound records were used: %s", name)
+    for name in total.unreadable_files:
+        _log.warning("could not be read and is left out, a later run tries again: %s", name)
+
+
+def _reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{reason} {number:,}" for reason, number in counts.most_common(4)) or "none"
 
 
 if __name__ == "__main__":

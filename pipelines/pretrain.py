@@ -13,7 +13,7 @@ from typing import Any
 
 from llada.config import Recipe
 from llada.data.files import absolute
-from pipelines.artifact import folder_id, open_output, read_manifest
+from pipelines.artifact import folder_id, newest_snapshot, open_output, read_manifest
 from pipelines.cluster import ClusterConfig
 from pipelines.ray_train import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
 from pipelines.tracking import Tracker
@@ -32,7 +32,7 @@ def pretrain(
 
     Raises StageError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
-    data, output = absolute(data), absolute(output)
+    data, output = newest_snapshot(absolute(data)), absolute(output)
     source = read_manifest(data)
     config = {"model": asdict(recipe.model), **asdict(recipe.pretrain)}
     folder = open_output(

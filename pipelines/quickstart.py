@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 
 from llada.config import Recipe
-from llada.data.documents import expand_inputs
 from llada.data.files import write_bytes
+from llada.data.listing import list_inputs
 from llada.data.prepare import PrepareConfig
 from llada.data.python_docs import python_documents, python_questions
 from llada.model.transformer import Transformer
@@ -131,9 +131,10 @@ def _prepare_config(recipe: Recipe, args: QuickstartArgs) -> PrepareConfig:
     """The preset's preparation; for the user's own text made to hold something out of little or of one long text."""
     config = recipe.prepare
     if args.input:
-        size = sum(file.size for file in expand_inputs(args.input))
+        size = sum(file.size for file in list_inputs(args.input))
         share = min(0.2, max(config.validation_fraction, 0.2 * OWN_TEXT_BYTES / max(size, 1)))
-        config = replace(config, min_chars=1, section_chars=SECTION_CHARS, validation_fraction=share)
+        read = replace(config.read, min_chars=1, section_chars=SECTION_CHARS)
+        config = replace(config, read=read, validation_fraction=share)
     if args.validation_fraction is not None:
         config = replace(config, validation_fraction=args.validation_fraction)
     return config

@@ -17,6 +17,7 @@ from pipelines.artifact import (
     fetch_folder,
     find_manifest,
     folder_id,
+    newest_snapshot,
     open_output,
     read_manifest,
     require_same_tokenizer,
@@ -40,7 +41,7 @@ def sft(
 
     Raises StageError: no checkpoint, data that is not of kind "sft" or of another tokenizer, and as `pretrain`.
     """
-    model, data, output = absolute(model), absolute(data), absolute(output)
+    model, data, output = absolute(model), newest_snapshot(absolute(data)), absolute(output)
     source = read_manifest(data)
     if source.get("dataset", {}).get("kind") != "sft":
         raise StageError(f"{data} is not SFT data: prepare it with `llada prepare … --kind sft`")

@@ -1,10 +1,9 @@
 """Read documents from files at any fsspec URL, losing nothing silently.
 
-    expand_inputs(urls)   files, folders and globs -> InputFile, in a fixed order
-    read_records(part)    JSON lines, parquet rows or texts -> Record
+    read_records(part)    JSON lines, parquet rows, texts or the HTML pages of a WARC -> Record
     read_documents(part)  the same -> Document
 
-JSON lines and text may be compressed (.gz, .zst). Whatever cannot be read goes to a `Rejects`: counted by reason,
+JSON lines, text and WARC may be compressed (.gz, .zst). Whatever cannot be read goes to a `Rejects`: counted by reason,
 the first ones kept as examples. A damaged file loses what is damaged and keeps the rest.
 """
 
@@ -13,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +20,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llada.data.compression import decompressor as new_decompressor
+from llada.data.compression import is_damage
+from llada.data.extraction import Extractor, decode_html, text_extractor
 from llada.data.files import filesystem
+from llada.data.warc import Lost, Skipped, read_pages
 
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text", ".parquet": "parquet"}
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".warc": "warc",
+    ".parquet": "parquet",
+}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-SUPPORTED = ".jsonl .ndjson .json (one object a line) .txt (each also .gz .zst) .parquet"
+SUPPORTED = ".jsonl .ndjson .json (one object a line) .txt .warc (each also .gz .zst) .parquet"
 _READ_BYTES = 1 << 18
 _TEXT_SEPARATOR = b"<|endoftext|>"
 _EXCERPT_CHARS = 200
@@ -35,7 +44,7 @@ _MAX_EXAMPLES = 200
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input file. `name` is its path below the input that was given, so it survives a move of the whole input;
+    """One input file (see listing.py). `name` is its path below the input, so it survives a move of the whole input;
     `identity` changes when the file changes (the store's ETag, or size and modification time)."""
 
     url: str
@@ -46,8 +55,8 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Part:
-    """A file, or a piece of it: bytes [start, end) of JSON lines (a line belongs to the piece it starts in), or
-    row groups [start, end) of a parquet file. `end` None means up to the end. `size` is the work in bytes."""
+    """A file, or a piece of it: bytes [start, end) of JSON lines or parquet (a line or row group belongs to the piece
+    it starts in). `end` None means up to the end. `size` is the work in bytes."""
 
     file: InputFile
     size: int
@@ -65,7 +74,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object, parquet row or text (as {"text": ...}); `line` counts from 1."""
+    """One JSON object, parquet row, text (as {"text": ...}) or page of a WARC (as {"id": ..., "url": ..., "text": ...});
+    `line` counts lines, rows, texts or WARC records from 1."""
 
     fields: dict[str, Any]
     line: int
@@ -73,19 +83,25 @@ class Record:
 
 @dataclass(frozen=True)
 class Document:
-    """A text with a name. `id` is the record's own id, or a hash of the text; `source` is URL:line."""
+    """A text with a name. `id` is the record's own id (WARC-Record-ID), or a hash of the text; `source` is URL:line;
+    `url` is where the text was published, when the record says so."""
 
     id: str
     text: str
     source: str
+    url: str | None = None
 
 
 @dataclass
 class Rejects:
-    """Records that could not be used: all counted by reason, the first few kept with where they stood."""
+    """Records that could not be used: all counted by reason, the first few kept with where they stood.
+
+    `skipped` counts, by reason, sound records that hold no document (a redirect or an image in a WARC): no loss.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def add(self, reason: str, part: Part, line: int, excerpt: str | bytes = "", count: int = 1) -> None:
         """Note `count` records lost for `reason`."""
@@ -97,7 +113,7 @@ class Rejects:
 
 
 def file_format(url: str) -> tuple[str, str | None]:
-    """("jsonl" | "text" | "parquet", None | "gzip" | "zstd") by the file name. Raises ValueError when unknown."""
+    """("jsonl" | "text" | "warc" | "parquet", None | "gzip" | "zstd") by the file name. Raises ValueError when unknown."""
     stem, suffix = os.path.splitext(url.lower())
     compression = _COMPRESSIONS.get(suffix)
     kind = _FORMATS.get(os.path.splitext(stem)[1] if compression else suffix)
@@ -106,60 +122,21 @@ def file_format(url: str) -> tuple[str, str | None]:
     return kind, compression
 
 
-def expand_inputs(inputs: Sequence[str]) -> list[InputFile]:
-    """The files behind files, folders (searched below) and globs, in the order given and then by name.
-
-    Raises FileNotFoundError or ValueError naming the input that gives nothing readable.
-    """
-    files: dict[str, InputFile] = {}
-    names: Counter[str] = Counter()
-    for given in inputs:
-        for url, name, info in _expand(given):
-            if url in files:
-                continue
-            names[name] += 1
-            unique = name if names[name] == 1 else f"{name}#{names[name]}"
-            identity = info.get("ETag") or info.get("etag") or f"{info['size']}-{info.get('mtime')}"
-            files[url] = InputFile(url, unique, int(info["size"]), str(identity).strip('"'))
-    return list(files.values())
-
-
-def _expand(given: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(url, relative name, file system info) of each file of one input."""
-    fs, path = filesystem(given)
-    if fs.isfile(path):
-        file_format(given)
-        yield given, os.path.basename(path), fs.info(path)
-        return
-    is_glob = any(character in path for character in "*?[")
-    found = fs.glob(path, detail=True) if is_glob else fs.find(path, detail=True) if fs.isdir(path) else {}
-    if not found:
-        raise FileNotFoundError(f"no input at {given}: no such file, folder or match")
-    root = os.path.dirname(path.split("*")[0].split("?")[0].split("[")[0]) if is_glob else path.rstrip("/")
-    readable = 0
-    for file_path, info in sorted(found.items()):
-        name = file_path[len(root) :].strip("/")
-        if info["type"] != "file" or any(piece.startswith((".", "_")) for piece in name.split("/")):
-            continue
-        try:
-            file_format(file_path)
-        except ValueError:
-            if is_glob:
-                raise
-            continue  # a README beside the data is no error
-        readable += 1
-        yield fs.unstrip_protocol(file_path) if "://" in given else file_path, name, info
-    if not readable:
-        raise ValueError(f"nothing to read in {given}: file names must end in one of {SUPPORTED}")
-
-
 def read_documents(
-    part: Part, rejects: Rejects, *, text_field: str, max_record_bytes: int
+    part: Part,
+    rejects: Rejects,
+    *,
+    text_field: str,
+    max_record_bytes: int,
+    extractor: Extractor = "resiliparse",
 ) -> Iterator[Document]:
-    """The documents of a part. Text files ignore `text_field`. See `read_records` for what is rejected; here also
-    records whose text is missing, no string, empty, or holds a NUL or half a surrogate pair."""
-    name = "text" if file_format(part.file.url)[0] == "text" else text_field
-    for record in read_records(part, rejects, max_record_bytes=max_record_bytes, columns=[name, "id"]):
+    """The documents of a part. Text and WARC files ignore `text_field`. See `read_records` for what is rejected; here
+    also records whose text is missing, no string, empty, or holds a NUL or half a surrogate pair."""
+    name = "text" if file_format(part.file.url)[0] in ("text", "warc") else text_field
+    columns = [name, "id", "url", "metadata.url"]
+    for record in read_records(
+        part, rejects, max_record_bytes=max_record_bytes, columns=columns, extractor=extractor
+    ):
         text = record.fields.get(name)
         reason = text_problem(text) if name in record.fields else "missing_text"
         if reason or not isinstance(text, str):
@@ -176,7 +153,16 @@ def read_documents(
             if isinstance(own, str | int)
             else hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
         )
-        yield Document(identifier, text, f"{part.label}:{record.line}")
+        yield Document(identifier, text, f"{part.label}:{record.line}", _url(record.fields))
+
+
+def _url(fields: dict[str, Any]) -> str | None:
+    """The record's `url`, or the `url` in its `metadata`."""
+    metadata = fields.get("metadata")
+    for url in (fields.get("url"), metadata.get("url") if isinstance(metadata, dict) else None):
+        if isinstance(url, str) and url:
+            return url
+    return None
 
 
 def text_problem(text: Any) -> str | None:
@@ -197,14 +183,23 @@ def text_problem(text: Any) -> str | None:
 
 
 def read_records(
-    part: Part, rejects: Rejects, *, max_record_bytes: int, columns: Sequence[str] | None = None
+    part: Part,
+    rejects: Rejects,
+    *,
+    max_record_bytes: int,
+    columns: Sequence[str] | None = None,
+    extractor: Extractor = "resiliparse",
 ) -> Iterator[Record]:
-    """The records of a part; `columns` limits what is read of a parquet file (all when None).
+    """The records of a part; `columns` limits what is read of a parquet file (all when None; "a.b" is field b of a).
 
     Rejected, with their reason: broken JSON, JSON that is no object, bytes that are no UTF-8, records of more than
-    `max_record_bytes`, the damaged rest of a compressed file, damaged parquet files and row groups.
+    `max_record_bytes`, the damaged rest of a compressed file, damaged parquet files and row groups, damaged WARC
+    records and pages no text can be extracted from.
     """
     kind, compression = file_format(part.file.url)
+    if kind == "warc":
+        yield from _read_warc(part, compression, rejects, max_record_bytes, extractor)
+        return
     if kind == "parquet":
         yield from _read_parquet(part, rejects, columns, max_record_bytes)
         return
@@ -248,13 +243,13 @@ def _chunks(part: Part, compression: str | None, rejects: Rejects) -> Iterator[b
             while data := stream.read(_READ_BYTES):
                 while data:  # one file may hold several compressed members
                     if decompressor is None:
-                        decompressor = _decompressor(compression)
+                        decompressor = new_decompressor(compression)
                     yield decompressor.decompress(data)
                     data = decompressor.unused_data if decompressor.eof else b""
                     if decompressor.eof:
                         decompressor = None
         except Exception as error:
-            if not isinstance(error, zlib.error) and type(error).__name__ != "ZstdError":
+            if not is_damage(error):
                 raise
             rejects.add("damaged_file", part, 0, f"{compression} error: {error}")
             yield None
@@ -262,16 +257,6 @@ def _chunks(part: Part, compression: str | None, rejects: Rejects) -> Iterator[b
         if decompressor is not None:
             rejects.add("truncated_file", part, 0, f"the {compression} stream ends before its end mark")
             yield None
-
-
-def _decompressor(compression: str) -> Any:
-    if compression == "gzip":
-        return zlib.decompressobj(wbits=31)
-    try:
-        import zstandard
-    except ImportError:
-        raise ImportError("reading .zst files needs the package zstandard: pip install zstandard") from None
-    return zstandard.ZstdDecompressor().decompressobj()
 
 
 def _split(
@@ -314,6 +299,31 @@ def _split(
         yield None if skipped or len(held) > max_bytes else bytes(held)
 
 
+def _read_warc(
+    part: Part, compression: str | None, rejects: Rejects, max_bytes: int, extractor: Extractor
+) -> Iterator[Record]:
+    extract = text_extractor(extractor)
+    fs, path = filesystem(part.file.url)
+    with fs.open(path, "rb") as stream:
+        for line, page in read_pages(stream, compression, max_bytes):
+            if isinstance(page, Lost):
+                rejects.add(page.reason, part, line, page.detail)
+                continue
+            if isinstance(page, Skipped):
+                rejects.skipped[page.reason] += 1
+                continue
+            html = decode_html(page.html, page.charset)
+            try:
+                text = extract(html)
+            except Exception as error:  # one page that a parser fails on does not stop a crawl of billions
+                rejects.add("extraction_failed", part, line, f"{page.url}: {type(error).__name__}: {error}")
+                continue
+            if text:
+                yield Record({"id": page.record_id or None, "url": page.url, "text": text}, line)
+            else:
+                rejects.skipped["no_main_content"] += 1
+
+
 def _read_parquet(
     part: Part, rejects: Rejects, columns: Sequence[str] | None, max_bytes: int
 ) -> Iterator[Record]:
@@ -325,10 +335,14 @@ def _read_parquet(
             rejects.add("damaged_file", part, 0, f"parquet error: {error}")
             return
         if columns is not None:
-            columns = [name for name in columns if name in table.schema_arrow.names]
-        line = sum(table.metadata.row_group(g).num_rows for g in range(part.start))
-        for group in range(part.start, table.num_row_groups if part.end is None else part.end):
+            leaves = {table.schema.column(leaf).path for leaf in range(len(table.schema))}
+            columns = [name for name in columns if name in leaves or name in table.schema_arrow.names]
+        line = 0
+        for group in range(table.num_row_groups):
             last = line + table.metadata.row_group(group).num_rows
+            if not part.start <= _first_byte(table, group) < (part.end or part.file.size):
+                line = last
+                continue
             try:
                 for batch in table.iter_batches(256, row_groups=[group], columns=columns):
                     for row in range(batch.num_rows):
@@ -339,6 +353,11 @@ def _read_parquet(
             except (pa.ArrowException, OSError) as error:
                 rejects.add("damaged_row_group", part, line + 1, f"parquet error: {error}", count=last - line)
                 line = last
+
+
+def _first_byte(table: pq.ParquetFile, group: int) -> int:
+    column = table.metadata.row_group(group).column(0)
+    return int(column.dictionary_page_offset or column.data_page_offset)
 
 
 def _parquet_row(row: Any, part: Part, line: int, rejects: Rejects, max_bytes: int) -> dict[str, Any] | None:

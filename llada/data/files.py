@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import uuid
 from typing import Any
 
@@ -33,8 +34,12 @@ def absolute(url: str) -> str:
 
 
 def join(url: str, *names: str) -> str:
-    """`url/name/...` with exactly one slash between the parts."""
-    return "/".join([os.fspath(url).rstrip("/"), *(name.strip("/") for name in names)])
+    """`url/name/...` with exactly one slash between the parts; a name may go up ("../a")."""
+    joined = "/".join([os.fspath(url).rstrip("/"), *(name.strip("/") for name in names)])
+    if not any(piece in (".", "..") for name in names for piece in name.split("/")):
+        return joined
+    protocol, separator, path = joined.rpartition("://")
+    return protocol + separator + posixpath.normpath(path)
 
 
 def exists(url: str) -> bool:

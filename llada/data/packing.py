@@ -1,4 +1,8 @@
-"""Concatenate and cut: token lists become rows of one fixed length. Pure functions on NumPy arrays.
+"""Token lists become rows of one fixed length. Pure functions on NumPy arrays.
+
+    concatenate_and_cut  documents end to end, cut every L tokens (LLaDA's way): no padding, documents are cut anywhere
+    best_fit             only documents longer than a row are cut; about 1 % padding or less (arXiv 2404.10830)
+    one_per_row          one example a row (SFT)
 
 L row length, R rows, S segments. A segment is a stretch of one row that belongs to one document:
     segments[s] = (start, answer_start, end) in columns, and row r owns segments[segment_offsets[r]:segment_offsets[r+1]].
@@ -9,8 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+
+Packing = Literal["concatenate_and_cut", "best_fit"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,63 @@ def concatenate_and_cut(documents: Sequence[np.ndarray], row_length: int, pad_id
         np.stack([first, first, last], axis=1).astype(np.uint32),
         offsets.astype(np.uint64),
     )
+
+
+def best_fit(documents: Sequence[np.ndarray], row_length: int, pad_id: int) -> PackedRows:
+    """Pack documents (1-D arrays) whole, each a segment: best-fit decreasing (arXiv 2404.10830).
+
+    A document longer than a row gives full rows and a rest. The pieces are placed longest first, each into the row with
+    the least space left that holds it (of such rows, the one filled last). Rows stand in the order they were opened,
+    so full ones first. Rows are padded at their end with `pad_id`. The more short documents, the less padding:
+    pack many thousands together.
+    """
+    pieces = [
+        document[start : start + row_length]
+        for document in documents
+        for start in range(0, len(document), row_length)
+    ]
+    lengths = np.array([len(piece) for piece in pieces], dtype=np.int64)
+    longest_first = np.argsort(-lengths, kind="stable")
+    row_of = _assign_best_fit(lengths[longest_first], row_length)
+    by_row = np.argsort(row_of, kind="stable")
+    placed, row_of = longest_first[by_row], row_of[by_row]
+    rows = int(row_of[-1]) + 1 if len(row_of) else 0
+    offsets = np.searchsorted(row_of, np.arange(rows + 1))
+    ends = np.cumsum(lengths[placed])
+    starts = ends - lengths[placed]
+    row_starts = starts[offsets[:-1]]  # counted in tokens before the row
+    first, last = starts - row_starts[row_of], ends - row_starts[row_of]
+    tokens = np.full((rows, row_length), pad_id, dtype=np.uint32)
+    if rows:
+        used = last[offsets[1:] - 1]
+        tokens[np.arange(row_length) < used[:, None]] = np.concatenate([pieces[piece] for piece in placed])
+    return PackedRows(
+        tokens, np.stack([first, first, last], axis=1).astype(np.uint32), offsets.astype(np.uint64)
+    )
+
+
+def _assign_best_fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
+    """The row int64 (n,) of each piece, in the order given; constant time per piece but for operations on L bits."""
+    rows_with: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by the space that they have left
+    spaces = (
+        0  # bit s is set when rows_with[s] is not empty: the next space that fits is the lowest bit from n on
+    )
+    row_of = np.empty(len(lengths), dtype=np.int64)
+    opened = 0
+    for piece, length in enumerate(lengths.tolist()):
+        fitting = spaces >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1
+            row = rows_with[space].pop()
+            if not rows_with[space]:
+                spaces ^= 1 << space
+        else:
+            row, space, opened = opened, row_length, opened + 1
+        row_of[piece] = row
+        if left := space - length:
+            rows_with[left].append(row)
+            spaces |= 1 << left
+    return row_of
 
 
 def one_per_row(examples: Sequence[tuple[Sequence[int], int]], row_length: int, pad_id: int) -> PackedRows:

@@ -2,10 +2,12 @@
 
 One shard is one uncompressed safetensors file (R rows of L tokens, S segments; see packing.py for their meaning):
     tokens uint32 (R, L) · segments uint32 (S, 3) · segment_offsets uint64 (R + 1,)
-A row is a byte range, so any row is read at the same cost, from a local disk or an object store. A prepared folder
-names its shards in manifest.json, whose "dataset" entry `TokenDataset` reads:
-    {kind, row_length, vocab_size, mask_token_id, eos_token_id, pad_token_id,
-     splits: {split: {rows, tokens, shards: [{name, rows, segments, tokens, bytes, sha256}]}}}
+A row is a byte range, so any row is read at the same cost, from a local disk or an object store. The shards are listed
+in parquet files (an index: a line per shard, see INDEX_SCHEMA), which manifest.json names in its "dataset" entry:
+    {kind, row_length, vocab_size, mask_token_id, eos_token_id, pad_token_id, root,
+     splits: {split: {rows, tokens, indexes: [url, ...]}}, epochs: {source: passes}}
+Indexes are named relative to the folder, shards to `root`. A corpus that grows has such a folder for each snapshot,
+snapshots/0000 and so on; the manifest at its top names the newest in "snapshot".
 """
 
 from __future__ import annotations
@@ -14,13 +16,18 @@ import functools
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from llada.data.files import filesystem, join, local_path, read_bytes, write_bytes
+from llada.data.files import filesystem, join, local_path, read_bytes, sha256, write_bytes
 from llada.data.order import permutation, stream_indices
 from llada.data.packing import PackedRows
 
@@ -31,12 +38,26 @@ __all__ = [
     "load_dataset_entry",
     "load_unigram_counts",
     "permutation",
+    "resolve_snapshot",
     "stream_indices",
     "verify_shards",
+    "write_index",
     "write_shard",
 ]
 
 FORMAT = "llada-tokens-1"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("source", pa.string()),
+        ("rows", pa.int64()),
+        ("segments", pa.int64()),
+        ("tokens", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+    ]
+)
+_INDEX_ROWS = 1 << 14  # shards in a row group of an index: what its writer holds
 _DTYPES: dict[str, np.dtype] = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
 _HEADER_BYTES = 4096  # of which a shard's header needs about 400
 _OPEN_SHARDS = 256  # a memory map holds a file descriptor, a remote index some memory
@@ -81,36 +102,75 @@ def write_shard(url: str, rows: PackedRows) -> dict[str, Any]:
     }
 
 
+def write_index(url: str, shards: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Write the list of a split's shards, each as `write_shard` describes it and with its name (and source), as they
+    come. Returns {bytes, sha256} of the file."""
+    sink, entries = pa.BufferOutputStream(), iter(shards)
+    with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
+        while page := list(islice(entries, _INDEX_ROWS)):
+            rows = [{"source": "", **{k: v for k, v in shard.items() if k != "split"}} for shard in page]
+            writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+    data = sink.getvalue().to_pybytes()
+    write_bytes(url, data)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def read_index(url: str, split: str) -> pa.Table:
+    """All shards of one split of a prepared folder (INDEX_SCHEMA)."""
+    url = resolve_snapshot(url)
+    entry = _split_entry(url, load_dataset_entry(url), split)
+    try:
+        tables = [pq.read_table(pa.BufferReader(read_bytes(join(url, name)))) for name in entry["indexes"]]
+    except FileNotFoundError as error:
+        raise ShardError(f"missing list of shards: {error}; {_REMEDY}") from None
+    except pa.ArrowInvalid as error:
+        raise ShardError(f"a list of shards in {url} is damaged ({error}); {_REMEDY}") from None
+    return pa.concat_tables(tables).combine_chunks() if tables else INDEX_SCHEMA.empty_table()
+
+
+def resolve_snapshot(url: str) -> str:
+    """The newest snapshot of a prepared folder; `url` itself when it is one."""
+    newest = _load_manifest(url).get("snapshot")
+    return join(url, newest) if newest else url
+
+
 def load_dataset_entry(url: str) -> dict[str, Any]:
     """The "dataset" entry of a prepared folder's manifest (its keys: see the top of this file)."""
+    manifest = _load_manifest(url)
+    if "dataset" not in manifest:
+        raise ShardError(f"{url} holds the output of stage {manifest.get('stage')!r}, not token shards")
+    return manifest["dataset"]
+
+
+def _load_manifest(url: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(read_bytes(join(url, "manifest.json")))
+        return json.loads(read_bytes(join(url, "manifest.json")))
     except FileNotFoundError:
         raise ShardError(
             f"no manifest.json in {url}: it is no prepared folder, or its preparation is not finished"
         ) from None
     except ValueError:
         raise ShardError(f"{join(url, 'manifest.json')} is not JSON; prepare the folder again") from None
-    if "dataset" not in manifest:
-        raise ShardError(f"{url} holds the output of stage {manifest.get('stage')!r}, not token shards")
-    return manifest["dataset"]
 
 
 def load_unigram_counts(url: str) -> np.ndarray:
     """How often each token is trained on in the train split, int64 (V,), of a prepared folder."""
-    return np.load(io.BytesIO(read_bytes(join(url, "unigram_counts.npy"))))
+    return np.load(io.BytesIO(read_bytes(join(resolve_snapshot(url), "unigram_counts.npy"))))
 
 
 def verify_shards(url: str, split: str) -> None:
     """Read every shard of a split and compare its checksum. Raises ShardError naming the files that differ."""
+    url = resolve_snapshot(url)
+    root = join(url, load_dataset_entry(url).get("root", "."))
+    index = read_index(url, split)
     bad = []
-    for shard in _split_entry(url, load_dataset_entry(url), split)["shards"]:
+    for name, expected in zip(index["name"].to_pylist(), index["sha256"].to_pylist(), strict=True):
         try:
-            same = hashlib.sha256(read_bytes(join(url, shard["name"]))).hexdigest() == shard["sha256"]
+            same = sha256(join(root, name)) == expected
         except FileNotFoundError:
             same = False
         if not same:
-            bad.append(shard["name"])
+            bad.append(name)
     if bad:
         raise ShardError(f"missing or changed in {url}: {', '.join(bad)}; delete them and run prepare again")
 
@@ -123,25 +183,37 @@ def _split_entry(url: str, dataset: dict[str, Any], split: str) -> dict[str, Any
 
 
 class TokenDataset:
-    """The rows of one split of a prepared folder, by index. Nothing but the manifest is read before the first row.
+    """The rows of one split of a prepared folder, by index. Nothing but the lists of shards is read before the first row.
 
-    Attributes: `kind` ("pretrain" or "sft"), `row_length`, `fingerprint` (hash of the shards' names and checksums:
-    equal fingerprints mean equal rows in equal order), `info` (the manifest's dataset entry).
+    In a mixture a source of n rows that is to come e times in a pass (`epochs` of the manifest, training split) has
+    round(e · n) indices: each row once for every whole pass, and for the rest rows evenly spread over it. Sources
+    stand one after the other; the order of training is a permutation of all indices.
+
+    Attributes: `kind` ("pretrain" or "sft"), `row_length`, `fingerprint` (hash of the shards' names, checksums and
+    passes: equal fingerprints mean equal rows in equal order), `info` (the manifest's dataset entry).
     """
 
     def __init__(self, url: str, split: str = "train") -> None:
-        self.url, self.split = url, split
-        self.info = load_dataset_entry(url)
+        self.url, self.split = resolve_snapshot(url), split
+        self.info = load_dataset_entry(self.url)
         self.kind: str = self.info["kind"]
         self.row_length: int = self.info["row_length"]
-        self._shards: list[dict[str, Any]] = _split_entry(url, self.info, split)["shards"]
-        self._ends = np.cumsum([shard["rows"] for shard in self._shards], dtype=np.int64)
-        names = json.dumps([[shard["name"], shard["sha256"]] for shard in self._shards])
-        self.fingerprint = hashlib.sha256(names.encode()).hexdigest()[:32]
+        index = read_index(self.url, split)
+        epochs = self.info.get("epochs", {}) if split == "train" else {}
+        if epochs:
+            index = index.take(pc.sort_indices(index["source"])).combine_chunks()  # stable
+        self._names, self._root = index["name"], join(self.url, self.info.get("root", "."))
+        self._bytes = index["bytes"].to_numpy()
+        self._ends = np.cumsum(index["rows"].to_numpy())
+        digest = hashlib.sha256(json.dumps(sorted(epochs.items())).encode())
+        for column in ("name", "sha256"):
+            digest.update("\n".join(index[column].to_pylist()).encode())
+        self.fingerprint = digest.hexdigest()[:32]
+        self._passes = _passes(index, epochs)
         self._open = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._passes[-1].end) if self._passes else 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.url, self.split)  # open files stay behind when a dataset travels to a worker
@@ -188,8 +260,21 @@ class TokenDataset:
             raise IndexError(
                 f"row {indices.min()}..{indices.max()} is outside 0..{len(self) - 1} of {self.url} {self.split}"
             )
+        indices = self._stored_rows(indices)
         shard = np.searchsorted(self._ends, indices, side="right")
         return shard, indices - np.concatenate([[0], self._ends])[shard]
+
+    def _stored_rows(self, indices: np.ndarray) -> np.ndarray:
+        """The places of `indices` (B,) among all stored rows."""
+        rows = np.empty_like(indices)
+        for source in self._passes:
+            here = (indices >= source.start) & (indices < source.end)
+            place = indices[here] - source.start
+            whole = (source.end - source.start) // source.rows * source.rows
+            rest = max(1, source.end - source.start - whole)
+            spread = (place - whole) * source.rows // rest
+            rows[here] = source.first + np.where(place < whole, place % source.rows, spread)
+        return rows
 
     def _segments(self, indices: np.ndarray) -> list[np.ndarray]:
         """The (S_row, 3) segments of each row."""
@@ -219,26 +304,52 @@ class TokenDataset:
         return tokens
 
     def _open_shard(self, number: int) -> _Shard:
-        entry = self._shards[number]
-        url = join(self.url, entry["name"])
+        url, size = join(self._root, self._names[number].as_py()), int(self._bytes[number])
         path = local_path(url)
         try:
             if path is not None:
                 mapped = np.memmap(path, dtype=np.uint8, mode="r")
-                if len(mapped) != entry["bytes"]:
-                    raise ShardError(f"{url} has {len(mapped)} bytes instead of {entry['bytes']}; {_REMEDY}")
+                if len(mapped) != size:
+                    raise ShardError(f"{url} has {len(mapped)} bytes instead of {size}; {_REMEDY}")
                 places = _layout(url, bytes(mapped[:_HEADER_BYTES]))
                 arrays = {
                     k: mapped[a:b].view(dtype).reshape(shape) for k, (dtype, shape, a, b) in places.items()
                 }
                 return _Shard(url, arrays["segments"], arrays["segment_offsets"], arrays["tokens"], 0)
-            places = _layout(url, _fetch([(url, 0, min(_HEADER_BYTES, entry["bytes"]))])[0])
+            places = _layout(url, _fetch([(url, 0, min(_HEADER_BYTES, size))])[0])
             index = ("segments", "segment_offsets")
             pieces = _fetch([(url, places[k][2], places[k][3]) for k in index])
             segments, offsets = (_array(url, p, *places[k][:2]) for k, p in zip(index, pieces, strict=True))
             return _Shard(url, segments, offsets, None, places["tokens"][2])
         except FileNotFoundError:
             raise ShardError(f"missing shard {url}; {_REMEDY}") from None
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """One source: its indices start .. end - 1 stand for the stored rows first .. first + rows - 1."""
+
+    start: int
+    end: int
+    first: int
+    rows: int
+
+
+def _passes(index: pa.Table, epochs: dict[str, float]) -> list[_Passes]:
+    """The sources of a list of shards (sorted by source, unless all rows come once)."""
+    rows = index["rows"].to_numpy()
+    if not epochs:
+        return [_Passes(0, int(rows.sum()), 0, int(rows.sum()))] if rows.sum() else []
+    passes: list[_Passes] = []
+    names = index["source"].to_numpy(zero_copy_only=False)
+    first = start = 0
+    for name in dict.fromkeys(names.tolist()):
+        stored = int(rows[names == name].sum())
+        count = round(epochs.get(name, 1.0) * stored)
+        if count:
+            passes.append(_Passes(start, start + count, first, stored))
+        first, start = first + stored, start + count
+    return passes
 
 
 _REMEDY = "delete it and run prepare again with the same output, or copy the folder again"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llada.config import Recipe
+from llada.data.reading import ReadConfig
 from llada.presets import tiny
 from pipelines.cluster import ClusterConfig
 
@@ -47,14 +48,14 @@ def tiny_recipe(steps: int = 12) -> Recipe:
     )
     run = replace(recipe.pretrain, train=train)
     prepare = replace(
-        recipe.prepare, row_length=32, train_tokenizer_vocab=320, validation_fraction=0.2, min_chars=1
+        recipe.prepare, row_length=32, train_tokenizer_vocab=320, validation_fraction=0.2, read=ReadConfig()
     )
     return replace(
         recipe,
         model=model,
         prepare=prepare,
         pretrain=run,
-        sft_prepare=replace(recipe.sft_prepare, row_length=64, validation_fraction=0.2, min_chars=1),
+        sft_prepare=replace(recipe.sft_prepare, row_length=64, validation_fraction=0.2),
         sft=replace(run, train=replace(train, global_batch_tokens=8 * 64)),
         sampling=replace(recipe.sampling, gen_length=16, steps=16, block_length=8),
     )

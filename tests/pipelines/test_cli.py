@@ -10,11 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llada.config import to_json
+from llada.data.reading import ReadConfig
+from llada.data.shards import TokenDataset
 from llada.presets import get_preset
-from pipelines.cli import STAGES, main
+from pipelines.cli import STAGES, load_mixture, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -134,3 +137,78 @@ def test_convert_both_ways(capsys, tmp_path, shared_dir):
     code, _, err = run(capsys, "convert", str(golden), str(tmp_path / "ours"))
     assert code == 1
     assert "not empty" in err
+
+
+def test_a_classifier_is_trained_and_used(capsys, tmp_path, local_ray):
+    """Labels to a folder, and the folder as a filter: junk goes, the rest stays."""
+    good = [
+        f"The report explains in plain words how test number {i} was made and what came of it."
+        for i in range(40)
+    ]
+    junk = [f"BUY NOW {i}!!! click here >>> cheap pills cheap pills $$$ {i}" for i in range(40)]
+    labels = [{"text": t, "label": int(t in good)} for t in good + junk]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labels))
+    folder = str(tmp_path / "classifier")
+    code, out, err = run(
+        capsys, "prepare", "--train-classifier", "--input", str(tmp_path / "labels.jsonl"), "--output", folder
+    )
+    assert (code, err) == (0, "")
+    assert "auc 1.000" in out
+    texts = [{"text": t.replace("test", "trial")} for t in good] + [
+        {"text": t.replace("here", "there")} for t in junk
+    ]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    arguments = [
+        "prepare",
+        "tiny",
+        "--input",
+        str(tmp_path / "text.jsonl"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    arguments += [
+        "--read.filters",
+        "classifier",
+        "--read.rules.classifier.model",
+        folder,
+        "--read.min-chars",
+        "1",
+    ]
+    code, _, err = run(capsys, *arguments, "--no-progress")
+    assert code == 0, err
+    counts = json.loads((tmp_path / "out/manifest.json").read_text())["counts"]
+    assert counts["documents_kept"] == len(good)
+    assert counts["filtered"] == {"classifier.low_score": len(junk)}
+
+
+def test_megatron_there_and_back(capsys, tmp_path, stages):
+    """A prepared folder to .idx/.bin and back: the same rows."""
+    code, out, err = run(capsys, "convert", stages.data, str(tmp_path / "corpus"))
+    assert code == 0, err
+    assert "corpus-train.idx: " in out
+    back = str(tmp_path / "back")
+    arguments = ["--tokenizer", f"{stages.data}/tokenizer", "--row-length", "32"]
+    code, _, err = run(capsys, "convert", str(tmp_path / "corpus-train.idx"), back, *arguments)
+    assert code == 0, err
+    one, two = TokenDataset(stages.data), TokenDataset(back)
+    rows = np.arange(len(two))
+    assert two.lengths(rows).sum() == one.lengths(np.arange(len(one))).sum()
+    assert np.array_equal(two.rows(rows[:-1]).tokens, one.rows(rows[:-1]).tokens)
+    code, _, err = run(capsys, "convert", str(tmp_path / "corpus-train.idx"), str(tmp_path / "other"))
+    assert code == 1
+    assert "needs --tokenizer" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n", "must hold 'name:'"),
+        ("web: {inputs: [x]}\n", "unknown setting .*web.inputs; did you mean 'input'"),
+        ("web: {input: [x], read: {filtres: [web]}}\n", "web.read.filtres; did you mean 'filters'"),
+        ("web: {input: x}\n", "web.input must be"),
+    ],
+)
+def test_a_mixture_file_is_strict(tmp_path, text, message):
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_mixture(str(tmp_path / "m.yaml"), ReadConfig())

@@ -4,18 +4,18 @@ import json
 import math
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from llada.data.documents import Rejects, expand_inputs
 from llada.data.files import filesystem
-from llada.data.prepare import PrepareConfig, process_unit, sample_unit
+from llada.data.listing import list_inputs
+from llada.data.prepare import Job, PrepareConfig, pack_unit, sample_unit
+from llada.data.reading import ReadConfig
 from llada.data.shards import TokenDataset, load_unigram_counts, verify_shards
-from llada.data.units import plan_units
+from llada.data.units import cut_file, write_plan
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.artifact import StageError, open_output, read_manifest
 from pipelines.cluster import ClusterConfig
@@ -46,12 +46,14 @@ def run(config, inputs, output, workers=None, **options):
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Everything that must be reproducible: all files but the records of where and when."""
+    """All that training reads: shards, their lists, unigram counts, tokenizers."""
     files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    places = ("train/", "validation/", "tokenizer/", "snapshots/")
+    kinds = (".safetensors", ".parquet", ".npy", "tokenizer.json", "tokenizer_config.json")
     return {
         n: p.read_bytes()
         for n, p in files.items()
-        if not n.startswith(("logs/", "stage.json", "manifest.json"))
+        if n.startswith(places) and n.endswith(kinds) and "/dedup/" not in n
     }
 
 
@@ -98,17 +100,15 @@ def test_two_workers_make_the_same_bytes(prepared, corpus, tmp_path):
 
 
 def test_plain_python_makes_the_same_bytes(prepared, corpus, tmp_path):
-    units = plan_units(expand_inputs([str(corpus)]), CONFIG.unit_bytes)
-    texts = [text for unit in units for text in sample_unit(unit, CONFIG, 10**9, Rejects(), Counter())]
+    found = [("", p) for file in list_inputs([str(corpus)]) for p in cut_file(file, CONFIG.unit_bytes)]
+    plan = write_plan(str(tmp_path / "plan"), found, CONFIG.unit_bytes)
+    digest = read_manifest(str(prepared))["dataset"]["tokenizer_hash"]
+    job = Job(CONFIG, str(tmp_path), str(tmp_path / "snapshot"), plan, tokenizer_hash=digest)
+    texts = [text for index in range(plan.units) for text in sample_unit(job, index, 10**9)[0]]
     save_tokenizer(train_tokenizer(texts, 400), tmp_path / "tokenizer")
-    tokenizer, digest = (
-        load_tokenizer(tmp_path / "tokenizer"),
-        read_manifest(str(prepared))["dataset"]["tokenizer_hash"],
-    )
-    for unit in reversed(units):
-        process_unit(unit, CONFIG, tokenizer, digest, str(tmp_path))
-    expected = content(prepared)
-    del expected["unigram_counts.npy"]
+    for index in reversed(range(plan.units)):
+        pack_unit(job, index)
+    expected = {name: data for name, data in content(prepared).items() if not name.startswith("snapshots/")}
     assert content(tmp_path) == expected
 
 
@@ -124,6 +124,7 @@ def test_an_interrupted_run_is_finished_as_if_undisturbed(prepared, corpus, tmp_
     first = run(CONFIG, corpus, output)
     names = sorted(path.stem for path in (output / "units").glob("*.json"))
     (output / "manifest.json").unlink()
+    (output / "snapshots/0000/manifest.json").unlink()
     (output / f"units/{names[0]}.json").unlink()  # a unit that did not come to its report
     for shard in output.glob(f"train/{names[1]}*"):  # a unit that lost its shards
         shard.unlink()
@@ -133,9 +134,6 @@ def test_an_interrupted_run_is_finished_as_if_undisturbed(prepared, corpus, tmp_
     assert content(output) == expected
     assert kept.stat().st_mtime_ns == stamp
     assert again["files"] == first["files"]
-    next(output.glob("train/*")).unlink()  # lost after the end: the manifest alone does not count
-    run(CONFIG, corpus, output)
-    assert content(output) == expected
 
 
 def test_relative_paths_mean_this_directory(local_ray, prepared, corpus, tmp_path, monkeypatch):
@@ -208,12 +206,12 @@ def test_nothing_left(local_ray, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one short text")
     with pytest.raises(StageError, match=r"no usable document in the train split \(left out: too_short 1\)"):
-        run(dataclasses.replace(CONFIG, min_chars=100), path, tmp_path / "a")
+        run(dataclasses.replace(CONFIG, read=ReadConfig(min_chars=100)), path, tmp_path / "a")
     save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path / "tokenizer")
     given = dataclasses.replace(CONFIG, tokenizer=str(tmp_path / "tokenizer"), train_tokenizer_vocab=None)
     with pytest.raises(StageError, match=r"no training rows from 1 records \(left out: too_short 1\)"):
-        run(dataclasses.replace(given, min_chars=100), path, tmp_path / "b")
-    with pytest.raises(StageError, match="all went to validation: set section_chars"):
+        run(dataclasses.replace(given, read=ReadConfig(min_chars=100)), path, tmp_path / "b")
+    with pytest.raises(StageError, match="all went to validation: set read.section_chars"):
         run(dataclasses.replace(given, validation_fraction=0.999), path, tmp_path / "c")
 
 
@@ -237,13 +235,8 @@ def test_mistakes_are_found_before_ray_starts(corpus, tmp_path, changes, inputs,
 
 def test_a_failing_task_is_one_clear_error(local_ray, corpus, tmp_path):
     output = tmp_path / "out"
-    (tmp_path / "out").mkdir()
-    open_output(
-        str(output),
-        stage="prepare",
-        config=CONFIG.content(),
-        inputs=[{"url": f.url, "id": f.identity} for f in expand_inputs([str(corpus)])],
-    )
+    output.mkdir()
+    open_output(str(output), stage="prepare", config=CONFIG.content(), inputs=[])
     (output / "train").write_text("a file where a folder must be")
     with pytest.raises(StageError, match="train"):
         run(CONFIG, corpus, output)
@@ -262,5 +255,6 @@ def test_a_process_of_its_own_is_quiet(corpus, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     shown = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert all(line.startswith(("prepare:", "training a tokenizer")) for line in shown), done.stderr
+    steps = ("sample:", "pack:", "merge:", "training a tokenizer")
+    assert all(line.startswith(steps) for line in shown), done.stderr
     assert "Execution plan" in (tmp_path / "out/logs/ray.log").read_text()

@@ -105,5 +105,5 @@ def test_stages_are_runs_with_links(stages):
     artifacts = {
         name: {a.path for a in client.list_artifacts(r.info.run_id)} for name, r in by_output.items()
     }
-    assert artifacts["data"] == {"manifest.json"}
+    assert artifacts["data"] == {"manifest.json", "report.html"}
     assert artifacts["model"] == {"manifest.json", "loss.png", "metrics.jsonl"}

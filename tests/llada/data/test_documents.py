@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llada.data import documents
-from llada.data.documents import InputFile, Part, Rejects, expand_inputs, read_documents, read_records
+from llada.data.documents import InputFile, Part, Rejects, read_documents, read_records
+from llada.data.files import write_bytes
+from llada.data.listing import list_inputs
 
 
 def read(path, **options):
     """(texts, rejects) of a whole file, or of a piece of it."""
-    (file,) = expand_inputs([str(path)])
+    (file,) = list_inputs([str(path)])
     rejects = Rejects()
     settings = {"text_field": "text", "max_record_bytes": 1 << 20} | options
     part = Part(file, file.size, settings.pop("start", 0), settings.pop("end", None))
@@ -53,7 +55,7 @@ def test_every_format_gives_the_same_texts(tmp_path, name):
 def test_ids_and_sources(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines({"text": "x", "id": 7}, {"text": "x"}, {"text": "x"}))
-    (file,) = expand_inputs([str(path)])
+    (file,) = list_inputs([str(path)])
     found = list(read_documents(Part(file, 1), Rejects(), text_field="text", max_record_bytes=100))
     assert [d.source for d in found] == [f"{path}:{line}" for line in (1, 2, 3)]
     assert found[0].id == "7"
@@ -167,38 +169,102 @@ def test_pieces_of_a_file_hold_every_record_once(tmp_path_factory, records, cuts
     assert rejects.counts["too_large"] == sum(size > 40 for size in sizes)
 
 
-def test_expand_inputs(tmp_path):
-    for name in (
-        "b/2.jsonl",
-        "b/1.txt",
-        "b/README.md",
-        "b/_hidden.jsonl",
-        "b/.x/3.jsonl",
-        "a.parquet",
-        "c.csv",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-
-    def names(*inputs):
-        return [file.name for file in expand_inputs([str(tmp_path / i) for i in inputs])]
-
-    assert names("b") == ["1.txt", "2.jsonl"]
-    assert names("b/*.jsonl", "a.parquet") == ["2.jsonl", "a.parquet"]
-    assert names("b/1.txt", "b") == ["1.txt", "2.jsonl"]  # a file named twice is read once
-    for bad, error, message in (
-        ("none.txt", FileNotFoundError, "no such file"),
-        ("none*.txt", FileNotFoundError, "no such file"),
-        ("c.csv", ValueError, r"must end in one of \.jsonl"),
-        ("c*", ValueError, "must end in"),
-    ):
-        with pytest.raises(error, match=message):
-            names(bad)
-
-
 def test_the_development_data(shared_dir):
     folder = shared_dir / "data/text"
     assert len(read(folder / "tinystories.txt")[0]) == 1350
     assert len(read(folder / "c4_200.jsonl.gz")[0]) == 200
     code = Path("code/thealgorithms.parquet")
     assert read(folder / code)[0] == read(folder / code.with_suffix(".jsonl.zst"))[0]
+
+
+def web_page(number: int, words: str) -> bytes:
+    """One WARC response with an HTML page of these words."""
+    body = f"<html><body><div><article><p>{words}</p></article></div></body></html>".encode()
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + body
+    header = (
+        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:{number}>\r\n"
+        f"WARC-Target-URI: http://example.com/{number}\r\nContent-Type: application/http; msgtype=response\r\n"
+        f"Content-Length: {len(http)}\r\n\r\n"
+    )
+    return header.encode() + http + b"\r\n\r\n"
+
+
+WARC_TEXTS = [f"The page number {i} has some wörds of its own, 中文 too. " * 5 for i in range(12)]
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_the_pages_of_a_warc_are_documents(tmp_path, s3_url, name, place):
+    pack = {"c": bytes, "z": gzip.compress, "t": zstandard.compress}[name[-1]]
+    data = b"".join(pack(web_page(i, text)) for i, text in enumerate(WARC_TEXTS))
+    url = f"{s3_url}/{name}" if place == "s3" else str(tmp_path / name)
+    write_bytes(url, data)
+    (file,) = list_inputs([url])
+    rejects = Rejects()
+    found = list(read_documents(Part(file, file.size), rejects, text_field="body", max_record_bytes=1 << 20))
+    assert [d.text for d in found] == [text.strip() for text in WARC_TEXTS]
+    assert [d.id for d in found] == [f"<urn:uuid:{i}>" for i in range(12)]
+    assert [d.url for d in found] == [f"http://example.com/{i}" for i in range(12)]
+    assert [d.source for d in found] == [f"{url}:{i + 1}" for i in range(12)]
+    assert not rejects.counts
+    assert not rejects.skipped
+
+
+@pytest.mark.parametrize("extractor", ["resiliparse", "trafilatura"])
+def test_both_extractors_read_the_real_sample(shared_dir, extractor):
+    (file,) = list_inputs([str(shared_dir / "data/web/sample.warc.gz")])
+    rejects = Rejects()
+    part = Part(file, file.size)
+    found = list(
+        read_documents(part, rejects, text_field="text", max_record_bytes=1 << 24, extractor=extractor)
+    )
+    assert len(found) == 15
+    assert sum(d.url == "https://allenai.org/" for d in found) == 3
+    assert "Creative Commons is an international nonprofit organization" in found[0].text
+    assert not rejects.counts
+    assert not rejects.skipped
+
+
+def test_warc_records_that_are_no_documents_are_counted(tmp_path):
+    records = [
+        web_page(0, WARC_TEXTS[0]),
+        web_page(1, WARC_TEXTS[1]).replace(b"200 OK", b"404 NO"),
+        web_page(2, WARC_TEXTS[2]).replace(b"text/html", b"image/png"),
+        web_page(3, ""),
+        web_page(4, "<div>" * 5000),
+        web_page(5, "x" * 60_000),
+        web_page(6, WARC_TEXTS[6]),
+    ]
+    path = tmp_path / "a.warc.gz"
+    data = b"".join(map(gzip.compress, records))
+    path.write_bytes(data[:-20])
+    texts, rejects = read(path, max_record_bytes=50_000)
+    assert texts == [WARC_TEXTS[0].strip()]
+    assert dict(rejects.skipped) == {"not_200": 1, "not_html": 1, "no_main_content": 1}
+    assert dict(rejects.counts) == {"extraction_failed": 1, "too_large": 1, "truncated_file": 1}
+    assert [(e["reason"], e["line"]) for e in rejects.examples] == [
+        ("extraction_failed", 5),
+        ("too_large", 6),
+        ("truncated_file", 7),
+    ]
+
+
+def test_urls_of_records(tmp_path):
+    records = [
+        {"text": "a", "url": "http://a.org/"},
+        {"text": "b", "metadata": {"url": "http://b.org/", "length": 3}},
+        {"text": "c", "url": None, "metadata": {"url": "http://c.org/"}},
+        {"text": "d", "metadata": {"length": 3}},
+        {"text": "e", "url": 5, "metadata": "http://e.org"},
+    ]
+    expected = ["http://a.org/", "http://b.org/", "http://c.org/", None, None]
+    (tmp_path / "a.jsonl").write_bytes(lines(*records))
+    rows = [
+        {**r, "metadata": r["metadata"] if isinstance(r.get("metadata"), dict) else None} for r in records
+    ]
+    rows = [{**r, "url": r.get("url") if isinstance(r.get("url"), str) else None} for r in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        (file,) = list_inputs([str(tmp_path / name)])
+        found = list(read_documents(Part(file, 1), Rejects(), text_field="text", max_record_bytes=1000))
+        assert [(d.text, d.url) for d in found] == list(zip("abcde", expected, strict=True))

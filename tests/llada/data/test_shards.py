@@ -8,13 +8,14 @@ from safetensors.numpy import load_file
 
 from llada.data.files import join, write_bytes
 from llada.data.packing import concatenate_and_cut, one_per_row
-from llada.data.shards import ShardError, TokenDataset, verify_shards, write_shard
+from llada.data.shards import ShardError, TokenDataset, verify_shards, write_index, write_shard
 
 
 def write_dataset(url: str, kind: str, shards: list, row_length: int = 8) -> None:
     entries = [{"name": f"train/{i}.safetensors"} for i in range(len(shards))]
     entries = [e | write_shard(join(url, e["name"]), rows) for e, rows in zip(entries, shards, strict=True)]
-    dataset = {"kind": kind, "row_length": row_length, "splits": {"train": {"shards": entries}}}
+    dataset = {"kind": kind, "row_length": row_length, "splits": {"train": {"indexes": ["train.parquet"]}}}
+    write_index(join(url, "train.parquet"), entries)
     write_bytes(join(url, "manifest.json"), json.dumps({"stage": "prepare", "dataset": dataset}).encode())
 
 

@@ -15,7 +15,7 @@ import torch
 
 import llada
 from llada.data.packing import PackedRows, answer_tokens, concatenate_and_cut, one_per_row
-from llada.data.shards import write_shard
+from llada.data.shards import write_index, write_shard
 from llada.model.transformer import ModelConfig
 from llada.training.batches import ObjectiveConfig
 from llada.training.optim import OptimConfig
@@ -41,10 +41,11 @@ def write_folder(path: Path, kind: str, train_shards: list[PackedRows], validati
         for number, rows in enumerate(shards):
             name = f"{split}-{number}.safetensors"
             entries.append({"name": name, **write_shard(f"{path}/{name}", rows)})
+        write_index(f"{path}/{split}.parquet", entries)
         splits[split] = {
             "rows": sum(e["rows"] for e in entries),
             "tokens": sum(e["tokens"] for e in entries),
-            "shards": entries,
+            "indexes": [f"{split}.parquet"],
         }
     dataset = {
         "kind": kind,

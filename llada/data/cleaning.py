@@ -1,0 +1,33 @@
+"""Clean a text and decide whether its length is acceptable. Nothing here looks at more than one document."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_LINE_BREAKS = re.compile("\r\n?|[\u0085\u2028\u2029]")
+# Control characters (tab and newline excepted), the byte order mark and the soft hyphen: invisible, never wanted.
+_INVISIBLE = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\ufeff]")
+_ODD_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")
+_TRAILING_SPACES = re.compile(r"[ \t]+$", re.MULTILINE)
+_MANY_NEWLINES = re.compile(r"\n{4,}")
+
+
+def clean_text(text: str) -> str:
+    """NFC, one kind of line break and of space, no invisible characters, at most two empty lines in a row.
+
+    Indentation is kept, because it carries meaning in code. Applying it twice changes nothing.
+    """
+    text = _LINE_BREAKS.sub("\n", text)
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    text = _TRAILING_SPACES.sub("", _ODD_SPACES.sub(" ", text))
+    return _MANY_NEWLINES.sub("\n\n\n", text).strip("\n")
+
+
+def length_reason(text: str, min_chars: int, max_chars: int | None) -> str | None:
+    """Why a text is refused for its length ("too_short", "too_long"), or None when it is kept."""
+    if len(text) < min_chars:
+        return "too_short"
+    if max_chars is not None and len(text) > max_chars:
+        return "too_long"
+    return None

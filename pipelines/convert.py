@@ -1,0 +1,117 @@
+"""Layouts of others: checkpoints (ours, LLaDA's, iLLaDA's, Llama's) and token data (ours, Megatron's .idx/.bin)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llada.data.files import exists, file_sizes, join, local_path, read_bytes, write_bytes
+from llada.data.megatron import export_megatron, import_megatron_shards
+from llada.data.packing import Packing
+from llada.data.shards import write_index
+from llada.model.hf import Layout, convert
+from llada.tokenizer import END_OF_TURN, ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
+from pipelines.artifact import (
+    StageError,
+    fetch_folder,
+    find_manifest,
+    newest_snapshot,
+    open_output,
+    put_folder,
+)
+
+
+def convert_checkpoint(source: str, target: str, *, layout: Layout | None, mask_token_id: int | None) -> str:
+    """Rewrite a checkpoint folder in another layout, bit for bit; a line that says what was written."""
+    local = local_path(target)
+    if file_sizes(target):
+        raise StageError(f"{target} is not empty; choose another target")
+    with tempfile.TemporaryDirectory() as folder:
+        config = convert(fetch_folder(source), local or folder, layout=layout, mask_token_id=mask_token_id)
+        if not local:
+            put_folder(folder, target)
+    return f"{target}: {config.num_parameters:,} parameters"
+
+
+def is_tokens(source: str) -> bool:
+    """Whether `source` is a prepared folder or a Megatron index."""
+    return source.endswith(".idx") or (find_manifest(source) or {}).get("kind") == "tokens"
+
+
+def convert_tokens(
+    source: str, target: str, *, tokenizer: str | None, row_length: int | None, packing: Packing
+) -> str:
+    """A prepared folder to `target`-train.idx/.bin and `target`-validation.idx/.bin, or an .idx to a prepared folder."""
+    if not source.endswith(".idx"):
+        lines = []
+        for split, entry in (find_manifest(source) or {})["dataset"]["splits"].items():
+            if entry["rows"]:
+                made = export_megatron(newest_snapshot(source), split, f"{target}-{split}")
+                lines.append(
+                    f"{target}-{split}.idx: {made['documents']:,} documents, {made['tokens']:,} tokens"
+                )
+        return "\n".join(lines)
+    if tokenizer is None or row_length is None:
+        raise StageError("reading Megatron data needs --tokenizer, the one that made it, and --row-length")
+    if not exists(source):
+        raise StageError(f"no file at {source}")
+    return _import(source, target, tokenizer, row_length, packing)
+
+
+def _import(source: str, target: str, tokenizer_url: str, row_length: int, packing: Packing) -> str:
+    """All documents go to the training split: a Megatron index is one split."""
+    index_hash = hashlib.sha256(read_bytes(source)).hexdigest()[:16]
+    config = {"row_length": row_length, "packing": packing}
+    folder = open_output(target, stage="convert", config=config, inputs=[{"url": source, "id": index_hash}])
+    if folder.manifest is None:
+        tokenizer = ensure_special_tokens(load_tokenizer(fetch_folder(tokenizer_url)))
+        size = vocab_size(tokenizer)
+        with tempfile.TemporaryDirectory() as local:
+            save_tokenizer(tokenizer, local)
+            put_folder(local, join(target, "tokenizer"))
+            digest = hashlib.sha256(
+                b"".join(p.read_bytes() for p in sorted(Path(local).iterdir()))
+            ).hexdigest()
+        shards, counts = import_megatron_shards(
+            source.removesuffix(".idx"),
+            target,
+            split="train",
+            row_length=row_length,
+            vocab_size=size,
+            eos_id=tokenizer.eos_token_id,
+            packing=packing,
+        )
+        if not shards:
+            raise StageError(f"{source} holds no tokens")
+        files = {"train.parquet": write_index(join(target, "train.parquet"), shards)}
+        files["validation.parquet"] = write_index(join(target, "validation.parquet"), [])
+        buffer = io.BytesIO()
+        np.save(buffer, counts)
+        write_bytes(join(target, "unigram_counts.npy"), buffer.getvalue())
+        totals: dict[str, Any] = {what: sum(s[what] for s in shards) for what in ("rows", "tokens")}
+        splits = {
+            "train": {**totals, "indexes": ["train.parquet"]},
+            "validation": {"rows": 0, "tokens": 0, "indexes": ["validation.parquet"]},
+        }
+        dataset = {
+            "kind": "pretrain",
+            **config,
+            "vocab_size": size,
+            "mask_token_id": tokenizer.mask_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eot_token_id": tokenizer.get_vocab().get(END_OF_TURN),
+            "tokenizer_hash": digest[:16],
+            "root": ".",
+            "splits": splits,
+            "epochs": {},
+        }
+        folder.finish(totals, kind="tokens", files=files, dataset=dataset)
+    counts_of = (folder.manifest or {})["counts"]
+    return f"{target}: {counts_of['tokens']:,} tokens in {counts_of['rows']:,} rows"
