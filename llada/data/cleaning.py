@@ -18,10 +18,17 @@ def clean_text(text: str) -> str:
 
     Indentation is kept, because it carries meaning in code. Applying it twice changes nothing.
     """
-    text = _LINE_BREAKS.sub("\n", text)
-    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
-    text = _TRAILING_SPACES.sub("", _ODD_SPACES.sub(" ", text))
-    return _MANY_NEWLINES.sub("\n\n\n", text).strip("\n")
+    # The tests in between cost nothing and spare most texts most of the substitutions.
+    if "\r" in text or not text.isascii():
+        text = _LINE_BREAKS.sub("\n", text)
+    text = _INVISIBLE.sub("", text)
+    if not text.isascii():
+        text = _ODD_SPACES.sub(" ", unicodedata.normalize("NFC", text))
+    if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
+        text = _TRAILING_SPACES.sub("", text)
+    if "\n\n\n\n" in text:
+        text = _MANY_NEWLINES.sub("\n\n\n", text)
+    return text.strip("\n")
 
 
 def length_reason(text: str, min_chars: int, max_chars: int | None) -> str | None:

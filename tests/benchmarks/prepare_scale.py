@@ -46,6 +46,7 @@ from pipelines.prepare import prepare  # noqa: E402
 from pipelines.task_map import map_tasks  # noqa: E402
 
 MIB = 1 << 20
+PAIRS = 3
 
 
 def read_texts(path: str) -> list[str]:
@@ -83,37 +84,42 @@ def bare(arguments: tuple[str, list[str]]) -> tuple[int, float, float]:
 
 
 def measure_speed(texts: list[str], tokenizer: str, cores: int, folder: Path) -> dict:
-    with multiprocessing.get_context("spawn").Pool(cores) as pool:
-        found = pool.map(bare, [(tokenizer, texts[core::cores]) for core in range(cores)])
-    alone = sum(f[0] for f in found) / (max(f[2] for f in found) - min(f[1] for f in found))
     write_parts(folder / "speed", texts, 4 * cores)
-    write_parts(folder / "warm", texts[:200], cores)
-    config = PrepareConfig(row_length=1024, tokenizer=tokenizer, validation_fraction=0.001)
-    with connect(ClusterConfig(num_cpus=cores), folder / "logs"):
-        for name in ("warm", "speed"):
-            begin = time.time()
-            output = str(folder / f"{name}-out")
-            manifest = prepare(
-                config, inputs=[str(folder / name)], output=output, cluster=ClusterConfig(), progress=False
-            )
-            seconds = time.time() - begin
-        fixed = _fixed_seconds(config, folder)
-    tokens = manifest["counts"]["train_tokens"] + manifest["counts"]["validation_tokens"]
-    result = {
-        "tokens": tokens,
-        "bare_tokens_per_second": alone,
-        "prepare_seconds": seconds,
-        "fixed_seconds": fixed,
-        "prepare_tokens_per_second": tokens / (seconds - fixed),
-    }
-    result["ratio"] = result["prepare_tokens_per_second"] / alone
-    print(f"tokenizer alone {alone:12,.0f} tokens/s on {cores} cores")
-    print(
-        f"prepare         {result['prepare_tokens_per_second']:12,.0f} tokens/s, {result['ratio']:.2f} of it",
-        end="",
+    config = PrepareConfig(
+        row_length=1024,
+        tokenizer=tokenizer,
+        validation_fraction=0.001,
+        unit_bytes=sum(len(text) for text in texts) // (8 * cores),
     )
-    print(f" (without {fixed:.1f} s that any run takes; with them {tokens / seconds / alone:.2f})")
-    return result
+    pairs = []
+    with connect(ClusterConfig(num_cpus=cores), folder / "logs"):
+        fixed = min(
+            _fixed_seconds(config, folder / f"fixed{n}") for n in range(2)
+        )  # the first one starts the workers
+        for turn in range(PAIRS):
+            with multiprocessing.get_context("spawn").Pool(cores) as pool:
+                found = pool.map(bare, [(tokenizer, texts[core::cores]) for core in range(cores)])
+            alone = sum(f[0] for f in found) / (max(f[2] for f in found) - min(f[1] for f in found))
+            begin = time.time()
+            manifest = prepare(
+                config,
+                inputs=[str(folder / "speed")],
+                output=str(folder / f"out{turn}"),
+                cluster=ClusterConfig(),
+                progress=False,
+            )
+            counts, seconds = manifest["counts"], time.time() - begin
+            tokens = counts["train_tokens"] + counts["validation_tokens"]
+            pairs.append(
+                {"bare": alone, "prepare": tokens / (seconds - fixed), "with_fixed": tokens / seconds}
+            )
+            print("tokenizer alone {bare:9,.0f} tokens/s, prepare {prepare:9,.0f}".format(**pairs[-1]))
+    ratios = sorted(pair["prepare"] / pair["bare"] for pair in pairs)
+    print(
+        f"prepare / tokenizer alone, {cores} cores, median of {PAIRS} turns: {ratios[PAIRS // 2]:.2f}", end=""
+    )
+    print(f" (without the {fixed:.1f} s that any run takes)")
+    return {"tokens": tokens, "fixed_seconds": fixed, "tokens_per_second": pairs, "ratio": ratios[PAIRS // 2]}
 
 
 def _fixed_seconds(config: PrepareConfig, folder: Path) -> float:
