@@ -198,8 +198,11 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _has_files(url: str, manifest: Mapping[str, Any]) -> bool:
-    sizes = file_sizes(url) if manifest.get("files") else {}
-    return all(sizes.get(name) == entry["bytes"] for name, entry in manifest.get("files", {}).items())
+    fs, path = filesystem(join(url, manifest["snapshot"]) if "snapshot" in manifest else url)
+    try:
+        return all(fs.size(join(path, n)) == entry["bytes"] for n, entry in manifest.get("files", {}).items())
+    except FileNotFoundError:
+        return False
 
 
 def read_manifest(url: str) -> dict[str, Any]:

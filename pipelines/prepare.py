@@ -35,6 +35,7 @@ from transformers import PreTrainedTokenizerFast
 from llada.data.decontaminate import build_index
 from llada.data.dedup import Index, deduplicate, locate, open_index, plan_dedup
 from llada.data.dedup import Kind as DedupKind
+from llada.data.dedup import Plan as DedupPlan
 from llada.data.documents import Part
 from llada.data.files import (
     absolute,
@@ -47,13 +48,14 @@ from llada.data.files import (
     sha256,
     write_bytes,
 )
-from llada.data.listing import list_inputs
+from llada.data.listing import is_as_listed, list_inputs
 from llada.data.mixture import mixture_epochs
 from llada.data.prepare import (
     SPLITS,
     Job,
     PrepareConfig,
     SourceConfig,
+    dedup_folder,
     filter_unit,
     group_reports,
     group_shards,
@@ -121,14 +123,18 @@ def prepare(
             job, earlier = _open_snapshot(config, sources, output)
         except (ValueError, FileNotFoundError) as error:
             raise StageError(str(error)) from error
+    log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
+    log_dir = local_path(log_dir) or log_dir
     if job is None:
+        if (left := _left_to_clean(config, output, earlier)) is not None:
+            with storage_errors(output), connect(cluster, log_dir):
+                _clean_up(_Run(left, cluster, progress))
         return _refreshed(folder, sources, earlier)
     if tracker is not None:
         tracker.log_params(asdict(config))
         for url in (url for source in sources for url in source.input):
             tracker.log_input(url, context="raw", manifest={"config_hash": job.plan.id})
-    log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
-    with storage_errors(output), connect(cluster, local_path(log_dir) or log_dir):
+    with storage_errors(output), connect(cluster, log_dir):
         run = _Run(job, cluster, progress)
         job = run.job = replace(job, decontamination_hash=_settle_decontamination(job))
         tokenizer, tokenizer_hash = _settle_tokenizer(run)
@@ -139,8 +145,7 @@ def prepare(
         run.step("merge", merge_group, range(job.plan.groups))
         manifest = _finish(folder, run, sources, earlier, tokenizer, tracker)
         if config.deduplicates and not config.keep_documents:
-            run.step("clean up", remove_documents, range(job.plan.groups))
-            _remove_dedup_steps(job)
+            _clean_up(run)
     if tracker is not None:
         tracker.log_metrics({k: v for k, v in manifest["counts"].items() if isinstance(v, int | float)})
         for name in ("manifest.json", "report.html"):
@@ -210,23 +215,28 @@ def _open_snapshot(
         if (manifest := find_manifest(folder)) is None:
             break
         earlier.append(manifest)
-    plan_folder = join(folder, "plan")
+    plan_folder, listed = join(folder, "plan"), config_hash({s.name: s.input for s in sources})
     plan = read_plan(plan_folder)
-    if plan is None:
-        plan = write_plan(plan_folder, _new_parts(config, sources, output, earlier), config.unit_bytes)
+    if plan is None or plan.inputs != listed:
+        plan = write_plan(
+            plan_folder, _new_parts(config, sources, output, earlier), config.unit_bytes, listed
+        )
     return (Job(config, output, folder, plan) if plan else None), earlier
 
 
 def _new_parts(
     config: PrepareConfig, sources: Sequence[SourceConfig], output: str, earlier: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[str, Part]]:
-    """(source, part) of what no earlier snapshot holds: what could not be read last time, and new files."""
-    plans = [read_plan(join(snapshot_url(output, number), "plan")) for number in range(len(earlier))]
-    seen = SeenFiles([plan for plan in plans if plan]) if plans else None
-    if earlier and plans[-1] and (unreadable := set(earlier[-1]["counts"]["unreadable_files"])):
-        for group in range(plans[-1].groups):
-            for unit in plans[-1].group(group):
-                yield from ((unit.source, part) for part in unit.parts if part.label in unreadable)
+    """(source, part) of what no earlier snapshot holds: what could not be read then and is there now, and new files."""
+    found = [read_plan(join(snapshot_url(output, number), "plan")) for number in range(len(earlier))]
+    plans = [plan for plan in found if plan]
+    seen = SeenFiles(plans) if plans else None
+    if earlier and (unreadable := set(earlier[-1]["counts"]["unreadable_files"])):
+        for plan in plans:
+            for unit in (unit for group in range(plan.groups) for unit in plan.group(group)):
+                again = [part for part in unit.parts if part.label in unreadable and is_as_listed(part.file)]
+                unreadable -= {part.label for part in again}
+                yield from ((unit.source, part) for part in again)
     for source in sources:
         for file in list_inputs(source.input):
             if seen and seen.is_known(source.name, file):
@@ -247,7 +257,8 @@ def _refreshed(
         raise StageError("there is no file to read in " + ", ".join(url for s in sources for url in s.input))
     newest, top = earlier[-1], find_manifest(folder.url)
     epochs = _epochs(sources, newest["dataset"]["sources"])
-    if top is None or top["dataset"]["epochs"] != epochs:
+    name = f"snapshots/{len(earlier) - 1:04d}"
+    if top is None or (top["snapshot"], top["dataset"]["epochs"]) != (name, epochs):
         newest = {**newest, "dataset": {**newest["dataset"], "epochs": epochs}}
         top = _publish(folder, newest, len(earlier) - 1)
     return top
@@ -265,10 +276,10 @@ def _publish(folder: Output, manifest: dict[str, Any], number: int) -> dict[str,
 
 
 def _settle_decontamination(job: Job) -> str:
-    """Put the index of the evaluation sets into the output, once; its hash, "" without evaluation sets."""
+    """Put the index of the evaluation sets, as they are now, into the snapshot; its hash, "" without them."""
     if not job.config.decontamination.files:
         return ""
-    url = join(job.output, "decontamination.safetensors")
+    url = join(job.snapshot, "decontamination.safetensors")
     if not exists(url):
         try:
             build_index(job.config.decontamination).save(url)
@@ -331,43 +342,69 @@ def _deduplicate(run: _Run, earlier: Sequence[dict[str, Any]]) -> Job:
     """Read and filter all units, and find what of them is to be removed; the job that knows it."""
     job, dedup = run.job, run.job.config.dedup
     found = run.step("read", filter_unit, range(job.plan.units))
-    dedup_id = config_hash({"plan": job.plan.id, "earlier": [m["counts"]["plan_id"] for m in earlier]})
-    if dedup.exact or dedup.fuzzy:
-        plan = plan_dedup("documents", job.plan.units, found["rows"], dedup.partitions)
-        job = replace(job, documents_dedup=plan)
-        _find_duplicates(run, job, "documents", len(earlier))
+    ids = [manifest["counts"]["dedup_id"] for manifest in earlier]
+    dedup_id = config_hash({"plan": job.plan.id, "documents": found["fingerprint"], "earlier": ids})
     job = run.job = replace(job, dedup_id=dedup_id)
+    if dedup.exact or dedup.fuzzy:
+        job = run.job = replace(job, documents_dedup=_find_duplicates(run, "documents", found["rows"], ids))
     if dedup.lines:
         lines = run.step("lines", line_unit, range(job.plan.units))
-        job = run.job = replace(
-            job, lines_dedup=plan_dedup("lines", job.plan.units, lines[""], dedup.partitions)
-        )
-        _find_duplicates(run, job, "lines", len(earlier))
+        job = run.job = replace(job, lines_dedup=_find_duplicates(run, "lines", lines[""], ids))
     return job
 
 
-def _find_duplicates(run: _Run, job: Job, kind: DedupKind, num_earlier: int) -> None:
-    plan = job.documents_dedup if kind == "documents" else job.lines_dedup
-    assert plan is not None
-    indexes: list[Index] = [
-        open_index(join(snapshot_url(job.output, number), "dedup", kind, "index"), kind, job.config.dedup)
-        for number in range(num_earlier)
-    ]
+def _find_duplicates(run: _Run, kind: DedupKind, rows: int, earlier: Sequence[str]) -> DedupPlan:
+    """Deduplicate against `earlier`, the dedup ids of the snapshots so far; how the work was divided."""
+    job, config = run.job, run.job.config.dedup
+    indexes: list[Index] = []
+    for number, dedup_id in enumerate(earlier):
+        folder = dedup_folder(snapshot_url(job.output, number), dedup_id, kind)
+        indexes.append(open_index(join(folder, "index"), kind, config))
+    plan = plan_dedup(kind, job.plan.units, rows, config.partitions)
+    # A task reads its partition of every index, however little is new.
+    if (most := max((index.partitions for index in indexes), default=0)) > plan.partitions:
+        plan = plan_dedup(kind, job.plan.units, rows, most)
 
     def on_ray(task: Callable[[int], int], numbers: Sequence[int]) -> Iterable[int]:
         return (result for _, result in run.map(f"dedup {kind}", task, numbers))
 
     urls = _KeysUrls(job, kind)
-    deduplicate(urls, job.dedup_folder(kind), plan, job.config.dedup, earlier=indexes, map_tasks=on_ray)
+    deduplicate(urls, job.dedup_folder(kind), plan, config, earlier=indexes, map_tasks=on_ray)
+    return plan
 
 
-def _remove_dedup_steps(job: Job) -> None:
-    """Delete what the deduplication wrote on its way; its index stays for later snapshots."""
+def _left_to_clean(config: PrepareConfig, output: str, earlier: Sequence[dict[str, Any]]) -> Job | None:
+    """The newest snapshot's job when it was interrupted after its manifest."""
+    folder = snapshot_url(output, len(earlier) - 1)
+    plan = (
+        read_plan(join(folder, "plan"))
+        if earlier and config.deduplicates and not config.keep_documents
+        else None
+    )
+    if plan is None or exists(join(folder, "clean.json")):
+        return None
+    counts = earlier[-1]["counts"]
+    return Job(
+        config,
+        output,
+        folder,
+        plan,
+        counts["decontamination_hash"],
+        earlier[-1]["dataset"]["tokenizer_hash"],
+        dedup_id=counts["dedup_id"],
+    )
+
+
+def _clean_up(run: _Run) -> None:
+    """Delete what the deduplication needed and wrote on its way; its index stays for later snapshots."""
+    job = run.job
+    run.step("clean up", remove_documents, range(job.plan.groups))
     fs, path = filesystem(join(job.snapshot, "dedup"))
     for kind in fs.ls(path, detail=False):
         for step in fs.ls(kind, detail=False):
-            if not step.rstrip("/").endswith("/index"):
+            if job.dedup_id not in kind or not step.rstrip("/").endswith("/index"):
                 fs.rm(step, recursive=True)
+    write_bytes(join(job.snapshot, "clean.json"), b"{}")
 
 
 class _KeysUrls(Sequence[str]):
@@ -407,7 +444,14 @@ def _finish(
             held = by_source.get(report.source)
             by_source[report.source] = merge([held, report] if held else [report])
     total = merge(by_source.values())
-    _check(job.config, total, job.plan, job.output, is_first=not earlier)
+    try:
+        _check(job.config, total, job.plan, job.output, is_first=not earlier)
+    except StageError:
+        # The remedies change the input: list it again next time. What was read is kept for what stays the same.
+        fs, path = filesystem(join(job.plan.folder, "plan.json"))
+        fs.rm_file(path)
+        raise
+    still_unread = _still_unread(job.plan, earlier[-1]["counts"]["unreadable_files"]) if earlier else []
     if before:
         unigrams += np.load(
             io.BytesIO(read_bytes(join(snapshot_url(job.output, len(earlier) - 1), "unigram_counts.npy")))
@@ -443,6 +487,8 @@ def _finish(
     manifest = folder.describe(
         {
             "plan_id": job.plan.id,
+            "dedup_id": job.dedup_id,
+            "decontamination_hash": job.decontamination_hash,
             "units": job.plan.units,
             "files": job.plan.files,
             "input_bytes": total.input_bytes,
@@ -453,7 +499,7 @@ def _finish(
             "filtered": dict(sorted(total.refused().items())),
             "edits": total.edits,
             "damaged_files": total.damaged_files,
-            "unreadable_files": total.unreadable_files,
+            "unreadable_files": [*still_unread, *total.unreadable_files],
             **{
                 f"{split}_{what}": splits[split][what]
                 for split in SPLITS
@@ -494,6 +540,15 @@ def _show_what_stayed(job: Job, by_source: dict[str, Report]) -> None:
             sample["kept_text"] = stayed[:SAMPLE_CHARS]
 
 
+def _still_unread(plan: Plan, labels: Sequence[str]) -> list[str]:
+    """Those parts of earlier snapshots that could not be read then and were not there to be tried again."""
+    left = dict.fromkeys(labels)
+    for unit in (unit for group in range(plan.groups if left else 0) for unit in plan.group(group)):
+        for part in unit.parts:
+            left.pop(part.label, None)
+    return list(left)
+
+
 def _write_array(url: str, array: np.ndarray) -> dict[str, Any]:
     buffer = io.BytesIO()
     np.save(buffer, array)
@@ -516,10 +571,11 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, url: str, *, is_fir
             f"{lost.total():,} of {seen:,} records cannot be used ({_reasons(lost + refused)}); see "
             f"{join(url, 'quarantine')}, mend the input, or raise max_invalid_fraction"
         )
-    if len(total.unreadable_files) > config.max_unreadable_fraction * plan.files:
+    unread = {label.split("#")[0] for label in total.unreadable_files}
+    if len(unread) > max(1, config.max_unreadable_fraction * plan.files):  # a single one never stops a run
         raise StageError(
-            f"{len(total.unreadable_files):,} of {plan.files:,} files could not be read, {total.unreadable_files[0]} "
-            f"first; run again when they can, or raise max_unreadable_fraction"
+            f"{len(unread):,} of {plan.files:,} files could not be read, {min(unread)} among them; "
+            "run again when they can, or raise max_unreadable_fraction"
         )
     if is_first and not total.splits["train"]["rows"]:
         remedy = "check --input and the filters"

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from llada.data.files import is_store_error
 from pipelines.artifact import StageError
 from pipelines.cluster import ClusterConfig
 
@@ -40,7 +41,9 @@ def map_tasks(
             number = first + int(index) * step
             try:
                 yield {"number": [number], "result": [json.dumps(function(number))], "errno": [0]}
-            except (OSError, ValueError, ImportError, StageError) as error:
+            except Exception as error:
+                if not is_store_error(error) and not isinstance(error, ValueError | ImportError | StageError):
+                    raise
                 # As values: through Ray Data an error keeps its text and loses its number.
                 code = getattr(error, "errno", None) or -1
                 yield {"number": [number], "result": [str(error)], "errno": [code]}

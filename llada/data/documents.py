@@ -10,6 +10,7 @@ the first ones kept as examples. A damaged file loses what is damaged and keeps 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -328,10 +329,12 @@ def _read_parquet(
     part: Part, rejects: Rejects, columns: Sequence[str] | None, max_bytes: int
 ) -> Iterator[Record]:
     fs, path = filesystem(part.file.url)
-    with fs.open(path, "rb") as stream:
+    with fs.open(path, "rb") as opened:
+        stream = _Watched(opened)
         try:
             table = pq.ParquetFile(stream)
         except (pa.ArrowException, OSError) as error:
+            stream.raise_error()
             rejects.add("damaged_file", part, 0, f"parquet error: {error}")
             return
         if columns is not None:
@@ -351,8 +354,44 @@ def _read_parquet(
                         if fields is not None:
                             yield Record(fields, line)
             except (pa.ArrowException, OSError) as error:
+                stream.raise_error()
                 rejects.add("damaged_row_group", part, line + 1, f"parquet error: {error}", count=last - line)
                 line = last
+
+
+class _Watched(io.RawIOBase):
+    """A stream that remembers its own errors: pyarrow reports damage by OSError too."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._error: Exception | None = None
+
+    def raise_error(self) -> None:
+        """Raise what the store answered, if it was the store that failed."""
+        if self._error is not None:
+            raise self._error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        return self._call(self._stream.read, -1 if size is None else size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._call(self._stream.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            self._error = error
+            raise
 
 
 def _first_byte(table: pq.ParquetFile, group: int) -> int:

@@ -9,16 +9,40 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+T = TypeVar("T")
+_PAUSES_S = (1.0, 4.0, 15.0)
+_STORE_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs")
+
+
+def is_store_error(error: BaseException) -> bool:
+    """Whether a file system failed, rather than our code; some stores' errors are no OSError."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _STORE_PACKAGES
 
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of `url` and the path inside it. Listings are never cached: others write too."""
     return fsspec.core.url_to_fs(os.fspath(url), use_listings_cache=False)
+
+
+def _patiently(call: Callable[[], T], url: str) -> T:
+    """call(), again with pauses while a remote store fails (beside the retries that s3fs makes itself)."""
+    for pause in _PAUSES_S:
+        try:
+            return call()
+        except Exception as error:
+            final = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+            if isinstance(error, final) or not is_store_error(error) or local_path(url):
+                raise
+            time.sleep(pause)
+    return call()
 
 
 def local_path(url: str) -> str | None:
@@ -52,7 +76,7 @@ def read_bytes(url: str) -> bytes:
     """The whole file. Raises FileNotFoundError naming the URL."""
     fs, path = filesystem(url)
     try:
-        return fs.cat_file(path)
+        return _patiently(lambda: fs.cat_file(path), url)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {url}") from None
 
@@ -68,7 +92,7 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write the whole file at once: after a crash the old content, the new content or nothing is there."""
     fs, path = filesystem(url)
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)
+        _patiently(lambda: fs.pipe_file(path, data), url)
         return
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)

@@ -8,6 +8,7 @@ lists them, page by page; those of a list in the order of its lines.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -21,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from llada.data.documents import SUPPORTED, InputFile, file_format
-from llada.data.files import filesystem
+from llada.data.files import filesystem, is_store_error
 
 _STAT_THREADS = 32  # a list of files asks the store for each size; the answers take milliseconds each
 _PAGE = 1000
@@ -29,8 +30,7 @@ _PAGE = 1000
 
 @dataclass(frozen=True)
 class _Input:
-    """One input as given: a file, a folder, a glob or (after "@") a list; `prefix` tells its files from those of the
-    others, `is_match` says whether a path of its file system is among them."""
+    """One input as given: a file, a folder, a glob or (after "@") a list; `prefix` begins the names of its files."""
 
     given: str
     prefix: str
@@ -44,34 +44,29 @@ class _Input:
         head = re.split(r"[*?\[]", self.path)[0] if self.kind == "glob" else self.path.rstrip("/") + "/"
         return head[: head.rfind("/") + 1]
 
-    def is_match(self, fs: Any, path: str) -> bool:
-        if self.fs is not fs or self.kind == "list":
-            return False
-        if self.kind == "file":
-            return path == self.path
-        if self.kind == "folder":
-            return path.startswith(self.root)
-        return re.fullmatch(glob_translate(self.path), path) is not None
-
 
 def list_inputs(inputs: Sequence[str]) -> Iterator[InputFile]:
     """The files behind files, folders (searched below), globs and "@" lists (one URL a line), in the order given.
 
-    A file's `name` is its path below its input, so it survives a move of the whole input; the files of a second folder
-    carry that folder's name before it. Files that two inputs name come once. Hidden files, and files of a folder that
+    A file's `name` is its path from its input's last folder on, so it survives a move of the whole folder, and other
+    inputs beside it; a listed file's is its URL. Files that are named twice come once. Hidden files, and files of a folder that
     are in no known format, are left out.
 
     Raises FileNotFoundError or ValueError naming the input that gives nothing readable.
     """
     opened = _open_inputs(inputs)
-    for number, entry in enumerate(opened):
+    # One folder or glob cannot name a file twice; otherwise 64 bits of each URL are remembered.
+    seen: set[int] | None = None if len(opened) == 1 and opened[0].kind != "list" else set()
+    for entry in opened:
         found = 0
         for path, name, size, identity in _files(entry):
-            if any(other.is_match(entry.fs, path) for other in opened[:number]):
-                found += 1
-                continue
             found += 1
-            url = entry.fs.unstrip_protocol(path) if "://" in entry.given else path
+            url = entry.fs.unstrip_protocol(path) if "://" in entry.given or "://" in path else path
+            if seen is not None:
+                mark = int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest(), "little")
+                if mark in seen:
+                    continue
+                seen.add(mark)
             yield InputFile(url, entry.prefix + name, size, identity)
         if not found:
             raise ValueError(f"nothing to read in {entry.given}: file names must end in one of {SUPPORTED}")
@@ -94,11 +89,11 @@ def _open_inputs(inputs: Sequence[str]) -> list[_Input]:
             kind = "folder"
         else:
             raise FileNotFoundError(f"no input at {given}: no such file, folder or match")
-        label = os.path.basename(path.rstrip("/"))
+        root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if kind == "glob" else path.rstrip("/")
+        label = os.path.basename(root)
         labels[label] += 1
         label = label if labels[label] == 1 else f"{label}#{labels[label]}"
-        # The first folder's files go by their own paths; a file is known by its label alone.
-        prefix = label if kind == "file" else f"{label}/" if any(o.kind != "file" for o in opened) else ""
+        prefix = label if kind == "file" else "" if kind == "list" else f"{label}/"
         opened.append(_Input(given.removeprefix("@"), prefix, fs, path, kind))
     return opened
 
@@ -135,7 +130,7 @@ def _listed(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
         fs, path = filesystem(url)
         file_format(url)
         try:
-            return path, path.lstrip("/"), *_stat(fs.info(path))
+            return url, url, *_stat(fs.info(path))
         except FileNotFoundError:
             raise FileNotFoundError(f"no file at {url}, which {entry.given} lists") from None
 
@@ -158,6 +153,17 @@ def _stat(info: dict[str, Any]) -> tuple[int, str]:
     """(bytes, what changes when the file does) from a file system's entry."""
     etag = info.get("ETag") or info.get("etag")
     return int(info["size"]), str(etag).strip('"') if etag else f"{info['size']}-{info.get('mtime')}"
+
+
+def is_as_listed(file: InputFile) -> bool:
+    """Whether the store has the file, and the same version of it."""
+    fs, path = filesystem(file.url)
+    try:
+        return _stat(fs.info(path)) == (file.size, file.identity)
+    except Exception as error:
+        if is_store_error(error):
+            return False
+        raise
 
 
 def walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -118,7 +118,7 @@ class PrepareConfig:
     max_invalid_fraction: float = 0.1
     """Give up when a larger share of the records cannot be read."""
     max_unreadable_fraction: float = 0.01
-    """Give up when the store does not deliver a larger share of the files."""
+    """Give up when the store does not deliver a larger share of the files (and more than one)."""
     keep_documents: bool = False
     """Keep the filtered text (documents/) that the deduplication works on."""
 
@@ -203,7 +203,12 @@ class Job:
         return join(self.output, "documents", f"{name}.{kind}.keys")
 
     def dedup_folder(self, kind: str) -> str:
-        return join(self.snapshot, "dedup", kind)
+        return dedup_folder(self.snapshot, self.dedup_id, kind)
+
+
+def dedup_folder(snapshot: str, dedup_id: str, kind: str) -> str:
+    """Where the duplicates of one set of documents are found; `index` in it is what later snapshots ask."""
+    return join(snapshot, "dedup", f"{kind}-{dedup_id}")
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
@@ -235,7 +240,7 @@ def filter_unit(job: Job, index: int) -> dict[str, int]:
     name = job.documents_name(unit)
     done = join(job.output, "documents", f"{name}.json")
     found = _read_json(done)
-    if found is not None and not found["report"]["unreadable_files"]:  # those are tried again
+    if found and found["inputs"] == _inputs(unit) and not found["report"]["unreadable_files"]:  # tried again
         return found["counts"]
 
     def read(skip: frozenset[str]) -> tuple[dict[str, int], Reading]:
@@ -246,7 +251,10 @@ def filter_unit(job: Job, index: int) -> dict[str, int]:
 
     (counts, reading), unreadable = patiently(read)
     report = _finish_reading(job, unit, reading, unreadable, name)
-    write_bytes(done, json.dumps({"counts": counts, "report": asdict(report)}).encode())
+    # Adds up over units, whatever their order: tells the deduplication whether it looks at the same documents.
+    counts["fingerprint"] = int(hashlib.sha256(f"{name} {counts} {unreadable}".encode()).hexdigest()[:10], 16)
+    described = {"counts": counts, "inputs": _inputs(unit), "report": asdict(report)}
+    write_bytes(done, json.dumps(described).encode())
     return counts
 
 
@@ -307,7 +315,7 @@ def _removed_documents(job: Job, index: int) -> dict[int, int]:
 def _new_reading(job: Job, unit: Unit) -> Reading:
     index = None
     if job.decontamination_hash:
-        index = _decontamination(join(job.output, "decontamination.safetensors"), job.decontamination_hash)
+        index = _decontamination(join(job.snapshot, "decontamination.safetensors"), job.decontamination_hash)
     return Reading(job.config.read_of(unit.source), Report(unit.source, 1, unit.size), index)
 
 

@@ -18,15 +18,16 @@ from llada.data.cleaning import clean_text, length_reason
 from llada.data.decontaminate import DecontaminationIndex
 from llada.data.documents import Document, Part, Rejects, read_documents, read_records
 from llada.data.extraction import Extractor
+from llada.data.files import is_store_error
 from llada.data.filters import FilterConfig, Filters, resolve_filters
 from llada.data.language import UNKNOWN
+from llada.data.listing import is_as_listed
 from llada.data.reports import Report
 from llada.data.units import Unit
 
 T = TypeVar("T")
 _ATTEMPTS = 3
 _BACK_OFF_S = 2.0  # then 4: beside the retries that s3fs makes itself
-_STORE_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs")  # their errors are no OSError
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ def _parts(unit: Unit, reading: Reading, skip: frozenset[str]) -> Iterator[Part]
     for part in unit.parts:
         if part.label in skip:
             continue
+        if not is_as_listed(part.file):
+            raise UnreadableFileError(part, OSError("it is gone, or has changed since it was listed"))
         before = reading.rejects.counts.copy()
         yield part
         lost = reading.rejects.counts - before
@@ -190,7 +193,7 @@ def _guarded(part: Part, items: Iterator[T], report: Report) -> Iterator[T]:
             item = next(items, None)
         except Exception as error:
             # The readers turn damage into rejects; what is left is the store, or a fault of ours.
-            if isinstance(error, OSError) or type(error).__module__.split(".")[0] in _STORE_PACKAGES:
+            if is_store_error(error):
                 raise UnreadableFileError(part, error) from error
             raise
         report.add_seconds("read", time.thread_time() - begun)

@@ -119,9 +119,10 @@ def merge(reports: Iterable[Report]) -> Report:
                 _add(getattr(total, name).setdefault(key, {}), counts)
         for outcome, samples in report.samples.items():
             total.samples[outcome] = _smallest([*total.samples.get(outcome, []), *samples])
-        for name in ("matches", "damaged_files", "unreadable_files"):
+        for name in ("matches", "damaged_files"):
             named = getattr(total, name)
             named += getattr(report, name)[: _MAX_NAMED - len(named)]
+        total.unreadable_files += report.unreadable_files  # all: they are tried again
     return total or Report()
 
 

@@ -56,6 +56,8 @@ class Plan:
     files: int
     bytes: int
     id: str
+    inputs: str = ""
+    """Names what was listed, for a caller who goes on with the plan."""
 
     @property
     def groups(self) -> int:
@@ -63,11 +65,11 @@ class Plan:
 
     def unit(self, index: int) -> Unit:
         """Unit `index`; its whole group is read and kept."""
-        return _read_group(self.folder, index // UNITS_PER_GROUP)[index % UNITS_PER_GROUP]
+        return _read_group(self.folder, index // UNITS_PER_GROUP, self.id)[index % UNITS_PER_GROUP]
 
     def group(self, index: int) -> tuple[Unit, ...]:
         """The units of one group."""
-        return _read_group(self.folder, index)
+        return _read_group(self.folder, index, self.id)
 
 
 class SeenFiles:
@@ -94,9 +96,11 @@ class SeenFiles:
         return _contains(self._names, _name_hash(source, file)) and not self.is_known(source, file)
 
 
-def write_plan(folder: str, parts: Iterable[tuple[str, Part]], unit_bytes: int) -> Plan | None:
+def write_plan(
+    folder: str, parts: Iterable[tuple[str, Part]], unit_bytes: int, inputs: str = ""
+) -> Plan | None:
     """Write the units of (source, part)s, as they come, and then plan.json; None, and no plan, without any part."""
-    counts: dict[str, Any] = {"units": 0, "files": 0, "bytes": 0}
+    counts: dict[str, Any] = {"units": 0, "files": 0, "bytes": 0, "inputs": inputs}
     digest = hashlib.sha256()
 
     def counted() -> Iterator[tuple[str, Part]]:
@@ -164,7 +168,7 @@ def _group_url(folder: str, group: int) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _read_group(folder: str, group: int) -> tuple[Unit, ...]:
+def _read_group(folder: str, group: int, plan_id: str) -> tuple[Unit, ...]:
     lines = read_bytes(_group_url(folder, group)).decode().splitlines()
     return tuple(_parse_unit(json.loads(line)) for line in lines)
 

@@ -149,11 +149,11 @@ def test_another_configuration_needs_another_folder(prepared, corpus):
 
 def test_s3(local_ray, s3_url, corpus, prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("LLADA_CACHE", str(tmp_path))
-    fs, root = filesystem(f"{s3_url}/corpus")
+    fs, root = filesystem(f"{s3_url}/{corpus.name}")
     for path in corpus.iterdir():
         fs.put_file(str(path), f"{root}/{path.name}")
     output = f"{s3_url}/prepared"
-    run(CONFIG, f"{s3_url}/corpus", output)
+    run(CONFIG, f"{s3_url}/{corpus.name}", output)
     local, remote = TokenDataset(str(prepared)), TokenDataset(output)
     assert remote.fingerprint == local.fingerprint
     indices = np.random.default_rng(0).permutation(len(local))
@@ -161,7 +161,7 @@ def test_s3(local_ray, s3_url, corpus, prepared, tmp_path, monkeypatch):
         assert np.array_equal(getattr(remote.rows(indices), field), getattr(local.rows(indices), field))
     verify_shards(output, "validation")
     assert np.array_equal(load_unigram_counts(output), load_unigram_counts(str(prepared)))
-    assert run(CONFIG, f"{s3_url}/corpus", output) == read_manifest(output)
+    assert run(CONFIG, f"{s3_url}/{corpus.name}", output) == read_manifest(output)
 
 
 def test_sft_with_the_tokenizer_of_a_prepared_folder(prepared, tmp_path):

@@ -27,9 +27,9 @@ from llada.data.shards import TokenDataset, load_unigram_counts, verify_shards
 from llada.data.units import cut_file, write_plan
 from llada.presets import tiny
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from pipelines.artifact import StageError, newest_snapshot, read_manifest
+from pipelines.artifact import StageError, config_hash, newest_snapshot, open_output, read_manifest
 from pipelines.cluster import ClusterConfig
-from pipelines.prepare import prepare
+from pipelines.prepare import _given_tokenizer_hash, prepare
 
 pytestmark = pytest.mark.integration
 LONGER = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]
@@ -222,28 +222,58 @@ def test_a_file_that_cannot_be_read_is_named_and_tried_again(local_ray, config, 
         write(tmp_path / f"corpus/{name}.jsonl", [sentence(ord(name) * 100 + i) for i in range(10)])
     found = [("", p) for f in list_inputs([str(tmp_path / "corpus")]) for p in cut_file(f, config.unit_bytes)]
     output = tmp_path / "out"
-    open_first = replace(config, max_unreadable_fraction=0.5)
-    from pipelines.artifact import open_output
-    from pipelines.prepare import _given_tokenizer_hash
-
     tokenizer_id = "tokenizer " + _given_tokenizer_hash(str(config.tokenizer))
     inputs = [{"url": str(config.tokenizer), "id": tokenizer_id}]
     open_output(str(output), stage="prepare", config=config.content(), inputs=inputs)
-    write_plan(str(output / "snapshots/0000/plan"), found, config.unit_bytes)
-    hidden = (tmp_path / "corpus/b.jsonl").rename(tmp_path / "b.jsonl")  # gone after it was listed
-    with pytest.raises(
-        StageError, match=r"files could not be read, .*b\.jsonl.* first; run again when they can"
-    ):
+    listed = config_hash({"": (str(tmp_path / "corpus"),)})
+    plan_folder = str(output / "snapshots/0000/plan")
+    write_plan(plan_folder, found, config.unit_bytes, listed)
+    for name in "bc":  # gone after they were listed
+        (tmp_path / f"corpus/{name}.jsonl").rename(tmp_path / f"{name}.jsonl")
+    with pytest.raises(StageError, match=r"2 of 3 files could not be read, .*b\.jsonl among them; run again"):
         run(config, tmp_path / "corpus", output)
-    manifest = run(open_first, tmp_path / "corpus", output)
+    (tmp_path / "c.jsonl").rename(tmp_path / "corpus/c.jsonl")
+    write_plan(plan_folder, found, config.unit_bytes, listed)
+    manifest = run(config, tmp_path / "corpus", output)  # a single file stops nothing
     assert {Path(name.split("#")[0]).name for name in manifest["counts"]["unreadable_files"]} == {"b.jsonl"}
     kept = [sentence(ord(name) * 100 + i) for name in "ac" for i in range(10)]
-    assert documents(output) == sorted(kept)
-    hidden.rename(tmp_path / "corpus/b.jsonl")
-    again = run(open_first, tmp_path / "corpus", output)
-    assert again["snapshot"] == "snapshots/0001"
+    assert documents(output) == sorted(kept)  # c was read again, and nothing of it was taken for a duplicate
+    write(tmp_path / "corpus/d.jsonl", [sentence(7)])
+    second = run(config, tmp_path / "corpus", output)  # still away: new files do not wait for it
+    assert second["counts"]["unreadable_files"] == manifest["counts"]["unreadable_files"]
+    (tmp_path / "b.jsonl").rename(tmp_path / "corpus/b.jsonl")
+    again = run(config, tmp_path / "corpus", output)
+    assert again["snapshot"] == "snapshots/0002"
     assert again["counts"]["unreadable_files"] == []
-    assert documents(output) == sorted([*kept, *(sentence(ord("b") * 100 + i) for i in range(10))])
+    assert documents(output) == sorted(
+        [*kept, sentence(7), *(sentence(ord("b") * 100 + i) for i in range(10))]
+    )
+
+
+def test_a_crash_at_the_very_end_is_made_good(local_ray, config, tmp_path):
+    """Between the two manifests, and before the clean-up."""
+    write(tmp_path / "corpus/a.jsonl", [sentence(i) for i in range(10)])
+    run(config, tmp_path / "corpus", tmp_path / "out")
+    before = (tmp_path / "out/manifest.json").read_bytes()
+    write(tmp_path / "corpus/b.jsonl", [sentence(10 + i) for i in range(10)])
+    second = run(config, tmp_path / "corpus", tmp_path / "out")
+    (tmp_path / "out/manifest.json").write_bytes(before)
+    (tmp_path / "out/snapshots/0001/clean.json").unlink()
+    left = tmp_path / "out/snapshots/0001/dedup/documents-of-an-attempt/combined"
+    left.mkdir(parents=True)
+    assert run(config, tmp_path / "corpus", tmp_path / "out") == second
+    assert documents(tmp_path / "out") == sorted(sentence(i) for i in range(20))
+    assert not left.exists()
+    assert list((tmp_path / "out/documents").iterdir()) == []
+
+
+def test_another_input_for_an_unfinished_snapshot_is_listed(local_ray, config, tmp_path):
+    write(tmp_path / "rubbish.jsonl", [""])
+    write(tmp_path / "good.jsonl", [sentence(i) for i in range(10)])
+    with pytest.raises(StageError, match="1 of 1 records cannot be used"):
+        run(config, tmp_path / "rubbish.jsonl", tmp_path / "out")
+    run(config, tmp_path / "good.jsonl", tmp_path / "out")
+    assert documents(tmp_path / "out") == sorted(sentence(i) for i in range(10))
 
 
 @pytest.fixture(scope="module")
@@ -282,8 +312,8 @@ def test_killed_workers_change_nothing(local_ray, crowded, undisturbed, tokenize
 
     def kill() -> None:
         while not done.is_set() and len(killed) < 3:
-            time.sleep(chosen.uniform(0.2, 1.0))
-            busy = [p for p in psutil.Process().children(recursive=True) if "ray::MapBatches" in command(p)]
+            time.sleep(chosen.uniform(0.1, 0.6))
+            busy = [p for p in psutil.Process().children(recursive=True) if "MapBatches(" in command(p)]
             if busy:
                 victim = chosen.choice(busy)
                 os.kill(victim.pid, signal.SIGKILL)
@@ -344,11 +374,11 @@ def test_a_snapshot_on_s3(local_ray, s3_url, config, tmp_path, monkeypatch):
     monkeypatch.setenv("LLADA_CACHE", str(tmp_path / "cache"))
     texts = [sentence(i) for i in range(30)]
     write(tmp_path / "corpus/a.jsonl", [*texts, near(texts[0])])
-    write_bytes(f"{s3_url}/grown/a.jsonl", (tmp_path / "corpus/a.jsonl").read_bytes())
+    write_bytes(f"{s3_url}/grown/corpus/a.jsonl", (tmp_path / "corpus/a.jsonl").read_bytes())
     run(config, tmp_path / "corpus", tmp_path / "out")
     prepare(
         config,
-        inputs=[f"{s3_url}/grown"],
+        inputs=[f"{s3_url}/grown/corpus"],
         output=f"{s3_url}/grown-out",
         cluster=ClusterConfig(),
         progress=False,
@@ -359,6 +389,6 @@ def test_a_snapshot_on_s3(local_ray, s3_url, config, tmp_path, monkeypatch):
         assert read_bytes(f"{remote}/{name}") == data, name
     assert read_manifest(remote)["counts"]["filtered"] == {"duplicate": 1}
     write(tmp_path / "corpus/b.jsonl", [near(texts[1]), sentence(99)])
-    write_bytes(f"{s3_url}/grown/b.jsonl", (tmp_path / "corpus/b.jsonl").read_bytes())
-    prepare(config, inputs=[f"{s3_url}/grown"], output=remote, cluster=ClusterConfig(), progress=False)
+    write_bytes(f"{s3_url}/grown/corpus/b.jsonl", (tmp_path / "corpus/b.jsonl").read_bytes())
+    prepare(config, inputs=[f"{s3_url}/grown/corpus"], output=remote, cluster=ClusterConfig(), progress=False)
     assert read_manifest(remote)["counts"]["filtered"] == {"duplicate_of_earlier_snapshot": 1}

@@ -29,17 +29,22 @@ def folder(tmp_path):
 
 
 def test_folders_globs_files_and_lists(folder):
-    assert names(folder / "b") == ["1.txt", "2.jsonl"]
-    assert names(folder / "b/*.jsonl", folder / "a.parquet") == ["2.jsonl", "a.parquet"]
+    assert names(folder / "b") == ["b/1.txt", "b/2.jsonl"]
+    assert names(folder / "b/*.jsonl", folder / "a.parquet") == ["b/2.jsonl", "a.parquet"]
     (folder / "list.txt").write_text(f"# comment\n{folder}/b/2.jsonl\n\n{folder}/a.parquet\n")
     listed = list(list_inputs([f"@{folder}/list.txt"]))
     assert [file.url for file in listed] == [f"{folder}/b/2.jsonl", f"{folder}/a.parquet"]
     assert [file.size for file in listed] == [9, 9]
+    assert len(names(f"@{folder}/list.txt", folder / "b", f"@{folder}/list.txt")) == 3
 
 
 def test_a_file_that_two_inputs_name_comes_once(folder):
-    assert names(folder / "b/1.txt", folder / "b") == ["1.txt", "2.jsonl"]
-    assert names(folder / "b", folder / "b/*.txt", folder / "a.parquet") == ["1.txt", "2.jsonl", "a.parquet"]
+    assert names(folder / "b/1.txt", folder / "b") == ["1.txt", "b/2.jsonl"]
+    assert names(folder / "b", folder / "b/*.txt", folder / "a.parquet") == [
+        "b/1.txt",
+        "b/2.jsonl",
+        "a.parquet",
+    ]
 
 
 def test_a_folders_files_come_by_path_whatever_its_depth(tmp_path):
@@ -48,18 +53,20 @@ def test_a_folders_files_come_by_path_whatever_its_depth(tmp_path):
     for path in reversed(paths):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("x")
-    assert names(tmp_path) == sorted(paths)
+    assert names(tmp_path) == [f"{tmp_path.name}/{path}" for path in sorted(paths)]
 
 
 def test_a_name_survives_a_move_and_new_files_beside_it(tmp_path):
-    for folder in ("here", "moved"):
-        (tmp_path / folder / "x").mkdir(parents=True)
-        (tmp_path / folder / "x/1.txt").write_text("one")
-    assert names(tmp_path / "here") == names(tmp_path / "moved") == ["x/1.txt"]
-    (tmp_path / "here/x/0.txt").write_text("new")
-    assert names(tmp_path / "here") == ["x/0.txt", "x/1.txt"]
-    assert names(tmp_path / "here", tmp_path / "moved") == ["x/0.txt", "x/1.txt", "moved/x/1.txt"]
-    same = [tmp_path / "here/x/1.txt", tmp_path / "moved/x/1.txt"]
+    for place in ("here", "there"):
+        (tmp_path / place / "corpus/x").mkdir(parents=True)
+        (tmp_path / place / "corpus/x/1.txt").write_text(place)
+    here, there = (tmp_path / place / "corpus" for place in ("here", "there"))
+    assert names(here) == names(there) == ["corpus/x/1.txt"]
+    (here / "x/0.txt").write_text("new")
+    assert names(here) == ["corpus/x/0.txt", "corpus/x/1.txt"]
+    assert names(here, there)[:2] == names(here)
+    assert names(tmp_path / "here", here / "x")[-1:] != ["x/1.txt"]  # named once, whoever comes first
+    same = [here / "x/1.txt", there / "x/1.txt"]
     assert names(*same) == ["1.txt", "1.txt#2"]
 
 
@@ -109,7 +116,7 @@ def test_s3_page_by_page(s3_url, monkeypatch):
         write_bytes(f"{s3_url}/pages/{number:02d}/x.jsonl", b"{}")
     write_bytes(f"{s3_url}/pages-of-others/x.jsonl", b"{}")
     found = list(list_inputs([f"{s3_url}/pages"]))
-    assert [file.name for file in found] == [f"{number:02d}/x.jsonl" for number in range(20)]
+    assert [file.name for file in found] == [f"pages/{number:02d}/x.jsonl" for number in range(20)]
     assert found[0].url == f"{s3_url}/pages/00/x.jsonl"
     assert len({file.identity for file in found}) == 1  # the ETag: equal bytes
-    assert names(f"{s3_url}/pages/1*/x.jsonl") == [f"1{number}/x.jsonl" for number in range(10)]
+    assert names(f"{s3_url}/pages/1*/x.jsonl") == [f"pages/1{number}/x.jsonl" for number in range(10)]

@@ -8,9 +8,10 @@ import pytest
 
 from llada.data.decontaminate import DecontaminationConfig
 from llada.data.dedup import DedupConfig
-from llada.data.documents import InputFile, Part
+from llada.data.documents import Part
 from llada.data.filters import FILTERS
 from llada.data.funnel import STEPS
+from llada.data.listing import list_inputs
 from llada.data.prepare import PrepareConfig, SourceConfig
 from llada.data.reading import ReadConfig, Reading, read_texts
 from llada.data.report_html import format_bytes, histogram
@@ -364,9 +365,8 @@ def test_dialogues_have_no_cost_of_a_corpus_and_an_empty_run_has_a_report() -> N
 def test_the_report_of_real_documents_adds_up(shared_dir: Path) -> None:
     reports = {}
     for source, file in (("web", "text/c4_200.jsonl.gz"), ("labelled", "web/quality_labels.jsonl")):
-        path = shared_dir / "data" / file
-        size = path.stat().st_size
-        unit = Unit((Part(InputFile(str(path), file, size, ""), size),), source)
+        (listed,) = list_inputs([str(shared_dir / "data" / file)])
+        unit = Unit((Part(listed, listed.size),), source)
         reading = Reading(ReadConfig(filters=("gopher_repetition", "c4", "fineweb")), Report(source))
         for text in read_texts(unit, reading):
             reading.report.add(KEPT, text.text, text.language, text.place)
