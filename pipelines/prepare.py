@@ -48,6 +48,7 @@ from llada.data.files import (
     sha256,
     write_bytes,
 )
+from llada.data.filters import filter_files
 from llada.data.listing import is_as_listed, list_inputs
 from llada.data.mixture import mixture_epochs
 from llada.data.prepare import (
@@ -136,7 +137,7 @@ def prepare(
             tracker.log_input(url, context="raw", manifest={"config_hash": job.plan.id})
     with storage_errors(output), connect(cluster, log_dir):
         run = _Run(job, cluster, progress)
-        job = run.job = replace(job, decontamination_hash=_settle_decontamination(job))
+        job = run.job = replace(job, resources_hash=_settle_resources(job, sources))
         tokenizer, tokenizer_hash = _settle_tokenizer(run)
         job = run.job = replace(job, tokenizer_hash=tokenizer_hash)
         if config.deduplicates:
@@ -275,17 +276,18 @@ def _publish(folder: Output, manifest: dict[str, Any], number: int) -> dict[str,
 # --- Before the shards ------------------------------------------------------------------------------------------------
 
 
-def _settle_decontamination(job: Job) -> str:
-    """Put the index of the evaluation sets, as they are now, into the snapshot; its hash, "" without them."""
-    if not job.config.decontamination.files:
-        return ""
-    url = join(job.snapshot, "decontamination.safetensors")
-    if not exists(url):
-        try:
-            build_index(job.config.decontamination).save(url)
-        except (ValueError, FileNotFoundError) as error:
-            raise StageError(str(error)) from error
-    return sha256(url)[:16]
+def _settle_resources(job: Job, sources: Sequence[SourceConfig]) -> str:
+    """Put the index of the evaluation sets, as they are now, into the snapshot; a hash of it and of the other files
+    that the filters use, "" without any."""
+    urls = [url for source in sources for url in filter_files(source.read.filters, source.read.rules)]
+    try:
+        if job.config.decontamination.files:
+            urls.append(join(job.snapshot, "decontamination.safetensors"))
+            if not exists(urls[-1]):
+                build_index(job.config.decontamination).save(urls[-1])
+        return config_hash({"files": [sha256(url) for url in urls]}) if urls else ""
+    except (ValueError, FileNotFoundError) as error:
+        raise StageError(str(error)) from error
 
 
 def _given_tokenizer_hash(url: str) -> str:
@@ -389,7 +391,7 @@ def _left_to_clean(config: PrepareConfig, output: str, earlier: Sequence[dict[st
         output,
         folder,
         plan,
-        counts["decontamination_hash"],
+        counts["resources_hash"],
         earlier[-1]["dataset"]["tokenizer_hash"],
         dedup_id=counts["dedup_id"],
     )
@@ -488,7 +490,7 @@ def _finish(
         {
             "plan_id": job.plan.id,
             "dedup_id": job.dedup_id,
-            "decontamination_hash": job.decontamination_hash,
+            "resources_hash": job.resources_hash,
             "units": job.plan.units,
             "files": job.plan.files,
             "input_bytes": total.input_bytes,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
-from llada.data.files import exists, filesystem, join, read_bytes, write_bytes
+from llada.data.files import exists, filesystem, join, read_bytes, with_retries, write_bytes
 
 FORMAT = "llada-exchange-1"
 _HEAD_BYTES = 8192  # the JSON header (about 250) and the offsets of up to 990 partitions in one request
@@ -240,7 +240,8 @@ def _fetch(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
     fs, _ = filesystem(asked[0][0])
     paths = [fs._strip_protocol(url) for url, _, _ in asked]
     try:
-        pieces = fs.cat_ranges(paths, [r[1] for r in asked], [r[2] for r in asked], on_error="raise")
+        starts, ends = [r[1] for r in asked], [r[2] for r in asked]
+        pieces = with_retries(lambda: fs.cat_ranges(paths, starts, ends, on_error="raise"), asked[0][0])
     except FileNotFoundError as error:
         raise ValueError(f"missing exchange file {error}; {_REMEDY}") from None
     fetched = iter(pieces)

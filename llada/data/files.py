@@ -32,7 +32,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(os.fspath(url), use_listings_cache=False)
 
 
-def _patiently(call: Callable[[], T], url: str) -> T:
+def with_retries(call: Callable[[], T], url: str) -> T:
     """call(), again with pauses while a remote store fails (beside the retries that s3fs makes itself)."""
     for pause in _PAUSES_S:
         try:
@@ -76,7 +76,7 @@ def read_bytes(url: str) -> bytes:
     """The whole file. Raises FileNotFoundError naming the URL."""
     fs, path = filesystem(url)
     try:
-        return _patiently(lambda: fs.cat_file(path), url)
+        return with_retries(lambda: fs.cat_file(path), url)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {url}") from None
 
@@ -92,7 +92,7 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write the whole file at once: after a crash the old content, the new content or nothing is there."""
     fs, path = filesystem(url)
     if not isinstance(fs, LocalFileSystem):
-        _patiently(lambda: fs.pipe_file(path, data), url)
+        with_retries(lambda: fs.pipe_file(path, data), url)
         return
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 from llada.data.classifier import QualityClassifier
+from llada.data.files import join
 from llada.data.language import UNKNOWN, LanguageConfig, language_verdict
 from llada.data.pii import PiiConfig, scrub
 from llada.data.quality import (
@@ -124,3 +125,18 @@ def resolve_filters(names: tuple[str, ...]) -> Iterator[FilterName]:
             raise ValueError(
                 f"there is no filter {name!r}; there are web (all but classifier), {', '.join(FILTERS)}"
             )
+
+
+def filter_files(names: tuple[str, ...], config: FilterConfig) -> list[str]:
+    """The URLs of the lists and models that these filters read."""
+    used = set(resolve_filters(names))
+    files: list[str] = []
+    if "url" in used:
+        lists = config.url
+        for urls in (lists.domains, lists.pages, lists.banned_words, lists.soft_words, lists.banned_subwords):
+            files += urls
+    if "language" in used and config.language.model is not None:
+        files.append(config.language.model)
+    if "classifier" in used and config.classifier.model is not None:
+        files.append(join(config.classifier.model, "weights.safetensors"))
+    return files

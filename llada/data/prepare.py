@@ -151,8 +151,10 @@ class PrepareConfig:
         if len({source.weight is None for source in self.sources}) > 1:
             raise ValueError("give all sources a weight, or none")
         for source in self.sources:
-            if (source.weight is not None and source.weight <= 0) or source.epochs <= 0:
+            if min(source.epochs, 1 if source.weight is None else source.weight) <= 0:
                 raise ValueError(f"source {source.name}: weight and epochs must be positive")
+            if source.max_tokens is not None and source.max_tokens <= 0:
+                raise ValueError(f"source {source.name}: max_tokens must be positive")
         for read in [self.read, *(source.read for source in self.sources)]:
             read.validate()
             if self.kind == "sft" and (read.filters or self.deduplicates or self.decontamination.files):
@@ -184,7 +186,8 @@ class Job:
     snapshot: str
     """URL of the snapshot's own folder, below `output`."""
     plan: Plan
-    decontamination_hash: str = ""
+    resources_hash: str = ""
+    """Of the evaluation sets, URL lists and models that the filters use: they may change in their place."""
     tokenizer_hash: str = ""
     documents_dedup: DedupPlan | None = None
     lines_dedup: DedupPlan | None = None
@@ -192,10 +195,10 @@ class Job:
     """Names the units and the earlier snapshots between which duplicates were looked for; empty without."""
 
     def documents_name(self, unit: Unit) -> str:
-        return unit.name(self.config.content(), self.decontamination_hash)
+        return unit.name(self.config.content(), self.resources_hash)
 
     def shards_name(self, unit: Unit) -> str:
-        return unit.name(self.config.content(), self.decontamination_hash, self.tokenizer_hash, self.dedup_id)
+        return unit.name(self.config.content(), self.resources_hash, self.tokenizer_hash, self.dedup_id)
 
     def keys_url(self, kind: str, unit: Unit) -> str:
         """Of a unit's rows for the deduplication of `kind`."""
@@ -314,8 +317,8 @@ def _removed_documents(job: Job, index: int) -> dict[int, int]:
 
 def _new_reading(job: Job, unit: Unit) -> Reading:
     index = None
-    if job.decontamination_hash:
-        index = _decontamination(join(job.snapshot, "decontamination.safetensors"), job.decontamination_hash)
+    if job.config.decontamination.files:
+        index = _decontamination(join(job.snapshot, "decontamination.safetensors"), job.resources_hash)
     return Reading(job.config.read_of(unit.source), Report(unit.source, 1, unit.size), index)
 
 

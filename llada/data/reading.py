@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from llada.data.chat import Message, RecordError, parse_dialogue, prompt_answer_pairs
 from llada.data.cleaning import clean_text, length_reason
@@ -22,7 +22,8 @@ from llada.data.files import is_store_error
 from llada.data.filters import FilterConfig, Filters, resolve_filters
 from llada.data.language import UNKNOWN
 from llada.data.listing import is_as_listed
-from llada.data.reports import Report
+from llada.data.pii import scrub
+from llada.data.reports import SAMPLE_CHARS, Report
 from llada.data.units import Unit
 
 T = TypeVar("T")
@@ -123,17 +124,23 @@ def read_texts(unit: Unit, reading: Reading, skip: frozenset[str] = frozenset())
 def _passed(text: str, document: Document, filters: Filters, reading: Reading) -> Text | None:
     """The text, rewritten, or None when a filter refuses it."""
     config, report = reading.config, reading.report
+
+    def refuse(rule: str, language: str, value: Any = None, limit: Any = None) -> None:
+        # A sample in the report must not show what the filters would have taken out of the text.
+        shown = scrub(text[:SAMPLE_CHARS], config.rules.pii)[0] if "pii" in filters.names else None
+        report.add(rule, text, language, document.source, value, limit, shown=shown)
+
     if reason := length_reason(text, config.min_chars, config.max_chars):
-        report.add(reason, text, UNKNOWN, document.source, len(text))
+        refuse(reason, UNKNOWN, len(text))
         return None
     filtered = filters(text, document.url)
     if verdict := filtered.verdict:
-        report.add(verdict.rule, text, filtered.language, document.source, verdict.value, verdict.limit)
+        refuse(verdict.rule, filtered.language, verdict.value, verdict.limit)
         return None
     if match := reading.decontamination and reading.decontamination.match(filtered.text):
         found = {"place": document.source, "file": match.file, "line": match.line, "words": match.words}
         report.matches.append(found)
-        report.add("contaminated", text, filtered.language, document.source, match.words)
+        refuse("contaminated", filtered.language, match.words)
         return None
     for kind, count in filtered.pii.items():
         report.edits[kind] = report.edits.get(kind, 0) + count

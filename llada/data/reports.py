@@ -48,9 +48,16 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(
-        self, outcome: str, text: str, language: str, place: str = "", value: Any = None, limit: Any = None
+        self,
+        outcome: str,
+        text: str,
+        language: str,
+        place: str = "",
+        value: Any = None,
+        limit: Any = None,
+        shown: str | None = None,
     ) -> None:
-        """Note the end of one document."""
+        """Note the end of one document; a sample shows its beginning, or `shown`."""
         data = text.encode("utf-8", "surrogatepass")
         counts = self.outcomes.setdefault(language, {}).setdefault(outcome, [0, 0])
         counts[0] += 1
@@ -62,7 +69,7 @@ class Report:
         if len(held) < SAMPLES_PER_OUTCOME or mark < held[-1]["hash"]:
             sample = {
                 "hash": mark,
-                "text": text[:SAMPLE_CHARS],
+                "text": text[:SAMPLE_CHARS] if shown is None else shown,
                 "value": value,
                 "limit": limit,
                 "place": place,

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from llada.data.files import filesystem, join, local_path, read_bytes, sha256, write_bytes
+from llada.data.files import filesystem, join, local_path, read_bytes, sha256, with_retries, write_bytes
 from llada.data.order import permutation, stream_indices
 from llada.data.packing import PackedRows
 
@@ -359,7 +359,8 @@ def _fetch(ranges: list[tuple[str, int, int]]) -> list[bytes]:
     """The bytes of (url, start, end) ranges, fetched together."""
     fs, _ = filesystem(ranges[0][0])
     paths = [fs._strip_protocol(url) for url, _, _ in ranges]
-    pieces = fs.cat_ranges(paths, [r[1] for r in ranges], [r[2] for r in ranges], on_error="raise")
+    starts, ends = [r[1] for r in ranges], [r[2] for r in ranges]
+    pieces = with_retries(lambda: fs.cat_ranges(paths, starts, ends, on_error="raise"), ranges[0][0])
     return [bytes(piece) for piece in pieces]
 
 

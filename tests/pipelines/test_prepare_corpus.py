@@ -181,7 +181,12 @@ def test_filters_decontamination_and_the_report(local_ray, config, tmp_path):
         run(settings, tmp_path / "a.jsonl", tmp_path / "nothing")
     write(
         tmp_path / "b.jsonl",
-        [*good, f"{good[0]} {sentence(500, 20)}", f"{good[1]} Mail to <script>joe@site.org."],
+        [
+            *good,
+            f"{good[0]} {sentence(500, 20)}",
+            "Ask ann@site.org.",
+            f"{good[1]} Mail to <script>joe@site.org.",
+        ],
     )
     manifest = run(settings, tmp_path / "b.jsonl", tmp_path / "out")
     counts = manifest["counts"]
@@ -190,6 +195,7 @@ def test_filters_decontamination_and_the_report(local_ray, config, tmp_path):
     page = (tmp_path / "out/snapshots/0000/report.html").read_text()
     assert "contaminated" in page
     assert "joe@site.org" not in page
+    assert "ann@site.org" not in page  # nor in the samples of what was refused
     assert "<script>email@" not in page
 
 

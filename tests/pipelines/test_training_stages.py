@@ -82,6 +82,7 @@ def test_sft_starts_from_the_model_it_is_given(stages):
     assert 0 < change < distance
 
 
+@pytest.mark.slow  # tests/llada/training/test_workers.py does it without Ray
 def test_two_workers_equal_one(stages, tmp_path):
     output = str(tmp_path / "two")
     pretrain(

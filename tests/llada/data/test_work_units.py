@@ -168,7 +168,7 @@ def test_names_change_with_everything_that_changes_bytes(corpus, tokenizer, tmp_
         {"config": config(packing="best_fit")},
         {"tokenizer_hash": "other"},
         {"dedup_id": "other"},
-        {"decontamination_hash": "other"},
+        {"resources_hash": "other"},
     )
     names = {job.shards_name(unit)} | {dataclasses.replace(job, **c).shards_name(unit) for c in changes}
     assert len(names) == 1 + len(changes)
