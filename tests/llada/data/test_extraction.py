@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llada.data.documents import text_problem
 from llada.data.extraction import decode_html, extract_text
 from llada.data.warc import Page, read_pages
 
@@ -68,8 +69,12 @@ def test_a_page_nested_too_deep_is_refused_before_it_takes_hours():
 
 
 @given(st.text(alphabet=st.sampled_from("<>/abdiv p=\"'&;#x0!-[]\x00é中"), max_size=300))
-def test_broken_html_does_not_raise(html):
-    extract_text(html)
+def test_broken_html_gives_a_text_or_nothing(html):
+    """What comes out is a sound text without tags of its own; what stood before the damage is not lost to it."""
+    text = extract_text(html)
+    assert text_problem(text) in (None, "empty_text")
+    whole = f"<html><body><main><p>{'Sound words before. ' * 5}</p></main>{html}"
+    assert "Sound words before." in extract_text(whole)
 
 
 def test_an_extractor_that_is_not_there(monkeypatch):

@@ -279,7 +279,10 @@ def test_hostile_texts_take_no_quadratic_time():
         assert seconds[1] < 40 * seconds[0] + 0.05, piece  # quadratic would be 100 times
 
 
-def test_random_bytes_do_not_raise():
+def test_in_random_bytes_what_is_counted_is_what_changes_and_once_is_enough():
     rng = random.Random(0)
     for _ in range(200):
-        scrub(rng.randbytes(300).decode("latin-1"), CONFIG)
+        text = rng.randbytes(300).decode("latin-1")
+        scrubbed, counts = scrub(text, CONFIG)
+        assert (scrubbed != text) == bool(counts)
+        assert scrub(scrubbed, CONFIG) == (scrubbed, {})

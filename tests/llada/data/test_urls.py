@@ -82,9 +82,13 @@ def test_kept(url_filter, url):
 
 
 @given(st.text(max_size=80))
-def test_no_url_raises(url_filter, url):
-    url_filter.verdict(url)
-    url_filter.verdict("http://" + url)
+def test_whatever_follows_it_a_blocked_domain_is_blocked(url_filter, url):
+    """And any other URL, however broken, is answered: kept, or refused for something that is on a list."""
+    assert url_filter.verdict(f"http://example.co.uk/{url}") == ("url.domain", "example.co.uk", None)
+    assert url_filter.verdict(f"https://a.example.co.uk?{url}") == ("url.domain", "example.co.uk", None)
+    for odd in (url, "http://" + url):
+        verdict = url_filter.verdict(odd)
+        assert verdict is None or verdict.value
 
 
 def test_without_lists_everything_is_kept():
