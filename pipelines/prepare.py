@@ -9,7 +9,7 @@
              manifest.json       the newest snapshot's, written last
 
 The same command again does what is missing; when the input has grown, it prepares the new files as the next snapshot,
-without what an earlier one holds already. Each step below is a barrier; its tasks (llada.data.prepare, llada.data.dedup)
+without what an earlier one holds already. Each step below is a barrier; its tasks (see llada.data.prepare)
 need no Ray, and the result depends neither on the number of workers, nor on order, nor on interruptions.
 """
 
@@ -22,21 +22,16 @@ import math
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from llada.data.decontaminate import build_index
-from llada.data.dedup import Index, deduplicate, locate, open_index, plan_dedup
-from llada.data.dedup import Kind as DedupKind
-from llada.data.dedup import Plan as DedupPlan
-from llada.data.documents import Part
+from llada.data.dedup import locate
 from llada.data.files import (
     absolute,
     exists,
@@ -49,29 +44,15 @@ from llada.data.files import (
     write_bytes,
 )
 from llada.data.filters import filter_files
-from llada.data.listing import is_as_listed, list_inputs
-from llada.data.mixture import mixture_epochs
-from llada.data.prepare import (
-    SPLITS,
-    Job,
-    PrepareConfig,
-    SourceConfig,
-    dedup_folder,
-    filter_unit,
-    group_reports,
-    group_shards,
-    group_unigrams,
-    line_unit,
-    merge_group,
-    pack_unit,
-    read_texts_of,
-    remove_documents,
-    sample_unit,
-)
+from llada.data.group_tasks import group_reports, group_shards, group_unigrams, merge_group
+from llada.data.listing import list_inputs
+from llada.data.pack_tasks import pack_unit
+from llada.data.prepare import SPLITS, Job, PrepareConfig, SourceConfig
+from llada.data.read_tasks import read_texts_of, sample_unit
 from llada.data.report_page import render_report
 from llada.data.reports import SAMPLE_CHARS, Report, merge
 from llada.data.shards import write_index
-from llada.data.units import Plan, SeenFiles, cut_file, read_plan, write_plan
+from llada.data.units import Plan
 from llada.tokenizer import (
     END_OF_TURN,
     ensure_special_tokens,
@@ -85,14 +66,14 @@ from pipelines.artifact import (
     StageError,
     config_hash,
     fetch_folder,
-    find_manifest,
     open_output,
     put_folder,
     storage_errors,
-    to_json,
 )
 from pipelines.cluster import ClusterConfig, connect
-from pipelines.task_map import map_tasks
+from pipelines.prepare_dedup import clean_up, find_all_duplicates, left_to_clean
+from pipelines.snapshots import open_snapshot, publish, refresh, snapshot_url, source_epochs, still_unread
+from pipelines.task_map import TaskRun
 
 _log = logging.getLogger(__name__)
 _LAST_TOKENIZER_FILE = "tokenizer_config.json"  # put_folder goes by name, so this one is written last
@@ -121,32 +102,32 @@ def prepare(
     folder = open_output(output, stage="prepare", config=config.content(), inputs=given)
     with storage_errors(output):
         try:
-            job, earlier = _open_snapshot(config, sources, output)
+            job, earlier = open_snapshot(config, sources, output)
         except (ValueError, FileNotFoundError) as error:
             raise StageError(str(error)) from error
     log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
     log_dir = local_path(log_dir) or log_dir
     if job is None:
-        if (left := _left_to_clean(config, output, earlier)) is not None:
+        if (left := left_to_clean(config, output, earlier)) is not None:
             with storage_errors(output), connect(cluster, log_dir):
-                _clean_up(_Run(left, cluster, progress))
-        return _refreshed(folder, sources, earlier)
+                clean_up(TaskRun(left, cluster, progress))
+        return refresh(folder, sources, earlier)
     if tracker is not None:
         tracker.log_params(asdict(config))
         for url in (url for source in sources for url in source.input):
             tracker.log_input(url, context="raw", manifest={"config_hash": job.plan.id})
     with storage_errors(output), connect(cluster, log_dir):
-        run = _Run(job, cluster, progress)
+        run = TaskRun(job, cluster, progress)
         job = run.job = replace(job, resources_hash=_settle_resources(job, sources))
         tokenizer, tokenizer_hash = _settle_tokenizer(run)
         job = run.job = replace(job, tokenizer_hash=tokenizer_hash)
         if config.deduplicates:
-            job = run.job = _deduplicate(run, earlier)
+            job = run.job = find_all_duplicates(run, earlier)
         run.step("pack", pack_unit, range(job.plan.units))
         run.step("merge", merge_group, range(job.plan.groups))
         manifest = _finish(folder, run, sources, earlier, tokenizer, tracker)
         if config.deduplicates and not config.keep_documents:
-            _clean_up(run)
+            clean_up(run)
     if tracker is not None:
         tracker.log_metrics({k: v for k, v in manifest["counts"].items() if isinstance(v, int | float)})
         for name in ("manifest.json", "report.html"):
@@ -154,30 +135,7 @@ def prepare(
     return manifest
 
 
-class _Run:
-    """The job's tasks on the cluster, with a progress bar for each step."""
-
-    def __init__(self, job: Job, cluster: ClusterConfig, progress: bool) -> None:
-        self.job, self.cluster, self.progress = job, cluster, progress
-
-    def map(
-        self, label: str, function: Callable[[int], Any], numbers: Sequence[int]
-    ) -> Iterator[tuple[int, Any]]:
-        bar = tqdm(total=len(numbers), desc=label, unit="task", disable=not self.progress, leave=False)
-        with bar:
-            for number, result in map_tasks(function, numbers, self.cluster):
-                yield number, result
-                bar.update(1)
-
-    def step(self, label: str, function: Callable[[Job, int], Any], numbers: Sequence[int]) -> Counter[str]:
-        """Run function(job, number) for all numbers; the sum of what they return."""
-        total: Counter[str] = Counter()
-        for _, result in self.map(label, partial(function, self.job), numbers):
-            total.update(result if isinstance(result, dict) else {"": result})
-        return total
-
-
-# --- Snapshots --------------------------------------------------------------------------------------------------------
+# --- Input -------------------------------------------------------------------------------------------------------------
 
 
 def _sources(config: PrepareConfig, inputs: Sequence[str]) -> list[SourceConfig]:
@@ -200,77 +158,6 @@ def _sources(config: PrepareConfig, inputs: Sequence[str]) -> list[SourceConfig]
     except (ValueError, FileNotFoundError) as error:
         raise StageError(str(error)) from error
     return sources
-
-
-def snapshot_url(output: str, number: int) -> str:
-    return join(output, "snapshots", f"{number:04d}")
-
-
-def _open_snapshot(
-    config: PrepareConfig, sources: Sequence[SourceConfig], output: str
-) -> tuple[Job | None, list[dict[str, Any]]]:
-    """(the unfinished or next snapshot's job, or None when there is no new file; the manifests of the finished ones)."""
-    earlier: list[dict[str, Any]] = []
-    for number in count():
-        folder = snapshot_url(output, number)
-        if (manifest := find_manifest(folder)) is None:
-            break
-        earlier.append(manifest)
-    plan_folder, listed = join(folder, "plan"), config_hash({s.name: s.input for s in sources})
-    plan = read_plan(plan_folder)
-    if plan is None or plan.inputs != listed:
-        plan = write_plan(
-            plan_folder, _new_parts(config, sources, output, earlier), config.unit_bytes, listed
-        )
-    return (Job(config, output, folder, plan) if plan else None), earlier
-
-
-def _new_parts(
-    config: PrepareConfig, sources: Sequence[SourceConfig], output: str, earlier: Sequence[dict[str, Any]]
-) -> Iterator[tuple[str, Part]]:
-    """(source, part) of what no earlier snapshot holds: what could not be read then and is there now, and new files."""
-    found = [read_plan(join(snapshot_url(output, number), "plan")) for number in range(len(earlier))]
-    plans = [plan for plan in found if plan]
-    seen = SeenFiles(plans) if plans else None
-    if earlier and (unreadable := set(earlier[-1]["counts"]["unreadable_files"])):
-        for plan in plans:
-            for unit in (unit for group in range(plan.groups) for unit in plan.group(group)):
-                again = [part for part in unit.parts if part.label in unreadable and is_as_listed(part.file)]
-                unreadable -= {part.label for part in again}
-                yield from ((unit.source, part) for part in again)
-    for source in sources:
-        for file in list_inputs(source.input):
-            if seen and seen.is_known(source.name, file):
-                continue
-            if seen and seen.is_changed(source.name, file) and not config.dedup.exact:
-                raise ValueError(
-                    f"{file.url} has changed since it was prepared, so what is in it twice would come twice: "
-                    "restore it, give the new text another name, switch dedup.exact on, or choose another --output"
-                )
-            yield from ((source.name, part) for part in cut_file(file, config.unit_bytes))
-
-
-def _refreshed(
-    folder: Output, sources: Sequence[SourceConfig], earlier: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """The newest manifest; its mixture follows the sources' weights, which may change without any work."""
-    if not earlier:
-        raise StageError("there is no file to read in " + ", ".join(url for s in sources for url in s.input))
-    newest, top = earlier[-1], find_manifest(folder.url)
-    epochs = _epochs(sources, newest["dataset"]["sources"])
-    name = f"snapshots/{len(earlier) - 1:04d}"
-    if top is None or (top["snapshot"], top["dataset"]["epochs"]) != (name, epochs):
-        newest = {**newest, "dataset": {**newest["dataset"], "epochs": epochs}}
-        top = _publish(folder, newest, len(earlier) - 1)
-    return top
-
-
-def _publish(folder: Output, manifest: dict[str, Any], number: int) -> dict[str, Any]:
-    """Write a snapshot's manifest, and then the folder's own, which names it; the latter."""
-    top = {**manifest, "snapshot": f"snapshots/{number:04d}"}
-    for url, content in ((snapshot_url(folder.url, number), manifest), (folder.url, top)):
-        write_bytes(join(url, "manifest.json"), to_json(content))
-    return top
 
 
 # --- Before the shards ------------------------------------------------------------------------------------------------
@@ -297,7 +184,7 @@ def _given_tokenizer_hash(url: str) -> str:
         raise StageError(f"no tokenizer.json in {url}; name a tokenizer's folder, or train one") from None
 
 
-def _settle_tokenizer(run: _Run) -> tuple[PreTrainedTokenizerFast, str]:
+def _settle_tokenizer(run: TaskRun) -> tuple[PreTrainedTokenizerFast, str]:
     """The tokenizer in output/tokenizer, put there first unless an earlier run did, and a hash of its files."""
     config, url = run.job.config, join(run.job.output, "tokenizer")
     if _LAST_TOKENIZER_FILE not in file_sizes(url):
@@ -313,7 +200,7 @@ def _settle_tokenizer(run: _Run) -> tuple[PreTrainedTokenizerFast, str]:
     return load_tokenizer(fetch_folder(url)), hashlib.sha256(content).hexdigest()[:16]
 
 
-def _sample(run: _Run) -> Iterator[str]:
+def _sample(run: TaskRun) -> Iterator[str]:
     """Texts from evenly spread units, in the order of the units."""
     plan = run.job.plan
     step = max(1, plan.units // _MAX_SAMPLED_UNITS)
@@ -340,96 +227,12 @@ def _sample_task(job: Job, budget: int, number: int) -> dict[str, Any]:
     return {"texts": texts, "lost": rejects.counts + refused, "examples": rejects.examples[:1]}
 
 
-def _deduplicate(run: _Run, earlier: Sequence[dict[str, Any]]) -> Job:
-    """Read and filter all units, and find what of them is to be removed; the job that knows it."""
-    job, dedup = run.job, run.job.config.dedup
-    found = run.step("read", filter_unit, range(job.plan.units))
-    ids = [manifest["counts"]["dedup_id"] for manifest in earlier]
-    dedup_id = config_hash({"plan": job.plan.id, "documents": found["fingerprint"], "earlier": ids})
-    job = run.job = replace(job, dedup_id=dedup_id)
-    if dedup.exact or dedup.fuzzy:
-        job = run.job = replace(job, documents_dedup=_find_duplicates(run, "documents", found["rows"], ids))
-    if dedup.lines:
-        lines = run.step("lines", line_unit, range(job.plan.units))
-        job = run.job = replace(job, lines_dedup=_find_duplicates(run, "lines", lines[""], ids))
-    return job
-
-
-def _find_duplicates(run: _Run, kind: DedupKind, rows: int, earlier: Sequence[str]) -> DedupPlan:
-    """Deduplicate against `earlier`, the dedup ids of the snapshots so far; how the work was divided."""
-    job, config = run.job, run.job.config.dedup
-    indexes: list[Index] = []
-    for number, dedup_id in enumerate(earlier):
-        folder = dedup_folder(snapshot_url(job.output, number), dedup_id, kind)
-        indexes.append(open_index(join(folder, "index"), kind, config))
-    plan = plan_dedup(kind, job.plan.units, rows, config.partitions)
-    # A task reads its partition of every index, however little is new.
-    if (most := max((index.partitions for index in indexes), default=0)) > plan.partitions:
-        plan = plan_dedup(kind, job.plan.units, rows, most)
-
-    def on_ray(task: Callable[[int], int], numbers: Sequence[int]) -> Iterable[int]:
-        return (result for _, result in run.map(f"dedup {kind}", task, numbers))
-
-    urls = _KeysUrls(job, kind)
-    deduplicate(urls, job.dedup_folder(kind), plan, config, earlier=indexes, map_tasks=on_ray)
-    return plan
-
-
-def _left_to_clean(config: PrepareConfig, output: str, earlier: Sequence[dict[str, Any]]) -> Job | None:
-    """The newest snapshot's job when it was interrupted after its manifest."""
-    folder = snapshot_url(output, len(earlier) - 1)
-    plan = (
-        read_plan(join(folder, "plan"))
-        if earlier and config.deduplicates and not config.keep_documents
-        else None
-    )
-    if plan is None or exists(join(folder, "clean.json")):
-        return None
-    counts = earlier[-1]["counts"]
-    return Job(
-        config,
-        output,
-        folder,
-        plan,
-        counts["resources_hash"],
-        earlier[-1]["dataset"]["tokenizer_hash"],
-        dedup_id=counts["dedup_id"],
-    )
-
-
-def _clean_up(run: _Run) -> None:
-    """Delete what the deduplication needed and wrote on its way; its index stays for later snapshots."""
-    job = run.job
-    run.step("clean up", remove_documents, range(job.plan.groups))
-    fs, path = filesystem(join(job.snapshot, "dedup"))
-    for kind in fs.ls(path, detail=False):
-        for step in fs.ls(kind, detail=False):
-            if job.dedup_id not in kind or not step.rstrip("/").endswith("/index"):
-                fs.rm(step, recursive=True)
-    write_bytes(join(job.snapshot, "clean.json"), b"{}")
-
-
-class _KeysUrls(Sequence[str]):
-    """The keys' URLs of all units, made when they are asked for."""
-
-    def __init__(self, job: Job, kind: DedupKind) -> None:
-        self.job, self.kind = job, kind
-
-    def __len__(self) -> int:
-        return self.job.plan.units
-
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        return self.job.keys_url(self.kind, self.job.plan.unit(place))
-
-
 # --- Manifest ---------------------------------------------------------------------------------------------------------
 
 
 def _finish(
     folder: Output,
-    run: _Run,
+    run: TaskRun,
     sources: Sequence[SourceConfig],
     earlier: Sequence[dict[str, Any]],
     tokenizer: PreTrainedTokenizerFast,
@@ -453,7 +256,7 @@ def _finish(
         fs, path = filesystem(join(job.plan.folder, "plan.json"))
         fs.rm_file(path)
         raise
-    still_unread = _still_unread(job.plan, earlier[-1]["counts"]["unreadable_files"]) if earlier else []
+    unread = still_unread(job.plan, earlier[-1]["counts"]["unreadable_files"]) if earlier else []
     if before:
         unigrams += np.load(
             io.BytesIO(read_bytes(join(snapshot_url(job.output, len(earlier) - 1), "unigram_counts.npy")))
@@ -501,7 +304,7 @@ def _finish(
             "filtered": dict(sorted(total.refused().items())),
             "edits": total.edits,
             "damaged_files": total.damaged_files,
-            "unreadable_files": [*still_unread, *total.unreadable_files],
+            "unreadable_files": [*unread, *total.unreadable_files],
             **{
                 f"{split}_{what}": splits[split][what]
                 for split in SPLITS
@@ -526,10 +329,10 @@ def _finish(
             "root": "../..",
             "splits": splits,
             "sources": trained,
-            "epochs": _epochs(sources, trained),
+            "epochs": source_epochs(sources, trained),
         },
     )
-    return _publish(folder, manifest, len(earlier))
+    return publish(folder, manifest, len(earlier))
 
 
 def _show_what_stayed(job: Job, by_source: dict[str, Report]) -> None:
@@ -542,26 +345,11 @@ def _show_what_stayed(job: Job, by_source: dict[str, Report]) -> None:
             sample["kept_text"] = stayed[:SAMPLE_CHARS]
 
 
-def _still_unread(plan: Plan, labels: Sequence[str]) -> list[str]:
-    """Those parts of earlier snapshots that could not be read then and were not there to be tried again."""
-    left = dict.fromkeys(labels)
-    for unit in (unit for group in range(plan.groups if left else 0) for unit in plan.group(group)):
-        for part in unit.parts:
-            left.pop(part.label, None)
-    return list(left)
-
-
 def _write_array(url: str, array: np.ndarray) -> dict[str, Any]:
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_bytes(url, buffer.getvalue())
     return {"bytes": buffer.tell(), "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-
-
-def _epochs(sources: Sequence[SourceConfig], trained: dict[str, dict[str, int]]) -> dict[str, float]:
-    """The passes over each source; empty when every row comes once."""
-    epochs = mixture_epochs(sources, {name: counts["tokens"] for name, counts in trained.items()})
-    return {} if all(passes == 1 for passes in epochs.values()) else epochs
 
 
 def _check(config: PrepareConfig, total: Report, plan: Plan, url: str, *, is_first: bool) -> None:

@@ -9,10 +9,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from tqdm import tqdm
+
 from llada.data.files import is_store_error
+from llada.data.prepare import Job
 from pipelines.artifact import StageError
 from pipelines.cluster import ClusterConfig
 
@@ -58,3 +63,26 @@ def map_tasks(
                 f"a task failed: {row['result']}; what is finished is kept, run the command again"
             )
         yield int(row["number"]), json.loads(row["result"])
+
+
+class TaskRun:
+    """The job's tasks on the cluster, with a progress bar for each step."""
+
+    def __init__(self, job: Job, cluster: ClusterConfig, progress: bool) -> None:
+        self.job, self.cluster, self.progress = job, cluster, progress
+
+    def map(
+        self, label: str, function: Callable[[int], Any], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, Any]]:
+        bar = tqdm(total=len(numbers), desc=label, unit="task", disable=not self.progress, leave=False)
+        with bar:
+            for number, result in map_tasks(function, numbers, self.cluster):
+                yield number, result
+                bar.update(1)
+
+    def step(self, label: str, function: Callable[[Job, int], Any], numbers: Sequence[int]) -> Counter[str]:
+        """Run function(job, number) for all numbers; the sum of what they return."""
+        total: Counter[str] = Counter()
+        for _, result in self.map(label, partial(function, self.job), numbers):
+            total.update(result if isinstance(result, dict) else {"": result})
+        return total

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from llada.data.batching import batches
 from llada.data.documents import Part, Rejects, read_records, text_problem
 from llada.data.exchange import mix64
 from llada.data.files import join, read_bytes, write_bytes
@@ -63,7 +64,8 @@ class QualityClassifier:
     def score(self, texts: Iterable[str | TextView]) -> np.ndarray:
         """The probability of label 1 of each text, float64 (texts,). A TextView's words are not split again."""
         logits: list[np.ndarray] = [np.empty(0)]
-        for group in _groups(texts):
+        views = (TextView(text) if isinstance(text, str) else text for text in texts)
+        for group in batches(views, lambda view: len(view.words), _WORDS_AT_ONCE):
             document, bucket, value = _features(group, self.config.hash_bits)
             parts = self.weights[bucket] * value
             logits.append(np.bincount(document, weights=parts, minlength=len(group)) + self.bias)
@@ -209,19 +211,6 @@ def _features(views: Sequence[TextView], hash_bits: int) -> tuple[np.ndarray, np
     document, bucket = (found >> bits).astype(np.int64), (found & ((np.uint64(1) << bits) - np.uint64(1)))
     norms = np.sqrt(np.bincount(document, weights=counts.astype(np.float64) ** 2, minlength=len(words)))
     return document, bucket.astype(np.int64), counts / norms[document]
-
-
-def _groups(texts: Iterable[str | TextView]) -> Iterator[list[TextView]]:
-    group: list[TextView] = []
-    held = 0
-    for text in texts:
-        group.append(TextView(text) if isinstance(text, str) else text)
-        held += len(group[-1].words)
-        if held >= _WORDS_AT_ONCE:
-            yield group
-            group, held = [], 0
-    if group:
-        yield group
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import chain
 
 import numpy as np
 
+from llada.data.batching import batches
 from llada.data.exchange import mix64
 
 _DIGITS = re.compile(r"\d+")
 _WORD = re.compile(r"[^\W_]+")
 _LATIN_MARK = re.compile("[\u0300-\u036f]+")
 _OTHER_SCRIPT = re.compile("[\u0370-\u1fff\u2070-\U0010ffff]")
-_BATCH_CHARS = 1 << 20  # text split into words at once: bounds the memory, a word costs about 60 bytes
 _CHUNK = 1 << 16  # shingles hashed at once: 256 KB, which stays in the cache
 _MAX_KNOWN_WORDS = 1 << 20
 # Scripts written without spaces, where each character counts as a word: Thai, Lao, Myanmar, Khmer, kana, Bopomofo, Han.
@@ -101,7 +101,7 @@ class MinHasher:
             [np.empty(0, np.int64)],
             0,
         )
-        for batch in _batches(texts):
+        for batch in batches(texts, len):
             words = [split_words(text) for text in batch]
             shingles, lengths = self._shingles(words)
             signatures.append(self._minima(shingles, lengths[lengths > 0]))
@@ -155,15 +155,3 @@ class MinHasher:
                 best = minima[number, first:last]
                 np.minimum(best, np.minimum.reduceat(hashed, places), out=best)
         return minima.T
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

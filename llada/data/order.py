@@ -9,6 +9,8 @@ import hashlib
 
 import numpy as np
 
+from llada.data.exchange import mix64
+
 _ROUNDS = 8
 _U64 = np.uint64
 
@@ -44,20 +46,13 @@ class Permutation:
     def _shuffle(self, values: np.ndarray) -> np.ndarray:
         left, right = values >> self._half_bits, values & self._half_mask
         for key in self._keys:
-            left, right = right, left ^ (_mix(right + key) & self._half_mask)
+            left, right = right, left ^ (mix64(right + key) & self._half_mask)
         return (left << self._half_bits) | right
 
 
 def permutation(n: int, seed: int, epoch: int) -> Permutation:
     """The order of the n rows in one epoch: permutation(n, seed, epoch)(positions) -> rows."""
     return Permutation(n, seed, epoch)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: every input bit changes about half of the output bits (products wrap)."""
-    values = (values ^ (values >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return values ^ (values >> _U64(31))
 
 
 def stream_indices(n: int, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:

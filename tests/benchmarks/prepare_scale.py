@@ -35,7 +35,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from llada.data.dedup import DedupConfig  # noqa: E402
 from llada.data.documents import InputFile, Part  # noqa: E402
-from llada.data.prepare import Job, PrepareConfig, group_shards  # noqa: E402
+from llada.data.group_tasks import group_shards  # noqa: E402
+from llada.data.prepare import Job, PrepareConfig  # noqa: E402
 from llada.data.reading import ReadConfig  # noqa: E402
 from llada.data.reports import Report, merge  # noqa: E402
 from llada.data.shards import write_index  # noqa: E402

@@ -12,7 +12,9 @@ from mlflow import MlflowClient
 
 from llada.data.files import filesystem
 from llada.data.listing import list_inputs
-from llada.data.prepare import Job, PrepareConfig, pack_unit, sample_unit
+from llada.data.pack_tasks import pack_unit
+from llada.data.prepare import Job, PrepareConfig
+from llada.data.read_tasks import sample_unit
 from llada.data.reading import ReadConfig
 from llada.data.shards import TokenDataset, load_unigram_counts, verify_shards
 from llada.data.units import cut_file, write_plan

@@ -11,19 +11,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from llada.data.dedup import DedupConfig
+from llada.data.group_tasks import group_reports, group_shards, group_unigrams, merge_group
 from llada.data.listing import list_inputs
-from llada.data.prepare import (
-    Job,
-    PrepareConfig,
-    SourceConfig,
-    finished_report,
-    group_reports,
-    group_shards,
-    group_unigrams,
-    merge_group,
-    pack_unit,
-    sample_unit,
-)
+from llada.data.pack_tasks import finished_report, pack_unit
+from llada.data.prepare import Job, PrepareConfig, SourceConfig
+from llada.data.read_tasks import sample_unit
 from llada.data.reading import ReadConfig
 from llada.data.reports import Report
 from llada.data.units import UNITS_PER_GROUP, SeenFiles, cut_file, read_plan, write_plan

@@ -1,0 +1,93 @@
+"""The deduplication of a snapshot on the cluster: the steps of llada.data.dedup as tasks, and what they leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from llada.data.dedup import Index, deduplicate, open_index, plan_dedup
+from llada.data.dedup import Kind as DedupKind
+from llada.data.dedup import Plan as DedupPlan
+from llada.data.files import exists, filesystem, join, write_bytes
+from llada.data.group_tasks import remove_documents
+from llada.data.prepare import Job, PrepareConfig, dedup_folder
+from llada.data.read_tasks import filter_unit, line_unit
+from llada.data.units import read_plan
+from pipelines.artifact import config_hash
+from pipelines.snapshots import snapshot_url
+from pipelines.task_map import TaskRun
+
+
+def find_all_duplicates(run: TaskRun, earlier: Sequence[dict[str, Any]]) -> Job:
+    """Read and filter all units, and find what of them is to be removed; the job that knows it."""
+    job, dedup = run.job, run.job.config.dedup
+    found = run.step("read", filter_unit, range(job.plan.units))
+    ids = [manifest["counts"]["dedup_id"] for manifest in earlier]
+    dedup_id = config_hash({"plan": job.plan.id, "documents": found["fingerprint"], "earlier": ids})
+    job = run.job = replace(job, dedup_id=dedup_id)
+    if dedup.exact or dedup.fuzzy:
+        job = run.job = replace(job, documents_dedup=_find_duplicates(run, "documents", found["rows"], ids))
+    if dedup.lines:
+        lines = run.step("lines", line_unit, range(job.plan.units))
+        job = run.job = replace(job, lines_dedup=_find_duplicates(run, "lines", lines[""], ids))
+    return job
+
+
+def _find_duplicates(run: TaskRun, kind: DedupKind, rows: int, earlier: Sequence[str]) -> DedupPlan:
+    """Deduplicate against `earlier`, the dedup ids of the snapshots so far; how the work was divided."""
+    job, config = run.job, run.job.config.dedup
+    indexes: list[Index] = []
+    for number, dedup_id in enumerate(earlier):
+        folder = dedup_folder(snapshot_url(job.output, number), dedup_id, kind)
+        indexes.append(open_index(join(folder, "index"), kind, config))
+    plan = plan_dedup(kind, job.plan.units, rows, config.partitions)
+    # A task reads its partition of every index, however little is new.
+    if (most := max((index.partitions for index in indexes), default=0)) > plan.partitions:
+        plan = plan_dedup(kind, job.plan.units, rows, most)
+
+    def on_ray(task: Callable[[int], int], numbers: Sequence[int]) -> Iterable[int]:
+        return (result for _, result in run.map(f"dedup {kind}", task, numbers))
+
+    urls = _KeysUrls(job, kind)
+    deduplicate(urls, job.dedup_folder(kind), plan, config, earlier=indexes, map_tasks=on_ray)
+    return plan
+
+
+def left_to_clean(config: PrepareConfig, output: str, earlier: Sequence[dict[str, Any]]) -> Job | None:
+    """The newest snapshot's job when it was interrupted after its manifest."""
+    if not earlier or not config.deduplicates or config.keep_documents:
+        return None
+    folder, newest = snapshot_url(output, len(earlier) - 1), earlier[-1]
+    plan = read_plan(join(folder, "plan"))
+    if plan is None or exists(join(folder, "clean.json")):
+        return None
+    hashes = newest["counts"]["resources_hash"], newest["dataset"]["tokenizer_hash"]
+    return Job(config, output, folder, plan, *hashes, dedup_id=newest["counts"]["dedup_id"])
+
+
+def clean_up(run: TaskRun) -> None:
+    """Delete what the deduplication needed and wrote on its way; its index stays for later snapshots."""
+    job = run.job
+    run.step("clean up", remove_documents, range(job.plan.groups))
+    fs, path = filesystem(join(job.snapshot, "dedup"))
+    for kind in fs.ls(path, detail=False):
+        for step in fs.ls(kind, detail=False):
+            if job.dedup_id not in kind or not step.rstrip("/").endswith("/index"):
+                fs.rm(step, recursive=True)
+    write_bytes(join(job.snapshot, "clean.json"), b"{}")
+
+
+class _KeysUrls(Sequence[str]):
+    """The keys' URLs of all units, made when they are asked for."""
+
+    def __init__(self, job: Job, kind: DedupKind) -> None:
+        self.job, self.kind = job, kind
+
+    def __len__(self) -> int:
+        return self.job.plan.units
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        return self.job.keys_url(self.kind, self.job.plan.unit(place))
