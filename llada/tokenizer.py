@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -149,7 +150,10 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> li
     encoded = iter(
         backend.encode_batch_fast([p for group in pieces for p in group], add_special_tokens=False)
     )
-    return [[token for _ in group for token in next(encoded).ids] for group in pieces]
+    return [
+        next(encoded).ids if len(group) == 1 else list(chain.from_iterable(next(encoded).ids for _ in group))
+        for group in pieces
+    ]
 
 
 def _pieces(text: str) -> Iterable[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_LINE_BREAKS = re.compile("\r\n?|[\u0085\u2028\u2029]")
+_LINE_BREAKS = re.compile("[\u0085\u2028\u2029]")
 # Control characters (tab and newline excepted), the byte order mark and the soft hyphen: invisible, never wanted.
 _INVISIBLE = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\ufeff]")
+_ASCII_INVISIBLE = bytes([*range(0x09), *range(0x0B, 0x20), 0x7F])
 _ODD_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")
-_TRAILING_SPACES = re.compile(r"[ \t]+$", re.MULTILINE)
 _MANY_NEWLINES = re.compile(r"\n{4,}")
 
 
@@ -19,13 +19,16 @@ def clean_text(text: str) -> str:
     Indentation is kept, because it carries meaning in code. Applying it twice changes nothing.
     """
     # The tests in between cost nothing and spare most texts most of the substitutions.
-    if "\r" in text or not text.isascii():
-        text = _LINE_BREAKS.sub("\n", text)
-    text = _INVISIBLE.sub("", text)
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.isascii():
+        text = _LINE_BREAKS.sub("\n", text)
+        text = _INVISIBLE.sub("", text)
         text = _ODD_SPACES.sub(" ", unicodedata.normalize("NFC", text))
+    elif len(kept := text.encode().translate(None, _ASCII_INVISIBLE)) < len(text):
+        text = kept.decode()
     if " \n" in text or "\t\n" in text or text.endswith((" ", "\t")):
-        text = _TRAILING_SPACES.sub("", text)
+        text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
     if "\n\n\n\n" in text:
         text = _MANY_NEWLINES.sub("\n\n\n", text)
     return text.strip("\n")

@@ -25,29 +25,34 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
+from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from llada.data.batching import batches  # noqa: E402
 from llada.data.dedup import DedupConfig  # noqa: E402
 from llada.data.documents import InputFile, Part  # noqa: E402
 from llada.data.group_tasks import group_shards  # noqa: E402
+from llada.data.pack_tasks import _ENCODED_CHARS  # noqa: E402
 from llada.data.prepare import Job, PrepareConfig  # noqa: E402
 from llada.data.reading import ReadConfig  # noqa: E402
 from llada.data.reports import Report, merge  # noqa: E402
 from llada.data.shards import write_index  # noqa: E402
 from llada.data.units import UNITS_PER_GROUP, write_plan  # noqa: E402
-from llada.tokenizer import encode_texts, load_tokenizer  # noqa: E402
+from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer  # noqa: E402
 from pipelines.cluster import ClusterConfig, connect  # noqa: E402
 from pipelines.prepare import prepare  # noqa: E402
 from pipelines.task_map import map_tasks  # noqa: E402
 
 MIB = 1 << 20
-PAIRS = 3
+TURNS = 5
+SPEED_BYTES = 48 << 20  # of text for each core
+UNITS_PER_CORE = 3
 
 
 def read_texts(path: str) -> list[str]:
@@ -69,73 +74,61 @@ def write_parts(folder: Path, texts: list[str], parts: int, copy: int = 0) -> No
 
 
 def bare(arguments: tuple[str, list[str]]) -> tuple[int, float, float]:
-    """(tokens, begin, end) of the tokenizer alone on a share of the texts, batch by batch as the pipeline feeds it."""
+    """(tokens, begin, end) of the tokenizers library alone on a share of the texts, as much at a time as prepare gives it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    tokenizer = load_tokenizer(arguments[0])
-    encode_texts(tokenizer, arguments[1][:100])
-    begin, tokens, batch, size = time.time(), 0, [], 0
-    for text in arguments[1]:
-        batch.append(text)
-        size += len(text)
-        if size >= MIB:
-            tokens += sum(map(len, encode_texts(tokenizer, batch)))
-            batch, size = [], 0
-    tokens += sum(map(len, encode_texts(tokenizer, batch))) if batch else 0
+    folder, texts = arguments
+    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    tokenizer.encode_batch_fast(texts[:100])
+    begin, tokens = time.time(), 0
+    for batch in batches(texts, len, _ENCODED_CHARS):
+        tokens += sum(len(e.ids) for e in tokenizer.encode_batch_fast(batch, add_special_tokens=False))
     return tokens, begin, time.time()
 
 
 def measure_speed(texts: list[str], tokenizer: str, cores: int, folder: Path) -> dict:
-    write_parts(folder / "speed", texts, 4 * cores)
-    config = PrepareConfig(
-        row_length=1024,
-        tokenizer=tokenizer,
-        validation_fraction=0.001,
-        unit_bytes=sum(len(text) for text in texts) // (8 * cores),
-    )
-    pairs = []
-    with connect(ClusterConfig(num_cpus=cores), folder / "logs"):
-        fixed = min(
-            _fixed_seconds(config, folder / f"fixed{n}") for n in range(2)
-        )  # the first one starts the workers
-        for turn in range(PAIRS):
-            with multiprocessing.get_context("spawn").Pool(cores) as pool:
-                found = pool.map(bare, [(tokenizer, texts[core::cores]) for core in range(cores)])
-            alone = sum(f[0] for f in found) / (max(f[2] for f in found) - min(f[1] for f in found))
-            begin = time.time()
-            manifest = prepare(
-                config,
-                inputs=[str(folder / "speed")],
-                output=str(folder / f"out{turn}"),
-                cluster=ClusterConfig(),
-                progress=False,
-            )
-            counts, seconds = manifest["counts"], time.time() - begin
-            tokens = counts["train_tokens"] + counts["validation_tokens"]
-            pairs.append(
-                {"bare": alone, "prepare": tokens / (seconds - fixed), "with_fixed": tokens / seconds}
-            )
-            print("tokenizer alone {bare:9,.0f} tokens/s, prepare {prepare:9,.0f}".format(**pairs[-1]))
-    ratios = sorted(pair["prepare"] / pair["bare"] for pair in pairs)
-    print(
-        f"prepare / tokenizer alone, {cores} cores, median of {PAIRS} turns: {ratios[PAIRS // 2]:.2f}", end=""
-    )
-    print(f" (without the {fixed:.1f} s that any run takes)")
-    return {"tokens": tokens, "fixed_seconds": fixed, "tokens_per_second": pairs, "ratio": ratios[PAIRS // 2]}
+    """Both on the same texts, turn by turn, each time in new processes; a work unit is a file, of equal size."""
+    texts = texts * max(1, round(SPEED_BYTES * cores / sum(map(len, texts))))
+    write_parts(folder / "speed", texts, UNITS_PER_CORE * cores)
+    write_parts(folder / "warm", texts[:1000], UNITS_PER_CORE * cores)
+    write_parts(folder / "little", ["a document"], 1)
+    completed = folder / "tokenizer"  # with the special tokens that prepare adds, for both
+    save_tokenizer(ensure_special_tokens(load_tokenizer(tokenizer)), completed)
+
+    def timed(name: str, turn: int) -> tuple[int, float]:
+        """(tokens, seconds) of a run over a folder."""
+        largest = max(file.stat().st_size for file in (folder / name).iterdir())
+        config = PrepareConfig(row_length=1024, tokenizer=str(completed), unit_bytes=largest)
+        begin = time.time()
+        counts = run(config, folder / name, folder / f"{name}-{turn}")["counts"]
+        shutil.rmtree(folder / f"{name}-{turn}")
+        return counts["train_tokens"] + counts["validation_tokens"], time.time() - begin
+
+    turns = []
+    for turn in range(TURNS):
+        with multiprocessing.get_context("spawn").Pool(cores) as pool:
+            found = pool.map(bare, [(str(completed), texts[core::cores]) for core in range(cores)])
+        alone = sum(f[0] for f in found) / (max(f[2] for f in found) - min(f[1] for f in found))
+        with connect(ClusterConfig(num_cpus=cores), folder / "logs"):
+            timed("warm", turn)  # starts the workers, which load their libraries
+            _, fixed = timed("little", turn)
+            tokens, seconds = timed("speed", turn)
+        rates = {"bare": alone, "prepare": tokens / (seconds - fixed), "with_fixed": tokens / seconds}
+        turns.append(rates | {"fixed_seconds": fixed})
+        print("tokenizer alone {bare:9,.0f} tokens/s, prepare {prepare:9,.0f}".format(**rates))
+    ratio = sorted(rates["prepare"] / rates["bare"] for rates in turns)[TURNS // 2]
+    print(f"prepare / tokenizer alone, {cores} cores, median of {TURNS} turns: {ratio:.2f}", end="")
+    print(" (without the second that a run takes with nothing to do)")
+    return {
+        "tokens": tokens,
+        "units": UNITS_PER_CORE * cores,
+        "turns": turns,
+        "ratio": ratio,
+    }
 
 
-def _fixed_seconds(config: PrepareConfig, folder: Path) -> float:
-    """What a run of a single document takes: plan, Ray Data's start, lists, report."""
-    write_parts(folder / "one", ["one document"], 1)
-    begin = time.time()
-    one = replace(config, validation_fraction=0.0)
-    prepare(
-        one,
-        inputs=[str(folder / "one")],
-        output=str(folder / "one-out"),
-        cluster=ClusterConfig(),
-        progress=False,
-    )
-    return time.time() - begin
+def run(config: PrepareConfig, source: Path, output: Path) -> dict:
+    given, where = [str(source)], str(output)
+    return prepare(config, inputs=given, output=where, cluster=ClusterConfig(), progress=False)
 
 
 # --- 2: memory of workers ---------------------------------------------------------------------------------------------
@@ -184,13 +177,7 @@ def measure_workers(texts: list[str], tokenizer: str, cores: int, folder: Path) 
         size = sum(file.stat().st_size for file in source.iterdir())
         with connect(ClusterConfig(num_cpus=cores), folder / "logs"), Watch() as watch:
             begin = time.time()
-            prepare(
-                config,
-                inputs=[str(source)],
-                output=str(folder / f"x{times}-out"),
-                cluster=ClusterConfig(),
-                progress=False,
-            )
+            run(config, source, folder / f"x{times}-out")
         rows.append(
             {
                 "times": times,
