@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from llada.data.clusters import read_clusters
 from llada.data.decontaminate import build_index
 from llada.data.dedup import locate
 from llada.data.files import (
@@ -48,7 +49,7 @@ from llada.data.group_tasks import group_reports, group_shards, group_unigrams, 
 from llada.data.listing import list_inputs
 from llada.data.pack_tasks import pack_unit
 from llada.data.prepare import SPLITS, Job, PrepareConfig, SourceConfig
-from llada.data.read_tasks import read_texts_of, sample_unit
+from llada.data.read_tasks import read_text_of, sample_unit
 from llada.data.report_page import render_report
 from llada.data.reports import SAMPLE_CHARS, Report, merge
 from llada.data.shards import write_index
@@ -286,8 +287,13 @@ def _finish(
     for name, counts in (before or {}).get("sources", {}).items():
         trained[name] = {what: n + trained.get(name, {}).get(what, 0) for what, n in counts.items()}
     shares = unigrams[unigrams > 0] / unigrams.sum()
-    _show_what_stayed(job, by_source)
-    page = render_report(by_source, plan=job.plan, config=job.config)
+    clusters = None
+    if job.documents_dedup is not None:
+        _show_what_stayed(job, by_source)
+        clusters = read_clusters(job.dedup_folder("documents"))
+        for cluster in clusters.largest:
+            cluster["texts"] = [_document(job, number) for number in cluster["ids"]]
+    page = render_report(by_source, plan=job.plan, config=job.config, clusters=clusters)
     write_bytes(join(job.snapshot, "report.html"), page.encode())
     manifest = folder.describe(
         {
@@ -303,6 +309,8 @@ def _finish(
             "rejected": total.rejected,
             "filtered": dict(sorted(total.refused().items())),
             "edits": total.edits,
+            "duplicate_clusters": clusters.number if clusters else 0,
+            "largest_duplicate_cluster": clusters.largest[0]["size"] if clusters and clusters.largest else 0,
             "damaged_files": total.damaged_files,
             "unreadable_files": [*unread, *total.unreadable_files],
             **{
@@ -339,10 +347,14 @@ def _show_what_stayed(job: Job, by_source: dict[str, Report]) -> None:
     """Give the report's samples of duplicates the text that stayed for them."""
     for report in by_source.values():
         for sample in report.samples.get("duplicate", []):
-            (unit,), (position,) = locate(np.array([sample["value"]], dtype=np.uint64))
-            texts = read_texts_of(job, job.plan.unit(int(unit)))
-            stayed = next(text.text for number, text in texts if number == position)
-            sample["kept_text"] = stayed[:SAMPLE_CHARS]
+            sample["kept_text"] = _document(job, sample["value"])["text"]
+
+
+def _document(job: Job, number: int) -> dict[str, str]:
+    """The beginning of a document that was deduplicated, by its id, with its language and place."""
+    (unit,), (position,) = locate(np.array([number], dtype=np.uint64))
+    found = read_text_of(job, job.plan.unit(int(unit)), int(position))
+    return found._replace(text=found.text[:SAMPLE_CHARS])._asdict()
 
 
 def _write_array(url: str, array: np.ndarray) -> dict[str, Any]:

@@ -7,7 +7,8 @@ uint64. Steps, each with a barrier behind it (`run_step`), no step with a single
     3  link          per key partition: repeats in the whole corpus and in earlier snapshots; writes this one's index
     4  connected_components (documents only): documents that share a key belong together, directly or not
     5  gather        per group of units: what is to be removed, one byte range per unit -> `read_removals`
-`deduplicate` runs 2 to 5 with any `map_tasks`. Keys of a document: the hash of its text and its MinHash bands.
+    6  summarise     per partition of the documents that stay: the clusters' sizes (documents only) -> clusters.py
+`deduplicate` runs 2 to 6 with any `map_tasks`. Keys of a document: the hash of its text and its MinHash bands.
 
 Document ids are unit << 32 | position + 1. Id 0 stands for all documents of earlier snapshots: the smallest node of
 the graph, so whatever is connected to it goes. An index holds every key of its snapshot, also those of removed
@@ -27,6 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llada.data.clusters import summarise, tally
 from llada.data.components import Graph, connected_components, write_edges
 from llada.data.exchange import (
     MapTasks,
@@ -211,7 +213,11 @@ def deduplicate(
         graph = Graph(source, files, partitions, plan.units_per_group << 32, plan.groups)
         source, files = connected_components(graph, join(folder, "components"), map_tasks), partitions
     gathering = partial(gather, folder, plan, source, files)
-    return run_step(join(folder, "removals"), gathering, range(plan.groups), map_tasks)
+    removed = run_step(join(folder, "removals"), gathering, range(plan.groups), map_tasks)
+    if plan.kind == "documents":
+        summing = partial(summarise, folder, plan.groups, files)
+        run_step(join(folder, "clusters"), summing, range(files), map_tasks)
+    return removed
 
 
 def combine(folder: str, plan: Plan, cell: int) -> int:
@@ -253,6 +259,8 @@ def link(folder: str, plan: Plan, earlier: Sequence[Index], partition: int) -> i
 def gather(folder: str, plan: Plan, source: str, files: int, group: int) -> int:
     """Step 5, task `group`: the removals of a group of units from all files of a step, unit by unit; returns them."""
     rows = read_partition(part_urls(source, files), group, plan.groups)
+    if plan.kind == "documents":
+        tally(folder, group, rows, files)
     unit = (rows[:, 0] >> _POSITION_BITS) - np.uint64(group * plan.units_per_group)
     return write_exchange(part_url(join(folder, "removals"), group), rows, unit, plan.units_per_group)
 

@@ -112,6 +112,22 @@ def read_texts_of(job: Job, unit: Unit) -> Iterator[tuple[int, Text]]:
                 position += 1
 
 
+def read_text_of(job: Job, unit: Unit, position: int) -> Text:
+    """One document that `filter_unit` kept; reads its row group alone."""
+    fs, path = filesystem(join(job.output, "documents", f"{job.documents_name(unit)}.parquet"))
+    with fs.open(path, "rb") as stream:
+        file = pq.ParquetFile(stream)
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if position < rows:
+                row = file.read_row_group(group).slice(position, 1)
+                return Text(*(column[0].as_py() for column in row.columns))
+            position -= rows
+    raise ValueError(
+        f"{path} ends before the document that is asked for; delete documents/ and run prepare again"
+    )
+
+
 def line_unit(job: Job, index: int) -> int:
     """Write the keys of the lines of the unit's documents that are no duplicates; returns how many."""
     unit = job.plan.unit(index)

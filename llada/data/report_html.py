@@ -102,24 +102,24 @@ def format_number(value: object) -> str:
     return format_count(value) if isinstance(value, int) else cell(value)
 
 
-def histogram(counts: Mapping[str, int]) -> Markup:
-    """Bars of {k: documents of a length from 2^k to 2^(k+1) - 1}, which must not be empty."""
+def histogram(counts: Mapping[str, int], of: str = "documents") -> Markup:
+    """Bars of {k: documents, or what `of` says, of a length from 2^k to 2^(k+1) - 1}, which must not be empty."""
     bins = range(min(map(int, counts)), max(map(int, counts)) + 1)
     highest, width, height = max(counts.values()), 40, 150
     bars: list[object] = []
     for place, k in enumerate(bins):
-        documents = counts.get(str(k), 0)
-        tall, x = height * documents / highest, place * width
-        title = tag("title", f"{_power(k)} to {_power(k + 1)}: {format_count(documents)} documents")
+        number = counts.get(str(k), 0)
+        tall, x = height * number / highest, place * width
+        title = tag("title", f"{_power(k)} to {_power(k + 1)}: {format_count(number)} {of}")
         bars.append(
             tag("rect", title, x=x + 2, y=f"{20 + height - tall:.1f}", width=width - 4, height=f"{tall:.1f}")
         )
-        if documents:
-            bars.append(tag("text", _short(documents), x=x + width // 2, y=f"{15 + height - tall:.1f}"))
+        if number:
+            bars.append(tag("text", _short(number), x=x + width // 2, y=f"{15 + height - tall:.1f}"))
         bars.append(tag("text", _power(k), x=x, y=height + 38, class_="axis"))
     bars.append(tag("text", _power(bins[-1] + 1), x=len(bins) * width, y=height + 38, class_="axis"))
     box = f"-20 0 {len(bins) * width + 40} {height + 45}"
-    label = f"Documents by length, from {_power(bins[0])} to {_power(bins[-1] + 1)}"
+    label = f"{of.capitalize()} by powers of two, from {_power(bins[0])} to {_power(bins[-1] + 1)}"
     return tag(
         "svg",
         *bars,

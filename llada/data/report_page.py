@@ -1,6 +1,6 @@
 """The report of a preparation run as one HTML file: no script, no other file, and everything from the data escaped.
 
-render_report(reports, plan=..., config=...) -> str
+render_report(reports, plan=..., config=..., clusters=...) -> str
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from llada.data.clusters import Clusters
 from llada.data.cost import Rates, rates_of
 from llada.data.cost_tables import cost_tables, format_rate
 from llada.data.filters import resolve_filters
@@ -55,8 +56,11 @@ _MAX_ROWS = 100  # of a list of files, matches or reasons
 _MAX_SOURCES = 20  # with a funnel of their own
 
 
-def render_report(reports: Mapping[str, Report], *, plan: Plan, config: PrepareConfig) -> str:
-    """The page, as text to be stored in UTF-8. Keys of `reports` are the names of the sources, "" the only one."""
+def render_report(
+    reports: Mapping[str, Report], *, plan: Plan, config: PrepareConfig, clusters: Clusters | None = None
+) -> str:
+    """The page, as text to be stored in UTF-8. Keys of `reports` are the names of the sources, "" the only one.
+    `clusters` are those of the deduplication, its largest with their "texts" ({text, language, place} each)."""
     total = merge(reports.values())
     rates = rates_of(total)
     sections = [
@@ -66,7 +70,7 @@ def render_report(reports: Mapping[str, Report], *, plan: Plan, config: PrepareC
         ("Rules", _rules(total)),
         ("Lengths", _lengths(total)),
         ("Samples", _samples(total)),
-        ("Duplicates", _duplicates(total, config)),
+        ("Duplicates", _duplicates(total, config, clusters)),
         ("Contamination", _matches(total, config)),
         ("Input", _input(total)),
         ("Speed", _speed(total, rates)),
@@ -221,7 +225,7 @@ def _samples(total: Report) -> Markup:
     return join(note(f"Chosen by the hash of their text, cut at {SAMPLE_CHARS} characters."), *parts)
 
 
-def _duplicates(total: Report, config: PrepareConfig) -> Markup:
+def _duplicates(total: Report, config: PrepareConfig, clusters: Clusters | None) -> Markup:
     if not config.deduplicates:
         return note("Deduplication is off.")
     pairs = []
@@ -236,7 +240,29 @@ def _duplicates(total: Report, config: PrepareConfig) -> Markup:
         pairs.append(tag("article", origin, tag("div", *columns, class_="columns")))
     counts = (f"{STEPS[outcome]}: {format_count(total.documents(outcome))}" for outcome in DUPLICATES)
     shown = [details("Samples, with the words that differ marked", *pairs)] if pairs else []
-    return join(note(" · ".join(counts)), *shown)
+    return join(note(" · ".join(counts)), _clusters(clusters), *shown)
+
+
+def _clusters(clusters: Clusters | None) -> Markup:
+    """How large the clusters of duplicates are, and the largest ones: what stayed and some of what went for it."""
+    if clusters is None or not clusters.number:
+        return join()
+    summary = (
+        f"{format_count(clusters.documents)} documents stand in {format_count(clusters.number)} clusters of "
+        "duplicates; of each the first one stays."
+    )
+    largest = []
+    for cluster in clusters.largest:
+        stayed, *went = cluster["texts"]
+        boxes = [join(tag("h4", "Stayed"), _place(stayed), _text_box(stayed["text"], stayed))]
+        for text in went:
+            marked = _marked_differences(text["text"], stayed["text"])[0]
+            boxes.append(join(tag("h4", "Removed"), _place(text), _text_box(marked, text)))
+        title = f"{format_count(cluster['size'])} documents, {len(boxes)} of them shown"
+        largest.append(details(title, *(tag("article", box) for box in boxes)))
+    sizes = {str(k): number for k, number in clusters.sizes.items()}
+    figure = tag("figure", tag("figcaption", "Clusters by their documents"), histogram(sizes, of="clusters"))
+    return join(note(summary), figure, tag("h3", "Largest clusters"), *largest)
 
 
 def _matches(total: Report, config: PrepareConfig) -> Markup:
@@ -323,6 +349,10 @@ def _origin(sample: Mapping[str, Any]) -> Markup:
     if sample["value"] is not None:
         facts.insert(0, f"value {format_number(sample['value'])}")
     return tag("p", " · ".join(filter(None, facts)), class_="note")
+
+
+def _place(text: Mapping[str, Any]) -> Markup:
+    return tag("p", f"{text['language']} · ", cell(text["place"]), class_="note")
 
 
 def _text_box(text: object, sample: Mapping[str, Any]) -> Markup:

@@ -110,6 +110,10 @@ def test_a_corpus_that_grows_gets_the_next_snapshot(local_ray, config, tmp_path)
     write(tmp_path / "corpus/2024/a.jsonl", [*texts[:20], texts[3], near(texts[4])])
     first = run(config, tmp_path / "corpus", tmp_path / "out")
     assert first["counts"]["filtered"] == {"duplicate": 2}
+    assert (first["counts"]["duplicate_clusters"], first["counts"]["largest_duplicate_cluster"]) == (2, 2)
+    page = (tmp_path / "out/snapshots/0000/report.html").read_text()
+    assert "4 documents stand in 2 clusters" in page
+    assert "<mark>changed</mark>" in page
     assert documents(tmp_path / "out") == sorted(texts[:20])
     before = documents(tmp_path / "out/snapshots/0000")
 

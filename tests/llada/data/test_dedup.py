@@ -1,5 +1,6 @@
 import gzip
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -9,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from llada.data.clusters import read_clusters
 from llada.data.dedup import (
     DedupConfig,
     Index,
@@ -180,6 +182,18 @@ def plans(units: int) -> dict[str, Plan]:
         "groups of one unit": Plan("documents", units, 1, 1, 8),
         "groups and ranges": Plan("documents", units, 4, 8, 16),
     }
+
+
+def test_clusters_are_what_shares_the_document_that_stays(near_duplicates, tmp_path):
+    removed = run(cut(near_duplicates, 20), tmp_path)
+    sizes = Counter(stays for [stays] in removed.values())
+    found = read_clusters(str(tmp_path))
+    assert found.number == len(sizes) > 30
+    assert found.documents == len(sizes) + len(removed)
+    assert found.largest[0]["size"] == max(sizes.values()) + 1 == 3  # a page and its two copies
+    for cluster in found.largest:
+        stays, *went = (place_of(np.uint64(number)) for number in cluster["ids"])
+        assert all(removed[place] == [stays] for place in went)
 
 
 def test_the_division_of_the_work_changes_nothing(near_duplicates, tmp_path):

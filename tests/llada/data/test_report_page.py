@@ -1,11 +1,13 @@
 """The report as a browser sees it: well-formed, complete in itself, with the right numbers and no HTML from the data."""
 
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from llada.data.clusters import Clusters
 from llada.data.decontaminate import DecontaminationConfig
 from llada.data.dedup import DedupConfig
 from llada.data.documents import Part
@@ -200,7 +202,10 @@ def test_nothing_from_the_data_becomes_html() -> None:
         decontamination=DecontaminationConfig(files=(ATTACK,)),
         sources=(SourceConfig(ATTACK, (ATTACK,)), SourceConfig("b", ())),
     )
-    page = render_report({ATTACK: report, "b": Report("b")}, plan=Plan("", 1, 1, 1, ATTACK), config=config)
+    text = {"text": ATTACK, "language": ATTACK, "place": ATTACK}
+    clusters = Clusters(1, 3, Counter({1: 1}), [{"size": 3, "ids": [1, 2], "texts": [text, text]}])
+    plan = Plan("", 1, 1, 1, ATTACK)
+    page = render_report({ATTACK: report, "b": Report("b")}, plan=plan, config=config, clusters=clusters)
     harmless = Page(_render(_report()))
     attacked = Page(page)
     extra = {name for name, _, _ in attacked.elements} - {name for name, _, _ in harmless.elements}
@@ -311,6 +316,19 @@ def test_near_duplicates_stand_side_by_side_with_their_differences_marked(
     assert page.texts("div", **{"class": "text"}) == [removed, stayed]
     assert page.texts("mark") == marked
     assert "987654321" not in "".join(page.texts("main"))  # an internal number, not a value that failed
+
+
+def test_clusters_of_duplicates_have_sizes_and_their_largest_is_shown() -> None:
+    texts = [{"text": text, "language": "en", "place": f"s3://{text[0]}:1"} for text in ("a b c", "d b c")]
+    largest = [{"size": 1234, "ids": [5, 9], "texts": texts}]
+    clusters = Clusters(700, 2500, Counter({1: 699, 10: 1}), largest)
+    report = Report(outcomes={"en": {"duplicate": [1800, 9000]}})
+    page = Page(render_report({"": report}, plan=PLAN, config=CONFIG, clusters=clusters))
+    assert "2,500 documents stand in 700 clusters" in "".join(page.texts("main"))
+    assert "1,234 documents, 2 of them shown" in page.texts("summary")
+    assert page.texts("title")[-10:][0] == "2 to 4: 699 clusters"
+    assert page.texts("mark") == ["d"]
+    assert "duplicates; of each" not in "".join(Page(_render(report, CONFIG)).texts("main"))
 
 
 def test_matches_with_evaluation_sets_are_listed() -> None:
