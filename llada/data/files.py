@@ -6,12 +6,15 @@ so there one put is enough. A leftover temporary file starts with a dot and is i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import posixpath
+import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -90,17 +93,32 @@ def sha256(url: str) -> str:
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write the whole file at once: after a crash the old content, the new content or nothing is there."""
-    fs, path = filesystem(url)
-    if not isinstance(fs, LocalFileSystem):
+    if local_path(url) is None:
+        fs, path = filesystem(url)
         with_retries(lambda: fs.pipe_file(path, data), url)
         return
-    folder, name = os.path.split(path)
+    with writing(url) as path:
+        Path(path).write_bytes(data)
+
+
+@contextlib.contextmanager
+def writing(url: str) -> Iterator[str]:
+    """For a `with` block, the path of a local file to fill. At its end that is the file at `url`, as with `write_bytes`;
+    after an error nothing is changed there."""
+    target = local_path(url)
+    if target is None:
+        fs, path = filesystem(url)
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = os.path.join(folder, "file")
+            yield temporary
+            with_retries(lambda: fs.put_file(temporary, path), url)
+        return
+    folder, name = os.path.split(target)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, path)
+        yield temporary
+        os.replace(temporary, target)
     except BaseException:
         if os.path.exists(temporary):
             os.unlink(temporary)

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +28,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from llada.data.files import filesystem, join, local_path, read_bytes, sha256, with_retries, write_bytes
+from llada.data.files import (
+    filesystem,
+    join,
+    local_path,
+    read_bytes,
+    sha256,
+    with_retries,
+    write_bytes,
+    writing,
+)
 from llada.data.order import permutation, stream_indices
 from llada.data.packing import PackedRows
 
@@ -57,7 +67,7 @@ INDEX_SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-_INDEX_ROWS = 1 << 14  # shards in a row group of an index: what its writer holds
+_INDEX_ROWS = 1 << 12  # shards in a row group of an index: what its writer holds
 _DTYPES: dict[str, np.dtype] = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
 _HEADER_BYTES = 4096  # of which a shard's header needs about 400
 _OPEN_SHARDS = 256  # a memory map holds a file descriptor, a remote index some memory
@@ -105,14 +115,13 @@ def write_shard(url: str, rows: PackedRows) -> dict[str, Any]:
 def write_index(url: str, shards: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Write the list of a split's shards, each as `write_shard` describes it and with its name (and source), as they
     come. Returns {bytes, sha256} of the file."""
-    sink, entries = pa.BufferOutputStream(), iter(shards)
-    with pq.ParquetWriter(sink, INDEX_SCHEMA, compression="zstd") as writer:
-        while page := list(islice(entries, _INDEX_ROWS)):
-            rows = [{"source": "", **{k: v for k, v in shard.items() if k != "split"}} for shard in page]
-            writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-    data = sink.getvalue().to_pybytes()
-    write_bytes(url, data)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    entries = iter(shards)
+    with writing(url) as path:
+        with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
+            while page := list(islice(entries, _INDEX_ROWS)):
+                rows = [{"source": "", **{k: v for k, v in shard.items() if k != "split"}} for shard in page]
+                writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+        return {"bytes": os.path.getsize(path), "sha256": sha256(path)}
 
 
 def read_index(url: str, split: str) -> pa.Table:
