@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,16 +22,60 @@ def shared_dir() -> Path:
     return folder
 
 
+class Gateway:
+    """A TCP relay on the loopback to a server that can go away and come back at the same port."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.port = 0
+        self.open()
+
+    def open(self) -> None:
+        """Let connections through."""
+        self._server = self._call(asyncio.start_server(self._relay, "127.0.0.1", self.port))
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def close(self) -> None:
+        """Refuse new connections and reset those there are."""
+        self._call(self._abort())
+
+    def _call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    async def _abort(self) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(1 << 16):
+                sink.write(data)
+                await sink.drain()
+            sink.close()
+
+        server_reader, server_writer = await asyncio.open_connection(*self._target)
+        ends = {writer, server_writer}
+        self._writers |= ends
+        await asyncio.gather(copy(reader, server_writer), copy(server_reader, writer), return_exceptions=True)
+        for end in ends:
+            end.close()
+        self._writers -= ends
+
+
 @pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """A bucket on a real HTTP server (moto) on the loopback; the environment points s3fs at it, here and in Ray."""
+def s3_gateway() -> Iterator[Gateway]:
+    """A real HTTP server (moto) on the loopback behind a gateway; the environment points s3fs at it, here and in Ray."""
     server_module = pytest.importorskip("moto.server", reason="needs moto[server]")
     s3fs = pytest.importorskip("s3fs")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    gateway = Gateway(*server.get_host_and_port())
     settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{gateway.port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -37,8 +83,7 @@ def s3_url() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("llada-test")
-    yield "s3://llada-test"
+    yield gateway
     for name, value in before.items():
         if value is None:
             del os.environ[name]
@@ -46,6 +91,15 @@ def s3_url() -> Iterator[str]:
             os.environ[name] = value
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_url(s3_gateway: Gateway) -> str:
+    """A bucket."""
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("llada-test")
+    return "s3://llada-test"
 
 
 @pytest.fixture(scope="session")

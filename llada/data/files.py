@@ -7,6 +7,7 @@ so there one put is enough. A leftover temporary file starts with a dot and is i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import posixpath
@@ -31,8 +32,26 @@ def is_store_error(error: BaseException) -> bool:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of `url` and the path inside it. Listings are never cached: others write too."""
+    """The fsspec file system of `url` and the path inside it. Listings are never cached: others write too. Calls to S3
+    are repeated, with pauses, while it is overloaded or away."""
+    if os.fspath(url).startswith(("s3://", "s3a://")):
+        _make_s3_patient()
     return fsspec.core.url_to_fs(os.fspath(url), use_listings_cache=False)
+
+
+@functools.cache
+def _make_s3_patient() -> None:
+    """Let s3fs repeat a call also after a connection that was refused or an answer 5xx: with botocore's repetitions
+    inside of its own a call then lasts half a minute on average before it fails."""
+    import s3fs
+    from botocore.exceptions import ClientError, ConnectionError
+
+    def is_passing(error: Exception) -> bool:
+        if isinstance(error, ClientError):
+            return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        return isinstance(error, ConnectionError)
+
+    s3fs.core.set_custom_error_handler(is_passing)
 
 
 def with_retries(call: Callable[[], T], url: str) -> T:

@@ -402,3 +402,37 @@ def test_a_snapshot_on_s3(local_ray, s3_url, config, tmp_path, monkeypatch):
     write_bytes(f"{s3_url}/grown/corpus/b.jsonl", (tmp_path / "corpus/b.jsonl").read_bytes())
     prepare(config, inputs=[f"{s3_url}/grown/corpus"], output=remote, cluster=ClusterConfig(), progress=False)
     assert read_manifest(remote)["counts"]["filtered"] == {"duplicate_of_earlier_snapshot": 1}
+
+
+@pytest.mark.parametrize("seed", [0, *LONGER])
+def test_a_store_that_goes_away_again_and_again_changes_nothing(
+    local_ray, s3_url, s3_gateway, crowded, undisturbed, tokenizer, tmp_path, monkeypatch, seed
+):
+    """Every connection to the store is cut and refused for two seconds at a time, at random moments of the run."""
+    from llada.data.files import read_bytes, write_bytes
+
+    monkeypatch.setenv("LLADA_CACHE", str(tmp_path / "cache"))
+    source, output = f"{s3_url}/outages-{seed}/{crowded.name}", f"{s3_url}/outages-{seed}/out"
+    for file in crowded.iterdir():
+        write_bytes(f"{source}/{file.name}", file.read_bytes())
+    chosen, outages, done = random.Random(seed), [], threading.Event()
+
+    def disturb() -> None:
+        while not done.wait(chosen.uniform(0.5, 3)) and len(outages) < 6:
+            s3_gateway.close()
+            outages.append(time.monotonic())
+            time.sleep(2)
+            s3_gateway.open()
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    try:
+        config = crowded_config(tokenizer)
+        prepare(config, inputs=[source], output=output, cluster=ClusterConfig(), progress=False)
+    finally:
+        done.set()
+        disturber.join()
+    assert len(outages) >= 3
+    assert read_manifest(output)["counts"]["unreadable_files"] == []
+    for name, data in undisturbed.items():
+        assert read_bytes(f"{output}/{name}") == data, name
