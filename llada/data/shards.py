@@ -195,8 +195,9 @@ class TokenDataset:
     """The rows of one split of a prepared folder, by index. Nothing but the lists of shards is read before the first row.
 
     In a mixture a source of n rows that is to come e times in a pass (`epochs` of the manifest, training split) has
-    round(e · n) indices: each row once for every whole pass, and for the rest rows evenly spread over it. Sources
-    stand one after the other; the order of training is a permutation of all indices.
+    round(e · n) indices: each row once for every whole pass, and for the rest rows evenly spread over it, in the next
+    epoch of the mixture the ones after these. Sources stand one after the other; the order of training is a permutation
+    of all indices.
 
     Attributes: `kind` ("pretrain" or "sft"), `row_length`, `fingerprint` (hash of the shards' names, checksums and
     passes: equal fingerprints mean equal rows in equal order), `info` (the manifest's dataset entry).
@@ -227,14 +228,12 @@ class TokenDataset:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.url, self.split)  # open files stay behind when a dataset travels to a worker
 
-    def lengths(self, indices: np.ndarray) -> np.ndarray:
+    def lengths(self, indices: np.ndarray, epochs: np.ndarray | int = 0) -> np.ndarray:
         """Columns in use, int64 (B,): up to the end of a row's last segment, without the padding."""
-        return np.array(
-            [segments[-1, 2] if len(segments) else 0 for segments in self._segments(indices)], dtype=np.int64
-        )
+        return _columns_used(self._segments(self._locate(indices, epochs)))
 
-    def rows(self, indices: np.ndarray, pad_to: int | None = None) -> Rows:
-        """The rows at `indices` (B,), in that order.
+    def rows(self, indices: np.ndarray, pad_to: int | None = None, epochs: np.ndarray | int = 0) -> Rows:
+        """The rows at `indices` (B,) in the `epochs` (B,) of the mixture, in that order.
 
         Pretraining: maskable is every column of a segment, segment_ids count the documents of a row from 0.
         SFT (LLaDA's rules): the EOS padding belongs to the answer, so maskable is every column from the answer's
@@ -243,13 +242,14 @@ class TokenDataset:
         if pad_to is not None and self.kind != "sft":
             raise ValueError("pad_to is for SFT data: rows of pretraining data are full")
         columns = self.row_length if pad_to is None else pad_to
-        segments = self._segments(indices)
-        lengths = np.array([s[-1, 2] if len(s) else 0 for s in segments], dtype=np.int64)
+        places = self._locate(indices, epochs)
+        segments = self._segments(places)
+        lengths = _columns_used(segments)
         if columns > self.row_length or (len(lengths) and columns < lengths.max()):
             raise ValueError(
                 f"pad_to={columns} must lie between the longest row ({lengths.max()}) and {self.row_length}"
             )
-        tokens = self._tokens(indices)[:, :columns].astype(np.int64)
+        tokens = self._tokens(places)[:, :columns].astype(np.int64)
         column = np.arange(columns)
         if self.kind == "sft":
             answer_start = np.array([s[0, 1] for s in segments], dtype=np.int64).reshape(-1, 1)
@@ -262,53 +262,53 @@ class TokenDataset:
                 maskable[row, answer_start:end] = True
         return Rows(tokens, segment_ids, maskable, lengths)
 
-    def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _locate(self, indices: np.ndarray, epochs: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
         """(shard number, row inside it) of each index."""
         indices = np.asarray(indices, dtype=np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(
                 f"row {indices.min()}..{indices.max()} is outside 0..{len(self) - 1} of {self.url} {self.split}"
             )
-        indices = self._stored_rows(indices)
+        indices = self._stored_rows(indices, np.broadcast_to(epochs, indices.shape))
         shard = np.searchsorted(self._ends, indices, side="right")
         return shard, indices - np.concatenate([[0], self._ends])[shard]
 
-    def _stored_rows(self, indices: np.ndarray) -> np.ndarray:
-        """The places of `indices` (B,) among all stored rows."""
+    def _stored_rows(self, indices: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """The places of `indices` (B,) in `epochs` (B,) among all stored rows."""
         rows = np.empty_like(indices)
         for source in self._passes:
             here = (indices >= source.start) & (indices < source.end)
             place = indices[here] - source.start
             whole = (source.end - source.start) // source.rows * source.rows
             rest = max(1, source.end - source.start - whole)
-            spread = (place - whole) * source.rows // rest
+            spread = ((place - whole) * source.rows // rest + epochs[here]) % source.rows
             rows[here] = source.first + np.where(place < whole, place % source.rows, spread)
         return rows
 
-    def _segments(self, indices: np.ndarray) -> list[np.ndarray]:
-        """The (S_row, 3) segments of each row."""
+    def _segments(self, places: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+        """The (S_row, 3) segments of each row at `places` (see `_locate`)."""
         found = []
-        for number, row in zip(*self._locate(indices), strict=True):
+        for number, row in zip(*places, strict=True):
             shard = self._open(int(number))
             found.append(
                 shard.segments[int(shard.segment_offsets[row]) : int(shard.segment_offsets[row + 1])]
             )
         return found
 
-    def _tokens(self, indices: np.ndarray) -> np.ndarray:
+    def _tokens(self, places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """uint32 (B, L). Rows of remote shards come in one request call for the whole batch."""
-        tokens = np.empty((len(indices), self.row_length), dtype=np.uint32)
+        tokens = np.empty((len(places[0]), self.row_length), dtype=np.uint32)
         width = self.row_length * 4
-        places: list[tuple[int, str, int]] = []
-        for slot, (number, row) in enumerate(zip(*self._locate(indices), strict=True)):
+        remote: list[tuple[int, str, int]] = []
+        for slot, (number, row) in enumerate(zip(*places, strict=True)):
             shard = self._open(int(number))
             if shard.tokens is not None:
                 tokens[slot] = shard.tokens[row]
             else:
-                places.append((slot, shard.url, shard.tokens_start + int(row) * width))
-        if places:
-            ranges = [(url, start, start + width) for _, url, start in places]
-            for (slot, url, _), data in zip(places, _fetch(ranges), strict=True):
+                remote.append((slot, shard.url, shard.tokens_start + int(row) * width))
+        if remote:
+            ranges = [(url, start, start + width) for _, url, start in remote]
+            for (slot, url, _), data in zip(remote, _fetch(ranges), strict=True):
                 tokens[slot] = _array(url, data, np.dtype("<u4"), (self.row_length,))
         return tokens
 
@@ -342,6 +342,11 @@ class _Passes:
     end: int
     first: int
     rows: int
+
+
+def _columns_used(segments: list[np.ndarray]) -> np.ndarray:
+    """Where the last segment of each row ends, int64 (B,)."""
+    return np.array([bounds[-1, 2] if len(bounds) else 0 for bounds in segments], dtype=np.int64)
 
 
 def _passes(index: pa.Table, epochs: dict[str, float]) -> list[_Passes]:

@@ -116,8 +116,8 @@ class BatchStream:
         sft = self.dataset.kind == "sft"
         # LLaDA pads a mini-batch with EOS to its longest row. Here it is the global batch, so that the padding, which
         # is learned, does not depend on how rows are spread over workers.
-        pad_to = int(self.dataset.lengths(ids).max()) if sft else None
-        rows = self.dataset.rows(ids[mine], pad_to=pad_to)
+        pad_to = int(self.dataset.lengths(ids, epochs).max()) if sft else None
+        rows = self.dataset.rows(ids[mine], pad_to, epochs[mine])
         length = self._random_length(step, rows.tokens.shape[1])
         segments = torch.from_numpy(rows.segment_ids[:, :length])
         return Batch(

@@ -11,10 +11,15 @@ from llada.data.packing import concatenate_and_cut, one_per_row
 from llada.data.shards import ShardError, TokenDataset, verify_shards, write_index, write_shard
 
 
-def write_dataset(url: str, kind: str, shards: list, row_length: int = 8) -> None:
+def write_dataset(url: str, kind: str, shards: list, row_length: int = 8, **more: object) -> None:
     entries = [{"name": f"train/{i}.safetensors"} for i in range(len(shards))]
     entries = [e | write_shard(join(url, e["name"]), rows) for e, rows in zip(entries, shards, strict=True)]
-    dataset = {"kind": kind, "row_length": row_length, "splits": {"train": {"indexes": ["train.parquet"]}}}
+    dataset = {
+        "kind": kind,
+        "row_length": row_length,
+        "splits": {"train": {"indexes": ["train.parquet"]}},
+        **more,
+    }
     write_index(join(url, "train.parquet"), entries)
     write_bytes(join(url, "manifest.json"), json.dumps({"stage": "prepare", "dataset": dataset}).encode())
 
@@ -63,6 +68,22 @@ def test_rows_in_any_order(url):
     assert data.rows(np.array([], dtype=np.int64)).tokens.shape == (0, 8)
     with pytest.raises(IndexError, match=r"0\.\.4"):
         data.rows(np.array([5]))
+
+
+@pytest.mark.parametrize(("passes", "epochs_to_see_all"), [(0.4, 3), (0.1, 10), (2.5, 1), (1.0, 1)])
+def test_epochs_of_a_part_of_a_source_come_round_to_all_of_it(tmp_path, passes, epochs_to_see_all):
+    stored = [concatenate_and_cut([document(8 * row, 8)], 8, 0) for row in range(10)]
+    write_dataset(str(tmp_path), "pretrain", stored, epochs={"": passes})
+    data = TokenDataset(str(tmp_path))
+    assert len(data) == round(10 * passes)
+    seen: set[int] = set()
+    for epoch in range(epochs_to_see_all):
+        indices = np.arange(len(data))
+        rows = data.rows(indices, epochs=np.full(len(data), epoch)).tokens[:, 0] // 8
+        times = np.bincount(rows, minlength=10)
+        assert times.max() - times.min() <= 1  # none is favoured inside an epoch
+        seen.update(rows.tolist())
+    assert seen == set(range(10))
 
 
 def test_sft_rows_count_the_padding_as_answer(url):
