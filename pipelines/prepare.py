@@ -35,7 +35,6 @@ from llada.data.decontaminate import build_index
 from llada.data.dedup import locate
 from llada.data.files import (
     absolute,
-    exists,
     file_sizes,
     filesystem,
     join,
@@ -108,10 +107,11 @@ def prepare(
             raise StageError(str(error)) from error
     log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
     log_dir = local_path(log_dir) or log_dir
+    if left := left_to_clean(config, output, earlier):
+        with storage_errors(output), connect(cluster, log_dir):
+            for finished in left:
+                clean_up(TaskRun(finished, cluster, progress))
     if job is None:
-        if (left := left_to_clean(config, output, earlier)) is not None:
-            with storage_errors(output), connect(cluster, log_dir):
-                clean_up(TaskRun(left, cluster, progress))
         return refresh(folder, sources, earlier)
     if tracker is not None:
         tracker.log_params(asdict(config))
@@ -127,12 +127,13 @@ def prepare(
         run.step("pack", pack_unit, range(job.plan.units))
         run.step("merge", merge_group, range(job.plan.groups))
         manifest = _finish(folder, run, sources, earlier, tokenizer, tracker)
+        if tracker is not None:
+            counts = manifest["counts"].items()
+            tracker.log_metrics({name: n for name, n in counts if isinstance(n, int | float)})
+            for name in ("manifest.json", "report.html"):
+                tracker.log_artifact(join(job.snapshot, name))
         if config.deduplicates and not config.keep_documents:
             clean_up(run)
-    if tracker is not None:
-        tracker.log_metrics({k: v for k, v in manifest["counts"].items() if isinstance(v, int | float)})
-        for name in ("manifest.json", "report.html"):
-            tracker.log_artifact(join(job.snapshot, name))
     return manifest
 
 
@@ -171,8 +172,7 @@ def _settle_resources(job: Job, sources: Sequence[SourceConfig]) -> str:
     try:
         if job.config.decontamination.files:
             urls.append(join(job.snapshot, "decontamination.safetensors"))
-            if not exists(urls[-1]):
-                build_index(job.config.decontamination).save(urls[-1])
+            build_index(job.config.decontamination).save(urls[-1])
         return config_hash({"files": [sha256(url) for url in urls]}) if urls else ""
     except (ValueError, FileNotFoundError) as error:
         raise StageError(str(error)) from error

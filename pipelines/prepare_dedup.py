@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from llada.data.dedup import Index, deduplicate, open_index, plan_dedup
+from llada.data.dedup import Index, deduplicate, open_index, plan_dedup, units_per_group
 from llada.data.dedup import Kind as DedupKind
 from llada.data.dedup import Plan as DedupPlan
 from llada.data.files import exists, filesystem, join, write_bytes
@@ -22,48 +24,66 @@ from pipelines.task_map import TaskRun
 def find_all_duplicates(run: TaskRun, earlier: Sequence[dict[str, Any]]) -> Job:
     """Read and filter all units, and find what of them is to be removed; the job that knows it."""
     job, dedup = run.job, run.job.config.dedup
-    found = run.step("read", filter_unit, range(job.plan.units))
+    found, largest = _count_rows(run, "read", filter_unit)
     ids = [manifest["counts"]["dedup_id"] for manifest in earlier]
     dedup_id = config_hash({"plan": job.plan.id, "documents": found["fingerprint"], "earlier": ids})
     job = run.job = replace(job, dedup_id=dedup_id)
     if dedup.exact or dedup.fuzzy:
-        job = run.job = replace(job, documents_dedup=_find_duplicates(run, "documents", found["rows"], ids))
+        job = run.job = replace(
+            job, documents_dedup=_find_duplicates(run, "documents", found["rows"], largest, ids)
+        )
     if dedup.lines:
-        lines = run.step("lines", line_unit, range(job.plan.units))
-        job = run.job = replace(job, lines_dedup=_find_duplicates(run, "lines", lines[""], ids))
+        found, largest = _count_rows(run, "lines", line_unit)
+        job = run.job = replace(job, lines_dedup=_find_duplicates(run, "lines", found["rows"], largest, ids))
     return job
 
 
-def _find_duplicates(run: TaskRun, kind: DedupKind, rows: int, earlier: Sequence[str]) -> DedupPlan:
+def _count_rows(
+    run: TaskRun, label: str, function: Callable[[Job, int], dict[str, int]]
+) -> tuple[Counter[str], int]:
+    """Run function(job, unit) for all units; (the sum of what they return, the most "rows" of a group of units)."""
+    total, of_group = Counter[str](), Counter[int]()
+    group = units_per_group(run.job.plan.units)
+    for number, counts in run.map(label, partial(function, run.job), range(run.job.plan.units)):
+        total.update(counts)
+        of_group[number // group] += counts["rows"]
+    return total, max(of_group.values())
+
+
+def _find_duplicates(
+    run: TaskRun, kind: DedupKind, rows: int, largest_group: int, earlier: Sequence[str]
+) -> DedupPlan:
     """Deduplicate against `earlier`, the dedup ids of the snapshots so far; how the work was divided."""
     job, config = run.job, run.job.config.dedup
     indexes: list[Index] = []
     for number, dedup_id in enumerate(earlier):
         folder = dedup_folder(snapshot_url(job.output, number), dedup_id, kind)
         indexes.append(open_index(join(folder, "index"), kind, config))
-    plan = plan_dedup(kind, job.plan.units, rows, config.partitions)
+    plan = plan_dedup(kind, job.plan.units, rows, config.partitions, largest_group)
     # A task reads its partition of every index, however little is new.
     if (most := max((index.partitions for index in indexes), default=0)) > plan.partitions:
-        plan = plan_dedup(kind, job.plan.units, rows, most)
+        plan = plan_dedup(kind, job.plan.units, rows, most, largest_group)
 
     def on_ray(task: Callable[[int], int], numbers: Sequence[int]) -> Iterable[int]:
         return (result for _, result in run.map(f"dedup {kind}", task, numbers))
 
-    urls = _KeysUrls(job, kind)
+    urls = KeysUrls(job, kind)
     deduplicate(urls, job.dedup_folder(kind), plan, config, earlier=indexes, map_tasks=on_ray)
     return plan
 
 
-def left_to_clean(config: PrepareConfig, output: str, earlier: Sequence[dict[str, Any]]) -> Job | None:
-    """The newest snapshot's job when it was interrupted after its manifest."""
-    if not earlier or not config.deduplicates or config.keep_documents:
-        return None
-    folder, newest = snapshot_url(output, len(earlier) - 1), earlier[-1]
-    plan = read_plan(join(folder, "plan"))
-    if plan is None or exists(join(folder, "clean.json")):
-        return None
-    hashes = newest["counts"]["resources_hash"], newest["dataset"]["tokenizer_hash"]
-    return Job(config, output, folder, plan, *hashes, dedup_id=newest["counts"]["dedup_id"])
+def left_to_clean(config: PrepareConfig, output: str, earlier: Sequence[dict[str, Any]]) -> list[Job]:
+    """The finished snapshots' jobs that were interrupted between their manifest and the end of `clean_up`."""
+    jobs: list[Job] = []
+    if not config.deduplicates or config.keep_documents:
+        return jobs
+    for number, manifest in enumerate(earlier):
+        folder = snapshot_url(output, number)
+        plan = read_plan(join(folder, "plan"))
+        if plan is not None and not exists(join(folder, "clean.json")):
+            hashes = manifest["counts"]["resources_hash"], manifest["dataset"]["tokenizer_hash"]
+            jobs.append(Job(config, output, folder, plan, *hashes, dedup_id=manifest["counts"]["dedup_id"]))
+    return jobs
 
 
 def clean_up(run: TaskRun) -> None:
@@ -78,7 +98,7 @@ def clean_up(run: TaskRun) -> None:
     write_bytes(join(job.snapshot, "clean.json"), b"{}")
 
 
-class _KeysUrls(Sequence[str]):
+class KeysUrls(Sequence[str]):
     """The keys' URLs of all units, made when they are asked for."""
 
     def __init__(self, job: Job, kind: DedupKind) -> None:

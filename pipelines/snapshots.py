@@ -6,6 +6,7 @@ kept until it is finished, so that a run that was interrupted goes on with the s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
@@ -49,17 +50,20 @@ def _new_parts(
     found = [read_plan(join(snapshot_url(output, number), "plan")) for number in range(len(earlier))]
     plans = [plan for plan in found if plan]
     seen = SeenFiles(plans) if plans else None
-    if earlier and (unreadable := set(earlier[-1]["counts"]["unreadable_files"])):
-        for plan in plans:
-            for unit in (unit for group in range(plan.groups) for unit in plan.group(group)):
-                again = [part for part in unit.parts if part.label in unreadable and is_as_listed(part.file)]
-                unreadable -= {part.label for part in again}
-                yield from ((unit.source, part) for part in again)
+    unreadable = set(earlier[-1]["counts"]["unreadable_files"]) if earlier else set()
+    never_read = {_url(label) for label in unreadable}
+    for plan in plans if unreadable else ():
+        for unit in (unit for group in range(plan.groups) for unit in plan.group(group)):
+            never_read -= {part.file.url for part in unit.parts if part.label not in unreadable}
+            again = [part for part in unit.parts if part.label in unreadable and is_as_listed(part.file)]
+            unreadable -= {part.label for part in again}
+            yield from ((unit.source, part) for part in again)
     for source in sources:
         for file in list_inputs(source.input):
             if seen and seen.is_known(source.name, file):
                 continue
-            if seen and seen.is_changed(source.name, file) and not config.dedup.exact:
+            is_changed = seen and seen.is_changed(source.name, file) and file.url not in never_read
+            if is_changed and not config.dedup.exact:
                 raise ValueError(
                     f"{file.url} has changed since it was prepared, so what is in it twice would come twice: "
                     "restore it, give the new text another name, switch dedup.exact on, or choose another --output"
@@ -91,12 +95,16 @@ def publish(folder: Output, manifest: dict[str, Any], number: int) -> dict[str, 
 
 
 def still_unread(plan: Plan, labels: Sequence[str]) -> list[str]:
-    """Those parts of earlier snapshots that could not be read then and were not there to be tried again."""
-    left = dict.fromkeys(labels)
-    for unit in (unit for group in range(plan.groups if left else 0) for unit in plan.group(group)):
-        for part in unit.parts:
-            left.pop(part.label, None)
-    return list(left)
+    """Those parts of earlier snapshots that could not be read then and were not there to be tried again, as they were
+    or in a new version of their file."""
+    groups = range(plan.groups if labels else 0)
+    tried = {part.file.url for group in groups for unit in plan.group(group) for part in unit.parts}
+    return [label for label in labels if _url(label) not in tried]
+
+
+def _url(label: str) -> str:
+    """The file of a part (see `Part.label`)."""
+    return re.sub(r"#\d+-\d*$", "", label)
 
 
 def source_epochs(sources: Sequence[SourceConfig], trained: dict[str, dict[str, int]]) -> dict[str, float]:

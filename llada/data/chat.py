@@ -14,7 +14,7 @@ shows end-of-text alone; its shipped template does not agree with it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -76,6 +76,15 @@ def prompt_answer_pairs(messages: Sequence[Message]) -> list[tuple[list[Message]
     return pairs
 
 
+class Example(NamedTuple):
+    """A prompt and its answer as tokens."""
+
+    tokens: list[int]
+    answer_start: int
+    is_truncated: bool
+    """Whether the prompt lost its beginning."""
+
+
 def encode_example(
     tokenizer: PreTrainedTokenizerFast,
     history: Sequence[Message],
@@ -83,8 +92,8 @@ def encode_example(
     *,
     row_length: int,
     too_long: TooLong = "drop",
-) -> tuple[list[int], int] | None:
-    """(tokens, where the answer starts) of one example, at most `row_length` tokens, or None when it does not fit.
+) -> Example | None:
+    """One example of at most `row_length` tokens, or None when it does not fit.
 
     "truncate_prompt" forgets the oldest messages (never a leading system message) and then, if one message is left,
     its beginning; the answer is never cut, and a prompt keeps at least half of the row or its own length.
@@ -93,9 +102,10 @@ def encode_example(
     answer_ids = encode_texts(tokenizer, [answer.strip()])[0] + closing
     room = row_length - len(answer_ids)
     prompt = render_chat(tokenizer, history)
-    if len(prompt) > room and too_long == "truncate_prompt" and room >= row_length // 2:
+    whole = len(prompt)
+    if whole > room and too_long == "truncate_prompt" and room >= row_length // 2:
         prompt = _shorten(tokenizer, list(history), room)
-    return None if len(prompt) > room else (prompt + answer_ids, len(prompt))
+    return None if len(prompt) > room else Example(prompt + answer_ids, len(prompt), len(prompt) < whole)
 
 
 def _shorten(tokenizer: PreTrainedTokenizerFast, history: list[Message], room: int) -> list[int]:

@@ -68,7 +68,8 @@ class DedupConfig:
     """Hashes in a band: more make the match stricter, more bands make it looser."""
     seed: int = 1
     lines: bool = False
-    """Lines that stand in the corpus before, in any document."""
+    """Lines that stand in the corpus before, in any document. (Of a document that is left shorter than `read.min_chars`
+    nothing stays; keep that below `min_line_chars`, or a line may go with the document that held it for the others.)"""
     min_line_chars: int = 100
     """Shorter lines are always kept: headings, refrains and code repeat for a reason."""
     partitions: int | None = None
@@ -122,16 +123,24 @@ class Plan:
         return -(-self.units // self.units_per_group)
 
 
-def plan_dedup(kind: Kind, units: int, rows: int, partitions: int | None = None) -> Plan:
-    """Tasks of about 2^24 rows each for `rows` rows of `units` units; groups of 256 units or, when that is
-    more, the square root of `units`: a combine task and a link task of a million units read a thousand files each."""
+def units_per_group(units: int) -> int:
+    """Work units in a group: 256 or, when that is more, the square root of all. A combine task and a link task of a
+    million units read a thousand files each."""
     if units < 1:
         raise ValueError("nothing to deduplicate: there are no work units")
+    return max(math.isqrt(units - 1) + 1, min(units, UNIT_PARTITIONS))
+
+
+def plan_dedup(
+    kind: Kind, units: int, rows: int, partitions: int | None = None, largest_group: int | None = None
+) -> Plan:
+    """Tasks of about 2^24 rows each for `rows` rows of `units` units, of which `largest_group` stand in one group (the
+    average by default): sources differ in the length of their documents, and so groups in their rows."""
+    group = units_per_group(units)
     partitions = choose_partitions(rows, _ROWS_PER_TASK) if partitions is None else partitions
-    units_per_group = max(math.isqrt(units - 1) + 1, min(units, UNIT_PARTITIONS))
-    rows_per_group = -(-rows * units_per_group // units)
-    ranges = min(choose_partitions(rows_per_group, _ROWS_PER_TASK), partitions, UNIT_PARTITIONS)
-    return Plan(kind, units, units_per_group, ranges, partitions)
+    largest_group = -(-rows * group // units) if largest_group is None else largest_group
+    ranges = min(choose_partitions(largest_group, _ROWS_PER_TASK), partitions, UNIT_PARTITIONS)
+    return Plan(kind, units, group, ranges, partitions)
 
 
 def document_rows(texts: Sequence[str], config: DedupConfig, hasher: MinHasher | None = None) -> np.ndarray:

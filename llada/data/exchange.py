@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +111,7 @@ def part_urls(folder: str, count: int) -> list[str]:
 
 
 def run_step(folder: str, task: Callable[[int], int], numbers: Sequence[int], map_tasks: MapTasks) -> int:
-    """The sum of `task(number)` over all numbers; a step that is complete is not run again.
+    """The sum of `task(number)` over all numbers; neither a step that is complete nor a task of it is run again.
 
     Tasks write into `folder` and may be run any number of times. The folder's URL must name everything that the
     result depends on. `task` is picklable.
@@ -118,9 +119,20 @@ def run_step(folder: str, task: Callable[[int], int], numbers: Sequence[int], ma
     marker = join(folder, "done.json")
     if exists(marker):
         return json.loads(read_bytes(marker))["total"]
-    total = sum(map_tasks(task, numbers))
+    total = sum(map_tasks(partial(run_once, join(folder, "done"), task), numbers))
     write_bytes(marker, json.dumps({"tasks": len(numbers), "total": total}).encode())
     return total
+
+
+def run_once(folder: str, task: Callable[[int], int], number: int) -> int:
+    """What `task(number)` returns, or returned when it was run before."""
+    marker = join(folder, f"{number:06d}.json")
+    try:
+        return json.loads(read_bytes(marker))
+    except FileNotFoundError:
+        result = task(number)
+    write_bytes(marker, json.dumps(result).encode())
+    return result
 
 
 def write_exchange(

@@ -72,6 +72,7 @@ def remove_documents(job: Job, group: int) -> int:
             f"{stem}.parquet",
             job.keys_url("documents", unit),
             job.keys_url("lines", unit),
+            job.keys_url("lines", unit) + ".json",
             f"{stem}.json",
         ):
             path = fs._strip_protocol(url)

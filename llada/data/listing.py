@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from llada.data.documents import SUPPORTED, InputFile, file_format
+from llada.data.exchange import find_sorted
 from llada.data.files import filesystem, is_store_error
 
 _STAT_THREADS = 32  # a list of files asks the store for each size; the answers take milliseconds each
 _PAGE = 1000
+_NEWEST_MARKS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,29 @@ class _Input:
         return head[: head.rfind("/") + 1]
 
 
+class _Marks:
+    """A set of 64-bit numbers that takes 8 bytes for each: sorted arrays, each at least as long as all after it."""
+
+    def __init__(self) -> None:
+        self._newest: set[int] = set()
+        self._sorted: list[np.ndarray] = []
+
+    def add(self, mark: int) -> bool:
+        """Whether it is new."""
+        if mark in self._newest or any(
+            find_sorted(a, np.array([mark], np.uint64))[1][0] for a in self._sorted
+        ):
+            return False
+        self._newest.add(mark)
+        if len(self._newest) == _NEWEST_MARKS:
+            merged = np.fromiter(self._newest, np.uint64, len(self._newest))
+            while self._sorted and len(self._sorted[-1]) <= len(merged):
+                merged = np.concatenate([self._sorted.pop(), merged])
+            self._sorted.append(np.sort(merged))
+            self._newest.clear()
+        return True
+
+
 def list_inputs(inputs: Sequence[str]) -> Iterator[InputFile]:
     """The files behind files, folders (searched below), globs and "@" lists (one URL a line), in the order given.
 
@@ -55,8 +81,8 @@ def list_inputs(inputs: Sequence[str]) -> Iterator[InputFile]:
     Raises FileNotFoundError or ValueError naming the input that gives nothing readable.
     """
     opened = _open_inputs(inputs)
-    # One folder or glob cannot name a file twice; otherwise 64 bits of each URL are remembered.
-    seen: set[int] | None = None if len(opened) == 1 and opened[0].kind != "list" else set()
+    # One folder or glob cannot name a file twice.
+    seen = None if len(opened) == 1 and opened[0].kind != "list" else _Marks()
     for entry in opened:
         found = 0
         for path, name, size, identity in _files(entry):
@@ -64,9 +90,8 @@ def list_inputs(inputs: Sequence[str]) -> Iterator[InputFile]:
             url = entry.fs.unstrip_protocol(path) if "://" in entry.given or "://" in path else path
             if seen is not None:
                 mark = int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest(), "little")
-                if mark in seen:
+                if not seen.add(mark):
                     continue
-                seen.add(mark)
             yield InputFile(url, entry.prefix + name, size, identity)
         if not found:
             raise ValueError(f"nothing to read in {entry.given}: file names must end in one of {SUPPORTED}")

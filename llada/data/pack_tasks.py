@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import save
@@ -42,6 +42,7 @@ from llada.data.shards import write_shard
 from llada.data.units import Unit
 from llada.tokenizer import encode_texts, load_tokenizer, vocab_size
 
+T = TypeVar("T")
 _ENCODED_CHARS = (
     1 << 18
 )  # in one call: the tokenizers library takes about 100 bytes for each, and the caches are small
@@ -102,20 +103,33 @@ def _unique_items(job: Job, unit: Unit, index: int, report: Report) -> Iterator[
             *read_removals(job.dedup_folder("lines"), job.lines_dedup, index), strict=True
         ):
             lines.setdefault(int(position), []).append(int(number))
-    for position, text in read_texts_of(job, unit):
+    for position, text in _timed(read_texts_of(job, unit), report, "store"):
         root = removed.get(position)
         if root is not None:
             outcome = "duplicate" if root else "duplicate_of_earlier_snapshot"
             report.add(outcome, text.text, text.language, text.place, root or None)
             continue
         if position in lines:
-            report.edits["duplicate_lines"] = report.edits.get("duplicate_lines", 0) + len(lines[position])
+            report.add_edits("duplicate_lines", len(lines[position]))
             rest = remove_lines(text.text, np.array(lines[position])).strip("\n")
             if len(rest) < max(1, config.read_of(unit.source).min_chars):
                 report.add("duplicate_lines", text.text, text.language, text.place, len(lines[position]))
                 continue
             text = text._replace(text=rest)
         yield split_of(text.text, config), len(text.text), text
+
+
+def _timed(items: Iterator[T], report: Report, step: str) -> Iterator[T]:
+    """The items; the CPU time they take is noted in the report."""
+    while True:
+        begun = time.thread_time()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            report.add_seconds(step, time.thread_time() - begun)
+        yield item
 
 
 def _write_shards(job: Job, name: str, items: Iterator[Item], report: Report) -> list[dict[str, Any]]:
@@ -126,15 +140,19 @@ def _write_shards(job: Job, name: str, items: Iterator[Item], report: Report) ->
     documents = Counter[str]()
     for (split, _, content), result in _encoded(items, job.config, tokenizer, report):
         text, language, place = content if isinstance(content, Text) else (_opening(content), "und", "")
-        if not result:
+        fitting = [item for item in result if item is not None]
+        if not fitting:
             report.add("example_longer_than_row", text, language, place)
             continue
+        report.add_edits("examples_longer_than_row", len(result) - len(fitting))
         report.add(KEPT, text, language, place)
-        report.add_length(
-            "tokens", sum(len(item) if job.config.kind == "pretrain" else len(item[0]) for item in result)
-        )
+        tokens = fitting
+        if job.config.kind == "sft":
+            report.add_edits("truncated_prompts", sum(example.is_truncated for example in fitting))
+            tokens = [example.tokens for example in fitting]
+        report.add_length("tokens", sum(map(len, tokens)))
         documents[split] += 1
-        for item in result:
+        for item in fitting:
             writers[split].add(item)
     begun = time.thread_time()
     shards = [shard for split in SPLITS for shard in writers[split].close()]
@@ -193,7 +211,8 @@ def _encoded(
 
 
 def _encode(batch: list[Item], config: PrepareConfig, tokenizer: PreTrainedTokenizerFast) -> list[list]:
-    """For each item what it adds to its split: one closed token array (pretrain), or its (tokens, answer start)s."""
+    """For each item what it adds to its split: one closed token array (pretrain), or its examples, None for one that
+    does not fit a row."""
     if config.kind == "pretrain":
         eos = [tokenizer.eos_token_id]
         encoded = encode_texts(tokenizer, [content.text for _, _, content in batch])
@@ -205,7 +224,7 @@ def _encode(batch: list[Item], config: PrepareConfig, tokenizer: PreTrainedToken
             encode_example(tokenizer, history, answer, row_length=config.row_length, too_long=config.too_long)
             for history, answer in prompt_answer_pairs(messages)
         )
-        results.append([example for example in examples if example is not None])
+        results.append(list(examples))
     return results
 
 
@@ -249,7 +268,8 @@ class _ShardWriter:
 
     def _write(self, items: list) -> None:
         if self.config.kind == "sft":
-            rows = one_per_row(items, self.config.row_length, self.pad_id)
+            examples = [(example.tokens, example.answer_start) for example in items]
+            rows = one_per_row(examples, self.config.row_length, self.pad_id)
         else:
             pack = best_fit if self.config.packing == "best_fit" else concatenate_and_cut
             rows = pack(items, self.config.row_length, self.pad_id)

@@ -24,7 +24,7 @@ from llada.data.batching import batches
 from llada.data.decontaminate import DecontaminationIndex
 from llada.data.dedup import document_rows, line_rows, read_removals, write_unit_rows
 from llada.data.documents import Rejects
-from llada.data.files import filesystem, join, write_bytes
+from llada.data.files import filesystem, join, write_bytes, writing
 from llada.data.minhash import MinHasher
 from llada.data.prepare import Job, PrepareConfig, read_report, unit_inputs
 from llada.data.reading import Reading, Text, patiently, read_dialogues, read_texts
@@ -83,20 +83,20 @@ def _write_documents(job: Job, unit: Unit, url: str, texts: Iterator[Text], repo
     dedup = job.config.dedup
     hasher = MinHasher(dedup.ngram, dedup.bands, dedup.rows, dedup.seed)
     schema = pa.schema([("text", pa.large_string()), ("language", pa.string()), ("place", pa.string())])
-    sink, keys, count = pa.BufferOutputStream(), [np.empty((0, 2), np.uint64)], 0
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+    keys, count = [np.empty((0, 2), np.uint64)], 0
+    with writing(url) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in batches(texts, lambda text: len(text.text)):
+            begun = time.thread_time()
             columns = list(zip(*batch, strict=True))
-            writer.write_table(
-                pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema)
-            )
+            arrays = [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)]
+            writer.write_table(pa.table(arrays, schema=schema))
+            report.add_seconds("store", time.thread_time() - begun)
             begun = time.thread_time()
             rows = document_rows(columns[0], dedup, hasher)
             report.add_seconds("minhash", time.thread_time() - begun)
             rows[:, 1] += np.uint64(count)
             keys.append(rows)
             count += len(batch)
-    write_bytes(url, sink.getvalue().to_pybytes())
     written = write_unit_rows(job.keys_url("documents", unit), np.concatenate(keys))
     return {"documents": count, "rows": written}
 
@@ -128,16 +128,21 @@ def read_text_of(job: Job, unit: Unit, position: int) -> Text:
     )
 
 
-def line_unit(job: Job, index: int) -> int:
-    """Write the keys of the lines of the unit's documents that are no duplicates; returns how many."""
+def line_unit(job: Job, index: int) -> dict[str, int]:
+    """Write the keys of the lines of the unit's documents that are no duplicates, unless that is done. {rows}"""
     unit = job.plan.unit(index)
+    url = job.keys_url("lines", unit)
+    if (found := read_report(f"{url}.json")) is not None:
+        return found
     removed = removed_documents(job, index)
     rows = [np.empty((0, 3), np.uint64)]
     texts = ((position, text.text) for position, text in read_texts_of(job, unit) if position not in removed)
     for batch in batches(texts, lambda item: len(item[1])):
         positions, contents = zip(*batch, strict=True)
         rows.append(line_rows(contents, job.config.dedup, positions))
-    return write_unit_rows(job.keys_url("lines", unit), np.concatenate(rows))
+    counts = {"rows": write_unit_rows(url, np.concatenate(rows))}
+    write_bytes(f"{url}.json", json.dumps(counts).encode())
+    return counts
 
 
 def removed_documents(job: Job, index: int) -> dict[int, int]:

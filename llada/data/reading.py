@@ -143,7 +143,7 @@ def _passed(text: str, document: Document, filters: Filters, reading: Reading) -
         refuse("contaminated", filtered.language, match.words)
         return None
     for kind, count in filtered.pii.items():
-        report.edits[kind] = report.edits.get(kind, 0) + count
+        report.add_edits(kind, count)
     return Text(filtered.text, filtered.language, document.source)
 
 

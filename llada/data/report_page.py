@@ -320,7 +320,8 @@ def _speed(total: Report, rates: Rates) -> Markup:
     ]  # fmt: skip
     head = ("Step", "CPU seconds", "Share", "Tokens per second and core", "Text per second and core")
     explained = (
-        "Seconds of CPU time, summed over workers. A short run's include the loading of models and lists."
+        "Seconds of CPU time, summed over workers. A short run's include the loading of models and lists. Those of the "
+        "deduplication after its signatures (sorting and linking keys) are not measured here."
     )
     return join(table(head, rows, "lrrrr"), note(explained))
 

@@ -38,7 +38,7 @@ class Report:
     skipped: Counts = field(default_factory=dict)
     edits: Counts = field(
         default_factory=dict
-    )  # e-mail addresses and the like replaced, duplicate lines removed
+    )  # of kept documents: addresses replaced, lines and examples removed
     histograms: dict[str, Counts] = field(default_factory=dict)
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     matches: list[dict[str, Any]] = field(default_factory=list)
@@ -80,6 +80,10 @@ class Report:
     def add_length(self, of: str, length: int) -> None:
         counts = self.histograms.setdefault(of, {})
         counts[_bin(length)] = counts.get(_bin(length), 0) + 1
+
+    def add_edits(self, kind: str, number: int) -> None:
+        if number:
+            self.edits[kind] = self.edits.get(kind, 0) + number
 
     def add_seconds(self, step: str, seconds: float) -> None:
         self.seconds[step] = self.seconds.get(step, 0.0) + seconds

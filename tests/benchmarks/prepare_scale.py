@@ -6,8 +6,8 @@
    on all cores (a process each), both in tokens per second of wall time once the workers are warm.
 2. Memory of a worker: the whole of it (filters, deduplication, packing) on 1, 4 and 16 times the text; the largest
    memory that belongs to one process alone (USS), sampled ten times a second.
-3. Memory of the driver: plans of 1,000 to 100,000 units; every step that the driver has a part in, with tasks that do
-   nothing (the list of shards and the reports are made up).
+3. Memory of the driver: 1,000 to 100,000 units, written as a plan and recognised as known files, mapped on Ray with
+   tasks that do nothing, deduplicated with such tasks, their (made up) reports and lists of shards put together.
 Prints tables and writes results/prepare_scale.json.
 """
 
@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from llada.data.batching import batches  # noqa: E402
-from llada.data.dedup import DedupConfig  # noqa: E402
+from llada.data.dedup import DedupConfig, deduplicate, plan_dedup  # noqa: E402
 from llada.data.documents import InputFile, Part  # noqa: E402
 from llada.data.group_tasks import group_shards  # noqa: E402
 from llada.data.pack_tasks import _ENCODED_CHARS  # noqa: E402
@@ -43,10 +44,11 @@ from llada.data.prepare import Job, PrepareConfig  # noqa: E402
 from llada.data.reading import ReadConfig  # noqa: E402
 from llada.data.reports import Report, merge  # noqa: E402
 from llada.data.shards import write_index  # noqa: E402
-from llada.data.units import UNITS_PER_GROUP, write_plan  # noqa: E402
+from llada.data.units import UNITS_PER_GROUP, SeenFiles, write_plan  # noqa: E402
 from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer  # noqa: E402
 from pipelines.cluster import ClusterConfig, connect  # noqa: E402
 from pipelines.prepare import prepare  # noqa: E402
+from pipelines.prepare_dedup import KeysUrls  # noqa: E402
 from pipelines.task_map import map_tasks  # noqa: E402
 
 MIB = 1 << 20
@@ -61,13 +63,21 @@ def read_texts(path: str) -> list[str]:
 
 
 def write_parts(folder: Path, texts: list[str], parts: int, copy: int = 0) -> None:
-    """The texts in `parts` files; copies differ in every line, so that nothing is a duplicate."""
+    """The texts in `parts` files. Of a further copy the lines' words are in another order: no duplicates, and the
+    filters, which count words and lines, think of them what they think of the text."""
     folder.mkdir(parents=True, exist_ok=True)
+    shuffle = random.Random(copy).shuffle
+
+    def reordered(line: str) -> str:
+        words = line.split(" ")
+        shuffle(words)
+        return " ".join(words)
+
     for part in range(parts):
         with open(folder / f"{copy:02d}-{part:02d}.jsonl", "w") as file:
             for text in texts[part::parts]:
-                marked = text if copy == 0 else "".join(w + chr(0x61 + copy) for w in text.split(" "))
-                file.write(json.dumps({"text": marked}) + "\n")
+                copied = text if copy == 0 else "\n".join(map(reordered, text.split("\n")))
+                file.write(json.dumps({"text": copied}) + "\n")
 
 
 # --- 1: speed ---------------------------------------------------------------------------------------------------------
@@ -177,10 +187,11 @@ def measure_workers(texts: list[str], tokenizer: str, cores: int, folder: Path) 
         size = sum(file.stat().st_size for file in source.iterdir())
         with connect(ClusterConfig(num_cpus=cores), folder / "logs"), Watch() as watch:
             begin = time.time()
-            run(config, source, folder / f"x{times}-out")
+            counts = run(config, source, folder / f"x{times}-out")["counts"]
         rows.append(
             {
                 "times": times,
+                "documents_kept": counts["documents_kept"],
                 "megabytes": size / 1e6,
                 "seconds": time.time() - begin,
                 "worker_mib": watch.worker / MIB,
@@ -188,7 +199,7 @@ def measure_workers(texts: list[str], tokenizer: str, cores: int, folder: Path) 
             }
         )
         print(
-            "{times:3d} x text {megabytes:7.1f} MB: worker {worker_mib:6.0f} MiB, driver {driver_mib:6.0f} MiB".format(
+            "{times:3d} x text {megabytes:7.1f} MB, {documents_kept:7,d} documents kept: worker {worker_mib:6.0f} MiB, driver {driver_mib:6.0f} MiB".format(
                 **rows[-1]
             )
         )
@@ -248,6 +259,18 @@ def drive(units: int) -> None:
             begin = time.time()
             assert sum(result for _, result in map_tasks(nothing, range(units), ClusterConfig())) == units
             seconds = time.time() - begin
+            seen = SeenFiles([plan])
+            assert all(seen.is_known("", part.file) for part in plan.unit(units - 1).parts)
+            config = DedupConfig()
+            dedup = plan_dedup("documents", units, units * 100_000, config.partitions)
+            urls = KeysUrls(job, "documents")
+            deduplicate(
+                urls,
+                f"{folder}/dedup",
+                dedup,
+                config,
+                map_tasks=lambda task, numbers: map(nothing, numbers[:0]),
+            )
             total = Report()
             for group in range(plan.groups):
                 path = Path(folder, "snapshot/groups", f"{group:06d}.reports")

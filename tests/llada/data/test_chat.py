@@ -59,13 +59,13 @@ def test_an_n_turn_dialogue_gives_n_pairs():
 
 
 def test_an_example_is_prompt_answer_eot_eos(tokenizer):
-    tokens, start = encode_example(tokenizer, DIALOGUE[:4], " 4 ", row_length=500)
+    tokens, start, _ = encode_example(tokenizer, DIALOGUE[:4], " 4 ", row_length=500)
     assert tokens[:start] == render_chat(tokenizer, DIALOGUE[:4])
     assert tokens[start:] == [*encode_texts(tokenizer, ["4"])[0], 5, 0]
 
 
 def test_an_example_that_just_fits(tokenizer):
-    tokens, _ = encode_example(tokenizer, DIALOGUE[:4], "4", row_length=500)
+    tokens, *_ = encode_example(tokenizer, DIALOGUE[:4], "4", row_length=500)
     for policy in ("drop", "truncate_prompt"):
         exact = encode_example(tokenizer, DIALOGUE[:4], "4", row_length=len(tokens), too_long=policy)
         assert exact[0] == tokens
@@ -73,13 +73,13 @@ def test_an_example_that_just_fits(tokenizer):
 
 
 def test_truncation_forgets_the_oldest_first(tokenizer):
-    full, _ = encode_example(tokenizer, DIALOGUE[:4], "4", row_length=500)
-    tokens, start = encode_example(
+    full, *_ = encode_example(tokenizer, DIALOGUE[:4], "4", row_length=500)
+    tokens, start, _ = encode_example(
         tokenizer, DIALOGUE[:4], "4", row_length=len(full) - 1, too_long="truncate_prompt"
     )
     assert tokens[:start] == render_chat(tokenizer, [DIALOGUE[0], *DIALOGUE[2:4]])
     long = [{"role": "user", "content": "x" * 300 + "END"}]
-    tokens, start = encode_example(tokenizer, long, "4", row_length=100, too_long="truncate_prompt")
+    tokens, start, _ = encode_example(tokenizer, long, "4", row_length=100, too_long="truncate_prompt")
     assert len(tokens) == 100
     assert tokenizer.decode(tokens).startswith("<|startoftext|><|start_header_id|>user<|end_header_id|>x")
     assert "END<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n4<|eot_id|>" in tokenizer.decode(

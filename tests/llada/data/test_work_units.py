@@ -320,6 +320,24 @@ def test_sft_units(tmp_path, tokenizer):
     assert tokenizer.decode(row[start : end - 2]).startswith("It is ")
 
 
+@pytest.mark.parametrize(
+    ("too_long", "rows", "edits"),
+    [
+        ("drop", 1, {"examples_longer_than_row": 2}),
+        ("truncate_prompt", 2, {"examples_longer_than_row": 1, "truncated_prompts": 1}),
+    ],
+)
+def test_turns_that_do_not_fit_are_counted(tmp_path, tokenizer, too_long, rows, edits):
+    turns = ["Hi.", "Hello.", "Tell me " + "more " * 40, "No.", "Why?", "Because. " * 40]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    settings = config(kind="sft", row_length=96, too_long=too_long, validation_fraction=0.0)
+    (found,) = run(settings, tmp_path / "a.jsonl", tokenizer, tmp_path / "out")
+    assert found["report"].edits == edits
+    assert found["report"].documents("kept") == 1
+    assert sum(shard["rows"] for shard in found["shards"]) == rows
+
+
 def test_sampling_takes_the_beginning_of_the_train_split(corpus, tokenizer, tmp_path):
     job = job_of(config(), corpus, tokenizer, tmp_path / "out")
     everything, some = (sample_unit(job, 0, budget)[0] for budget in (10**9, 1000))
