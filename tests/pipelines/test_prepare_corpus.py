@@ -29,7 +29,8 @@ from llada.presets import tiny
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.artifact import StageError, config_hash, newest_snapshot, open_output, read_manifest
 from pipelines.cluster import ClusterConfig
-from pipelines.prepare import _given_tokenizer_hash, prepare
+from pipelines.prepare import _given_tokenizer_hash, _settle_resources, prepare
+from pipelines.snapshots import open_snapshot
 
 pytestmark = pytest.mark.integration
 LONGER = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]
@@ -230,20 +231,15 @@ def test_a_mixture_has_its_shares(local_ray, config, tmp_path):
 def test_a_file_that_cannot_be_read_is_named_and_tried_again(local_ray, config, tmp_path):
     for name in "abc":
         write(tmp_path / f"corpus/{name}.jsonl", [sentence(ord(name) * 100 + i) for i in range(10)])
-    found = [("", p) for f in list_inputs([str(tmp_path / "corpus")]) for p in cut_file(f, config.unit_bytes)]
     output = tmp_path / "out"
-    tokenizer_id = "tokenizer " + _given_tokenizer_hash(str(config.tokenizer))
-    inputs = [{"url": str(config.tokenizer), "id": tokenizer_id}]
-    open_output(str(output), stage="prepare", config=config.content(), inputs=inputs)
-    listed = config_hash({"": (str(tmp_path / "corpus"),)})
-    plan_folder = str(output / "snapshots/0000/plan")
-    write_plan(plan_folder, found, config.unit_bytes, listed)
+    listed_before(config, tmp_path / "corpus", output)
+    plan = (output / "snapshots/0000/plan/plan.json").read_bytes()
     for name in "bc":  # gone after they were listed
         (tmp_path / f"corpus/{name}.jsonl").rename(tmp_path / f"{name}.jsonl")
     with pytest.raises(StageError, match=r"2 of 3 files could not be read, .*b\.jsonl among them; run again"):
         run(config, tmp_path / "corpus", output)
     (tmp_path / "c.jsonl").rename(tmp_path / "corpus/c.jsonl")
-    write_plan(plan_folder, found, config.unit_bytes, listed)
+    (output / "snapshots/0000/plan/plan.json").write_bytes(plan)
     manifest = run(config, tmp_path / "corpus", output)  # a single file stops nothing
     assert {Path(name.split("#")[0]).name for name in manifest["counts"]["unreadable_files"]} == {"b.jsonl"}
     kept = [sentence(ord(name) * 100 + i) for name in "ac" for i in range(10)]
@@ -258,6 +254,47 @@ def test_a_file_that_cannot_be_read_is_named_and_tried_again(local_ray, config, 
     assert documents(output) == sorted(
         [*kept, sentence(7), *(sentence(ord("b") * 100 + i) for i in range(10))]
     )
+
+
+def listed_before(config: PrepareConfig, inputs: Path, output: Path) -> None:
+    """Begin a run: list the input and write the plan."""
+    found = [("", part) for file in list_inputs([str(inputs)]) for part in cut_file(file, config.unit_bytes)]
+    tokenizer_id = "tokenizer " + _given_tokenizer_hash(str(config.tokenizer))
+    given = [{"url": str(config.tokenizer), "id": tokenizer_id}]
+    open_output(str(output), stage="prepare", config=config.content(), inputs=given)
+    listed = config_hash({"": (str(inputs),)})
+    write_plan(str(output / "snapshots/0000/plan"), found, config.unit_bytes, listed)
+
+
+@pytest.mark.parametrize("deduplicates", [True, False])
+def test_a_file_that_changes_after_it_was_listed_comes_with_the_next_run(
+    local_ray, config, tmp_path, deduplicates
+):
+    config = config if deduplicates else replace(config, dedup=DedupConfig(exact=False, fuzzy=False))
+    write(tmp_path / "corpus/a.jsonl", [sentence(i) for i in range(10)])
+    write(tmp_path / "corpus/b.jsonl", [sentence(10)])
+    listed_before(config, tmp_path / "corpus", tmp_path / "out")
+    write(tmp_path / "corpus/b.jsonl", [sentence(10 + i) for i in range(20)])  # more parts, too
+    first = run(config, tmp_path / "corpus", tmp_path / "out")
+    assert [Path(name).name for name in first["counts"]["unreadable_files"]] == ["b.jsonl"]
+    second = run(config, tmp_path / "corpus", tmp_path / "out")
+    assert second["counts"]["unreadable_files"] == []
+    assert documents(tmp_path / "out") == sorted(sentence(i) for i in range(30))
+
+
+def test_evaluation_sets_are_read_anew_by_an_unfinished_run(config, tmp_path):
+    write(tmp_path / "corpus/a.jsonl", [sentence(i) for i in range(10)])
+    write(tmp_path / "eval.jsonl", [sentence(500)])
+    settings = DecontaminationConfig(files=(str(tmp_path / "eval.jsonl"),))
+    job, _ = open_snapshot(
+        replace(config, decontamination=settings),
+        [SourceConfig("", (str(tmp_path / "corpus"),))],
+        str(tmp_path / "out"),
+    )
+    before = _settle_resources(job, [])
+    assert _settle_resources(job, []) == before
+    write(tmp_path / "eval.jsonl", [sentence(500), sentence(501)])
+    assert _settle_resources(job, []) != before
 
 
 def test_a_crash_at_the_very_end_is_made_good(local_ray, config, tmp_path):
@@ -275,6 +312,12 @@ def test_a_crash_at_the_very_end_is_made_good(local_ray, config, tmp_path):
     assert documents(tmp_path / "out") == sorted(sentence(i) for i in range(20))
     assert not left.exists()
     assert list((tmp_path / "out/documents").iterdir()) == []
+    (tmp_path / "out/snapshots/0001/clean.json").unlink()
+    left.mkdir(parents=True)
+    write(tmp_path / "corpus/c.jsonl", [sentence(20 + i) for i in range(10)])
+    third = run(config, tmp_path / "corpus", tmp_path / "out")  # with new files, too
+    assert third["snapshot"] == "snapshots/0002"
+    assert not left.exists()
 
 
 def test_another_input_for_an_unfinished_snapshot_is_listed(local_ray, config, tmp_path):

@@ -336,6 +336,14 @@ def test_ids_are_in_corpus_order_and_never_zero():
     assert [part.tolist() for part in locate(ids)] == [units.tolist(), positions.tolist()]
 
 
+def test_a_group_with_more_rows_than_others_is_cut_finer():
+    """100 groups of units, one of which has half of the rows."""
+    rows, units = 1 << 32, 256 * 100
+    plan = plan_dedup("documents", units, rows, largest_group=rows // 2)
+    assert (rows // 2) // plan.ranges <= 1 << 24
+    assert plan.ranges > plan_dedup("documents", units, rows).ranges
+
+
 @pytest.mark.parametrize(
     "units, rows", [(1, 0), (3, 100), (100, 10**9), (10**6, 4 * 10**11), (10**5, 10**10)]
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from llada.data import listing
 from llada.data.files import write_bytes
 from llada.data.listing import list_inputs
 
@@ -36,6 +39,18 @@ def test_folders_globs_files_and_lists(folder):
     assert [file.url for file in listed] == [f"{folder}/b/2.jsonl", f"{folder}/a.parquet"]
     assert [file.size for file in listed] == [9, 9]
     assert len(names(f"@{folder}/list.txt", folder / "b", f"@{folder}/list.txt")) == 3
+
+
+@given(st.lists(st.integers(0, 40), max_size=200))
+def test_marks_are_a_set(numbers):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "_NEWEST_MARKS", 4)
+        marks, seen = listing._Marks(), set()
+        for number in numbers:
+            assert marks.add(number << 58) == (number not in seen)
+            seen.add(number)
+        lengths = [len(array) for array in marks._sorted]
+        assert lengths == sorted(lengths, reverse=True)  # few arrays: each lookup asks them all
 
 
 def test_a_file_that_two_inputs_name_comes_once(folder):
