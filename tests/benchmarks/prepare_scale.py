@@ -63,20 +63,22 @@ def read_texts(path: str) -> list[str]:
 
 
 def write_parts(folder: Path, texts: list[str], parts: int, copy: int = 0) -> None:
-    """The texts in `parts` files. Of a further copy the lines' words are in another order: no duplicates, and the
-    filters, which count words and lines, think of them what they think of the text."""
+    """The texts in `parts` files. In a further copy every fourth word is another one of the text: it shares no five
+    words in a row with any other copy, and the filters think of it nearly what they think of the text."""
     folder.mkdir(parents=True, exist_ok=True)
-    shuffle = random.Random(copy).shuffle
+    chosen = random.Random(copy)
 
-    def reordered(line: str) -> str:
-        words = line.split(" ")
-        shuffle(words)
+    def changed(text: str) -> str:
+        words = text.split(" ")
+        places = range(0, len(words), 4)
+        for place, word in zip(places, chosen.choices(words, k=len(places)), strict=True):
+            words[place] = word
         return " ".join(words)
 
     for part in range(parts):
         with open(folder / f"{copy:02d}-{part:02d}.jsonl", "w") as file:
             for text in texts[part::parts]:
-                copied = text if copy == 0 else "\n".join(map(reordered, text.split("\n")))
+                copied = changed(text) if copy else text
                 file.write(json.dumps({"text": copied}) + "\n")
 
 
@@ -311,6 +313,7 @@ def main() -> None:
     )
     parser.add_argument("--text")
     parser.add_argument("--tokenizer")
+    parser.add_argument("--only", choices=("speed", "workers", "driver"), nargs="+")
     parser.add_argument("--units", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)
@@ -333,21 +336,20 @@ def main() -> None:
     import ray
     import tokenizers
 
-    with tempfile.TemporaryDirectory() as folder:
-        result = {
-            "machine": {
-                "cpu": cpu,
-                "cores": arguments.cores,
-                "python": platform.python_version(),
-                "commit": commit,
-            },
-            "versions": {"ray": ray.__version__, "tokenizers": tokenizers.__version__},
-            "text_megabytes": sum(len(text.encode()) for text in texts) / 1e6,
-            "speed": measure_speed(texts, arguments.tokenizer, arguments.cores, Path(folder)),
-            "workers": measure_workers(texts[:4000], arguments.tokenizer, arguments.cores, Path(folder)),
-            "driver": measure_driver(arguments.units),
+    machine = {"cpu": cpu, "cores": arguments.cores, "python": platform.python_version(), "commit": commit}
+    versions = {"ray": ray.__version__, "tokenizers": tokenizers.__version__}
+    path = HERE / "results" / "prepare_scale.json"
+    result = json.loads(path.read_text()) if arguments.only and path.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, tokenizer, cores = Path(temporary), arguments.tokenizer, arguments.cores
+        parts = {
+            "speed": lambda: measure_speed(texts, tokenizer, cores, folder),
+            "workers": lambda: measure_workers(texts[:4000], tokenizer, cores, folder),
+            "driver": lambda: measure_driver(arguments.units),
         }
-    (HERE / "results" / "prepare_scale.json").write_text(json.dumps(result, indent=1) + "\n")
+        for name in arguments.only or parts:
+            result[name] = {"machine": machine, "versions": versions, "measured": parts[name]()}
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
