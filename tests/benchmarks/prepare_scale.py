@@ -55,6 +55,7 @@ MIB = 1 << 20
 TURNS = 5
 SPEED_BYTES = 48 << 20  # of text for each core
 UNITS_PER_CORE = 3
+COPIES = 4  # at 1 x: enough for a worker's caches of words to fill
 
 
 def read_texts(path: str) -> list[str]:
@@ -184,7 +185,7 @@ def measure_workers(texts: list[str], tokenizer: str, cores: int, folder: Path) 
     rows = []
     for times in (1, 4, 16):
         source = folder / f"x{times}"
-        for copy in range(times):
+        for copy in range(times * COPIES):
             write_parts(source, texts, 4, copy)
         size = sum(file.stat().st_size for file in source.iterdir())
         with connect(ClusterConfig(num_cpus=cores), folder / "logs"), Watch() as watch:
