@@ -59,10 +59,18 @@ def _find_duplicates(
     for number, dedup_id in enumerate(earlier):
         folder = dedup_folder(snapshot_url(job.output, number), dedup_id, kind)
         indexes.append(open_index(join(folder, "index"), kind, config))
-    plan = plan_dedup(kind, job.plan.units, rows, config.partitions, largest_group)
+    planned = partial(
+        plan_dedup,
+        kind,
+        job.plan.units,
+        rows,
+        largest_group=largest_group,
+        rows_per_task=config.rows_per_task,
+    )
+    plan = planned(config.partitions)
     # A task reads its partition of every index, however little is new.
     if (most := max((index.partitions for index in indexes), default=0)) > plan.partitions:
-        plan = plan_dedup(kind, job.plan.units, rows, most, largest_group)
+        plan = planned(most)
 
     def on_ray(task: Callable[[int], int], numbers: Sequence[int]) -> Iterable[int]:
         return (result for _, result in run.map(f"dedup {kind}", task, numbers))

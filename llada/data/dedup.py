@@ -49,7 +49,6 @@ from llada.data.minhash import MinHasher
 
 Kind = Literal["documents", "lines"]
 UNIT_PARTITIONS = 256  # of a unit's rows: how finely a combine step can cut the key space
-_ROWS_PER_TASK = 1 << 24  # 256 MB of two columns, about 1 GB while they are sorted
 _POSITION_BITS = np.uint64(32)
 
 
@@ -72,8 +71,10 @@ class DedupConfig:
     nothing stays; keep that below `min_line_chars`, or a line may go with the document that held it for the others.)"""
     min_line_chars: int = 100
     """Shorter lines are always kept: headings, refrains and code repeat for a reason."""
+    rows_per_task: int = 1 << 24
+    """Rows that a task sorts, on average: 256 MB of two columns, about 1 GB while they are sorted."""
     partitions: int | None = None
-    """Of the key space and of the graph, a power of two; None gives about 2^24 rows to each."""
+    """Of the key space and of the graph, a power of two; None gives `rows_per_task` rows to each."""
 
     def validate(self) -> None:
         """Raises ValueError naming the first setting that makes no sense."""
@@ -83,6 +84,7 @@ class DedupConfig:
             "rows must be positive": self.rows > 0,
             "seed must be at least 0": self.seed >= 0,
             "min_line_chars must be positive": self.min_line_chars > 0,
+            "rows_per_task must be positive": self.rows_per_task > 0,
             "partitions must be a power of two": self.partitions is None
             or (self.partitions > 0 and self.partitions & (self.partitions - 1) == 0),
         }
@@ -132,14 +134,20 @@ def units_per_group(units: int) -> int:
 
 
 def plan_dedup(
-    kind: Kind, units: int, rows: int, partitions: int | None = None, largest_group: int | None = None
+    kind: Kind,
+    units: int,
+    rows: int,
+    partitions: int | None = None,
+    *,
+    largest_group: int | None = None,
+    rows_per_task: int = DedupConfig.rows_per_task,
 ) -> Plan:
-    """Tasks of about 2^24 rows each for `rows` rows of `units` units, of which `largest_group` stand in one group (the
-    average by default): sources differ in the length of their documents, and so groups in their rows."""
+    """Tasks of about `rows_per_task` rows for `rows` rows of `units` units, of which `largest_group` stand in one group
+    (the average by default): sources differ in the length of their documents, and so groups in their rows."""
     group = units_per_group(units)
-    partitions = choose_partitions(rows, _ROWS_PER_TASK) if partitions is None else partitions
+    partitions = choose_partitions(rows, rows_per_task) if partitions is None else partitions
     largest_group = -(-rows * group // units) if largest_group is None else largest_group
-    ranges = min(choose_partitions(largest_group, _ROWS_PER_TASK), partitions, UNIT_PARTITIONS)
+    ranges = min(choose_partitions(largest_group, rows_per_task), partitions, UNIT_PARTITIONS)
     return Plan(kind, units, group, ranges, partitions)
 
 
@@ -217,7 +225,7 @@ def deduplicate(
     _write_index_info(join(folder, "index"), plan, config)
     source, files = join(folder, "repeats"), cells + plan.partitions
     if plan.kind == "documents":
-        enough = choose_partitions(repeats, _ROWS_PER_TASK)
+        enough = choose_partitions(repeats, config.rows_per_task)
         partitions = plan.partitions if config.partitions else min(plan.partitions, enough)
         graph = Graph(source, files, partitions, plan.units_per_group << 32, plan.groups)
         source, files = connected_components(graph, join(folder, "components"), map_tasks), partitions

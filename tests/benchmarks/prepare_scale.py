@@ -55,6 +55,9 @@ MIB = 1 << 20
 TURNS = 5
 SPEED_BYTES = 48 << 20  # of text for each core
 UNITS_PER_CORE = 3
+ROWS_PER_TASK = (
+    1 << 17
+)  # of the deduplication: the default, 2^24, would be one task for all that is measured here
 COPIES = 4  # at 1 x: enough for a worker's caches of words to fill
 
 
@@ -178,7 +181,7 @@ def measure_workers(texts: list[str], tokenizer: str, cores: int, folder: Path) 
         row_length=1024,
         tokenizer=tokenizer,
         read=ReadConfig(filters=("web",)),
-        dedup=DedupConfig(),
+        dedup=DedupConfig(rows_per_task=ROWS_PER_TASK),
         unit_bytes=4 * MIB,
         rows_per_shard=1024,
     )
