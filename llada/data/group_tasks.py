@@ -5,40 +5,49 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from llada.data.files import filesystem, join, read_bytes, write_bytes
-from llada.data.prepare import Job, read_report
+from llada.data.prepare import Job
 from llada.data.reports import Report, merge
+from llada.data.units import Unit
 
-_STAT_THREADS = 16
+_READERS = 16
 
 
 def merge_group(job: Job, group: int) -> int:
     """Add up the reports, shards and unigram counts of a group of units; returns its units."""
     units = job.plan.group(group)
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        names = [job.shards_name(unit) for unit in units]
-        found = list(pool.map(lambda n: read_report(join(job.output, "units", f"{n}.json")), names))
-        counts = list(pool.map(lambda n: load(read_bytes(join(job.output, "units", f"{n}.unigrams"))), names))
-    by_source: dict[str, list[Report]] = {}
-    shards = []
-    for unit, entry in zip(units, found, strict=True):
-        assert entry is not None  # pack_unit has run
-        by_source.setdefault(unit.source, []).append(Report(**entry["report"]))
-        shards += [{**shard, "source": unit.source} for shard in entry["shards"]]
-    ids = np.concatenate([entry["ids"] for entry in counts])
-    seen, place = np.unique(ids, return_inverse=True)
-    totals = np.zeros(len(seen), dtype=np.int64)
-    np.add.at(totals, place, np.concatenate([entry["counts"] for entry in counts]))
-    reports = [asdict(merge(reports)) for reports in by_source.values()]
-    write_bytes(_group_url(job, group, "unigrams"), save({"ids": seen, "counts": totals}))
+    by_source: dict[str, Report] = {}
+    shards: list[dict[str, Any]] = []
+    totals = np.zeros(0, dtype=np.int64)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for begin in range(0, len(units), _READERS):  # a few at a time: counts take a megabyte each
+            some = units[begin : begin + _READERS]
+            for unit, (entry, counts) in zip(some, pool.map(partial(_read_unit, job), some), strict=True):
+                report = Report(**entry["report"])
+                held = by_source.get(unit.source)
+                by_source[unit.source] = merge([held, report] if held else [report])
+                shards += [{**shard, "source": unit.source} for shard in entry["shards"]]
+                missing = int(counts["ids"].max(initial=-1)) + 1 - len(totals)
+                totals = np.pad(totals, (0, max(0, missing)))
+                totals[counts["ids"]] += counts["counts"]
+    seen = np.flatnonzero(totals)
+    reports = [asdict(report) for report in by_source.values()]
+    write_bytes(_group_url(job, group, "unigrams"), save({"ids": seen, "counts": totals[seen]}))
     write_bytes(_group_url(job, group, "shards"), json.dumps(shards).encode())
     write_bytes(_group_url(job, group, "reports"), json.dumps(reports).encode())
     return len(units)
+
+
+def _read_unit(job: Job, unit: Unit) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The report of a packed unit, and how often each token is trained on in it."""
+    stem = join(job.output, "units", job.shards_name(unit))
+    return json.loads(read_bytes(f"{stem}.json")), load(read_bytes(f"{stem}.unigrams"))
 
 
 def group_reports(job: Job, group: int) -> list[Report]:
