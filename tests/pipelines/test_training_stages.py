@@ -155,7 +155,7 @@ def test_a_killed_driver_takes_its_ray_along_and_the_same_command_goes_on(stages
         driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY)
         started: list[psutil.Process] = []
         try:
-            for _ in range(1200):
+            for _ in range(2400):
                 if checkpoints(output) or driver.poll() is not None:
                     break
                 time.sleep(0.05)
