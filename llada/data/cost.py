@@ -23,8 +23,8 @@ TOKEN_BYTES = 4
 # Edges and removals, which only duplicates have, are left out.
 _KEY_TRAFFIC = 4 * KEY_BYTES + 8
 _UNIT_BYTES = 64 << 20  # stored input of a work unit, as PrepareConfig.unit_bytes
-# Of llada/data/read_tasks.py and pack_tasks.py, per unit: input in blocks of 50 MiB, sizes, filtered text, removals, reports; then written:
-# filtered text, keys, shards, unigrams, two reports.
+# Of llada/data/read_tasks.py and pack_tasks.py, per unit: input in blocks of 50 MiB, sizes, filtered text, removals,
+# reports; then written: filtered text, keys, shards, unigrams, two reports.
 _UNIT_READS, _UNIT_WRITES = 12, 6
 _SLICE_READS = 2  # the head of an exchange file and a byte range of it
 
