@@ -97,9 +97,10 @@ def publish(folder: Output, manifest: dict[str, Any], number: int) -> dict[str, 
 def still_unread(plan: Plan, labels: Sequence[str]) -> list[str]:
     """Those parts of earlier snapshots that could not be read then and were not there to be tried again, as they were
     or in a new version of their file."""
-    groups = range(plan.groups if labels else 0)
-    tried = {part.file.url for group in groups for unit in plan.group(group) for part in unit.parts}
-    return [label for label in labels if _url(label) not in tried]
+    left = {_url(label) for label in labels}
+    for unit in (unit for group in range(plan.groups if labels else 0) for unit in plan.group(group)):
+        left -= {part.file.url for part in unit.parts}
+    return [label for label in labels if _url(label) in left]
 
 
 def _url(label: str) -> str:
