@@ -21,28 +21,29 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from llada.config import Recipe, from_dict, from_json, merge_settings
-from llada.data.classifier import ClassifierConfig, read_labels, train_classifier
-from llada.data.files import exists, join
-from llada.data.packing import Packing
-from llada.data.prepare import PrepareConfig, SourceConfig
-from llada.data.reading import ReadConfig
+from llada.config import Recipe
+from llada.data.filters.classifier import ClassifierConfig, read_labels, train_classifier
+from llada.data.read.reading import ReadConfig
+from llada.data.tokens.packing import Packing
+from llada.data.work.job import PrepareConfig, SourceConfig
+from llada.files import exists, join
 from llada.model.hf import Layout
 from llada.model.transformer import ModelConfig
+from llada.plan import format_plan, plan
 from llada.presets import PRESETS, get_preset
+from llada.settings import from_dict, from_json, merge_settings
 from llada.training.batches import ObjectiveConfig
 from llada.training.optim import OptimConfig
-from llada.training.plan import format_plan, plan
 from llada.training.trainer import RunConfig, TrainConfig
-from pipelines.artifact import StageError
-from pipelines.cluster import ClusterConfig, load_cluster
 from pipelines.convert import convert_checkpoint, convert_tokens, is_tokens
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.generate import GenerateConfig, generate
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
 from pipelines.sft import sft
-from pipelines.tracking import tracked
+from pipelines.stage.artifact import StageError
+from pipelines.stage.cluster import ClusterConfig, load_cluster
+from pipelines.stage.tracking import tracked
 
 Flat = tyro.conf.arg(name="")
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from llada.data.files import exists, file_sizes, join, local_path, read_bytes, write_bytes
-from llada.data.megatron import export_megatron, import_megatron_shards
-from llada.data.packing import Packing
-from llada.data.shards import write_index
+from llada.data.tokens.megatron import export_megatron, import_megatron_shards
+from llada.data.tokens.packing import Packing
+from llada.data.tokens.shards import write_index
+from llada.files import exists, file_sizes, join, local_path, read_bytes, write_bytes
 from llada.model.hf import Layout, convert
 from llada.tokenizer import END_OF_TURN, ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
-from pipelines.artifact import (
+from pipelines.stage.artifact import (
     StageError,
     fetch_folder,
     find_manifest,

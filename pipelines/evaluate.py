@@ -19,15 +19,15 @@ import numpy as np
 import torch
 
 import llada
-from llada.data.files import absolute, join, read_bytes, write_bytes
-from llada.data.shards import TokenDataset, load_unigram_counts
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts
 from llada.diffusion.likelihood import bound_samples, resolve_mask_id, summarise_bound
+from llada.files import absolute, join, read_bytes, write_bytes
 from llada.model.hf import read_config
 from llada.sampling.sampler import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.training.parallel import resolve_precision, training_device
-from pipelines.actors import map_blocks, require_checkpoint
-from pipelines.artifact import (
+from pipelines.runners.actors import map_blocks, require_checkpoint
+from pipelines.stage.artifact import (
     StageError,
     fetch_folder,
     find_manifest,
@@ -38,8 +38,8 @@ from pipelines.artifact import (
     require_same_tokenizer,
     storage_errors,
 )
-from pipelines.cluster import ClusterConfig, connect
-from pipelines.tracking import Tracker
+from pipelines.stage.cluster import ClusterConfig, connect
+from pipelines.stage.tracking import Tracker
 
 Task = Literal["perplexity", "samples"]
 

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import llada
-from llada.data.chat import RecordError, parse_dialogue
-from llada.data.files import absolute, join, read_bytes, write_bytes
+from llada.data.tokens.chat import RecordError, parse_dialogue
+from llada.files import absolute, join, read_bytes, write_bytes
 from llada.sampling.sampler import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.training.parallel import resolve_precision, training_device
-from pipelines.actors import map_blocks, require_checkpoint
-from pipelines.artifact import (
+from pipelines.runners.actors import map_blocks, require_checkpoint
+from pipelines.stage.artifact import (
     StageError,
     fetch_folder,
     find_manifest,
@@ -29,8 +29,8 @@ from pipelines.artifact import (
     open_output,
     storage_errors,
 )
-from pipelines.cluster import ClusterConfig, connect
-from pipelines.tracking import Tracker
+from pipelines.stage.cluster import ClusterConfig, connect
+from pipelines.stage.tracking import Tracker
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The stage `prepare`: raw text to a folder of token shards that training reads by index, snapshot after snapshot.
 
     <output>/tokenizer/          the tokenizer, given or trained on the first snapshot's data
-             train/, validation/ the shards of all snapshots            (format: llada/data/shards.py)
+             train/, validation/ the shards of all snapshots            (format: llada/data/tokens/shards.py)
              units/, documents/  reports per work unit, filtered text   (what a rerun skips)
              quarantine/         the records that could not be read, with the reason
              snapshots/0000/     one per run that found new files: its plan, the deduplication's index, report.html,
@@ -9,7 +9,7 @@
              manifest.json       the newest snapshot's, written last
 
 The same command again does what is missing; when the input has grown, it prepares the new files as the next snapshot,
-without what an earlier one holds already. Each step below is a barrier; its tasks (see llada.data.prepare)
+without what an earlier one holds already. Each step below is a barrier; its tasks (see llada.data.work.job)
 need no Ray, and the result depends neither on the number of workers, nor on order, nor on interruptions.
 """
 
@@ -30,10 +30,20 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from llada.data.clusters import read_clusters
-from llada.data.decontaminate import build_index
-from llada.data.dedup import locate
-from llada.data.files import (
+from llada.data.dedup.clusters import read_clusters
+from llada.data.dedup.decontaminate import build_index
+from llada.data.dedup.steps import locate
+from llada.data.filters.chain import filter_files
+from llada.data.outcomes import SAMPLE_CHARS, Report, merge
+from llada.data.read.listing import list_inputs
+from llada.data.report.page import render_report
+from llada.data.tokens.shards import write_index
+from llada.data.work.group_tasks import group_reports, group_shards, group_unigrams, merge_group
+from llada.data.work.job import SPLITS, Job, PrepareConfig, SourceConfig
+from llada.data.work.pack_tasks import pack_unit
+from llada.data.work.read_tasks import read_text_of, sample_unit
+from llada.data.work.units import Plan
+from llada.files import (
     absolute,
     file_sizes,
     filesystem,
@@ -43,16 +53,6 @@ from llada.data.files import (
     sha256,
     write_bytes,
 )
-from llada.data.filters import filter_files
-from llada.data.group_tasks import group_reports, group_shards, group_unigrams, merge_group
-from llada.data.listing import list_inputs
-from llada.data.pack_tasks import pack_unit
-from llada.data.prepare import SPLITS, Job, PrepareConfig, SourceConfig
-from llada.data.read_tasks import read_text_of, sample_unit
-from llada.data.report_page import render_report
-from llada.data.reports import SAMPLE_CHARS, Report, merge
-from llada.data.shards import write_index
-from llada.data.units import Plan
 from llada.tokenizer import (
     END_OF_TURN,
     ensure_special_tokens,
@@ -61,7 +61,17 @@ from llada.tokenizer import (
     train_tokenizer,
     vocab_size,
 )
-from pipelines.artifact import (
+from pipelines.corpus.duplicates import clean_up, find_all_duplicates, left_to_clean
+from pipelines.corpus.snapshots import (
+    open_snapshot,
+    publish,
+    refresh,
+    snapshot_url,
+    source_epochs,
+    still_unread,
+)
+from pipelines.runners.tasks import TaskRun
+from pipelines.stage.artifact import (
     Output,
     StageError,
     config_hash,
@@ -70,10 +80,7 @@ from pipelines.artifact import (
     put_folder,
     storage_errors,
 )
-from pipelines.cluster import ClusterConfig, connect
-from pipelines.prepare_dedup import clean_up, find_all_duplicates, left_to_clean
-from pipelines.snapshots import open_snapshot, publish, refresh, snapshot_url, source_epochs, still_unread
-from pipelines.task_map import TaskRun
+from pipelines.stage.cluster import ClusterConfig, connect
 
 _log = logging.getLogger(__name__)
 _LAST_TOKENIZER_FILE = "tokenizer_config.json"  # put_folder goes by name, so this one is written last
@@ -90,7 +97,7 @@ def prepare(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Prepare `inputs` (files, folders, globs, "@" lists), or else the sources of `config`, into the folder `output`
-    and return the newest snapshot's manifest. `tracker` is a run of pipelines/tracking.py or None.
+    and return the newest snapshot's manifest. `tracker` is a run of pipelines/stage/tracking.py or None.
 
     Raises StageError when there is nothing to read, too much is unreadable, or no row comes out.
     """

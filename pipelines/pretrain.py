@@ -12,11 +12,11 @@ from dataclasses import asdict
 from typing import Any
 
 from llada.config import Recipe
-from llada.data.files import absolute
-from pipelines.artifact import folder_id, newest_snapshot, open_output, read_manifest
-from pipelines.cluster import ClusterConfig
-from pipelines.ray_train import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
-from pipelines.tracking import Tracker
+from llada.files import absolute
+from pipelines.runners.workers import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
+from pipelines.stage.artifact import folder_id, newest_snapshot, open_output, read_manifest
+from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.tracking import Tracker
 
 
 def pretrain(

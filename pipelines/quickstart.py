@@ -19,21 +19,21 @@ from typing import Any
 import httpx
 
 from llada.config import Recipe
-from llada.data.files import write_bytes
-from llada.data.listing import list_inputs
-from llada.data.prepare import PrepareConfig
-from llada.data.python_docs import python_documents, python_questions
+from llada.data.read.listing import list_inputs
+from llada.data.read.python_docs import python_documents, python_questions
+from llada.data.work.job import PrepareConfig
+from llada.files import write_bytes
 from llada.model.transformer import Transformer
 from llada.presets import get_preset
 from llada.sampling.text import complete_texts
 from llada.tokenizer import load_tokenizer
-from pipelines.artifact import StageError
-from pipelines.cluster import ClusterConfig, connect, load_cluster
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
 from pipelines.sft import sft
-from pipelines.tracking import tracked
+from pipelines.stage.artifact import StageError
+from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
+from pipelines.stage.tracking import tracked
 
 PROMPT = "The function returns"
 QUESTION = "What does os.path.join do?"

@@ -24,11 +24,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from llada.model.hf import read_config
 from llada.tokenizer import has_tokenizer
-from pipelines.artifact import StageError, fetch_folder
-from pipelines.cluster import ClusterConfig, connect
-from pipelines.serving.ingress import Gateway
+from pipelines.serving.gateway import Gateway
 from pipelines.serving.openai_api import explain
 from pipelines.serving.replica import Denoiser, SamplingDefaults
+from pipelines.stage.artifact import StageError, fetch_folder
+from pipelines.stage.cluster import ClusterConfig, connect
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from llada.config import Recipe
-from llada.data.files import absolute
+from llada.files import absolute
 from llada.model.hf import read_config
-from pipelines.artifact import (
+from pipelines.runners.workers import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
+from pipelines.stage.artifact import (
     StageError,
     fetch_folder,
     find_manifest,
@@ -22,9 +23,8 @@ from pipelines.artifact import (
     read_manifest,
     require_same_tokenizer,
 )
-from pipelines.cluster import ClusterConfig
-from pipelines.ray_train import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
-from pipelines.tracking import Tracker
+from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.tracking import Tracker
 
 
 def sft(

@@ -22,6 +22,12 @@ def shared_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Numbers from the official implementations (tests/golden/README.md)."""
+    return REPOSITORY / "tests" / "golden"
+
+
 class Gateway:
     """A TCP relay on the loopback to a server that can go away and come back at the same port."""
 
@@ -105,7 +111,7 @@ def s3_url(s3_gateway: Gateway) -> str:
 @pytest.fixture(scope="session")
 def local_ray(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One Ray with two CPUs for the session, started as every stage starts it; yields its log file."""
-    from pipelines.cluster import ClusterConfig, connect
+    from pipelines.stage.cluster import ClusterConfig, connect
 
     with connect(ClusterConfig(num_cpus=2), tmp_path_factory.mktemp("ray")) as log:
         yield log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -11,33 +12,116 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP_LEVEL = {
-    "pyproject.toml", "README.md", "pipelines", "llada", "ray_configs", "infra", "tests",
-    "Makefile", "LICENSE", ".gitignore", ".ci",
+    "pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "Makefile",
+    "pipelines", "llada", "ray_configs", "infra", "tests",
+    ".gitignore", ".dockerignore", ".pre-commit-config.yaml", ".ci", ".github",
 }  # fmt: skip
-# Rooms of llada, lowest first: a room imports from its own and from lower ones.
-ROOMS = [
-    {"llada.tokenizer", "llada.model"},
-    {"llada.diffusion", "llada.data"},
-    {"llada.sampling", "llada.training"},
-    {"llada.config"},
-    {"llada.presets"},
-]
-ABOVE_THE_ROOMS = {"llada", "llada.training.plan"}  # the façade; a calculation over a whole recipe
-STAGES = {"prepare", "pretrain", "sft", "evaluate", "generate", "serve"}
-KNOW_ALL_STAGES = {"cli", "quickstart"}
+# A room (a folder, or a file that is one) and the rooms that it may import beside itself and BASE.
+BASE = {"llada.errors", "llada.settings", "llada.registry", "llada.mixing", "llada.files"}
+ROOMS: dict[str, set[str]] = {
+    **{name: set() for name in BASE},
+    "llada.hardware": set(),
+    "llada.tokenizer": set(),
+    "llada.model": {"llada.tokenizer"},
+    "llada.diffusion": {"llada.model"},
+    "llada.sampling": {"llada.diffusion", "llada.model", "llada.tokenizer"},
+    "llada.training": {"llada.diffusion", "llada.model", "llada.data.tokens", "llada.hardware"},
+    "llada.data.batching": set(),
+    "llada.data.document": set(),
+    "llada.data.outcomes": {"llada.data.document"},
+    "llada.data.tokens": {"llada.data.document", "llada.tokenizer"},
+    "llada.data.read": {"llada.data.batching", "llada.data.document", "llada.data.outcomes"},
+    "llada.data.filters": {
+        "llada.data.batching",
+        "llada.data.document",
+        "llada.data.outcomes",
+        "llada.data.read",
+    },
+    "llada.data.dedup": {
+        "llada.data.batching",
+        "llada.data.document",
+        "llada.data.outcomes",
+        "llada.data.read",
+        "llada.data.filters",
+    },
+    "llada.data.work": {
+        "llada.data.batching",
+        "llada.data.document",
+        "llada.data.outcomes",
+        "llada.data.read",
+        "llada.data.filters",
+        "llada.data.dedup",
+        "llada.data.tokens",
+        "llada.tokenizer",
+    },
+    "llada.data.report": {
+        "llada.data.document",
+        "llada.data.outcomes",
+        "llada.data.filters",
+        "llada.data.dedup",
+        "llada.data.work",
+    },
+    "llada.data.prepare": {
+        "llada.data.document",
+        "llada.data.outcomes",
+        "llada.data.read",
+        "llada.data.filters",
+        "llada.data.dedup",
+        "llada.data.tokens",
+        "llada.data.work",
+    },
+    "llada.config": {
+        "llada.model",
+        "llada.diffusion",
+        "llada.data.work",
+        "llada.sampling",
+        "llada.training",
+    },
+    "llada.presets": {
+        "llada.config",
+        "llada.model",
+        "llada.diffusion",
+        "llada.data.work",
+        "llada.data.read",
+        "llada.data.dedup",
+        "llada.sampling",
+        "llada.training",
+    },
+    "llada.plan": {"llada.config", "llada.hardware"},
+}
+FACADE = "llada"  # its lazy imports reach everywhere
+# Inside pipelines: commands -> corpus, serving, runners -> stage.
+COMMANDS = sorted(
+    path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem not in ("__init__", "cli")
+)
+SHARED = {
+    "pipelines.stage": set(),
+    "pipelines.runners": {"pipelines.stage"},
+    "pipelines.corpus": {"pipelines.stage", "pipelines.runners"},
+    "pipelines.serving": {"pipelines.stage"},
+}
+KNOWS_ALL_COMMANDS = {"pipelines.quickstart"}
 
 
-def imports(file: Path) -> set[str]:
-    """Absolute names of all modules imported anywhere in a file."""
+@functools.cache
+def imports(file: Path) -> frozenset[str]:
+    """Absolute names of all modules imported anywhere in a file, but for those that only the type checker sees."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            return
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
             names.add(node.module or "")
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text()))
+    return frozenset(names)
 
 
 def module_name(file: Path) -> str:
@@ -45,15 +129,20 @@ def module_name(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor(module: str) -> int | None:
-    for level, rooms in enumerate(ROOMS):
-        if any(module == room or module.startswith(room + ".") for room in rooms):
-            return level
-    return None
-
-
 def python_files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
+
+
+MODULES = {module_name(file): file for folder in ("llada", "pipelines") for file in python_files(folder)}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Our own modules that a file imports."""
+    return {name for name in imports(file) if name in MODULES}
+
+
+def room_of(module: str, rooms: dict[str, set[str]]) -> str | None:
+    return next((room for room in rooms if module == room or module.startswith(room + ".")), None)
 
 
 def test_llada_knows_neither_ray_nor_mlflow_nor_the_stages():
@@ -62,27 +151,76 @@ def test_llada_knows_neither_ray_nor_mlflow_nor_the_stages():
         assert not foreign, f"{file}: {foreign}"
 
 
-def test_rooms_import_downwards_only():
-    for file in python_files("llada"):
-        module = module_name(file)
-        if module in ABOVE_THE_ROOMS:
+def test_rooms_import_only_what_stands_below_them():
+    wrong = []
+    for module, file in MODULES.items():
+        if not module.startswith("llada.") or module == "llada.data":
             continue
-        level = floor(module)
-        assert level is not None, f"{file} is in no known room"
-        for name in imports(file):
-            other = floor(name)
-            assert other is None or other <= level, f"{module} imports {name}, which stands above it"
+        room = room_of(module, ROOMS)
+        assert room is not None, f"{module} is in no known room"
+        for name in imported_modules(file):
+            other = room_of(name, ROOMS)
+            if other is not None and other not in {room, *BASE, *ROOMS[room]}:
+                wrong.append(f"{module} imports {name}")
+    assert wrong == []
 
 
-def test_stages_never_import_each_other():
-    for file in python_files("pipelines"):
-        if file.stem in KNOW_ALL_STAGES:
+def test_the_rooms_have_an_order():
+    """No room stands, by way of others, below itself."""
+
+    def below(room: str, seen: tuple[str, ...] = ()) -> None:
+        assert room not in seen, " -> ".join((*seen, room))
+        for other in ROOMS[room]:
+            below(other, (*seen, room))
+
+    for room in ROOMS:
+        below(room)
+
+
+def test_commands_import_what_they_share_and_no_other_command():
+    wrong = []
+    for module, file in MODULES.items():
+        if not module.startswith("pipelines."):
             continue
-        for name in imports(file):
-            parts = name.split(".")
-            if parts[0] == "pipelines" and len(parts) > 1 and parts[1] in STAGES | KNOW_ALL_STAGES:
-                is_own_main = parts[1] == "cli" and "__main__" in file.read_text()
-                assert file.stem == parts[1] or is_own_main, f"{file.stem} imports {name}"
+        shared = room_of(module, SHARED)
+        for name in imported_modules(file):
+            if not name.startswith("pipelines.") or name == module:
+                continue
+            other = room_of(name, SHARED)
+            if shared is not None:
+                allowed = other in {shared, *SHARED[shared]}
+            elif module == "pipelines.cli":
+                allowed = other == "pipelines.stage"
+            else:
+                allowed = other is not None or module in KNOWS_ALL_COMMANDS
+            if not allowed:
+                wrong.append(f"{module} imports {name}")
+    assert wrong == []
+
+
+def test_there_is_no_import_circle():
+    """Not even inside functions: a circle would mean that two files are one."""
+    graph = {module: imported_modules(file) - {module, FACADE} for module, file in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way, module))
+        if module not in done:
+            for name in sorted(graph[module]):
+                visit(name, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_every_room_says_what_it_is_for():
+    for folder in {file.parent for file in MODULES.values()}:
+        doc = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        lines = [line for line in doc.splitlines() if line.strip()]
+        assert len(lines) >= 3, (
+            f"{folder}/__init__.py: say what lives here, what may be touched, what it may import"
+        )
 
 
 def test_the_top_level_is_fixed():
@@ -92,6 +230,22 @@ def test_the_top_level_is_fixed():
     if not any(listed):
         pytest.skip("not a git checkout")
     assert {name.split("/")[0] for name in listed if name} <= TOP_LEVEL
+
+
+# Source files that need no test file of their own, and why.
+TESTED_ELSEWHERE: dict[str, str] = {}
+
+
+def test_every_source_file_has_its_test_file():
+    missing = []
+    for module, file in MODULES.items():
+        if file.name == "__init__.py" or module in TESTED_ELSEWHERE:
+            continue
+        test = ROOT / "tests" / file.relative_to(ROOT).with_name(f"test_{file.name}")
+        if not test.is_file():
+            missing.append(module)
+    assert missing == []
+    assert {module for module in TESTED_ELSEWHERE if module not in MODULES} == set()
 
 
 def test_llada_imports_without_ray_mlflow_and_pipelines():

@@ -23,7 +23,7 @@ from torch import Tensor
 from llada.diffusion.likelihood import Model, guided_predict, resolve_mask_id
 from llada.diffusion.objective import exclude
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
-from llada.sampling import unmasking
+from llada.sampling import rules
 
 Remasking = Literal["low_confidence", "random", "ancestral"]
 
@@ -159,7 +159,7 @@ def denoise(
     """
     L = canvas.tokens.shape[1]
     blocks = range(canvas.start, L, config.block_length)
-    for begin, steps in zip(blocks, unmasking.split_steps(config.steps, len(blocks)), strict=True):
+    for begin, steps in zip(blocks, rules.split_steps(config.steps, len(blocks)), strict=True):
         end = min(begin + config.block_length, L)
         yield from _denoise_block(model, canvas, config, end, steps, eos_id)
 
@@ -174,7 +174,7 @@ def _denoise_block(
 ) -> Iterator[Canvas]:
     # Everything left of `end` that is still masked: the block, and in the first one any hole in the prompt.
     holes = (canvas.tokens[:, :end] == canvas.mask_id).sum(1).tolist()
-    quotas = [unmasking.quota_schedule(n, min(steps, n)) if n else [] for n in holes]
+    quotas = [rules.quota_schedule(n, min(steps, n)) if n else [] for n in holes]
     parallel = config.threshold is not None or config.factor is not None or config.entropy_bound is not None
     step = 0
     while True:
@@ -235,20 +235,20 @@ def _commit(
         chosen = torch.ones_like(tokens, dtype=torch.bool)
     elif config.remasking == "random":
         confidence = torch.rand(len(tokens), generator=generator, device=logits.device, dtype=torch.float64)
-        chosen = unmasking.by_quota(confidence, quota)
+        chosen = rules.by_quota(confidence, quota)
     elif config.entropy_bound is not None:
         log_probs = logits.log_softmax(-1)
         entropy = -(log_probs.exp() * log_probs.clamp(min=-1e30)).sum(-1)
-        chosen = unmasking.by_entropy(entropy, config.entropy_bound)
+        chosen = rules.by_entropy(entropy, config.entropy_bound)
     else:
         # From the un-noised logits: temperature must not enter the confidence.
         confidence = logits.softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
         if config.threshold is not None:
-            chosen = unmasking.by_threshold(confidence, config.threshold)
+            chosen = rules.by_threshold(confidence, config.threshold)
         elif config.factor is not None:
-            chosen = unmasking.by_factor(confidence, config.factor)
+            chosen = rules.by_factor(confidence, config.factor)
         else:
-            chosen = unmasking.by_quota(confidence, quota)
+            chosen = rules.by_quota(confidence, quota)
     positions, tokens = positions[chosen], tokens[chosen]
     if eos_id is not None:
         ends = positions[(tokens == eos_id) & (positions >= canvas.start)]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada.data.order import stream_indices
-from llada.data.shards import TokenDataset
+from llada.data.tokens.order import stream_indices
+from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key, uniforms
 from llada.diffusion.objective import NoisyBatch, forward_process
 from llada.diffusion.schedule import get_schedule

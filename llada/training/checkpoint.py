@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
-from llada.data.files import filesystem, local_path, write_bytes
+from llada.files import filesystem, local_path, write_bytes
 from llada.model.transformer import Transformer
 from llada.training.parallel import world
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada.data.shards import TokenDataset
+from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.objective import masked_diffusion_loss, next_token_loss, predictors
 from llada.model.transformer import ModelConfig, Transformer, copy_full_
 from llada.training import checkpoint

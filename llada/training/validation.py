@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada.data.order import permutation
-from llada.data.shards import TokenDataset
+from llada.data.tokens.order import permutation
+from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.likelihood import nelbo_rows, row_sums
 from llada.diffusion.noise import row_keys, stream_key, uniforms
 from llada.diffusion.objective import predictors, token_cross_entropy

@@ -18,9 +18,9 @@ import llada
 from llada.sampling.engine import Completion, Delta, DenoiseEngine, GenerateRequest
 from llada.sampling.sampler import SamplingConfig
 from llada.tokenizer import encode_texts, render_chat
-from pipelines.artifact import StageError, fetch_folder
 from pipelines.serving.events import Event, Finished, Refused, Started, Text
 from pipelines.serving.openai_api import ChatBody, CompletionBody, RequestError, SamplingBody
+from pipelines.stage.artifact import StageError, fetch_folder
 
 _RULES = ("threshold", "factor", "entropy_bound")  # at most one may be set
 _KNOBS = ("steps", "block_length", "temperature", "cfg_scale", "remasking", *_RULES)

@@ -81,8 +81,8 @@ def by_datatrove(python: str, what: str, texts: list[str], repeats: int) -> dict
 
 
 def compare_extractors(shared: Path, datatrove_python: str | None, repeats: int) -> list[dict[str, Any]]:
-    from llada.data.extraction import decode_html, extract_text
-    from llada.data.warc import Page, read_pages
+    from llada.data.read.extraction import decode_html, extract_text
+    from llada.data.read.warc import Page, read_pages
 
     path = shared / "data" / "web" / "sample.warc.gz"
     data = path.read_bytes()
@@ -133,7 +133,7 @@ def compare_extractors(shared: Path, datatrove_python: str | None, repeats: int)
 
 
 def compare_languages(shared: Path, repeats: int) -> list[dict[str, Any]]:
-    from llada.data.language import identify
+    from llada.data.filters.language import identify
 
     def rows_of(name: str) -> list[dict[str, Any]]:
         path = shared / "data" / "text" / name
@@ -203,7 +203,7 @@ def compare_languages(shared: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def compare_pii(shared: Path, datatrove_python: str | None, repeats: int) -> list[dict[str, Any]]:
-    from llada.data.pii import PiiConfig, scrub
+    from llada.data.filters.pii import PiiConfig, scrub
 
     data = shared / "data"
     with gzip.open(data / "text" / "c4_200.jsonl.gz", "rt", encoding="utf-8") as lines:
@@ -236,7 +236,7 @@ def compare_pii(shared: Path, datatrove_python: str | None, repeats: int) -> lis
 
 
 def measure_urls(entries: int, repeats: int) -> dict[str, float]:
-    from llada.data.urls import UrlConfig, UrlFilter
+    from llada.data.filters.urls import UrlConfig, UrlFilter
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "domains.txt")

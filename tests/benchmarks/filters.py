@@ -96,8 +96,8 @@ def timed(decide: Callable[[str], str | None], texts: list[str]) -> dict:
 
 
 def run_ours(texts: list[str]) -> dict[str, dict]:
-    from llada.data import words
-    from llada.data.quality import (
+    from llada.data.filters import words
+    from llada.data.filters.quality import (
         C4Config,
         FineWebConfig,
         GopherQualityConfig,
@@ -105,8 +105,8 @@ def run_ours(texts: list[str]) -> dict[str, dict]:
         fineweb_quality,
         gopher_quality,
     )
-    from llada.data.repetition import GopherRepetitionConfig, gopher_repetition
-    from llada.data.text_view import TextView
+    from llada.data.filters.repetition import GopherRepetitionConfig, gopher_repetition
+    from llada.data.filters.view import TextView
 
     repetition, quality, c4, fineweb = (
         GopherRepetitionConfig(),
@@ -202,7 +202,7 @@ def ask_datatrove(python: str, task: str, texts: list[str]) -> list | dict:
 
 def different_words(text: str, theirs: list[str]) -> list[str]:
     """Where the two sides' words differ: "a b -> ab", datatrove's first."""
-    from llada.data.words import split_words
+    from llada.data.filters.words import split_words
 
     ours = split_words(text)
     blocks = SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes()
@@ -239,7 +239,7 @@ def main() -> None:
         "--limit", type=int, help="take only about this many documents, evenly from all sources"
     )
     arguments = parser.parse_args()
-    from llada.data.cleaning import clean_text
+    from llada.data.read.cleaning import clean_text
 
     documents = [
         (source, text) for source, raw in real_documents(arguments.shared) if (text := clean_text(raw))

@@ -56,7 +56,7 @@ def real_pieces(shared: Path) -> list[str]:
 
 def compare_signatures(pieces: list[str], datatrove_python: str | None) -> dict:
     """Documents and MB (UTF-8) per second of CPU of both sides."""
-    from llada.data.minhash import MinHasher
+    from llada.data.dedup.minhash import MinHasher
 
     megabytes = sum(len(piece.encode()) for piece in pieces) / 1e6
     ours, theirs, version = [], [], None
@@ -93,7 +93,7 @@ def recall_by_similarity(pieces: list[str]) -> list[dict]:
     """Of pieces and copies with 0 to 16 % of the words changed: the share that meets in a band, by true Jaccard."""
     import numpy as np
 
-    from llada.data.minhash import MinHasher, duplicate_probability, split_words
+    from llada.data.dedup.minhash import MinHasher, duplicate_probability, split_words
 
     rng = np.random.default_rng(0)
     chosen = [piece for piece in pieces if len(piece.split()) > 100][:2000]
@@ -132,8 +132,8 @@ def run_graph(documents: int, partitions: int, folder: str) -> dict:
     """All steps after the keys, on synthetic ones; CPU seconds by step, peak memory of this process."""
     import numpy as np
 
-    from llada.data.dedup import DedupConfig, Plan, deduplicate, write_unit_rows
-    from llada.data.exchange import mix64
+    from llada.data.dedup.exchange import mix64
+    from llada.data.dedup.steps import DedupConfig, Plan, deduplicate, write_unit_rows
 
     per_unit = 2500
     units = documents // per_unit

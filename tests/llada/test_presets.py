@@ -8,9 +8,10 @@ import json
 import pytest
 import torch
 
-from llada.config import Recipe, from_json, to_json
+from llada.config import Recipe
 from llada.model.transformer import Transformer
 from llada.presets import PRESETS, get_preset
+from llada.settings import from_json, to_json
 
 PARAMETERS = {
     "llada_1b": 1_487_243_264,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llada.config import Recipe
-from llada.data.reading import ReadConfig
+from llada.data.read.reading import ReadConfig
 from llada.presets import tiny
-from pipelines.cluster import ClusterConfig
+from pipelines.stage.cluster import ClusterConfig
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -90,7 +90,7 @@ def stages(local_ray: Path, corpus: Path, tmp_path_factory: pytest.TempPathFacto
     from pipelines.prepare import prepare
     from pipelines.pretrain import pretrain
     from pipelines.sft import sft
-    from pipelines.tracking import tracked
+    from pipelines.stage.tracking import tracked
 
     made = Stages(tmp_path_factory.mktemp("stages"), tiny_recipe(), ClusterConfig())
     common = {"cluster": made.cluster, "progress": False}

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import llada
-from llada.data.shards import TokenDataset
+from llada.data.tokens.shards import TokenDataset
 from llada.sampling.text import complete_texts
-from pipelines.artifact import StageError
-from pipelines.cluster import ClusterConfig
 from pipelines.evaluate import EvaluateConfig, evaluate, read_results
 from pipelines.generate import GenerateConfig, generate, parse_prompts
+from pipelines.stage.artifact import StageError
+from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
 

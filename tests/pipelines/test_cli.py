@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llada.config import to_json
-from llada.data.reading import ReadConfig
-from llada.data.shards import TokenDataset
+from llada.data.read.reading import ReadConfig
+from llada.data.tokens.shards import TokenDataset
 from llada.presets import get_preset
+from llada.settings import to_json
 from pipelines.cli import STAGES, load_mixture, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -126,8 +126,8 @@ def test_a_recipe_file_is_a_preset(capsys, tmp_path):
     assert "1,487,243,264" in out
 
 
-def test_convert_both_ways(capsys, tmp_path, shared_dir):
-    golden = shared_dir / "golden" / "llada_gqa"
+def test_convert_both_ways(capsys, tmp_path, golden_dir):
+    golden = golden_dir / "llada_gqa"
     assert run(capsys, "convert", str(golden), str(tmp_path / "ours"))[0] == 0
     assert run(capsys, "convert", str(tmp_path / "ours"), str(tmp_path / "back"))[0] == 0
     config = json.loads((tmp_path / "back" / "config.json").read_text())

@@ -14,11 +14,11 @@ import pytest
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.tokenizer import save_tokenizer, train_tokenizer
-from pipelines.artifact import StageError
 from pipelines.serve import parse_args
-from pipelines.serving.gateway import build_api
 from pipelines.serving.openai_api import RequestError
 from pipelines.serving.replica import Denoiser, SamplingDefaults
+from pipelines.serving.routes import build_api
+from pipelines.stage.artifact import StageError
 
 CHAT = [{"role": "user", "content": "How are you?"}]
 CONTEXT = 2048

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from llada.data.files import filesystem
-from llada.data.listing import list_inputs
-from llada.data.pack_tasks import pack_unit
-from llada.data.prepare import Job, PrepareConfig
-from llada.data.read_tasks import sample_unit
-from llada.data.reading import ReadConfig
-from llada.data.shards import TokenDataset, load_unigram_counts, verify_shards
-from llada.data.units import cut_file, write_plan
+from llada.data.read.listing import list_inputs
+from llada.data.read.reading import ReadConfig
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
+from llada.data.work.job import Job, PrepareConfig
+from llada.data.work.pack_tasks import pack_unit
+from llada.data.work.read_tasks import sample_unit
+from llada.data.work.units import cut_file, write_plan
+from llada.files import filesystem
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from pipelines.artifact import StageError, open_output, read_manifest
-from pipelines.cluster import ClusterConfig
 from pipelines.prepare import prepare
-from pipelines.tracking import default_tracking_uri, tracked
+from pipelines.stage.artifact import StageError, open_output, read_manifest
+from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.tracking import default_tracking_uri, tracked
 
 pytestmark = pytest.mark.integration
 CONFIG = PrepareConfig(

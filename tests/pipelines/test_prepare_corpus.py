@@ -17,20 +17,20 @@ import numpy as np
 import psutil
 import pytest
 
-from llada.config import to_json
-from llada.data.decontaminate import DecontaminationConfig
-from llada.data.dedup import DedupConfig
-from llada.data.listing import list_inputs
-from llada.data.prepare import PrepareConfig, SourceConfig
-from llada.data.reading import ReadConfig
-from llada.data.shards import TokenDataset, load_unigram_counts, verify_shards
-from llada.data.units import cut_file, write_plan
+from llada.data.dedup.decontaminate import DecontaminationConfig
+from llada.data.dedup.steps import DedupConfig
+from llada.data.read.listing import list_inputs
+from llada.data.read.reading import ReadConfig
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
+from llada.data.work.job import PrepareConfig, SourceConfig
+from llada.data.work.units import cut_file, write_plan
 from llada.presets import tiny
+from llada.settings import to_json
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from pipelines.artifact import StageError, config_hash, newest_snapshot, open_output, read_manifest
-from pipelines.cluster import ClusterConfig
+from pipelines.corpus.snapshots import open_snapshot
 from pipelines.prepare import _given_tokenizer_hash, _settle_resources, prepare
-from pipelines.snapshots import open_snapshot
+from pipelines.stage.artifact import StageError, config_hash, newest_snapshot, open_output, read_manifest
+from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
 LONGER = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4)]
@@ -422,7 +422,7 @@ def test_a_killed_driver_is_made_good_by_the_same_command(crowded, undisturbed, 
 
 def test_a_snapshot_on_s3(local_ray, s3_url, config, tmp_path, monkeypatch):
     """The whole of it, deduplication included, through a real S3 server: the same bytes as on disk."""
-    from llada.data.files import read_bytes, write_bytes
+    from llada.files import read_bytes, write_bytes
 
     monkeypatch.setenv("LLADA_CACHE", str(tmp_path / "cache"))
     texts = [sentence(i) for i in range(30)]
@@ -452,7 +452,7 @@ def test_a_store_that_goes_away_again_and_again_changes_nothing(
     local_ray, s3_url, s3_gateway, crowded, undisturbed, tokenizer, tmp_path, monkeypatch, seed
 ):
     """Every connection to the store is cut and refused for two seconds at a time, at random moments of the run."""
-    from llada.data.files import read_bytes, write_bytes
+    from llada.files import read_bytes, write_bytes
 
     monkeypatch.setenv("LLADA_CACHE", str(tmp_path / "cache"))
     source, output = f"{s3_url}/outages-{seed}/{crowded.name}", f"{s3_url}/outages-{seed}/out"

@@ -32,9 +32,9 @@ from llada.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from pipelines.artifact import StageError
-from pipelines.cluster import ClusterConfig
 from pipelines.serve import ServeArgs, build_app, build_deployments, parse_args, serve
+from pipelines.stage.artifact import StageError
+from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHAT = [{"role": "user", "content": "How are you?"}]
@@ -66,7 +66,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 START = """
 import sys
-from pipelines.cluster import ClusterConfig
+from pipelines.stage.cluster import ClusterConfig
 from pipelines.serve import ServeArgs, serve
 args = ServeArgs(sys.argv[1], port=int(sys.argv[2]), max_ongoing_requests=4, max_queued_requests=4)
 serve(args, ClusterConfig(num_cpus=2))

@@ -18,16 +18,17 @@ import pytest
 import torch
 
 import llada
-from llada.config import Recipe, to_json
-from llada.data.shards import TokenDataset, load_unigram_counts
+from llada.config import Recipe
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts
 from llada.model.hf import load_state, read_config
+from llada.settings import to_json
 from llada.training.trainer import train
-from pipelines.artifact import StageError, read_manifest
-from pipelines.cluster import ClusterConfig
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
-from pipelines.ray_train import read_metrics
+from pipelines.runners.workers import read_metrics
 from pipelines.sft import sft
+from pipelines.stage.artifact import StageError, read_manifest
+from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.integration

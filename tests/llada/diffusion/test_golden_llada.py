@@ -19,12 +19,12 @@ def load(folder: Path) -> Transformer:
 
 
 def read_cases(folder: Path, name: str) -> list[dict]:
-    return json.loads((folder / "golden" / name).read_text())["cases"]
+    return json.loads((folder / name).read_text())["cases"]
 
 
 @pytest.mark.parametrize("file", ["pretrain_loss.json", "sft_loss.json"])
-def test_losses_equal_the_guideline(shared_dir: Path, file: str) -> None:
-    cases = read_cases(shared_dir, file)
+def test_losses_equal_the_guideline(golden_dir: Path, file: str) -> None:
+    cases = read_cases(golden_dir, file)
     assert len(cases) == (6 if file.startswith("pre") else 4)
     for case in cases:
         clean = torch.tensor(case["input_ids"])
@@ -43,7 +43,7 @@ def test_losses_equal_the_guideline(shared_dir: Path, file: str) -> None:
         assert noisy.tokens.tolist() == case["noisy_ids"], name
         assert noisy.masked.long().tolist() == case["mask"], name
         torch.testing.assert_close(noisy.mask_prob, torch.tensor(case["p_mask"]))
-        model = load(shared_dir / "golden" / case["checkpoint"])
+        model = load(golden_dir / case["checkpoint"])
         with torch.no_grad():
             logits = model(noisy.tokens)
         per_token = token_cross_entropy(logits[noisy.masked], clean[noisy.masked])
@@ -56,11 +56,11 @@ def test_losses_equal_the_guideline(shared_dir: Path, file: str) -> None:
             assert loss.item() == pytest.approx(case["loss"], rel=1e-4, abs=1e-5), name
 
 
-def test_answer_nats_equal_the_official_likelihood(shared_dir: Path) -> None:
-    cases = read_cases(shared_dir, "likelihood.json")
+def test_answer_nats_equal_the_official_likelihood(golden_dir: Path) -> None:
+    cases = read_cases(golden_dir, "likelihood.json")
     assert len(cases) == 8
     for case in cases:
-        model = load(shared_dir / "golden" / case["checkpoint"])
+        model = load(golden_dir / case["checkpoint"])
         clean = torch.tensor(case["prompt_ids"] + case["answer_ids"])
         answer = torch.arange(len(clean)) >= len(case["prompt_ids"])
         length, batch = len(case["answer_ids"]), case["batch_size"]

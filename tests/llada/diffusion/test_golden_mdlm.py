@@ -23,8 +23,8 @@ FAMILIES: dict[str, tuple[type[NoiseSchedule], dict[str, int]]] = {
 
 
 @pytest.fixture
-def golden(shared_dir: Path) -> dict[str, list[dict]]:
-    return json.loads((shared_dir / "golden" / "mdlm.json").read_text())
+def golden(golden_dir: Path) -> dict[str, list[dict]]:
+    return json.loads((golden_dir / "mdlm.json").read_text())
 
 
 def build_schedule(case: dict) -> NoiseSchedule:

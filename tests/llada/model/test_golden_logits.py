@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from llada.model.hf import load_model
 
 
-def test_logits_equal_the_official_model(shared_dir: Path) -> None:
-    golden = shared_dir / "golden"
+def test_logits_equal_the_official_model(golden_dir: Path) -> None:
+    golden = golden_dir
     cases = json.loads((golden / "cases.json").read_text())["cases"]
     expected = load_file(golden / "logits.safetensors")
     models = {name: load_model(golden / name) for name in ("llada_gqa", "llada_mha")}

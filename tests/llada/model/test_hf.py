@@ -45,9 +45,9 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> N
 @pytest.mark.parametrize("name", ["llada_gqa", "llada_mha"])
 @pytest.mark.parametrize("shard_bytes", [None, 20_000])
 def test_official_layout_round_trips_bit_for_bit(
-    shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shard_bytes: int | None
+    golden_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, shard_bytes: int | None
 ) -> None:
-    official = shared_dir / "golden" / name
+    official = golden_dir / name
     if shard_bytes:
         monkeypatch.setattr(hf, "SHARD_BYTES", shard_bytes)
     config = convert(official, tmp_path / "ours")
@@ -69,8 +69,8 @@ def test_official_layout_round_trips_bit_for_bit(
     assert torch.equal(load_model(tmp_path / "back")(tokens), load_model(official)(tokens))
 
 
-def test_public_load_returns_a_network_in_evaluation_mode(shared_dir: Path) -> None:
-    model, tokenizer = llada.load(shared_dir / "golden/llada_gqa", dtype=torch.bfloat16)
+def test_public_load_returns_a_network_in_evaluation_mode(golden_dir: Path) -> None:
+    model, tokenizer = llada.load(golden_dir / "llada_gqa", dtype=torch.bfloat16)
     assert tokenizer is None
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -123,8 +123,8 @@ def test_a_damaged_weight_file_is_named(make_model: MakeModel, tmp_path: Path) -
         load_model(tmp_path)
 
 
-def test_a_missing_shard_is_named(shared_dir: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(shared_dir / "golden/llada_gqa", tmp_path / "copy", copy_function=shutil.copy)
+def test_a_missing_shard_is_named(golden_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(golden_dir / "llada_gqa", tmp_path / "copy", copy_function=shutil.copy)
     folder.chmod(0o755)
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="model-00002-of-00002"):

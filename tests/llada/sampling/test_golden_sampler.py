@@ -17,11 +17,11 @@ def load(folder: Path) -> Transformer:
     return load_model(folder)
 
 
-def test_generate_equals_the_official_sampler(shared_dir: Path) -> None:
-    cases = json.loads((shared_dir / "golden/generate.json").read_text())["cases"]
+def test_generate_equals_the_official_sampler(golden_dir: Path) -> None:
+    cases = json.loads((golden_dir / "generate.json").read_text())["cases"]
     assert len(cases) == 32
     for case in cases:
-        model = load(shared_dir / "golden" / case["checkpoint"])
+        model = load(golden_dir / case["checkpoint"])
         mask = torch.tensor(case["attention_mask"])
         knobs = {name: case[name] for name in ("gen_length", "steps", "block_length", "cfg_scale", "mask_id")}
         for attention_mask in [mask] if not mask.all() else [mask, None]:
@@ -40,14 +40,14 @@ def test_generate_equals_the_official_sampler(shared_dir: Path) -> None:
         assert lists.sequences[:, -length:].tolist() == [row[-length:] for row in case["output_ids"]]
 
 
-def test_threshold_and_quota_equal_fast_dllm_without_cache(shared_dir: Path) -> None:
-    cases = json.loads((shared_dir / "golden/fast_dllm.json").read_text())["cases"]
+def test_threshold_and_quota_equal_fast_dllm_without_cache(golden_dir: Path) -> None:
+    cases = json.loads((golden_dir / "fast_dllm.json").read_text())["cases"]
     plain = [case for case in cases if case["mode"] == "none"]
     assert len(cases) == 60
     assert any(case["threshold"] for case in plain)
     assert any(case["threshold"] is None for case in plain)
     for case in plain:
-        model = load(shared_dir / "golden" / case["checkpoint"])
+        model = load(golden_dir / case["checkpoint"])
         names = ("gen_length", "steps", "block_length", "threshold", "mask_id")
         out = generate(model, torch.tensor(case["prompt_ids"]), **{name: case[name] for name in names})
         assert out.sequences.tolist() == case["output_ids"], case["name"]
@@ -56,11 +56,11 @@ def test_threshold_and_quota_equal_fast_dllm_without_cache(shared_dir: Path) -> 
         assert out.token_forwards == case["nfe_useful"] * len(case["output_ids"][0]), case["name"]
 
 
-def test_caches_are_refused_not_ignored(shared_dir: Path) -> None:
-    cases = json.loads((shared_dir / "golden/fast_dllm.json").read_text())["cases"]
+def test_caches_are_refused_not_ignored(golden_dir: Path) -> None:
+    cases = json.loads((golden_dir / "fast_dllm.json").read_text())["cases"]
     modes = {case["mode"] for case in cases} - {"none"}
     assert modes == {"prefix", "dual"}
-    model = load(shared_dir / "golden/llada_gqa")
+    model = load(golden_dir / "llada_gqa")
     for mode in modes:
         with pytest.raises(ValueError, match=f"cache='{mode}'"):
             generate(model, torch.tensor([[1, 2]]), gen_length=4, steps=4, block_length=4, cache=mode)  # type: ignore[arg-type]

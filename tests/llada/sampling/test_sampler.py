@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llada.diffusion.schedule import get_schedule
 from llada.model.transformer import Transformer
-from llada.sampling import unmasking
+from llada.sampling import rules
 from llada.sampling.sampler import (
     SamplingConfig,
     build_canvas,
@@ -327,7 +327,7 @@ def test_forwards_per_block(
     assert out.nfe == sum(per_block)
     for n, block in zip(per_block, out.reveal_step[0].split(block_length), strict=True):
         counts = torch.bincount(block - block.min()).tolist()
-        assert counts == unmasking.quota_schedule(len(block), n)
+        assert counts == rules.quota_schedule(len(block), n)
 
 
 class ToyLanguage:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import llada
-from llada.data.packing import PackedRows, answer_tokens, concatenate_and_cut, one_per_row
-from llada.data.shards import write_index, write_shard
+from llada.data.tokens.packing import PackedRows, answer_tokens, concatenate_and_cut, one_per_row
+from llada.data.tokens.shards import write_index, write_shard
 from llada.model.transformer import ModelConfig
 from llada.training.batches import ObjectiveConfig
 from llada.training.optim import OptimConfig

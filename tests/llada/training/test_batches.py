@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llada.data.shards import TokenDataset
+from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.time import TimeConfig
 from llada.training.batches import (
     Batch,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada.data.shards import read_index, write_index
+from llada.data.tokens.shards import read_index, write_index
 from llada.diffusion.objective import masked_diffusion_loss
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.batches import BatchStream, add_noise
@@ -117,7 +117,7 @@ def test_micro_batches_change_nothing_but_rounding(
 
 def test_the_step_loss_is_the_formula(make_config: Callable, pretrain_folder: Any, sft_folder: Any) -> None:
     """train_step against the loss written out by hand: pretraining over all tokens, fine-tuning row by row."""
-    from llada.data.shards import TokenDataset
+    from llada.data.tokens.shards import TokenDataset
 
     for folder in (pretrain_folder, sft_folder):
         model_config, config = make_config(micro_batch_rows=3)
@@ -217,7 +217,7 @@ def test_seeds_change_everything(
 def test_epochs_decide_the_number_of_steps(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
-    from llada.data.shards import TokenDataset
+    from llada.data.tokens.shards import TokenDataset
 
     rows = len(TokenDataset(pretrain_folder.url))
     run = run_here(make_config(num_steps=None, num_epochs=1.5), pretrain_folder, tmp_path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llada.data.shards import TokenDataset
+from llada.data.tokens.shards import TokenDataset
 from llada.model.transformer import Transformer
 from llada.training.batches import ObjectiveConfig
 from llada.training.validation import Validation

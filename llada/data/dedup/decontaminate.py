@@ -1,0 +1,336 @@
+"""Find evaluation questions in training text: word n-grams that stand in both (GPT-3 and Llama: 13 words).
+
+Words are those of llada.data.dedup.minhash, after Unicode's NFKC: lower case, no diacritics, no punctuation, and a character
+each in scripts without spaces, so 13 characters of a Chinese question match, in traditional characters as in
+simplified ones. Numbers count as they are: the question with other numbers is another question. A row of an evaluation
+file is read as one text, its strings in order, so a question followed by its answer matches as well. A row of fewer
+than `ngram` words is looked for as a whole: where rows are that short (lines of poems), `fields` leaves out what
+training text does not hold beside them.
+
+The index is one safetensors file, made once and read by every worker:
+    hashes uint64 (H,), sorted within each size · sizes, counts (S,): H hashes of S sizes, in words ·
+    owners uint32 (H,): the row of each hash, with files, lines uint32 (R,) of the rows; the files' names in its metadata
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from llada.data.dedup.minhash import split_words
+from llada.data.read.formats import Part, Rejects, read_records
+from llada.data.read.listing import list_inputs
+from llada.files import read_bytes, write_bytes
+
+FORMAT = "llada-decontamination-1"
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
+_MAX_KNOWN_WORDS = 1 << 20
+_MAX_RECORD_BYTES = 64 << 20
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_SIEVE_BITS = (16, 24)  # 64 KB to 16 MB
+_WORDS_AT_ONCE = 1 << 14  # their hashes stay in the cache
+
+
+@dataclass(frozen=True)
+class DecontaminationConfig:
+    """Which evaluation rows must not stand in the data."""
+
+    files: tuple[str, ...] = ()
+    """Files, folders or globs of evaluation sets: JSON lines or parquet at any URL."""
+    ngram: int = 13
+    """Words in a row that make a match."""
+    min_words: int = 8
+    """Rows of min_words to ngram - 1 words are looked for as a whole; shorter ones are left out: they are chance."""
+    fields: tuple[str, ...] | None = None
+    """Top-level fields that make a row's text, in this order; None takes every string in it."""
+    fold_chinese: bool = True
+    """Compare Chinese characters by their simplified form. Needs the package opencc when there are any."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.ngram:
+            raise ValueError(
+                f"decontamination: min_words={self.min_words} must lie between 1 and ngram={self.ngram}"
+            )
+
+
+class Match(NamedTuple):
+    """The first place in a text that also stands in an evaluation row."""
+
+    file: str
+    line: int  # of the row, from 1
+    words: str  # all matched words in a row, normalised
+    ngrams: int  # matched n-grams in the whole text: few when it is a chance, many when a question was copied
+
+
+class _WordHashes(dict[str, int]):
+    """The 64-bit hash of each word, the same in every process."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _MAX_KNOWN_WORDS:
+            self.clear()
+        digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        value = self[word] = int.from_bytes(digest, "little")
+        return value
+
+
+class _Table(NamedTuple):
+    """The n-grams of one size: hashes uint64 (H,), sorted, and the row uint32 (H,) of each."""
+
+    hashes: np.ndarray
+    owners: np.ndarray
+    sieve: np.ndarray  # bool (2^bits,): whether a hash begins with these bits; few of a text's n-grams pass
+
+    @classmethod
+    def of(cls, hashes: np.ndarray, owners: np.ndarray) -> _Table:
+        bits = min(max((16 * len(hashes)).bit_length(), _SIEVE_BITS[0]), _SIEVE_BITS[1])
+        sieve = np.zeros(1 << bits, dtype=bool)
+        sieve[hashes >> np.uint64(64 - bits)] = True
+        return cls(hashes, owners, sieve)
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(positions (M,) in `hashes` that are in the table, the row of each)."""
+        leading = hashes >> np.uint64(65 - len(self.sieve).bit_length())
+        maybe = np.flatnonzero(self.sieve.take(leading.view(np.int64)))
+        if not len(maybe):
+            return maybe, self.owners[:0]
+        found = np.minimum(np.searchsorted(self.hashes, hashes[maybe]), len(self.hashes) - 1)
+        hit = self.hashes[found] == hashes[maybe]
+        return maybe[hit], self.owners[found[hit]]
+
+
+class DecontaminationIndex:
+    """The n-grams of evaluation rows, by their size in words, the longest first; `build_index` makes one."""
+
+    def __init__(
+        self,
+        names: list[str],
+        files: np.ndarray,
+        lines: np.ndarray,
+        ngrams: dict[int, tuple[np.ndarray, np.ndarray]],
+        fold_chinese: bool,
+    ) -> None:
+        self.names, self._files, self._lines, self._fold = names, files, lines, fold_chinese
+        self._tables = {size: _Table.of(*ngrams[size]) for size in sorted(ngrams, reverse=True)}
+        self._hasher = _NgramHasher()
+
+    @property
+    def rows(self) -> int:
+        """Evaluation rows that can be found."""
+        return len(self._lines)
+
+    def match(self, text: str) -> Match | None:
+        """The first place of `text` that an evaluation row holds too, or None."""
+        return self.match_all([text])[0]
+
+    def match_all(self, texts: Iterable[str]) -> list[Match | None]:
+        """`match` of each text; of short ones much faster than one by one."""
+        results: list[Match | None] = []
+        group: list[list[str]] = []
+        held = 0
+        for text in texts:
+            group.append(_words(text, self._fold))
+            held += len(group[-1])
+            if held >= _WORDS_AT_ONCE:
+                results += self._match_group(group)
+                group, held = [], 0
+        return results + self._match_group(group)
+
+    def _match_group(self, documents: list[list[str]]) -> list[Match | None]:
+        matches: list[Match | None] = [None] * len(documents)
+        ends = np.cumsum([len(words) for words in documents], dtype=np.int64)
+        hashes = self._hasher.of_words([word for words in documents for word in words])
+        for size, table in self._tables.items():
+            positions, owners = table.find(hashes.ngrams(size))
+            if not len(positions):
+                continue
+            number = np.searchsorted(ends, positions, side="right")
+            inside = positions + size <= ends[number]
+            positions, owners, number = positions[inside], owners[inside], number[inside]
+            for document in np.unique(number).tolist():
+                if matches[document] is None:
+                    own = number == document
+                    words, start = documents[document], int(ends[document]) - len(documents[document])
+                    matches[document] = self._describe(
+                        words, positions[own] - start, size, int(owners[own][0])
+                    )
+        return matches
+
+    def _describe(self, words: list[str], positions: np.ndarray, size: int, owner: int) -> Match:
+        gaps = np.flatnonzero(np.diff(positions) > 1)
+        last = int(positions[gaps[0] if len(gaps) else -1])
+        run = " ".join(words[int(positions[0]) : last + size])
+        return Match(self.names[int(self._files[owner])], int(self._lines[owner]), run, len(positions))
+
+    def save(self, url: str) -> None:
+        """Write the index as one file. Equal evaluation files and settings give equal bytes."""
+        tables = self._tables.values()
+        arrays = {
+            "hashes": np.concatenate([np.empty(0, np.uint64), *(t.hashes for t in tables)]),
+            "owners": np.concatenate([np.empty(0, np.uint32), *(t.owners for t in tables)]),
+            "sizes": np.array(list(self._tables), dtype=np.uint32),
+            "counts": np.array([len(t.hashes) for t in tables], dtype=np.uint64),
+            "files": self._files,
+            "lines": self._lines,
+        }
+        # Several metadata entries would stand in an order that changes from run to run.
+        described = json.dumps({"format": FORMAT, "names": self.names, "fold_chinese": self._fold})
+        write_bytes(url, save(arrays, metadata={"index": described}))
+
+    @classmethod
+    def load(cls, url: str) -> DecontaminationIndex:
+        """Read what `save` wrote. Raises ValueError naming a file that is missing, foreign or damaged."""
+        try:
+            data = read_bytes(url)
+            arrays = load(data)
+            size = int.from_bytes(data[:8], "little")
+            described = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["index"])
+            if described["format"] != FORMAT:
+                raise ValueError
+        except FileNotFoundError:
+            raise ValueError(f"no decontamination index at {url}; build it again") from None
+        except (SafetensorError, ValueError, KeyError):
+            raise ValueError(f"{url} is no {FORMAT} file or is damaged; build it again") from None
+        ends = np.cumsum(arrays["counts"]).tolist()
+        ngrams = {
+            size: (arrays["hashes"][start:end], arrays["owners"][start:end])
+            for size, start, end in zip(arrays["sizes"].tolist(), [0, *ends], ends, strict=False)
+        }
+        return cls(described["names"], arrays["files"], arrays["lines"], ngrams, described["fold_chinese"])
+
+
+def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
+    """The index of all evaluation rows; where several rows hold an n-gram, the first one is named.
+
+    Raises ValueError for a row that cannot be read or lacks one of `fields`, FileNotFoundError for a missing file: a
+    question that is not in the index would stay in the data unnoticed.
+    """
+    hasher = _NgramHasher()
+    files = list(list_inputs(config.files)) if config.files else []
+    rows: list[tuple[int, int]] = []
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for number, file in enumerate(files):
+        rejects = Rejects()
+        for record in read_records(Part(file, file.size), rejects, max_record_bytes=_MAX_RECORD_BYTES):
+            text = "\n".join(_strings(record.fields, config.fields, f"{file.url}:{record.line}"))
+            words = _words(text, config.fold_chinese)
+            if len(words) < config.min_words:
+                continue
+            size = min(config.ngram, len(words))
+            hashes = hasher.of_words(words).ngrams(size)
+            found.setdefault(size, []).append((hashes, np.full(len(hashes), len(rows), dtype=np.uint32)))
+            rows.append((number, record.line))
+        if rejects.counts:
+            raise ValueError(
+                f"evaluation file {file.url}: cannot read {rejects.counts.total()} rows "
+                f"({', '.join(rejects.counts)}); mend the file or leave it out"
+            )
+    ngrams = {}
+    for size, pieces in found.items():
+        hashes, owners = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        unique, first = np.unique(hashes, return_index=True)
+        ngrams[size] = (unique, owners[first])
+    places = np.array(rows, dtype=np.uint32).reshape(-1, 2)
+    return DecontaminationIndex(
+        [file.url for file in files], places[:, 0].copy(), places[:, 1].copy(), ngrams, config.fold_chinese
+    )
+
+
+def _words(text: str, fold_chinese: bool) -> list[str]:
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        if fold_chinese and _CHINESE.search(text):
+            text = text.translate(_simplified)
+    return split_words(text)
+
+
+class _Simplified(dict[int, str]):
+    """The simplified form of a character, for `str.translate`; looked up when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        self[code] = _converter().convert(character) if _CHINESE.match(character) else character
+        return self[code]
+
+
+@functools.cache
+def _converter() -> Any:
+    try:
+        import opencc
+    except ImportError:
+        raise ImportError(
+            "comparing Chinese text needs the package opencc: pip install opencc, or set fold_chinese to false"
+        ) from None
+    return opencc.OpenCC("t2s")
+
+
+_simplified = _Simplified()
+
+
+def _strings(row: dict[str, Any], fields: tuple[str, ...] | None, place: str) -> Iterator[str]:
+    """The strings that make a row's text."""
+    if fields is None:
+        yield from _strings_in(list(row.values()))
+        return
+    for name in fields:
+        if name not in row:
+            raise ValueError(f"evaluation row {place} has no field {name!r}; it has {', '.join(row)}")
+        yield from _strings_in(row[name])
+
+
+def _strings_in(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, in order; of an object {text: number} (answers and their labels) the texts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, int | float):
+                yield key
+            yield from _strings_in(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings_in(inner)
+
+
+class _NgramHasher:
+    """Polynomial hashes of word n-grams from prefix sums: a few operations a word, whatever n is.
+
+    With word hashes w and a multiplier b, modulo 2^64, the n-gram at i has b^-i (P[i + n] - P[i]), P[i] = sum w_j b^j
+    for j < i; that is the sum of w_(i + k) b^k for k < n, the same wherever it stands.
+    """
+
+    def __init__(self) -> None:
+        self._word_hashes = _WordHashes()
+        self._grow(2 * _WORDS_AT_ONCE)
+
+    def _grow(self, size: int) -> None:
+        factors = np.full((2, size), [[_MULTIPLIER], [pow(_MULTIPLIER, -1, 1 << 64)]], dtype=np.uint64)
+        factors[:, 0] = 1
+        self._powers, self._inverse_powers = np.cumprod(factors, axis=1, dtype=np.uint64)
+
+    def of_words(self, words: list[str]) -> _PrefixSums:
+        if len(words) > len(self._powers):
+            self._grow(2 * len(words))
+        hashes = np.fromiter(map(self._word_hashes.__getitem__, words), dtype=np.uint64, count=len(words))
+        sums = np.zeros(len(words) + 1, dtype=np.uint64)
+        np.cumsum(hashes * self._powers[: len(words)], out=sums[1:])
+        return _PrefixSums(sums, self._inverse_powers)
+
+
+class _PrefixSums(NamedTuple):
+    sums: np.ndarray  # uint64 (words + 1,)
+    inverse_powers: np.ndarray  # uint64, at least as long
+
+    def ngrams(self, size: int) -> np.ndarray:
+        """The hash of the n-gram at each word that begins one, uint64 (max(0, words - size + 1),)."""
+        count = max(0, len(self.sums) - size)
+        return (self.sums[size:] - self.sums[:count]) * self.inverse_powers[:count]

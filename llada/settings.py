@@ -1,0 +1,114 @@
+"""Settings as frozen dataclasses: read strictly from plain values, written as JSON, checked when they are made.
+
+A settings class checks itself in `__post_init__` with `require`; a field is explained by the docstring below it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from llada.errors import UserError, hint
+
+T = TypeVar("T")
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise UserError with `message` (the setting, what it must be, what it is) unless `holds`."""
+    if not holds:
+        raise UserError(message)
+
+
+def to_json(settings: Any) -> str:
+    """A settings object as JSON text."""
+    return json.dumps(asdict(settings), indent=2)
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """The inverse of `to_json`."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError("settings are a JSON object")
+    return from_dict(kind, values)
+
+
+def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
+    """Settings from plain values.
+
+    Raises:
+        UserError: an unknown key (naming the nearest), a missing one, or a value of the wrong type, with its path.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise UserError(f"unknown setting {path}{key}; {hint(key, fields)}")
+    parsed = {key: _parse(hints[key], value, f"{path}{key}") for key, value in values.items()}
+    for name, field in fields.items():
+        has_default = (
+            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        )
+        if name not in parsed and not has_default:
+            raise UserError(f"missing setting {path}{name}")
+    return kind(**parsed)
+
+
+def _parse(kind: Any, value: Any, path: str) -> Any:
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{path} must hold settings, not {value!r}")
+        return from_dict(typing.cast(type, kind), value, f"{path}.")
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _parse(option, value, path)
+            except UserError:
+                continue
+    elif origin is typing.Literal:
+        if value in args:
+            return value
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {key: _parse(args[1], item, f"{path}.{key}") for key, item in value.items()}
+    elif origin is tuple:
+        if isinstance(value, list | tuple) and (args[-1] is Ellipsis or len(args) == len(value)):
+            kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+            return tuple(
+                _parse(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+            )
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is kind or kind is type(value):
+        return value
+    raise UserError(f"{path} must be {describe_kind(kind)}, not {value!r}")
+
+
+def describe_kind(kind: Any) -> str:
+    """A type as a user writes it: "int or null", "one of a, b"."""
+    args = typing.get_args(kind)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(describe_kind(option) for option in args)
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(map(str, args))}"
+    return "null" if kind is type(None) else str(getattr(kind, "__name__", kind))
+
+
+def merge_settings(defaults: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`defaults` with `changes` laid over them, setting by setting."""
+    merged = dict(defaults)
+    for key, value in changes.items():
+        default = merged.get(key)
+        if isinstance(default, dict) and isinstance(value, dict):
+            value = merge_settings(default, value)
+        merged[key] = value
+    return merged

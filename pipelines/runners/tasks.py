@@ -1,0 +1,88 @@
+"""Numbered tasks as Ray Data map tasks: what `prepare` does all its work with.
+
+Ray Data reads a range of numbers; the driver holds neither the tasks nor, when they are folded as they come, their
+results. A task writes its own output and must be repeatable: Ray starts those of a lost worker again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from tqdm import tqdm
+
+from llada.data.work.job import Job
+from llada.files import is_store_error
+from pipelines.stage.artifact import StageError
+from pipelines.stage.cluster import ClusterConfig
+
+MAX_BLOCKS = 4096  # Ray Data's bookkeeping is per block: a block of a long list holds many tasks
+
+
+def map_tasks(
+    function: Callable[[int], Any], numbers: Sequence[int], cluster: ClusterConfig
+) -> Iterator[tuple[int, Any]]:
+    """(number, function(number)) for all numbers, as they finish. Results are JSON values, best small ones.
+
+    The caller has connected to Ray. Raises StageError when a task cannot do its work, OSError(ENOSPC) when a disk is full.
+    """
+    if not len(numbers):
+        return
+    import ray.data
+
+    limits: dict[str, Any] = {"num_cpus": cluster.cpus_per_data_worker}
+    if cluster.memory_bytes_per_data_worker:
+        limits["memory"] = cluster.memory_bytes_per_data_worker
+    first, step = numbers[0], numbers[1] - numbers[0] if len(numbers) > 1 else 1
+
+    def run(block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one CPU; Ray brings the parallelism
+        for index in block["id"]:
+            number = first + int(index) * step
+            try:
+                yield {"number": [number], "result": [json.dumps(function(number))], "errno": [0]}
+            except Exception as error:
+                if not is_store_error(error) and not isinstance(error, ValueError | ImportError | StageError):
+                    raise
+                # As values: through Ray Data an error keeps its text and loses its number.
+                code = getattr(error, "errno", None) or -1
+                yield {"number": [number], "result": [str(error)], "errno": [code]}
+
+    items = ray.data.range(len(numbers), override_num_blocks=min(len(numbers), MAX_BLOCKS))
+    pool = ray.data.TaskPoolStrategy(size=cluster.data_workers)
+    for row in items.map_batches(run, batch_size=None, compute=pool, **limits).iter_rows():
+        if row["errno"] in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(row["errno"], row["result"])
+        if row["errno"]:
+            raise StageError(
+                f"a task failed: {row['result']}; what is finished is kept, run the command again"
+            )
+        yield int(row["number"]), json.loads(row["result"])
+
+
+class TaskRun:
+    """The job's tasks on the cluster, with a progress bar for each step."""
+
+    def __init__(self, job: Job, cluster: ClusterConfig, progress: bool) -> None:
+        self.job, self.cluster, self.progress = job, cluster, progress
+
+    def map(
+        self, label: str, function: Callable[[int], Any], numbers: Sequence[int]
+    ) -> Iterator[tuple[int, Any]]:
+        bar = tqdm(total=len(numbers), desc=label, unit="task", disable=not self.progress, leave=False)
+        with bar:
+            for number, result in map_tasks(function, numbers, self.cluster):
+                yield number, result
+                bar.update(1)
+
+    def step(self, label: str, function: Callable[[Job, int], Any], numbers: Sequence[int]) -> Counter[str]:
+        """Run function(job, number) for all numbers; the sum of what they return."""
+        total: Counter[str] = Counter()
+        for _, result in self.map(label, partial(function, self.job), numbers):
+            total.update(result if isinstance(result, dict) else {"": result})
+        return total

@@ -1,0 +1,394 @@
+"""A stage's output: one self-contained folder at any fsspec URL, its manifest.json written last.
+
+    output = open_output(url, stage="prepare", config={...}, inputs=[{"url", "id"}, ...])
+    if output.is_complete: return output.manifest        # the same work was done before
+    ... write files below output.url ...
+    output.finish(counts={...})
+
+`stage.json`, written first, holds what the folder is for, so that a crashed stage is resumed and a folder of another
+stage, configuration or input is never written over. Paths and worker counts stay out of the configuration's hash: the
+same data in another place, or made by another cluster, is the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llada.files import exists, file_sizes, filesystem, join, local_path, read_bytes, write_bytes
+
+__all__ = [
+    "Output",
+    "StageError",
+    "exists",
+    "fetch_folder",
+    "find_manifest",
+    "folder_id",
+    "join",
+    "newest_snapshot",
+    "open_output",
+    "put_folder",
+    "read_manifest",
+    "require_same_tokenizer",
+    "storage_errors",
+    "to_json",
+]
+
+_FULL_BYTES = 1 << 20  # less than this free, and an error is put down to it
+_NO_SPACE = (
+    "no space left while writing {url}: free some and run the same command again; what is finished is kept"
+)
+_PACKAGES = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "mlflow")
+
+
+class StageError(Exception):
+    """A problem that the user can solve; its message is one line that says how. Shown without a traceback."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
+@dataclasses.dataclass
+class Output:
+    """An opened output folder. `manifest` is set once the stage is complete."""
+
+    url: str
+    stage: str
+    config: dict[str, Any]
+    inputs: list[dict[str, str]]
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """True when the manifest is written: the stage can be skipped."""
+        return self.manifest is not None
+
+    def finish(self, counts: Mapping[str, Any], **described: Any) -> dict[str, Any]:
+        """Write the manifest (see `describe`), which makes the folder complete, and return it."""
+        self.manifest = self.describe(counts, **described)
+        with storage_errors(self.url):
+            write_bytes(join(self.url, "manifest.json"), to_json(self.manifest))
+        return self.manifest
+
+    def describe(
+        self,
+        counts: Mapping[str, Any],
+        *,
+        kind: str,
+        files: Mapping[str, Mapping[str, Any]] | None = None,
+        mlflow_run_id: str | None = None,
+        **sections: Any,
+    ) -> dict[str, Any]:
+        """The manifest of what the stage has made.
+
+        kind       what the folder is, e.g. "tokens" or "checkpoint"
+        files      {path: {bytes, sha256}}; their presence is checked before the stage is skipped next time
+        sections   further entries of the manifest, for the stages that read the folder
+        """
+        return {
+            "kind": kind,
+            "stage": self.stage,
+            "config": self.config,
+            "config_hash": config_hash(self.config),
+            "inputs": self.inputs,
+            "counts": dict(counts),
+            **sections,
+            "files": dict(files or {}),
+            "git_commit": _git_commit(),
+            "versions": _versions(),
+            "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "mlflow_run_id": mlflow_run_id,
+        }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """16 hex digits that are equal when the configurations are."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_output(
+    url: str,
+    *,
+    stage: str,
+    config: Any,
+    inputs: Sequence[Mapping[str, str]],
+    may_change: Collection[str] = (),
+) -> Output:
+    """Open (or create) the output folder of a stage for one configuration (dataclass or dict) and its inputs.
+
+    An input is {"url", "id"}; only the ids are compared. `may_change` names settings (dotted) that an unfinished folder
+    may go on with changed. Raises StageError when the folder belongs to other work.
+    """
+    plain = (
+        dataclasses.asdict(config)
+        if dataclasses.is_dataclass(config) and not isinstance(config, type)
+        else config
+    )
+    plain = json.loads(json.dumps(plain))  # tuples become lists, as they will be when read back
+    output = Output(url, stage, plain, [dict(entry) for entry in inputs])
+    with storage_errors(url):
+        manifest = _read_json(join(url, "manifest.json"))
+        earlier = manifest or _read_json(join(url, "stage.json"))
+        if earlier is None:
+            if names := file_sizes(url):
+                raise StageError(
+                    f"{url} is not empty ({min(names)} ...) and no stage made it; choose another --output"
+                )
+            described = {
+                "stage": stage,
+                "config": plain,
+                "config_hash": config_hash(plain),
+                "inputs": output.inputs,
+            }
+            write_bytes(join(url, "stage.json"), to_json(described))
+            return output
+        if differences := _differences(earlier, output, () if manifest else may_change):
+            raise StageError(
+                f"{url} already holds other work: {differences}; choose another --output or delete it"
+            )
+        if manifest and _has_files(url, manifest):
+            output.manifest = manifest
+    return output
+
+
+def _differences(earlier: Mapping[str, Any], output: Output, may_change: Collection[str]) -> str:
+    if earlier.get("stage") != output.stage:
+        return f"the output of stage {earlier.get('stage')!r}, not {output.stage!r}"
+    before, now = _flat(earlier.get("config", {})), _flat(output.config)
+    changed = [
+        f"{key} {before.get(key, 'unset')!r} (now {now.get(key, 'unset')!r})"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, "unset") != now.get(key, "unset") and key not in may_change
+    ]
+    if changed:
+        return (
+            "made with "
+            + ", ".join(changed[:5])
+            + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        )
+    ids = {entry["id"]: entry["url"] for entry in earlier.get("inputs", [])}
+    new = {entry["id"]: entry["url"] for entry in output.inputs}
+    if [e["id"] for e in earlier.get("inputs", [])] != [e["id"] for e in output.inputs]:
+        differing = [new[i] for i in new if i not in ids] + [ids[i] for i in ids if i not in new]
+        return (
+            f"made from other inputs ({', '.join(dict.fromkeys(differing[:3])) or 'another order'} changed)"
+        )
+    return ""
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _has_files(url: str, manifest: Mapping[str, Any]) -> bool:
+    fs, path = filesystem(join(url, manifest["snapshot"]) if "snapshot" in manifest else url)
+    try:
+        return all(fs.size(join(path, n)) == entry["bytes"] for n, entry in manifest.get("files", {}).items())
+    except FileNotFoundError:
+        return False
+
+
+def read_manifest(url: str) -> dict[str, Any]:
+    """The manifest of a complete folder. Raises StageError saying what `url` is instead."""
+    with storage_errors(url):
+        manifest = _read_json(join(url, "manifest.json"))
+        if manifest is not None:
+            return manifest
+        if begun := _read_json(join(url, "stage.json")):
+            raise StageError(
+                f"{url} is not complete: run the stage {begun.get('stage')!r} again to finish it"
+            )
+        raise StageError(f"no manifest.json at {url}: it is not the output folder of a stage")
+
+
+def find_manifest(url: str) -> dict[str, Any] | None:
+    """The manifest of a folder, or None when no stage of ours made it."""
+    with storage_errors(url):
+        return _read_json(join(url, "manifest.json"))
+
+
+def newest_snapshot(data: str) -> str:
+    """The snapshot that a prepared folder stands at now, so that a run keeps to it when the folder grows."""
+    newest = read_manifest(data).get("snapshot")
+    return join(data, newest) if isinstance(newest, str) else data
+
+
+def folder_id(url: str) -> str:
+    """An id of what an input folder holds: from its manifest's checksums; without a manifest, from the files' names,
+    sizes and ETags or modification times."""
+    with storage_errors(url):
+        manifest = _read_json(join(url, "manifest.json"))
+        if manifest is None:
+            return config_hash(_versions_of(url))
+    content = manifest.get("files") or manifest.get("dataset") or manifest["counts"]
+    return config_hash({"config": manifest["config_hash"], "content": content})
+
+
+def fetch_folder(url: str) -> Path:
+    """A local copy of a folder: itself when local, else in the cache, which is keyed by the remote files. Training
+    state and logs stay where they are.
+
+    The cache is $LLADA_CACHE, or ~/.cache/llada. Raises StageError when there is nothing at `url`.
+    """
+    if (path := local_path(url)) is not None:
+        if not os.path.isdir(path):
+            raise StageError(f"no folder at {url}")
+        return Path(path)
+    with storage_errors(url):
+        fs, root = filesystem(url)
+        found = _versions_of(url)
+        versions = {name: v for name, v in found.items() if not name.startswith(("checkpoints/", "logs/"))}
+        if not versions:
+            raise StageError(f"no folder at {url}")
+        key = hashlib.sha256(json.dumps([url, versions], sort_keys=True).encode()).hexdigest()[:24]
+        base = Path(os.environ.get("LLADA_CACHE") or Path.home() / ".cache" / "llada")
+        target = base / key
+        if not target.is_dir():
+            partial = (
+                base / f".{key}.{uuid.uuid4().hex}"
+            )  # renamed when whole: another process may fetch the same
+            for name in versions:
+                local = partial / name
+                local.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(join(root, name), str(local))
+            try:
+                partial.rename(target)
+            except OSError:
+                shutil.rmtree(partial)
+                if not target.is_dir():
+                    raise
+        return target
+
+
+def _versions_of(url: str) -> dict[str, list[Any]]:
+    """{path in the folder: [bytes, ETag or modification time]} of every file; empty when there is no folder."""
+    fs, root = filesystem(url)
+    if not fs.isdir(root):
+        return {}
+    start = len(root.rstrip("/")) + 1
+    return {
+        name[start:]: [info["size"], str(info.get("ETag") or info.get("etag") or info.get("mtime"))]
+        for name, info in sorted(fs.find(root, detail=True).items())
+        if info["type"] == "file"
+    }
+
+
+def require_same_tokenizer(model: str, data: str) -> None:
+    """Raises StageError unless every token of the checkpoint's tokenizer has the same id in the prepared folder's.
+
+    Silent when the checkpoint comes without a tokenizer.
+    """
+    try:
+        ours = _vocabulary(join(model, "tokenizer.json"))
+    except FileNotFoundError:
+        return
+    theirs = _vocabulary(join(data, "tokenizer", "tokenizer.json"))
+    if different := [token for token, number in ours.items() if theirs.get(token) != number]:
+        raise StageError(
+            f"{data} was not tokenised with the tokenizer of {model} ({len(different):,} of {len(ours):,} tokens "
+            f"differ, such as {min(different)!r}): prepare the data with --tokenizer {model}"
+        )
+
+
+def _vocabulary(url: str) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(read_bytes(url).decode()).get_vocab(with_added_tokens=True)
+
+
+def put_folder(local: str | Path, url: str) -> None:
+    """Copy a local folder to `url`, its manifest.json (if any) last."""
+    names = [str(p.relative_to(local)) for p in sorted(Path(local).rglob("*")) if p.is_file()]
+    fs, root = filesystem(url)
+    with storage_errors(url):
+        for name in sorted(names, key=lambda name: (name == "manifest.json", name)):
+            if local_path(url) is not None:
+                write_bytes(join(url, name), (Path(local) / name).read_bytes())
+            else:
+                fs.put_file(str(Path(local) / name), join(root, name))
+
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Turn a full disk and missing rights, here or in a Ray task, into one clear StageError about `url`."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            number = getattr(cause, "errno", None)
+            if number in (errno.ENOSPC, errno.EDQUOT):
+                raise StageError(_NO_SPACE.format(url=url)) from error
+            if isinstance(cause, PermissionError):
+                raise StageError(f"no permission for {url}: {cause}") from error
+            if isinstance(cause, NotADirectoryError | FileExistsError):
+                raise StageError(
+                    f"cannot write {url}: {cause.strerror or cause}; a file is in the way"
+                ) from error
+            if isinstance(cause, ImportError) and "://" in url:
+                raise StageError(f"{url}: {cause}") from error  # fsspec names the missing package, e.g. s3fs
+            cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+        if _is_full(url):  # torch writes files in C++, which forgets the error's number
+            raise StageError(_NO_SPACE.format(url=url)) from error
+        raise
+
+
+def _is_full(url: str) -> bool:
+    path = local_path(url)
+    while path and not os.path.exists(path):
+        path = os.path.dirname(path)
+    return bool(path) and shutil.disk_usage(str(path)).free < _FULL_BYTES
+
+
+def _read_json(url: str) -> dict[str, Any] | None:
+    try:
+        data = read_bytes(url)
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise StageError(f"{url} is not JSON: delete the folder and run its stage again") from None
+
+
+def to_json(value: Any) -> bytes:
+    """A manifest's bytes."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _git_commit() -> str | None:
+    """The commit of this source tree, or None when it is installed without git."""
+    if commit := os.environ.get("LLADA_GIT_COMMIT"):  # container images carry no .git
+        return commit
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

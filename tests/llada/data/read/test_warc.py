@@ -1,0 +1,300 @@
+import gzip
+import io
+import random
+import re
+import tracemalloc
+import zlib
+
+import brotli
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llada.data.read.warc import Lost, Page, Skipped, read_pages
+
+LIMIT = 1 << 20
+HTML = b"<html><body>caf\xc3\xa9</body></html>"
+
+
+def record(
+    number: int,
+    body: bytes = HTML,
+    *,
+    status: str = "200 OK",
+    headers: tuple[str, ...] = ("Content-Type: text/html; charset=UTF-8",),
+    kind: str = "response",
+    content_type: str = "application/http; msgtype=response",
+    extra: tuple[str, ...] = (),
+) -> bytes:
+    """One WARC record, as ISO 28500 writes it."""
+    http = "\r\n".join([f"HTTP/1.1 {status}", *headers, "", ""]).encode() + body
+    block = http if content_type.startswith("application/http") else body
+    fields = [
+        "WARC/1.0",
+        f"WARC-Type: {kind}",
+        f"WARC-Record-ID: <urn:uuid:{number}>",
+        f"WARC-Target-URI: http://example.com/{number}",
+        f"Content-Type: {content_type}",
+        *extra,
+        f"Content-Length: {len(block)}",
+        "",
+        "",
+    ]
+    return "\r\n".join(fields).encode() + block + b"\r\n\r\n"
+
+
+def read(data: bytes, compression: str | None = None, limit: int = LIMIT) -> list:
+    return [found for _, found in read_pages(io.BytesIO(data), compression, limit)]
+
+
+def ids(found: list) -> list[int]:
+    return [int(page.record_id.split(":")[2].strip(">")) for page in found if isinstance(page, Page)]
+
+
+def losses(found: list) -> list[str]:
+    return [item.reason for item in found if isinstance(item, Lost)]
+
+
+def varied(count: int) -> list[bytes]:
+    rng = random.Random(0)
+    return [record(i, b"<html>" + rng.randbytes(rng.randrange(20_000)).hex().encode()) for i in range(count)]
+
+
+ONE_BY_ONE = {
+    None: b"".join,
+    "gzip": lambda records: b"".join(gzip.compress(r) for r in records),
+    "zstd": lambda records: b"".join(zstandard.compress(r) for r in records),
+}
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
+def test_pages_come_as_they_were_sent(compression):
+    records = [record(0, kind="warcinfo", content_type="application/warc-fields"), record(1, kind="request")]
+    records += [
+        record(2),
+        record(3, HTML + b"\r\n\r\nWARC/1.0\r\n", extra=("WARC-Date: 2024-01-01T00:00:00Z",)),
+    ]
+    data = ONE_BY_ONE[compression](records)
+    numbered = list(read_pages(io.BytesIO(data), compression, LIMIT))
+    assert numbered == [
+        (3, Page("<urn:uuid:2>", "http://example.com/2", HTML, "utf-8")),
+        (4, Page("<urn:uuid:3>", "http://example.com/3", HTML + b"\r\n\r\nWARC/1.0\r\n", "utf-8")),
+    ]
+
+
+def test_a_file_compressed_as_a_whole():
+    records = varied(30)
+    for compression, data in (
+        ("gzip", gzip.compress(b"".join(records))),
+        ("zstd", zstandard.compress(b"".join(records))),
+    ):
+        assert ids(read(data, compression)) == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("Content-Encoding: gzip", gzip.compress(HTML)),
+        ("Content-Encoding: deflate", zlib.compress(HTML)),
+        ("Content-Encoding: br", brotli.compress(HTML)),
+        ("Content-Encoding: zstd", zstandard.compress(HTML)),
+        (
+            "Transfer-Encoding: chunked",
+            b"5\r\n" + HTML[:5] + b"\r\n%x\r\n" % (len(HTML) - 5) + HTML[5:] + b"\r\n0\r\n\r\n",
+        ),
+        # As many crawlers store it: decoded, under the headers of the encoded one.
+        ("Content-Encoding: gzip", HTML),
+        ("Transfer-Encoding: chunked", HTML),
+        ("Content-Encoding: none-known", HTML),
+    ],
+)
+def test_http_encodings_are_undone(encoding, body):
+    (page,) = read(record(1, body, headers=("Content-Type: text/html", encoding)))
+    assert page.html == HTML
+    assert page.charset is None
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"status": "404 Not Found"}, Skipped("not_200")),
+        ({"status": "301 Moved", "headers": ("Location: /",)}, Skipped("not_200")),
+        ({"headers": ("Content-Type: application/pdf",)}, Skipped("not_html")),
+        ({"headers": ("Content-Type: image/png",), "body": b"\x89PNG"}, Skipped("not_html")),
+        ({"headers": (), "body": b"plain words"}, Skipped("not_html")),
+        ({"extra": ("WARC-Identified-Payload-Type: application/json",)}, Skipped("not_html")),
+        ({"content_type": "text/dns"}, Skipped("not_http")),
+        ({"body": gzip.compress(HTML), "headers": ("Content-Type: text/html",)}, "damaged_record"),
+    ],
+)
+def test_what_is_no_page(options, expected):
+    found = read(record(1, **options) + record(2))
+    assert ids(found) == [2]
+    assert found[0] == expected if isinstance(expected, Skipped) else losses(found) == [expected]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": ("Content-Type: application/xhtml+xml",)},
+        {"headers": ("content-type: Text/HTML",)},
+        {"headers": ()},
+        {"headers": ("Content-Type: text/plain",), "extra": ("WARC-Identified-Payload-Type: text/html",)},
+    ],
+)
+def test_what_is_a_page(options):
+    assert ids(read(record(1, **options))) == [1]
+
+
+def test_a_response_without_http_is_damaged():
+    broken = record(1).replace(b"HTTP/1.1 200 OK", b"garbage\x00\x01\x02 text")
+    assert losses(read(broken + record(2))) == ["damaged_record"]
+    assert ids(read(broken + record(2))) == [2]
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
+def test_large_records_are_rejected_and_passed_over(compression):
+    records = [
+        record(1),
+        record(2, HTML * 1000),
+        record(3),
+        record(4, HTML * 1000, kind="resource"),
+        record(5),
+    ]
+    found = read(ONE_BY_ONE[compression](records), compression, limit=10_000)
+    assert ids(found) == [1, 3, 5]
+    assert losses(found) == ["too_large"]
+
+
+def test_a_page_that_grows_too_large_when_decoded():
+    bomb = record(
+        1,
+        gzip.compress(b"<html>" + bytes(50 << 20)),
+        headers=("Content-Type: text/html", "Content-Encoding: gzip"),
+    )
+    found = read(bomb + record(2), limit=1 << 20)
+    assert ids(found) == [2]
+    assert losses(found) == ["too_large"]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+@pytest.mark.parametrize("seed", range(8))
+def test_damage_in_the_middle_loses_only_the_damaged_records(compression, seed):
+    rng = random.Random(seed)
+    members = [ONE_BY_ONE[compression]([r]) for r in varied(30)]
+    data = bytearray(b"".join(members))
+    at = rng.randrange(len(data) - 20)
+    data[at : at + 20] = rng.randbytes(20)
+    starts = [sum(map(len, members[:i])) for i in range(31)]
+    hit = {i for i in range(30) if starts[i] < at + 20 and at < starts[i + 1]}
+    found = read(bytes(data), compression)
+    assert set(range(30)) - set(ids(found)) <= hit
+    assert set(losses(found)) <= {"damaged_record", "truncated_file"}
+    if compression == "gzip":  # has a checksum; zstd only when its writer added one
+        assert set(range(30)) - set(ids(found)) == hit
+        assert losses(found)
+
+
+def test_junk_between_records_and_at_the_start():
+    records = varied(6)
+    data = (
+        b"\x00junk" * 50
+        + gzip.compress(records[0])
+        + b"more junk"
+        + b"".join(map(gzip.compress, records[1:]))
+    )
+    found = read(data, "gzip")
+    assert ids(found) == list(range(6))
+    assert losses(found) == ["damaged_record"] * 2
+    plain = read(b"junk" + records[0] + b"more junk" + records[1])
+    assert ids(plain) == [0, 1]
+    assert losses(plain) == ["damaged_record"] * 2
+
+
+def test_what_was_read_of_a_damaged_record_is_dropped():
+    """The damage comes long after the record's beginning, which has been decompressed by then."""
+    long = b"<html>" + random.Random(0).randbytes(400_000).hex().encode()
+    for limit, reasons in ((LIMIT, ["damaged_record"]), (100_000, ["too_large", "damaged_record"])):
+        damaged = bytearray(gzip.compress(record(1, long)))
+        damaged[-100_000:-99_000] = b"\xff" * 1000
+        found = read(gzip.compress(record(0)) + bytes(damaged) + gzip.compress(record(2)), "gzip", limit)
+        assert ids(found) == [0, 2]
+        assert losses(found) == reasons
+
+
+def test_what_only_looks_like_a_member_is_no_second_loss():
+    junk = b"junk\x1f\x8b\x08\xff\xff\x1f\x8b\x08\xff\xff"
+    found = read(gzip.compress(record(0)) + junk + gzip.compress(record(1)), "gzip")
+    assert ids(found) == [0, 1]
+    assert losses(found) == ["damaged_record"]
+
+
+def test_a_crawler_that_was_killed_and_started_again():
+    """A member is cut, the next run's records follow it directly."""
+    first, second, third = map(gzip.compress, varied(3))
+    found = read(first + second[: len(second) // 2] + third, "gzip")
+    assert ids(found) == [0, 2]
+    assert losses(found) == ["damaged_record"]
+
+
+@pytest.mark.parametrize("header", [b"Content-Length: x", b"Content-Length: -5", b"X-Length: 50"])
+def test_a_header_without_a_length(header):
+    broken = re.sub(rb"Content-Length: \d+", header, record(1))
+    found = read(record(0) + broken + record(2))
+    assert ids(found) == [0, 2]
+    assert losses(found) == ["damaged_record"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([None, "gzip", "zstd"]), st.floats(0, 1))
+def test_a_truncated_file_keeps_all_before_the_cut(compression, share):
+    members = [ONE_BY_ONE[compression]([r]) for r in varied(8)]
+    data = b"".join(members)
+    cut = int(share * len(data))
+    whole = sum(sum(map(len, members[: i + 1])) <= cut for i in range(8))
+    found = read(data[:cut], compression)
+    assert ids(found)[:whole] == list(range(whole))
+    assert len(ids(found)) <= whole + 1  # the record may be complete before its last bytes, the line breaks
+    at_border = cut in {sum(map(len, members[:i])) for i in range(9)}
+    assert losses(found) == ([] if at_border else ["truncated_file"]) or len(ids(found)) == whole + 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([None, "gzip", "zstd"]), st.binary(max_size=300))
+def test_no_bytes_raise(compression, data):
+    read(data, compression)
+    found = read(ONE_BY_ONE[compression]([record(1)]) + data, compression)
+    assert ids(found)[:1] == [1]
+
+
+def test_the_memory_does_not_grow_with_the_file():
+    member = gzip.compress(record(1, HTML * 2000))
+    peaks = []
+    for repeats in (10, 160):
+        stream = io.BytesIO(member * repeats)
+        tracemalloc.start()
+        assert sum(1 for _ in read_pages(stream, "gzip", LIMIT)) == repeats
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_the_memory_of_a_file_compressed_as_a_whole():
+    one = record(1, b"<html>" + random.Random(0).randbytes(500_000))
+    stream = io.BytesIO(gzip.compress(one * 30, 1))
+    tracemalloc.start()
+    assert sum(1 for _ in read_pages(stream, "gzip", LIMIT)) == 30
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_the_sample_of_a_real_crawl(shared_dir):
+    data = (shared_dir / "data/web/sample.warc.gz").read_bytes()
+    found = read(data, "gzip")
+    assert len(found) == len(ids_of := [page.record_id for page in found if isinstance(page, Page)]) == 15
+    assert len(set(ids_of)) == 15
+    assert found[0].url == "https://creativecommons.org/"  # wget writes <...> around it
+    assert all(page.html.rstrip().endswith(b"</html>") for page in found)
+    assert found == read(gzip.decompress(data), None)

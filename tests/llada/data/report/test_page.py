@@ -1,0 +1,399 @@
+"""The report as a browser sees it: well-formed, complete in itself, with the right numbers and no HTML from the data."""
+
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from llada.data.dedup.clusters import Clusters
+from llada.data.dedup.decontaminate import DecontaminationConfig
+from llada.data.dedup.steps import DedupConfig
+from llada.data.filters.chain import FILTERS
+from llada.data.outcomes import KEPT, Report, merge
+from llada.data.read.formats import Part
+from llada.data.read.listing import list_inputs
+from llada.data.read.reading import ReadConfig, Reading, read_texts
+from llada.data.report.funnel import STEPS
+from llada.data.report.html import format_bytes, histogram
+from llada.data.report.page import render_report
+from llada.data.work.job import PrepareConfig, SourceConfig
+from llada.data.work.units import Plan, Unit
+
+ATTACK = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;</style></details>"
+PLAN = Plan("unused", 3, 2, 4_000_000, "0123456789abcdef")
+CHINESE = "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。"
+
+
+class Page(HTMLParser):
+    """The elements of a page, each [name, attributes, text inside]; complains about tags that do not match."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.tables: list[list[list[str]]] = []
+        self._open: list[int] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs), []))
+        if tag != "meta":
+            self._open.append(len(self.elements) - 1)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.elements[self._open.pop()][0] == tag
+
+    def handle_data(self, data: str) -> None:
+        names = [self.elements[place][0] for place in self._open]
+        if {"td", "th"} & set(names):
+            self.tables[-1][-1][-1] += data
+        for place in self._open:
+            self.elements[place][2].append(data)
+
+    def texts(self, tag: str, **attributes: str) -> list[str]:
+        return [
+            "".join(text)
+            for name, found, text in self.elements
+            if name == tag and attributes.items() <= found.items()
+        ]
+
+    def table(self, *head: str) -> list[list[str]]:
+        """The rows of the first table whose head begins like this."""
+        return next(rows[1:] for rows in self.tables if tuple(rows[0][: len(head)]) == head)
+
+
+def _render(report: Report, config: PrepareConfig | None = None) -> str:
+    return render_report({"": report}, plan=PLAN, config=config or PrepareConfig())
+
+
+def _report() -> Report:
+    report = Report(input_bytes=1000)
+    report.outcomes = {
+        "en": {
+            KEPT: [50, 5000],
+            "gopher_quality.few_words": [20, 400],
+            "gopher_quality.stop_words": [10, 100],
+        },
+        "zh": {KEPT: [6, 600], "c4_quality.few_sentences": [3, 300], "duplicate": [4, 500]},
+        "und": {"too_short": [5, 5], "url.domain": [1, 40], "surprise": [1, 55]},
+    }
+    report.splits = {"train": {"tokens": 1600}, "validation": {"tokens": 400}}
+    report.seconds = {"filter": 7.0, "tokenise": 2.5, "pack": 0.5}
+    return report
+
+
+CONFIG = PrepareConfig(read=ReadConfig(filters=("web",)), dedup=DedupConfig())
+
+
+def test_the_funnel_takes_away_what_each_filter_refused() -> None:
+    rows = Page(_render(_report(), CONFIG)).table("After")
+    assert [row[:5] for row in rows] == [
+        ["Read", "", "100", "100%", "7.00 kB"],
+        ["Length limits", "5", "95", "95.0%", "7.00 kB"],
+        ["URL lists", "1", "94", "94.0%", "6.96 kB"],
+        ["Language", "0", "94", "94.0%", "6.96 kB"],
+        ["Gopher repetition", "0", "94", "94.0%", "6.96 kB"],
+        ["Gopher quality", "30", "64", "64.0%", "6.46 kB"],
+        ["C4", "3", "61", "61.0%", "6.16 kB"],
+        ["FineWeb", "0", "61", "61.0%", "6.16 kB"],
+        ["Duplicates", "4", "57", "57.0%", "5.66 kB"],
+        ["surprise", "1", "56", "56.0%", "5.60 kB"],
+    ]
+    widths = re.findall(r'<rect width="([\d.]+)%"', _render(_report(), CONFIG))
+    assert [widths[0], widths[-1]] == ["100.00", "80.00"]
+
+
+def test_the_funnel_knows_every_filter_in_its_order() -> None:
+    assert [step for step in STEPS if step in FILTERS] == [name for name in FILTERS if name != "pii"]
+
+
+def test_steps_that_are_off_and_refused_nothing_are_not_in_the_funnel() -> None:
+    rows = Page(_render(_report())).table("After")
+    assert [row[0] for row in rows] == [
+        "Read", "Length limits", "URL lists", "Gopher quality", "C4", "Duplicates", "surprise",
+    ]  # fmt: skip
+
+
+def test_each_source_has_its_own_funnel_with_its_own_filters() -> None:
+    sources = (SourceConfig("web", (), read=ReadConfig(filters=("fineweb",))), SourceConfig("code", ()))
+    code = Report("code", outcomes={"und": {KEPT: [7, 70_000]}}, splits={"train": {"tokens": 9000}})
+    page = Page(
+        render_report({"web": _report(), "code": code}, plan=PLAN, config=PrepareConfig(sources=sources))
+    )
+    assert page.table("Source") == [
+        ["code", "7", "7", "100.0%", "70.0 kB", "70.0 kB", "9,000"],
+        ["web", "100", "56", "56.0%", "7.00 kB", "5.60 kB", "2,000"],
+    ]
+    overall, own_code, own_web = (rows[1:] for rows in page.tables if rows[0][0] == "After")
+    assert overall[0][2] == "107"
+    assert [row[0] for row in own_code] == ["Read"]
+    assert [row[0] for row in own_web][-4:] == ["C4", "FineWeb", "Duplicates", "surprise"]
+
+
+def test_headline_figures() -> None:
+    text = " ".join(Page(_render(_report())).texts("dl"))
+    for figure in (
+        "100",
+        "56",
+        "56.0% of those read",
+        "2,000",
+        "train 1,600",
+        "5.60 kB",
+        "4.00 MB",
+        "2 files · 3 units",
+    ):
+        assert figure in text
+    assert "Tokens per second and core200CPU" in text  # 2000 tokens in 10 seconds
+
+
+def test_rules_stand_under_their_filter_with_the_most_frequent_first() -> None:
+    rows = Page(_render(_report())).table("Filter", "Rule")
+    assert [row[1] for row in rows] == [
+        "too_short", "url.domain", "gopher_quality.few_words", "gopher_quality.stop_words",
+        "c4_quality.few_sentences", "duplicate", "surprise",
+    ]  # fmt: skip
+    assert rows[2] == ["Gopher quality", "gopher_quality.few_words", "20", "66.7%", "20.0%", "400 bytes"]
+
+
+def test_languages_are_the_twenty_most_frequent_and_the_sum_of_the_rest() -> None:
+    report = Report(
+        outcomes={f"l{n:02d}": {KEPT: [100 - n, 1], "language.low_score": [n, 1]} for n in range(23)}
+    )
+    rows = Page(_render(report)).table("Language")
+    assert [row[0] for row in rows] == [f"l{n:02d}" for n in range(20)] + ["3 more"]
+    assert rows[5] == ["l05", "100", "95", "95.0%", "5"]
+    assert rows[-1] == ["3 more", "300", "237", "79.0%", "63"]
+
+
+def test_nothing_from_the_data_becomes_html() -> None:
+    sample = {
+        "hash": "0",
+        "text": ATTACK,
+        "value": ATTACK,
+        "limit": ATTACK,
+        "place": ATTACK,
+        "language": ATTACK,
+    }
+    report = Report(
+        ATTACK, outcomes={ATTACK: {KEPT: [1, 9], f"url.{ATTACK}": [1, 9], "contaminated": [1, 9]}}
+    )
+    report.samples = {
+        KEPT: [sample],
+        f"url.{ATTACK}": [sample],
+        "duplicate": [{**sample, "kept_text": ATTACK + " x"}],
+    }
+    report.rejected = report.skipped = report.edits = {ATTACK: 2}
+    report.damaged_files = report.unreadable_files = [ATTACK]
+    report.matches = [{"place": ATTACK, "file": ATTACK, "line": 1, "words": ATTACK}]
+    report.splits, report.seconds = {"train": {"tokens": 4}}, {ATTACK: 1.0}
+    report.histograms = {ATTACK: {"3": 1}}
+    config = PrepareConfig(
+        tokenizer=ATTACK,
+        dedup=DedupConfig(),
+        decontamination=DecontaminationConfig(files=(ATTACK,)),
+        sources=(SourceConfig(ATTACK, (ATTACK,)), SourceConfig("b", ())),
+    )
+    text = {"text": ATTACK, "language": ATTACK, "place": ATTACK}
+    clusters = Clusters(1, 3, Counter({1: 1}), [{"size": 3, "ids": [1, 2], "texts": [text, text]}])
+    plan = Plan("", 1, 1, 1, ATTACK)
+    page = render_report({ATTACK: report, "b": Report("b")}, plan=plan, config=config, clusters=clusters)
+    harmless = Page(_render(_report()))
+    attacked = Page(page)
+    extra = {name for name, _, _ in attacked.elements} - {name for name, _, _ in harmless.elements}
+    assert extra <= {
+        "article",
+        "details",
+        "summary",
+        "mark",
+        "h3",
+        "h4",
+        "ul",
+        "li",
+        "figure",
+        "figcaption",
+        "title",
+        "svg",
+        "text",
+        "span",
+    }
+    allowed = {"class", "id", "lang", "dir", "href", "style", "role", "aria-label", "open", "charset", "name", "content",
+               "viewbox", "x", "y", "width", "height"}  # fmt: skip
+    assert {key for _, attributes, _ in attacked.elements for key in attributes} <= allowed
+    assert ATTACK in attacked.texts("div", **{"class": "text"})  # and it can be read
+    assert page.count("alert(1)") > 20
+
+
+def test_the_page_needs_no_other_file() -> None:
+    page = _render(_report(), CONFIG)
+    assert not re.search(r"https?:|<script|<link|<img|url\(|@import|\bsrc=", page)
+    elements = Page(page).elements
+    targets = {attributes["id"] for _, attributes, _ in elements if "id" in attributes}
+    links = [attributes["href"] or "" for name, attributes, _ in elements if name == "a"]
+    assert len(links) == 12
+    assert {link.removeprefix("#") for link in links} == targets
+    assert elements[2][:2] == ("meta", {"charset": "utf-8"})
+    assert "light-dark(" in page
+
+
+def test_a_run_with_much_to_tell_stays_below_a_megabyte() -> None:
+    text = "字" * 600  # three bytes each
+    place = "s3://bucket/" + "x" * 1000
+    sample = {"hash": "0", "text": text, "value": text, "limit": None, "place": place, "language": "en"}
+    sources = tuple(SourceConfig(f"s{n}", tuple([place] * 100)) for n in range(60))
+    report = _report()
+    report.samples = {f"gopher_quality.rule_{n}": [sample] * 4 for n in range(45)}
+    report.matches = [{"place": place, "file": place, "line": 1, "words": text}] * 1000
+    report.damaged_files = report.unreadable_files = [place] * 1000
+    report.rejected = {f"{text} {n}": 1 for n in range(1000)}
+    page = render_report(
+        {source.name: report for source in sources},
+        plan=PLAN,
+        config=PrepareConfig(sources=sources, decontamination=DecontaminationConfig(files=("x",))),
+    )
+    assert 500_000 < len(page.encode()) < 1_000_000
+
+
+def test_texts_of_every_script_stand_there_in_their_direction() -> None:
+    texts = {
+        "ar": "كل الناس يولدون أحرارا\nمتساوين",
+        "zh": "人人生而自由，在尊严和权利上一律平等。",
+        "ko": "모든 인간은",
+        "cmn_Hans": "人人 & <生>",
+    }
+    report = Report()
+    for language, text in texts.items():
+        report.add(KEPT, text, language, f"s3://{language}.jsonl:1")
+    page = Page(_render(report).encode("utf-8").decode("utf-8"))
+    for language, text in texts.items():
+        assert page.texts("div", dir="auto", lang=language.replace("_", "-")) == [text]
+
+
+def test_a_file_name_that_is_no_text_does_not_stop_the_report() -> None:
+    report = Report(damaged_files=["/data/caf\udce9.jsonl"])
+    assert "/data/caf?.jsonl" in _render(report).encode("utf-8").decode()
+
+
+def test_a_refused_document_says_what_failed() -> None:
+    report = Report()
+    report.add("gopher_quality.few_words", "too few words", "en", "s3://a.jsonl:7", 3, 50)
+    report.add("gopher_quality.hashes", "# # #", "en", "s3://a.jsonl:8", 0.123456, 0.1)
+    report.add("url.domain", "x", "und", "s3://a.jsonl:9", "bad.example")
+    page = Page(_render(report))
+    assert page.texts("summary")[:3] == [
+        "url.domain – 1 of 1", "gopher_quality.few_words – 1 of 1", "gopher_quality.hashes – 1 of 1",
+    ]  # fmt: skip
+    notes = page.texts("p", **{"class": "note"})
+    assert "value 3 · limit 50 · en · s3://a.jsonl:7" in notes
+    assert "value 0.1235 · limit 0.1 · en · s3://a.jsonl:8" in notes
+    assert "value bad.example · und · s3://a.jsonl:9" in notes
+
+
+@pytest.mark.parametrize(
+    "removed, stayed, marked",
+    [
+        ("the quick brown fox", "the quick red fox", ["brown", "red"]),
+        ("same words", "same words", []),
+        ("one two three", "one  two three four", [" four"]),
+        (CHINESE, CHINESE.replace("尊严", "自由"), ["尊严", "自由"]),
+    ],
+)
+def test_near_duplicates_stand_side_by_side_with_their_differences_marked(
+    removed: str, stayed: str, marked: list[str]
+) -> None:
+    report = Report()
+    report.add("duplicate", removed, "en", "s3://a.jsonl:1", 987654321)
+    report.samples["duplicate"][0]["kept_text"] = stayed
+    page = Page(_render(report, CONFIG))
+    assert page.texts("div", **{"class": "text"}) == [removed, stayed]
+    assert page.texts("mark") == marked
+    assert "987654321" not in "".join(page.texts("main"))  # an internal number, not a value that failed
+
+
+def test_clusters_of_duplicates_have_sizes_and_their_largest_is_shown() -> None:
+    texts = [{"text": text, "language": "en", "place": f"s3://{text[0]}:1"} for text in ("a b c", "d b c")]
+    largest = [{"size": 1234, "ids": [5, 9], "texts": texts}]
+    clusters = Clusters(700, 2500, Counter({1: 699, 10: 1}), largest)
+    report = Report(outcomes={"en": {"duplicate": [1800, 9000]}})
+    page = Page(render_report({"": report}, plan=PLAN, config=CONFIG, clusters=clusters))
+    assert "2,500 documents stand in 700 clusters" in "".join(page.texts("main"))
+    assert "1,234 documents, 2 of them shown" in page.texts("summary")
+    assert page.texts("title")[-10:][0] == "2 to 4: 699 clusters"
+    assert page.texts("mark") == ["d"]
+    assert "duplicates; of each" not in "".join(Page(_render(report, CONFIG)).texts("main"))
+
+
+def test_matches_with_evaluation_sets_are_listed() -> None:
+    report = Report(outcomes={"en": {"contaminated": [1, 10]}})
+    report.matches = [
+        {"place": f"s3://a:{n}", "file": "gsm8k.jsonl", "line": 2000, "words": "natalia sold"}
+        for n in range(150)
+    ]
+    config = PrepareConfig(decontamination=DecontaminationConfig(files=("gsm8k.jsonl",)))
+    page = Page(_render(report, config))
+    rows = page.table("Evaluation file")
+    assert len(rows) == 100
+    assert rows[0] == ["gsm8k.jsonl", "2,000", "s3://a:0", "natalia sold"]
+    assert "Matches, 100 of 150" in page.texts("summary")
+
+
+def test_bars_are_as_high_as_their_numbers() -> None:
+    page = Page(histogram({"5": 10, "7": 40}))
+    bars = [float(attributes["height"] or 0) for name, attributes, _ in page.elements if name == "rect"]
+    assert bars == [pytest.approx(bars[2] / 4, abs=0.1), 0, bars[2]]
+    assert page.texts("text", **{"class": "axis"}) == ["32", "64", "128", "256"]
+    assert page.texts("title")[2] == "128 to 256: 40 documents"
+
+
+def test_sizes_have_three_digits() -> None:
+    sizes = (0, 999, 999.6, 1000, 65_432, 999_499, 999_600, 7.5e12, 2.5e18)
+    assert [format_bytes(size) for size in sizes] == [
+        "0 bytes", "999 bytes", "1.00 kB", "1.00 kB", "65.4 kB", "999 kB", "1.00 MB", "7.50 TB", "2.50e+03 PB",
+    ]  # fmt: skip
+
+
+def test_settings_that_were_changed_stand_first() -> None:
+    read = ReadConfig(filters=("c4",))
+    config = PrepareConfig(row_length=4096, sources=(SourceConfig("web", ("a", "b"), read=read),))
+    page = Page(_render(Report(), config))
+    changed, same = (rows[1:] for rows in page.tables if rows[0] == ["Setting", "Value"])
+    assert changed == [
+        ["row_length", "4096"], ["sources.web.input", '["a", "b"]'], ["sources.web.read.filters", '["c4"]'],
+    ]  # fmt: skip
+    assert ["dedup.bands", "14"] in same
+    assert not {row[0] for row in same} & {row[0] for row in changed}
+
+
+def test_dialogues_have_no_cost_of_a_corpus_and_an_empty_run_has_a_report() -> None:
+    sft = Page(_render(Report(), PrepareConfig(kind="sft")))
+    assert "Cost" not in sft.texts("h2")
+    empty = Page(render_report({}, plan=PLAN, config=PrepareConfig()))
+    assert "Cost" in empty.texts("h2")
+    assert "Every file was read and every record was sound." in empty.texts("p")
+
+
+def test_the_report_of_real_documents_adds_up(shared_dir: Path) -> None:
+    reports = {}
+    for source, file in (("web", "text/c4_200.jsonl.gz"), ("labelled", "web/quality_labels.jsonl")):
+        (listed,) = list_inputs([str(shared_dir / "data" / file)])
+        unit = Unit((Part(listed, listed.size),), source)
+        reading = Reading(ReadConfig(filters=("gopher_repetition", "c4", "fineweb")), Report(source))
+        for text in read_texts(unit, reading):
+            reading.report.add(KEPT, text.text, text.language, text.place)
+        reports[source] = reading.report
+    page = Page(render_report(reports, plan=PLAN, config=PrepareConfig()))
+    total = merge(reports.values())
+    assert total.documents() == 200 + 181
+    assert page.table("After")[-1][2] == f"{total.documents(KEPT):,}"
+    refused = sum(int(row[2].replace(",", "")) for row in page.table("Filter", "Rule"))
+    assert refused == total.documents() - total.documents(KEPT) > 0
+    shown = page.texts("div", **{"class": "text"})
+    assert {sample["text"] for samples in total.samples.values() for sample in samples} == set(shown)

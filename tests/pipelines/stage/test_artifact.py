@@ -1,0 +1,196 @@
+import dataclasses
+import errno
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from llada.tokenizer import save_tokenizer, train_tokenizer
+from pipelines.stage.artifact import (
+    Output,
+    StageError,
+    fetch_folder,
+    folder_id,
+    join,
+    open_output,
+    put_folder,
+    read_manifest,
+    require_same_tokenizer,
+    storage_errors,
+)
+
+INPUTS = [{"url": "/data/a", "id": "1"}, {"url": "/data/b", "id": "2"}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    lr: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    steps: int = 10
+    optim: Inner = Inner()
+    betas: tuple[float, ...] = (0.9, 0.95)
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request, tmp_path):
+    yield str(tmp_path / "out") if request.param == "local" else "memory://artifact-test"
+    fsspec.filesystem("memory").store.clear()
+
+
+def open_it(url, **changes):
+    return open_output(url, **{"stage": "train", "config": Config(), "inputs": INPUTS} | changes)
+
+
+def test_open_finish_skip(url):
+    output = open_it(url)
+    assert not output.is_complete
+    with pytest.raises(StageError, match="not complete: run the stage 'train' again"):
+        read_manifest(url)
+    assert not open_it(url).is_complete  # a crash: the same work may go on
+    manifest = output.finish({"rows": 3}, kind="checkpoint", extra={"x": 1})
+    again = open_it(url, inputs=[{"url": "/moved/a", "id": "1"}, INPUTS[1]])
+    assert again.is_complete
+    assert again.manifest == manifest == read_manifest(url)
+    assert manifest["counts"] == {"rows": 3}
+    assert manifest["extra"] == {"x": 1}
+    assert manifest["config"]["betas"] == [0.9, 0.95]
+    assert manifest["versions"]["numpy"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "sft"}, "the output of stage 'train', not 'sft'"),
+        ({"config": Config(steps=20)}, r"made with steps 10 \(now 20\); choose another --output"),
+        ({"config": Config(optim=Inner(0.2))}, r"optim\.lr 0\.1 \(now 0\.2\)"),
+        ({"inputs": [INPUTS[0], {"url": "/data/b", "id": "3"}]}, r"other inputs \(/data/b changed\)"),
+        ({"inputs": INPUTS[::-1]}, "another order"),
+        ({"inputs": INPUTS[:1]}, r"/data/b changed"),
+    ],
+)
+def test_a_folder_of_other_work_is_never_written_over(tmp_path, finished, changes, message):
+    url = str(tmp_path / "out")
+    output = open_it(url)
+    if finished:
+        output.finish({}, kind="checkpoint")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    with pytest.raises(StageError, match=message):
+        open_it(url, **changes)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(StageError, match=r"not empty \(holiday\.jpg"):
+        open_it(str(tmp_path))
+
+
+def test_a_lost_file_makes_a_folder_incomplete(tmp_path):
+    (tmp_path / "out").mkdir()
+    output = open_it(str(tmp_path / "out"))
+    (tmp_path / "out/a.bin").write_bytes(b"12345")
+    output.finish({}, kind="checkpoint", files={"a.bin": {"bytes": 5, "sha256": "..."}})
+    assert open_it(str(tmp_path / "out")).is_complete
+    (tmp_path / "out/a.bin").write_bytes(b"123")
+    assert not open_it(str(tmp_path / "out")).is_complete
+
+
+def test_a_broken_manifest_is_named(tmp_path):
+    open_it(str(tmp_path / "out"))
+    (tmp_path / "out/manifest.json").write_text("{")
+    with pytest.raises(StageError, match=r"manifest\.json is not JSON"):
+        read_manifest(str(tmp_path / "out"))
+    with pytest.raises(StageError, match=r"no manifest\.json at .*nowhere"):
+        read_manifest(str(tmp_path / "nowhere"))
+
+
+def test_put_and_fetch_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLADA_CACHE", str(tmp_path / "cache"))
+    for name in ("manifest.json", "deep/a.bin"):
+        (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "local" / name).write_text(name)
+    remote = "memory://bucket/folder"
+    put_folder(tmp_path / "local", remote)
+    copy = fetch_folder(remote)
+    assert {str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file()} == {
+        "manifest.json",
+        "deep/a.bin",
+    }
+    assert fetch_folder(remote) == copy  # from the cache
+    fsspec.filesystem("memory").pipe_file("/bucket/folder/deep/a.bin", b"changed!")
+    assert (fetch_folder(remote) / "deep/a.bin").read_text() == "changed!"
+    put_folder(tmp_path / "local", str(tmp_path / "copy"))
+    assert fetch_folder(str(tmp_path / "copy")) == tmp_path / "copy"
+    for missing in ("memory://bucket/none", str(tmp_path / "none")):
+        with pytest.raises(StageError, match="no folder at"):
+            fetch_folder(missing)
+
+
+def test_a_folder_without_a_manifest_is_known_by_its_content(tmp_path):
+    """An official checkpoint: another one with files of the same names and sizes is another input."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    os.utime(file, (1, 1))
+    one = folder_id(str(tmp_path))
+    assert folder_id(str(tmp_path)) == one
+    file.write_bytes(b"two")
+    assert folder_id(str(tmp_path)) != one
+
+
+def test_only_named_settings_may_change_and_only_before_the_end(tmp_path):
+    def reopen(lr: float, **kwargs: object) -> Output:
+        config = {"optim": {"lr": lr, "warmup": 3}}
+        return open_output(str(tmp_path / "out"), stage="pretrain", config=config, inputs=[], **kwargs)
+
+    reopen(1.0)
+    with pytest.raises(StageError, match=r"optim\.lr 1\.0 \(now 2\.0\)"):
+        reopen(2.0)
+    assert reopen(2.0, may_change=("optim.lr",)).finish({}, kind="x")["config"]["optim"]["lr"] == 2.0
+    with pytest.raises(StageError, match=r"optim\.lr 2\.0 \(now 3\.0\)"):
+        reopen(3.0, may_change=("optim.lr",))
+
+
+def test_a_tokenizer_with_other_ids_is_refused(tmp_path):
+    texts = ["the quick brown fox jumps over the lazy dog " * 3]
+    save_tokenizer(train_tokenizer(texts, 270), tmp_path / "model")
+    save_tokenizer(train_tokenizer(texts, 270), tmp_path / "same" / "tokenizer")
+    save_tokenizer(train_tokenizer(["zebras quiz jumpily " * 9], 270), tmp_path / "other" / "tokenizer")
+    require_same_tokenizer(str(tmp_path / "model"), str(tmp_path / "same"))
+    require_same_tokenizer(str(tmp_path), str(tmp_path / "other"))  # a checkpoint without a tokenizer
+    with pytest.raises(StageError, match="was not tokenised with the tokenizer of .*differ, such as"):
+        require_same_tokenizer(str(tmp_path / "model"), str(tmp_path / "other"))
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StageError, match="cannot write .*file/out.*a file is in the way"):
+        open_it(str(tmp_path / "file" / "out"))
+
+
+def test_a_full_disk_is_one_clear_error():
+    with (
+        pytest.raises(StageError, match="no space left while writing s3://x: free some"),
+        storage_errors("s3://x"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    wrapped = RuntimeError("writing failed")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "full")
+    with pytest.raises(StageError, match="no space left"), storage_errors("x"):
+        raise wrapped
+    with pytest.raises(KeyError), storage_errors("x"):
+        raise KeyError("something else stays what it is")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_really_full_device():
+    with pytest.raises(StageError, match="no space left"), storage_errors("/dev/full"):
+        Path("/dev/full").write_text("x")
+
+
+def test_join():
+    assert join("s3://b/a/", "/c", "d") == "s3://b/a/c/d"

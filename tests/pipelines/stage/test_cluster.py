@@ -1,0 +1,101 @@
+import logging
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.stage.artifact import StageError
+from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
+
+CONFIGS = sorted((Path(__file__).resolve().parents[3] / "ray_configs").glob("*.yaml"))
+
+
+def test_shipped_files_load():
+    loaded = {path.stem: load_cluster(path) for path in CONFIGS if path.stem in ("local", "cluster")}
+    assert loaded["local"].address is None
+    assert loaded["cluster"].address == "auto"
+    assert loaded["cluster"].gpus_per_worker == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_worker: 2", "unknown key 'num_worker'; did you mean 'num_workers'"),
+        ("learning_rate: 1", "unknown key 'learning_rate'"),
+        ("num_workers: two", "num_workers must be int, not 'two'"),
+        ("num_workers: true", "num_workers must be int, not True"),
+        ("runtime_env: [1]", "runtime_env must be"),
+        ("- 1", "must hold 'key: value' lines"),
+        ("a: b: c", "is not YAML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(StageError, match=message):
+        load_cluster(path)
+
+
+def test_numbers_and_nothing(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("cpus_per_worker: 0.5\ngpus_per_worker: 1\naddress: null\n")
+    assert load_cluster(path) == ClusterConfig(cpus_per_worker=0.5, gpus_per_worker=1)
+    path.write_text("")
+    assert load_cluster(path) == ClusterConfig()
+    with pytest.raises(StageError, match=r"cannot read the cluster file .*none\.yaml"):
+        load_cluster(tmp_path / "none.yaml")
+
+
+@pytest.mark.integration
+def test_ray_talks_into_the_file_only(local_ray, capfd):
+    import ray.data
+
+    logging.getLogger("ray").warning("a word from Ray")
+    assert ray.data.range(3).map_batches(lambda batch: batch).count() == 3
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+    text = local_ray.read_text()
+    assert "a word from Ray" in text
+    assert "ray.data" in text
+
+
+@pytest.mark.integration
+def test_a_running_ray_is_used_and_left_running(local_ray, tmp_path):
+    import ray
+
+    with connect(ClusterConfig(), tmp_path):
+        pass
+    assert ray.is_initialized()
+
+
+def test_an_absent_cluster_is_reported_quickly(tmp_path):
+    """In a process of its own, because this one may have joined a Ray already."""
+    import subprocess
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = (
+        "import sys; from pipelines.stage.cluster import *; from pipelines.stage.artifact import StageError\n"
+        "for address in sys.argv[2:]:\n"
+        "    try:\n"
+        "        with connect(ClusterConfig(address=address), sys.argv[1]): print('joined')\n"
+        "    except StageError as error: print(error)\n"
+    )
+    addresses = [f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"]
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), *addresses],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).resolve().parents[3],
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    for address, line in zip(addresses, lines, strict=True):
+        assert line.startswith(f"no Ray cluster at {address}")
+        assert "ray_configs/local.yaml" in line
+    assert time.monotonic() - begin < 40

@@ -1,0 +1,109 @@
+"""MLflow on a real sqlite store; a server that is away; one that comes back."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.stage.tracking import EXPERIMENT, Tracker, default_tracking_uri, tracked
+
+mlflow = pytest.importorskip("mlflow")
+pytestmark = pytest.mark.integration
+
+
+def test_a_run_holds_parameters_metrics_inputs_and_artifacts(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    output = str(tmp_path / "out")
+    picture = tmp_path / "loss.png"
+    picture.write_bytes(b"picture")
+    with tracked("pretrain", output) as tracker:
+        tracker.log_params({"optim": {"lr": 1e-3, "betas": (0.9, 0.95)}, "long": "x" * 10_000})
+        for step in (1, 2, 3):
+            tracker.log_metrics({"train.loss": 1 / step}, step=step)
+        tracker.log_input(
+            "s3://bucket/data", context="data", manifest={"config_hash": "abc", "mlflow_run_id": "parent"}
+        )
+        tracker.log_artifact(picture)
+        assert tracker.wait_started(60)
+        time.sleep(12)  # two samples of the system metrics
+    assert default_tracking_uri(output) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = mlflow.MlflowClient(default_tracking_uri(output))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optim.lr"] == "0.001"
+    assert len(run.data.params["long"]) == 6000
+    history = client.get_metric_history(run.info.run_id, "train.loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert run.data.tags["input.data.run_id"] == "parent"
+    assert run.inputs.dataset_inputs[0].dataset.digest == "abc"
+    assert [f.path for f in client.list_artifacts(run.info.run_id)] == ["loss.png"]
+    assert any(name.startswith("system/") for name in run.data.metrics)
+    assert [p.name for p in Path(output).iterdir()] == ["tracking.json"]
+
+
+def test_a_failed_stage_is_a_failed_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    output = str(tmp_path / "out")
+    with pytest.raises(ZeroDivisionError), tracked("sft", output) as tracker:
+        tracker.log_params({"a": 1})
+        assert tracker.wait_started(60)
+        raise ZeroDivisionError
+    client = mlflow.MlflowClient(default_tracking_uri(output))
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_an_unreachable_server_stops_nothing_and_loses_nothing(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]  # closed again: nobody listens there
+    started = time.perf_counter()
+    tracker = Tracker(f"http://127.0.0.1:{port}", "pretrain", str(tmp_path))
+    for step in range(100):
+        tracker.log_metrics({"train.loss": 1.0}, step=step)
+    assert time.perf_counter() - started < 1, "logging must not wait for the server"
+    tracker.close()
+    lines = [json.loads(line) for line in (tmp_path / "tracking-undelivered.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["call"] == "metrics"] == list(range(100))
+
+
+def test_a_stage_that_goes_on_continues_its_run_and_a_finished_one_makes_none(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    output = str(tmp_path / "out")
+    with pytest.raises(ZeroDivisionError), tracked("sft", output) as tracker:
+        tracker.log_metrics({"train.loss": 2.0}, step=1)
+        assert tracker.wait_started(60)
+        raise ZeroDivisionError
+    with tracked("sft", output) as tracker:
+        tracker.log_metrics({"train.loss": 1.0}, step=2)
+    with tracked("sft", output):
+        pass  # finished: the stage logs nothing
+    client = mlflow.MlflowClient(default_tracking_uri(output))
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
+
+
+def test_stages_are_runs_with_links(stages):
+    client = mlflow.MlflowClient(default_tracking_uri(stages.pretrained))
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    by_output = {Path(run.data.tags["output"]).name: run for run in runs}
+    assert set(by_output) == {"data", "pretrained", "sft_data", "model"}
+    assert all(run.info.status == "FINISHED" for run in runs)
+    pretrained = by_output["pretrained"]
+    assert pretrained.data.params["model.d_model"] == "32"
+    assert pretrained.data.metrics["validation.loss"] > 0
+    assert pretrained.data.tags["input.data.run_id"] == by_output["data"].info.run_id
+    assert by_output["data"].data.metrics["train_tokens"] > 0
+    assert by_output["data"].inputs.dataset_inputs[0].dataset.name.endswith("text.jsonl")
+    assert by_output["model"].data.tags["input.model.run_id"] == pretrained.info.run_id
+    artifacts = {
+        name: {a.path for a in client.list_artifacts(r.info.run_id)} for name, r in by_output.items()
+    }
+    assert artifacts["data"] == {"manifest.json", "report.html"}
+    assert artifacts["model"] == {"manifest.json", "loss.png", "metrics.jsonl"}
