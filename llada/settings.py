@@ -1,14 +1,23 @@
 """Settings as frozen dataclasses: read strictly from plain values, written as JSON, checked when they are made.
 
-A settings class checks itself in `__post_init__` with `require`; a field is explained by the docstring below it.
+A settings class checks itself in `__post_init__`: single fields by their limits (`limited`, `check_limits`), what must
+hold between fields with `require`. A field is explained by the docstring below it.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
+import inspect
+import itertools
 import json
+import math
+import operator
+import textwrap
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -112,3 +121,59 @@ def merge_settings(defaults: dict[str, Any], changes: dict[str, Any]) -> dict[st
             value = merge_settings(default, value)
         merged[key] = value
     return merged
+
+
+# --- Limits and documentation of single fields ------------------------------------------------------------------------
+
+
+def limited(
+    default: Any,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    **metadata: Any,
+) -> Any:
+    """A dataclass field whose values `check_limits` keeps in [low, high], or in (above, below); None is always allowed.
+
+    Further keywords become the field's metadata.
+    """
+    limits = {"low": low, "above": above, "high": high, "below": below}
+    described = {name: limit for name, limit in limits.items() if limit is not None}
+    return dataclasses.field(default=default, metadata={**described, **metadata})
+
+
+_LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "low": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "high": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
+
+
+def check_limits(settings: Any, name: str) -> None:
+    """Raise UserError for the first field outside its limits (see `limited`); `name` is what the settings are called."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}: {field.name} must be a finite number, not {value}")
+        for limit, (holds, words) in _LIMITS.items():
+            if value is not None and limit in field.metadata and not holds(value, field.metadata[limit]):
+                raise UserError(
+                    f"{name}: {field.name} must be {words} {field.metadata[limit]}, not {value!r}"
+                )
+
+
+@functools.cache
+def field_docs(kind: type) -> dict[str, str]:
+    """{field: the docstring below it} of a settings class, on one line each."""
+    (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(kind))).body)
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, below in itertools.pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            value = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                docs[field.target.id] = " ".join(value.value.split())
+    return docs
