@@ -16,6 +16,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from llada.errors import UserError
+
 END_OF_TEXT = "<|endoftext|>"  # ends a document; also the padding token
 MASK = "<|mdm_mask|>"
 START_OF_TEXT = "<|startoftext|>"
@@ -51,11 +53,11 @@ _SAFE_CUT = re.compile(r"(?<=\S\n)(?=\S)")
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocab_size` entries, the six special tokens first. Same texts, same tokenizer.
 
-    Raises ValueError when `vocab_size` cannot hold the special tokens and the 256 bytes.
+    Raises UserError when `vocab_size` cannot hold the special tokens and the 256 bytes.
     """
     smallest = len(SPECIAL_TOKENS) + 256
     if vocab_size < smallest:
-        raise ValueError(f"a byte-level vocabulary needs at least {smallest} entries, not {vocab_size}")
+        raise UserError(f"a byte-level vocabulary needs at least {smallest} entries, not {vocab_size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,7 +90,7 @@ def load_tokenizer(
     """The tokenizer in the local folder `path`.
 
     The ids fill in roles that the folder does not declare (LLaDA's official folder declares no mask token); a role
-    that it does declare is kept. Raises FileNotFoundError when there is none, ValueError when an id has no token.
+    that it does declare is kept. Raises FileNotFoundError when there is none, UserError when an id has no token.
     """
     if not has_tokenizer(path):
         raise FileNotFoundError(f"no tokenizer.json in {path}; a tokenizer is a folder that holds one")
@@ -102,7 +104,7 @@ def load_tokenizer(
             continue
         token = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(tokenizer) else None
         if token is None:
-            raise ValueError(f"{path} has no token with id {token_id}, so it cannot be the {role}")
+            raise UserError(f"{path} has no token with id {token_id}, so it cannot be the {role}")
         setattr(tokenizer, role, token)
     return tokenizer
 
@@ -170,12 +172,12 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[s
     """The ids of a conversation followed by the open assistant header: the prompt of a reply.
 
     `messages` are {"role", "content"} mappings. Works with a template that honours add_generation_prompt and with one
-    that ignores it. Raises ValueError when the tokenizer has no chat template or there is no message.
+    that ignores it. Raises UserError when the tokenizer has no chat template or there is no message.
     """
     if tokenizer.chat_template is None:
-        raise ValueError("this tokenizer has no chat template; prepare the data with one that has")
+        raise UserError("this tokenizer has no chat template; prepare the data with one that has")
     if not messages:
-        raise ValueError("a conversation needs at least one message")
+        raise UserError("a conversation needs at least one message")
     special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     # Longest first, so that no special token hides inside another.
     markers = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))

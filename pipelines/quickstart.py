@@ -25,6 +25,7 @@ from llada.data.work.job import PrepareConfig
 from llada.files import write_bytes
 from llada.model.transformer import Transformer
 from llada.presets import get_preset
+from llada.sampling.config import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.tokenizer import load_tokenizer
 from pipelines.evaluate import EvaluateConfig, evaluate
@@ -174,13 +175,13 @@ def _serve_and_ask(model: str, question: str, recipe: Recipe, cluster: ClusterCo
     from ray.serve import delete
 
     from pipelines.serve import APP_NAME, ServeArgs, serve
-    from pipelines.serving.replica import SamplingDefaults
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    sampling = SamplingDefaults(
-        max_tokens=recipe.sampling.gen_length,
+    sampling = SamplingConfig(
+        gen_length=recipe.sampling.gen_length,
+        steps=None,
         block_length=recipe.sampling.block_length,
         temperature=recipe.sampling.temperature,
     )

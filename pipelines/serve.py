@@ -17,30 +17,34 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from llada.errors import UserError
 from llada.model.hf import read_config
+from llada.sampling.config import SamplingConfig
+from llada.settings import check_limits, from_dict, limited, merge_settings, require
 from llada.tokenizer import has_tokenizer
 from pipelines.serving.gateway import Gateway
-from pipelines.serving.openai_api import explain
-from pipelines.serving.replica import Denoiser, SamplingDefaults
-from pipelines.stage.artifact import StageError, fetch_folder
+from pipelines.serving.replica import Denoiser
+from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
 
 APP_NAME = "llada"
+_USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}: "  # how a traceback names it
+
+
+def default_sampling() -> SamplingConfig:
+    """A forward for each token, and shorter blocks than LLaDA's generate.py: a stream grows at least once in each."""
+    return SamplingConfig(gen_length=128, steps=None, block_length=32)
 
 
 @dataclasses.dataclass(frozen=True)
 class ServeArgs:
     """One model behind one endpoint. None in the four replica fields: the cluster file decides, else 1 CPU."""
-
-    __pydantic_config__ = {"extra": "forbid", "strict": True}  # noqa: RUF012
 
     model: str
     """Checkpoint folder, local or at any fsspec URL."""
@@ -50,54 +54,52 @@ class ServeArgs:
     """Where the weights are; None: "cuda" when a replica has a GPU, else "cpu"."""
     dtype: str | None = None
     """Of the weights, e.g. bfloat16; None keeps the file's."""
-    sampling: SamplingDefaults = dataclasses.field(default_factory=SamplingDefaults)
-    """Of requests that do not choose."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=default_sampling)
+    """Of requests that do not choose; gen_length is their max_tokens."""
 
-    min_replicas: int | None = None
+    min_replicas: int | None = limited(None, low=0)
     """0 lets the model go when nobody asks (the first request then waits for it to load)."""
-    max_replicas: int | None = None
-    cpus_per_replica: float | None = None
-    gpus_per_replica: float | None = None
-    target_ongoing_requests: float = 4
+    max_replicas: int | None = limited(None, low=1)
+    """As many as the load asks for, up to this; None: no more than min_replicas."""
+    cpus_per_replica: float | None = limited(None, low=0)
+    """CPUs that Ray sets aside for a replica."""
+    gpus_per_replica: float | None = limited(None, low=0)
+    """GPUs of a replica; 0.5 puts two on one."""
+    target_ongoing_requests: float = limited(4, above=0)
     """Requests for each replica, running and queued, that autoscaling aims at."""
-    upscale_delay_s: float = 15
-    downscale_delay_s: float = 300
+    upscale_delay_s: float = limited(15, low=0)
+    """Seconds of more load before replicas are added."""
+    downscale_delay_s: float = limited(300, low=0)
+    """Seconds of less load before replicas are removed."""
 
-    max_ongoing_requests: int = 8
+    max_ongoing_requests: int = limited(8, low=1)
     """Requests that a replica takes at a time; as many canvases are denoised in turns."""
-    max_queued_requests: int = 64
+    max_queued_requests: int = limited(64, low=-1)
     """Requests that may wait; -1 for any number. Ray keeps to it within a few requests of a burst."""
-    retry_after_s: int = 5
+    retry_after_s: int = limited(5, low=0)
     """What a rejected client is told to wait."""
-    max_choices: int = 32
+    max_choices: int = limited(32, low=1)
     """Prompts times n in one request."""
-    graceful_shutdown_timeout_s: float = 120
+    graceful_shutdown_timeout_s: float = limited(120, low=0)
     """What a replica that is scaled down gets to finish its requests."""
-    stall_timeout_s: float = 600
+    stall_timeout_s: float = limited(600, above=0)
     """A replica whose forward takes longer is replaced."""
 
     host: str = "127.0.0.1"
     """Address of a Serve started here; 0.0.0.0 opens it to the network. A running Serve keeps its own."""
-    port: int = 8000
+    port: int = limited(8000, low=0, high=65535)
+    """Port of a Serve started here."""
 
     def __post_init__(self) -> None:
-        """Raises StageError for numbers that cannot go together."""
+        check_limits(self, "serve")
         low, high = self.replicas
-        rules = {
-            f"max_replicas {high} is below min_replicas {low}": high >= low,
-            "max_replicas must be at least 1": high >= 1,
-            "min_replicas must not be negative": low >= 0,
-            "max_ongoing_requests must be at least 1": self.max_ongoing_requests >= 1,
-            "max_queued_requests must be -1 or at least 1": self.max_queued_requests == -1
-            or self.max_queued_requests >= 1,
-            f"target_ongoing_requests {self.target_ongoing_requests:g} must be above 0 and at most "
-            f"max_ongoing_requests {self.max_ongoing_requests}": 0
-            < self.target_ongoing_requests
-            <= self.max_ongoing_requests,
-        }
-        for message, holds in rules.items():
-            if not holds:
-                raise StageError(f"serve: {message}")
+        require(high >= low, f"serve: max_replicas {high} is below min_replicas {low}")
+        require(self.max_queued_requests != 0, "serve: max_queued_requests must be -1 or at least 1, not 0")
+        require(
+            self.target_ongoing_requests <= self.max_ongoing_requests,
+            f"serve: target_ongoing_requests {self.target_ongoing_requests:g} must be at most max_ongoing_requests "
+            f"{self.max_ongoing_requests}",
+        )
 
     @property
     def replicas(self) -> tuple[int, int]:
@@ -110,15 +112,10 @@ class ServeArgs:
         return self.model_id or self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
-def parse_args(values: Mapping[str, Any]) -> ServeArgs:
-    """ServeArgs from a YAML mapping. Raises StageError for an unknown key (naming the nearest) or a wrong type."""
-    try:
-        # By way of JSON, because strict types and mappings for dataclasses go together only there.
-        return TypeAdapter(ServeArgs).validate_json(json.dumps(values))
-    except ValidationError as error:
-        kinds = {"": ServeArgs, "sampling": SamplingDefaults}
-        known = {key: [field.name for field in dataclasses.fields(kind)] for key, kind in kinds.items()}
-        raise StageError(f"serve: {explain(error, known)[0]}") from None
+def parse_args(values: dict[str, Any]) -> ServeArgs:
+    """ServeArgs from a YAML mapping. Raises UserError for an unknown key (naming the nearest) or a wrong type."""
+    defaults = {"sampling": dataclasses.asdict(default_sampling())}
+    return from_dict(ServeArgs, merge_settings(defaults, values))
 
 
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:
@@ -181,14 +178,14 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
             there before.
 
     Raises:
-        StageError: no model, no cluster, a port in use, or a deployment that does not become healthy.
+        UserError: no model, no cluster, a port in use, or a deployment that does not become healthy.
     """
     import ray
     import ray.serve  # before `connect`, which sends to the log what Ray's loggers would print
 
     is_own = cluster.address is None and not ray.is_initialized()
     if is_own and not blocking:
-        raise StageError(
+        raise UserError(
             "serve: without blocking, the endpoint would end at once; give a running cluster's address"
         )
     args = dataclasses.replace(
@@ -203,10 +200,10 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         folder = fetch_folder(args.model)
         try:
             read_config(folder)
-        except (FileNotFoundError, ValueError) as error:
-            raise StageError(f"cannot serve {args.model}: {error}") from error
+        except UserError as error:
+            raise UserError(f"cannot serve {args.model}: {error}") from error
         if not has_tokenizer(folder):
-            raise StageError(f"cannot serve {args.model}: it has no tokenizer.json")
+            raise UserError(f"cannot serve {args.model}: it has no tokenizer.json")
         args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
     if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
         _check_port(args.host, args.port)
@@ -232,14 +229,20 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     try:
         serve.start(http_options={"host": args.host, "port": args.port})
         serve.run(build_app(args), name=APP_NAME)
-    except BaseException as error:
-        reason = _failure() or str(error).strip().splitlines()[-1]
+    except BaseException as error:  # Ctrl-C as well: what has been begun must not stay
+        failure = _replica_failure()
         if keep_ray:
             with contextlib.suppress(Exception):
                 serve.delete(APP_NAME)
-        if not isinstance(error, RuntimeError | TimeoutError | RayServeException):
-            raise
-        raise StageError(f"the endpoint did not start: {reason} (log: {log})") from error
+        if isinstance(error, TimeoutError | RayServeException):
+            raise UserError(f"the endpoint did not start: {error} (log: {log})") from error
+        if isinstance(error, RuntimeError) and failure:
+            reason = failure.splitlines()[-1]
+            if reason.startswith(_USER_ERROR):
+                reason = reason.removeprefix(_USER_ERROR)
+                raise UserError(f"the endpoint did not start: {reason} (log: {log})") from error
+            raise RuntimeError(f"the endpoint did not start; in its replica:\n{failure}") from error
+        raise
     http = _get_global_client().http_config  # of a Serve that ran before, not what was asked for
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)
     return f"http://{host}:{http.port}"
@@ -252,15 +255,14 @@ def _serve_runs() -> bool:
     return _get_global_client(raise_if_no_controller_running=False) is not None
 
 
-def _failure() -> str | None:
-    """What Serve knows about the deployment that failed: the last line of its replica's traceback."""
+def _replica_failure() -> str | None:
+    """The traceback of the replica that did not start, as Serve knows it."""
     from ray import serve
 
     with contextlib.suppress(Exception):
         for deployment in serve.status().applications[APP_NAME].deployments.values():
-            lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
-            if deployment.status in ("DEPLOY_FAILED", "UNHEALTHY") and lines:
-                return lines[-1]
+            if deployment.status in ("DEPLOY_FAILED", "UNHEALTHY") and deployment.message.strip():
+                return deployment.message.strip()
     return None
 
 
@@ -282,7 +284,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise StageError(
+            raise UserError(
                 f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
             ) from None
 

@@ -1,11 +1,13 @@
-"""What a replica tells the gateway about a request, in this order: Started, then for each choice Text … Finished."""
+"""What a replica tells the gateway about a request: the engine's events of all its choices, or one `Refused`."""
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
+
+from llada.sampling.events import Finished, Started, Text
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The only event of a request that cannot be served: an HTTP status and OpenAI's error fields."""
 
@@ -15,29 +17,4 @@ class Refused:
     code: str | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Started:
-    """The request has left the queue."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Text:
-    """More text of a choice; `canvas` is its whole draft: texts and, between them, numbers of masks."""
-
-    index: int
-    text: str
-    canvas: tuple[str | int, ...] | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finished:
-    """The end of a choice."""
-
-    index: int
-    reason: str  # "stop" or "length"
-    prompt_tokens: int
-    completion_tokens: int
-    forwards: int
-
-
-Event = Refused | Started | Text | Finished
+ReplicaEvent = Refused | Started | Text | Finished

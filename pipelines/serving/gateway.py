@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from pipelines.serving.events import Event
-from pipelines.serving.openai_api import RequestError, SamplingBody
+from pipelines.serving.dialects.body import SamplingBody
+from pipelines.serving.errors import RequestError
+from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.routes import build_api
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Replicas:
         self._handle = handle.options(stream=True)
         self._retry_after_s = retry_after_s
 
-    async def stream(self, body: SamplingBody) -> AsyncGenerator[Event, None]:
+    async def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of one replica. Raises RequestError 429 when the queue is full, 503 when no replica answers."""
         from ray.exceptions import RayActorError
         from ray.serve.exceptions import (

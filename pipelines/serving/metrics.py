@@ -8,7 +8,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from pipelines.serving.events import Event, Finished, Started, Text
+from llada.sampling.events import Finished, Started, Text
+from pipelines.serving.events import ReplicaEvent
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS_PER_FORWARD = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -59,7 +60,7 @@ class RequestTrack:
         self._gauge.inc()
         return self
 
-    def see(self, event: Event) -> None:
+    def see(self, event: ReplicaEvent) -> None:
         """Count an event of the request's replies."""
         metrics = self.metrics
         if isinstance(event, Started):
@@ -72,9 +73,9 @@ class RequestTrack:
         elif isinstance(event, Finished):
             metrics.prompt_tokens.inc(event.prompt_tokens)
             metrics.completion_tokens.inc(event.completion_tokens)
-            metrics.forwards.inc(event.forwards)
-            if event.forwards:
-                metrics.speed.observe(event.completion_tokens / event.forwards)
+            metrics.forwards.inc(event.nfe)
+            if event.nfe:
+                metrics.speed.observe(event.completion_tokens / event.nfe)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,11 +7,10 @@ into an OpenAI error, and sees every request, so that its counters cover all rep
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,18 +19,38 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from pipelines.serving.events import Event, Finished, Refused, Started, Text
+from llada.sampling.events import Event, Started
+from pipelines.serving.dialects.body import SamplingBody, parse_body
+from pipelines.serving.dialects.chat import ChatBody, ChatWriter
+from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
+from pipelines.serving.dialects.writer import ReplyWriter
+from pipelines.serving.errors import RequestError
+from pipelines.serving.events import Refused, ReplicaEvent
 from pipelines.serving.metrics import GatewayMetrics, RequestTrack
-from pipelines.serving.openai_api import ChatBody, CompletionBody, RequestError, SamplingBody, parse_body
 
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "static" / "index.html"
 
 
+@dataclass(frozen=True)
+class Dialect:
+    """A way to ask for text: where, with which body, and in which form the reply comes."""
+
+    path: str
+    body: type[SamplingBody]
+    writer: type[ReplyWriter]
+
+
+DIALECTS = (
+    Dialect("/v1/completions", CompletionBody, CompletionWriter),
+    Dialect("/v1/chat/completions", ChatBody, ChatWriter),
+)
+
+
 class Backend(Protocol):
     """Where the replies come from."""
 
-    def stream(self, body: SamplingBody) -> AsyncGenerator[Event, None]:
+    def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of a request. Raises RequestError when there is no place for it; closing it cancels the work."""
 
     async def unhealthy(self) -> str | None:
@@ -39,7 +58,7 @@ class Backend(Protocol):
 
 
 def build_api(backend: Backend, model_id: str) -> FastAPI:
-    """The application: /v1/models, /v1/completions, /v1/chat/completions, /health, /metrics and a page at /."""
+    """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /."""
     api = FastAPI(title="llada", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = GatewayMetrics()
     created = int(time.time())
@@ -54,13 +73,8 @@ def build_api(backend: Backend, model_id: str) -> FastAPI:
         _check_model(name, model_id)
         return card
 
-    @api.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        return await _answer(backend, metrics, request, CompletionBody, model_id)
-
-    @api.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        return await _answer(backend, metrics, request, ChatBody, model_id)
+    for dialect in DIALECTS:
+        api.post(dialect.path)(_endpoint(dialect, backend, metrics, model_id))
 
     @api.get("/health")
     async def health() -> Response:
@@ -95,16 +109,25 @@ def _check_model(name: str, model_id: str) -> None:
         raise RequestError(404, message, param="model", code="model_not_found")
 
 
+def _endpoint(
+    dialect: Dialect, backend: Backend, metrics: GatewayMetrics, model_id: str
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await _answer(dialect, backend, metrics, request, model_id)
+
+    return endpoint
+
+
 async def _answer(
-    backend: Backend, metrics: GatewayMetrics, request: Request, kind: type[SamplingBody], model_id: str
+    dialect: Dialect, backend: Backend, metrics: GatewayMetrics, request: Request, model_id: str
 ) -> Response:
     """Run a request. Whatever goes wrong before its first text is an HTTP status, not a broken stream."""
     with contextlib.ExitStack() as stack:
         track = stack.enter_context(metrics.track(request.url.path))
         try:
-            body = parse_body(kind, await request.body())
+            body = parse_body(dialect.body, await request.body())
             _check_model(body.model or model_id, model_id)
-            writer = _Writer(body, model_id)
+            writer = dialect.writer(body, model_id)
             events = _follow(backend, body, track)
             if not body.stream:
                 async with contextlib.aclosing(events):
@@ -144,7 +167,7 @@ async def _follow(backend: Backend, body: SamplingBody, track: RequestTrack) -> 
 async def _sse(
     first: Event,
     events: AsyncGenerator[Event, None],
-    writer: _Writer,
+    writer: ReplyWriter,
     track: RequestTrack,
     lasting: contextlib.ExitStack,
 ) -> AsyncIterator[str]:
@@ -153,12 +176,12 @@ async def _sse(
         async with contextlib.aclosing(events):
             try:
                 for chunk in writer.chunks(first):
-                    yield _line(chunk)
+                    yield writer.frame(chunk)
                 async for event in events:
                     for chunk in writer.chunks(event):
-                        yield _line(chunk)
-                if writer.body.stream_options.include_usage:
-                    yield _line(writer.usage_chunk())
+                        yield writer.frame(chunk)
+                for chunk in writer.closing_chunks():
+                    yield writer.frame(chunk)
                 track.status = 200
             except Exception as error:
                 known = isinstance(error, RequestError)
@@ -167,89 +190,5 @@ async def _sse(
                     error if isinstance(error, RequestError) else RequestError(500, "the model failed midway")
                 )
                 track.status = broken.status
-                yield _line(broken.body())
-            yield "data: [DONE]\n\n"
-
-
-def _line(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
-
-
-class _Writer:
-    """Turns the events of one request into OpenAI's objects, whole or in chunks."""
-
-    def __init__(self, body: SamplingBody, model_id: str) -> None:
-        self.body, self.is_chat = body, isinstance(body, ChatBody)
-        prefix, kind = ("chatcmpl", "chat.completion") if self.is_chat else ("cmpl", "text_completion")
-        self._head = {
-            "id": f"{prefix}-{uuid.uuid4().hex}",
-            "object": kind,
-            "created": int(time.time()),
-            "model": model_id,
-        }
-        self._texts: dict[int, list[str]] = {}
-        self._ends: dict[int, Finished] = {}
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, Text):
-            self._texts.setdefault(event.index, []).append(event.text)
-        elif isinstance(event, Finished):
-            self._ends[event.index] = event
-
-    def whole(self) -> dict[str, Any]:
-        """The reply to a request that does not stream."""
-        choices = []
-        for index, end in sorted(self._ends.items()):
-            text = "".join(self._texts.get(index, []))
-            message = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
-            choices.append({"index": index, **message, "logprobs": None, "finish_reason": end.reason})
-        return {**self._head, "choices": choices, **self._totals()}
-
-    def chunks(self, event: Event) -> list[dict[str, Any]]:
-        """The chunks that an event becomes."""
-        chunks = []
-        if isinstance(event, Text | Finished) and event.index not in self._texts:
-            self._texts[event.index] = []
-            if self.is_chat:
-                chunks.append(self._chunk(event.index, {"delta": {"role": "assistant", "content": ""}}))
-        self.add(event)
-        if isinstance(event, Text):
-            part: dict[str, Any] = (
-                {"delta": {"content": event.text}} if self.is_chat else {"text": event.text}
-            )
-            if event.canvas is not None:
-                part["canvas"] = event.canvas
-            chunks.append(self._chunk(event.index, part))
-        elif isinstance(event, Finished):
-            empty: dict[str, Any] = {"delta": {}} if self.is_chat else {"text": ""}
-            chunks.append(self._chunk(event.index, empty, event.reason))
-        return chunks
-
-    def usage_chunk(self) -> dict[str, Any]:
-        """The chunk behind the last one, for those who asked for it."""
-        return {**self._chunk_head(), "choices": [], **self._totals()}
-
-    def _chunk(self, index: int, part: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, **part, "logprobs": None, "finish_reason": reason}
-        usage = {"usage": None} if self.body.stream_options.include_usage else {}
-        return {**self._chunk_head(), "choices": [choice], **usage}
-
-    def _chunk_head(self) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk"} if self.is_chat else self._head
-
-    def _totals(self) -> dict[str, Any]:
-        """OpenAI's usage, and what it took: forwards of the network, and tokens for each of them."""
-        ends = self._ends.values()
-        prompt, completion = sum(e.prompt_tokens for e in ends), sum(e.completion_tokens for e in ends)
-        forwards = sum(e.forwards for e in ends)
-        return {
-            "usage": {
-                "prompt_tokens": prompt,
-                "completion_tokens": completion,
-                "total_tokens": prompt + completion,
-            },
-            "denoising": {
-                "forwards": forwards,
-                "tokens_per_forward": round(completion / forwards, 3) if forwards else 0.0,
-            },
-        }
+                yield writer.frame(broken.body())
+            yield writer.end_of_stream

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +24,10 @@ import torch
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from llada.errors import UserError
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.config import SamplingConfig
 from llada.tokenizer import (
     END_OF_TURN,
     SPECIAL_TOKENS,
@@ -32,8 +36,7 @@ from llada.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from pipelines.serve import ServeArgs, build_app, build_deployments, parse_args, serve
-from pipelines.stage.artifact import StageError
+from pipelines.serve import APP_NAME, ServeArgs, build_app, build_deployments, parse_args, serve
 from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,12 +76,16 @@ serve(args, ClusterConfig(num_cpus=2))
 """
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def server(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of the endpoint; at the end, SIGTERM must take it down quietly and with exit code 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     out = tmp_path_factory.mktemp("serve") / "out.txt"
     with out.open("w") as file:
         process = subprocess.Popen(
@@ -336,6 +343,58 @@ class TestServe:
         assert metric(server, "llada_request_seconds_count", route="/v1/completions") == latencies + 1
 
 
+@pytest.fixture
+def own_serve(local_ray: Path) -> Iterator[ClusterConfig]:
+    """A Ray that goes on when `serve` ends; its Serve is taken down after the test."""
+    import ray.serve
+
+    yield ClusterConfig()
+    ray.serve.shutdown()
+
+
+@pytest.mark.integration
+class TestStarting:
+    def test_an_interrupted_start_leaves_nothing_behind(
+        self, own_serve: ClusterConfig, random_model: Path
+    ) -> None:
+        from ray import serve as ray_serve
+
+        is_over = threading.Event()
+
+        def interrupt_while_deploying() -> None:
+            while not is_over.wait(0.05):
+                with contextlib.suppress(Exception):
+                    if ray_serve.status().applications[APP_NAME].status == "DEPLOYING":
+                        os.kill(os.getpid(), signal.SIGTERM)
+                        return
+
+        interrupter = threading.Thread(target=interrupt_while_deploying)
+        interrupter.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                serve(ServeArgs(str(random_model), port=free_port()), own_serve, blocking=False)
+        finally:
+            is_over.set()
+            interrupter.join()
+        assert APP_NAME not in ray_serve.status().applications
+
+    def test_a_replica_that_cannot_load_the_model_is_one_line(
+        self, own_serve: ClusterConfig, random_model: Path, tmp_path: Path
+    ) -> None:
+        from ray import serve as ray_serve
+
+        folder = tmp_path / "model"
+        shutil.copytree(random_model, folder)
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(UserError) as caught:
+            serve(ServeArgs(str(folder), port=free_port()), own_serve)
+        assert str(caught.value).startswith(f"the endpoint did not start: cannot serve {folder}: ")
+        assert "is damaged" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert APP_NAME not in ray_serve.status().applications
+
+
 # --- Configuration ----------------------------------------------------------------------------------------------------
 
 
@@ -361,42 +420,100 @@ def test_scaling_and_limits_reach_serve() -> None:
 
 
 def test_what_cannot_be_served_is_said_before_ray_starts(tmp_path: Path, random_model: Path) -> None:
-    with pytest.raises(StageError, match="no folder at"):
+    with pytest.raises(UserError, match="no folder at"):
         serve(ServeArgs(str(tmp_path / "none")), ClusterConfig())
-    with pytest.raises(StageError, match=r"config\.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         serve(ServeArgs(str(tmp_path)), ClusterConfig())
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(StageError, match="choose another --port"),
+        pytest.raises(UserError, match="choose another --port"),
     ):
         serve(ServeArgs(str(random_model), port=taken.getsockname()[1]), ClusterConfig())
 
 
-def test_the_serve_config_has_no_key_that_ray_would_ignore() -> None:
-    from ray.serve.config import AutoscalingConfig, HTTPOptions
-    from ray.serve.schema import (
-        DeploymentSchema,
-        RayActorOptionsSchema,
-        ServeApplicationSchema,
-        ServeDeploySchema,
-    )
+@pytest.fixture(scope="module")
+def serve_config() -> dict[str, Any]:
+    return yaml.safe_load((REPOSITORY / "ray_configs" / "serve.yaml").read_text())
 
-    config = yaml.safe_load((REPOSITORY / "ray_configs" / "serve.yaml").read_text())
-    assert config.keys() <= ServeDeploySchema.model_fields.keys()
-    assert config.get("http_options", {}).keys() <= HTTPOptions.model_fields.keys()
-    ServeDeploySchema.model_validate(config)
-    for application in config["applications"]:
+
+def test_the_serve_config_has_no_key_that_ray_would_ignore(serve_config: dict[str, Any]) -> None:
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
+
+    assert serve_config.keys() <= ServeDeploySchema.model_fields.keys()
+    assert serve_config.get("http_options", {}).keys() <= HTTPOptions.model_fields.keys()
+    ServeDeploySchema.model_validate(serve_config)
+    for application in serve_config["applications"]:
         assert application.keys() <= ServeApplicationSchema.model_fields.keys()
-        args = parse_args(application["args"])
-        names = {deployment.name for deployment in build_deployments(args)}
+        names = {deployment.name for deployment in build_deployments(parse_args(application["args"]))}
         for deployment in application["deployments"]:
             assert deployment["name"] in names
             assert deployment.keys() <= DeploymentSchema.model_fields.keys()
-            assert deployment.get("ray_actor_options", {}).keys() <= RayActorOptionsSchema.model_fields.keys()
-            scaling = deployment["autoscaling_config"]
-            assert scaling.keys() <= AutoscalingConfig.model_fields.keys()
-            AutoscalingConfig(**scaling)
-            assert deployment["max_ongoing_requests"] == args.max_ongoing_requests
-            assert scaling["target_ongoing_requests"] <= deployment["max_ongoing_requests"]
         module, builder = application["import_path"].split(":")
         assert (module, builder) == (build_app.__module__, build_app.__name__)
+
+
+def test_the_serve_config_states_a_limit_once_and_it_arrives(serve_config: dict[str, Any]) -> None:
+    """What `deployments` says wins over the application's own: it must not say again what `args` say."""
+    (application,) = serve_config["applications"]
+    for built in build_deployments(parse_args(application["args"])):
+        of_ours = {*built._deployment_config.user_configured_option_names, "ray_actor_options"}
+        for deployment in application["deployments"]:
+            assert deployment["name"] != built.name or not of_ours & (deployment.keys() - {"name"})
+    # As Ray builds it on the cluster.
+    denoiser = build_app(application["args"])._bound_deployment.init_args[0]._bound_deployment
+    args = application["args"]
+    for limit in ("max_ongoing_requests", "max_queued_requests"):
+        assert getattr(denoiser, limit) == args[limit]
+    options = denoiser._deployment_config
+    assert options.graceful_shutdown_timeout_s == args["graceful_shutdown_timeout_s"]
+    for name in (
+        "min_replicas",
+        "max_replicas",
+        "target_ongoing_requests",
+        "upscale_delay_s",
+        "downscale_delay_s",
+    ):
+        assert getattr(options.autoscaling_config, name) == args[name]
+    assert denoiser.ray_actor_options == {
+        "num_cpus": args["cpus_per_replica"],
+        "num_gpus": args["gpus_per_replica"],
+    }
+    sampling = denoiser.init_args[1]
+    assert sampling == SamplingConfig(gen_length=128, steps=None, block_length=32)
+    assert denoiser.init_kwargs["max_concurrent"] == args["max_ongoing_requests"]
+
+
+def test_sampling_settings_keep_the_endpoints_defaults() -> None:
+    args = parse_args({"model": "m", "sampling": {"threshold": 0.9}})
+    assert args.sampling == SamplingConfig(gen_length=128, steps=None, block_length=32, threshold=0.9)
+    assert parse_args({"model": "m"}) == ServeArgs("m")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model": "m", "max_replica": 3}, "unknown setting max_replica; did you mean 'max_replicas'?"),
+        ({"model": "m", "port": "8000"}, "port must be int, not '8000'"),
+        ({"model": "m", "port": True}, "port must be int, not True"),
+        ({"model": "m", "min_replicas": 3, "max_replicas": 2}, "max_replicas 2 is below min_replicas 3"),
+        ({"model": "m", "min_replicas": -1}, "serve: min_replicas must be at least 0, not -1"),
+        ({"model": "m", "max_replicas": 0}, "serve: max_replicas must be at least 1, not 0"),
+        ({"model": "m", "max_queued_requests": 0}, "-1 or at least 1"),
+        ({"model": "m", "max_ongoing_requests": 0}, "max_ongoing_requests must be at least 1"),
+        ({"model": "m", "target_ongoing_requests": 9.0}, "at most max_ongoing_requests 8"),
+        ({"model": "m", "target_ongoing_requests": 0}, "target_ongoing_requests must be above 0"),
+        ({"model": "m", "sampling": {"step": 3}}, "unknown setting sampling.step; did you mean 'steps'?"),
+        ({"model": "m", "sampling": {"steps": -3}}, "steps must be at least 1"),
+        ({"model": "m", "sampling": {"steps": "3"}}, "sampling.steps must be int or null, not '3'"),
+        ({"model": "m", "sampling": {"threshold": 0.9, "factor": 1}}, "choose one rule"),
+        ({"model": "m", "sampling": {"remasking": "rando"}}, "did you mean 'random'?"),
+        ({"model": "m", "sampling": 3}, "sampling must hold settings"),
+        ({}, "missing setting model"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_args(values)
+    assert message in str(caught.value)

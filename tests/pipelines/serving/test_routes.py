@@ -1,79 +1,28 @@
-"""The HTTP application and the model's side of it in one process, without Ray: what is refused, and how it fails."""
+"""The HTTP application in front of a model in this process: what is refused, how it fails, and a dialect of one's own."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 
-from llada.model.hf import save_model
-from llada.model.transformer import ModelConfig, Transformer
-from llada.tokenizer import save_tokenizer, train_tokenizer
-from pipelines.serve import parse_args
-from pipelines.serving.openai_api import RequestError
-from pipelines.serving.replica import Denoiser, SamplingDefaults
-from pipelines.serving.routes import build_api
-from pipelines.stage.artifact import StageError
+from llada.sampling.config import SamplingConfig
+from llada.sampling.events import Event, Text
+from pipelines.serving import routes
+from pipelines.serving.dialects.body import Prompt, SamplingBody
+from pipelines.serving.dialects.writer import ReplyWriter
+from pipelines.serving.prompts import PromptEncoder
+from pipelines.serving.replica import Denoiser
+from pipelines.serving.routes import DIALECTS, Dialect
 
+Call = Callable[..., httpx.Response]
 CHAT = [{"role": "user", "content": "How are you?"}]
 CONTEXT = 2048
 FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0, "seed": 3}
-
-
-@pytest.fixture(scope="module")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder of a random network."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = train_tokenizer(["One, two, three. Go on! Grüße 🙂"] * 5, 300)
-    mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
-    config = ModelConfig(
-        len(tokenizer), 32, 2, 2, 64, max_length=CONTEXT, mask_token_id=mask, eos_token_id=eos
-    )
-    model = Transformer(config)
-    model.init_weights(0)
-    save_model(model, folder)
-    save_tokenizer(tokenizer, folder)
-    return folder
-
-
-class Local:
-    """The Denoiser in this process as the gateway's backend."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.stream = denoiser, denoiser.stream
-
-    async def unhealthy(self) -> str | None:
-        try:
-            self.denoiser.check_health()
-        except RuntimeError as error:
-            return str(error)
-        return None
-
-
-@pytest.fixture(scope="module")
-def denoiser(random_model: Path) -> Iterator[Denoiser]:
-    denoiser = Denoiser(str(random_model), SamplingDefaults(max_tokens=8), max_choices=4)
-    yield denoiser
-    denoiser.close()
-
-
-def call(denoiser: Denoiser, method: str, path: str, body: Any = None) -> httpx.Response:
-    async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(build_api(Local(denoiser), "tiny"))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            return await client.request(method, path, content=content)
-
-    return asyncio.run(send())
-
-
-def post(denoiser: Denoiser, path: str, body: Any) -> httpx.Response:
-    return call(denoiser, "POST", path, body)
 
 
 REFUSED_EVERYWHERE = [
@@ -96,7 +45,10 @@ REFUSED_EVERYWHERE = [
     ({"n": 5}, "1 prompts × n=5 are more than the 4 choices allowed"),
     ({"stop": ""}, "stop: a stop string must not be empty"),
     ({"stop": ["a"] * 17}, "stop: list should have at most 16 items"),
-    ({"remasking": "entropy"}, "remasking: input should be 'low_confidence', 'random' or 'ancestral'"),
+    ({"remasking": "low_confidance"}, "did you mean 'low_confidence'?"),
+    ({"remasking": "entropy"}, "needs the setting entropy_bound"),
+    ({"remasking": 3}, "remasking: input should be a valid string"),
+    ({"gen_length": 5}, "unknown field 'gen_length'"),
     ({"threshold": 0.9, "factor": 1.0}, "choose one rule"),
     ({"remasking": "random", "threshold": 0.9}, "need low_confidence"),
     ({"steps": 10**9}, "steps: input should be less than or equal to"),
@@ -132,9 +84,9 @@ REFUSED_CHATS = [
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
 def test_refuses_by_name(
-    denoiser: Denoiser, path: str, base: dict[str, Any], fields: dict[str, Any], message: str
+    post: Call, path: str, base: dict[str, Any], fields: dict[str, Any], message: str
 ) -> None:
-    response = post(denoiser, path, {"model": "tiny", **base, **fields})
+    response = post(path, {"model": "tiny", **base, **fields})
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert message in error["message"]
@@ -144,13 +96,13 @@ def test_refuses_by_name(
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"\xff", b'"x"', b'{"model": "tiny", "prompt": "\\ud800"}']
 )
-def test_refuses_what_is_no_request(denoiser: Denoiser, body: bytes) -> None:
-    response = post(denoiser, "/v1/completions", body)
+def test_refuses_what_is_no_request(post: Call, body: bytes) -> None:
+    response = post("/v1/completions", body)
     assert response.status_code == 400
     assert "body" in response.json()["error"]["message"]
 
 
-def test_fields_that_ask_for_nothing_are_accepted(denoiser: Denoiser) -> None:
+def test_fields_that_ask_for_nothing_are_accepted(post: Call) -> None:
     """What OpenAI's client and frameworks send by default, and a reply that comes back as history."""
     answer = {"role": "assistant", "content": "Well.", "refusal": None, "tool_calls": None, "annotations": []}
     parts = {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "you?"}]}
@@ -169,27 +121,23 @@ def test_fields_that_ask_for_nothing_are_accepted(denoiser: Denoiser) -> None:
         "user": "someone",
         "max_completion_tokens": 5,
     }
-    response = post(denoiser, "/v1/chat/completions", body)
+    response = post("/v1/chat/completions", body)
     assert response.status_code == 200, response.text
     assert response.json()["usage"]["completion_tokens"] <= 5
 
 
-def test_the_default_length_shrinks_where_the_context_ends(denoiser: Denoiser) -> None:
-    for prompt, expected in [([7] * 10, 8), ([7] * (CONTEXT - 3), 3)]:
-        body = {"model": "tiny", "prompt": prompt, "temperature": 1.0, "seed": 0}
-        assert post(denoiser, "/v1/completions", body).json()["usage"]["completion_tokens"] == expected
-
-
-def test_unknown_routes_and_methods_are_errors_too(denoiser: Denoiser) -> None:
-    response = post(denoiser, "/v1/embeddings", {})
+def test_unknown_routes_and_methods_are_errors_too(post: Call) -> None:
+    response = post("/v1/embeddings", {})
     error = response.json()["error"]
     assert (response.status_code, error["message"]) == (404, "POST /v1/embeddings: Not Found")
-    assert post(denoiser, "/v1/models", {}).status_code == 405
+    assert post("/v1/models", {}).status_code == 405
 
 
-def test_a_failure_before_the_first_text_is_a_status_and_later_an_event(random_model: Path) -> None:
+def test_a_failure_before_the_first_text_is_a_status_and_later_an_event(
+    small_model: Path, call: Call
+) -> None:
     """Also for a stream: the client gets 500 instead of a stream that breaks off, as long as there is none."""
-    denoiser = Denoiser(str(random_model), SamplingDefaults())
+    denoiser = Denoiser(str(small_model), SamplingConfig(steps=None, block_length=32))
     network = denoiser.engine.model
 
     class Breaking:
@@ -205,9 +153,9 @@ def test_a_failure_before_the_first_text_is_a_status_and_later_an_event(random_m
 
     breaking = denoiser.engine.model = Breaking()
     body = {**FAST, "prompt": "Go", "stream": True, "block_length": 4}
-    early = post(denoiser, "/v1/completions", body)
+    early = call(denoiser, "POST", "/v1/completions", body)
     breaking.forwards, breaking.last = 0, 10
-    late = post(denoiser, "/v1/completions", body)
+    late = call(denoiser, "POST", "/v1/completions", body)
     assert early.status_code == 500
     assert early.json()["error"]["type"] == "server_error"
     assert "memory" not in early.text  # what went wrong inside is for the log
@@ -217,43 +165,82 @@ def test_a_failure_before_the_first_text_is_a_status_and_later_an_event(random_m
     assert done == "data: [DONE]"
     assert call(denoiser, "GET", "/health").status_code == 200  # two failures are no broken machine
     breaking.forwards, breaking.last = 0, 0
-    post(denoiser, "/v1/completions", body)
+    call(denoiser, "POST", "/v1/completions", body)
     health = call(denoiser, "GET", "/health")
     assert health.status_code == 503
     assert "last 3 requests failed" in health.json()["reason"]
     denoiser.close()
 
 
-def test_request_rules_replace_default_rules() -> None:
-    defaults = SamplingDefaults(threshold=0.9, block_length=16)
-    assert defaults.config({}, 20).threshold == 0.9
-    assert defaults.config({"factor": 1.0}, 20).threshold is None
-    assert defaults.config({"remasking": "random"}, 20).threshold is None
-    assert defaults.config({}, 20).steps == 32  # a token a step, also in a short last block
-    with pytest.raises(ValueError, match="choose one rule"):
-        SamplingDefaults(threshold=0.9, factor=1.0)
-
-
-def test_request_errors_have_openais_form() -> None:
-    body = RequestError(429, "later", code="queue_full", retry_after_s=5).body()
-    assert body == {
-        "error": {"message": "later", "type": "rate_limit_error", "param": None, "code": "queue_full"}
-    }
-
-
 @pytest.mark.parametrize(
-    "values, message",
+    "fields, param",
     [
-        ({"model": "m", "max_replica": 3}, "unknown field 'max_replica'; did you mean 'max_replicas'?"),
-        ({"model": "m", "port": "8000"}, "port: input should be a valid integer"),
-        ({"model": "m", "min_replicas": 3, "max_replicas": 2}, "max_replicas 2 is below min_replicas 3"),
-        ({"model": "m", "max_queued_requests": 0}, "-1 or at least 1"),
-        ({"model": "m", "target_ongoing_requests": 9.0}, "at most max_ongoing_requests 8"),
-        ({"model": "m", "sampling": {"step": 3}}, "unknown field 'sampling.step'; did you mean 'steps'?"),
-        ({"model": "m", "sampling": {"steps": -3}}, "steps must be at least 1"),
-        ({}, "model: field required"),
+        ({"temperature": 3}, "temperature"),
+        ({"max_token": 5}, "max_token"),
+        ({"top_p": 0.5}, "top_p"),
+        ({"remasking": "low_confidance"}, "remasking"),
+        ({"threshold": 0.9, "factor": 1.0}, None),
+        ({"n": 5}, "n"),
+        ({"prompt": [10**6]}, "prompt"),
+        ({"max_tokens": CONTEXT}, "prompt"),
     ],
+    ids=str,
 )
-def test_wrong_arguments_are_named(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(StageError, match=message.replace("?", r"\?")):
-        parse_args(values)
+def test_a_refusal_names_the_field(post: Call, fields: dict[str, Any], param: str | None) -> None:
+    assert post("/v1/completions", {"prompt": "Go", **fields}).json()["error"]["param"] == param
+
+
+# --- A dialect of one's own: a body and a writer, and a row of DIALECTS ------------------------------------------------
+
+
+class ResponsesBody(SamplingBody):
+    """The beginning of OpenAI's newer protocol."""
+
+    other_names: ClassVar[tuple[str, ...]] = ("max_output_tokens",)
+    input: str
+    instructions: str = "Be brief."
+
+    def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
+        turns = [("system", self.instructions), ("user", self.input)]
+        return [Prompt(encoder.encode_chat([{"role": role, "content": text} for role, text in turns]))]
+
+
+class ResponsesWriter(ReplyWriter):
+    """Named events, and no [DONE]."""
+
+    id_prefix = "resp"
+    whole_object = chunk_object = "response"
+    end_of_stream = ""
+
+    def message(self, text: str) -> dict[str, Any]:
+        return {"type": "message", "content": [{"type": "output_text", "text": text}]}
+
+    def delta(self, text: str) -> dict[str, Any]:
+        return {"type": "response.output_text.delta", "delta": text}
+
+    def last_delta(self) -> dict[str, Any]:
+        return {"type": "response.completed"}
+
+    def chunks(self, event: Event) -> list[dict[str, Any]]:
+        self.add(event)
+        return [self.delta(event.text) if isinstance(event, Text) else self.last_delta()]
+
+    def frame(self, chunk: dict[str, Any]) -> str:
+        return f"event: {chunk['type']}\n{super().frame(chunk)}"
+
+
+def test_a_dialect_is_a_body_a_writer_and_a_row(post: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Dialect("/v1/responses", ResponsesBody, ResponsesWriter)
+    monkeypatch.setattr(routes, "DIALECTS", (*DIALECTS, row))
+    body = {"input": "How are you?", "temperature": 1.0, "seed": 1}
+    whole = post(row.path, body).json()
+    assert whole["object"] == "response"
+    (part,) = whole["choices"][0]["content"]
+    *deltas, last = post(row.path, {**body, "stream": True}).text.strip().split("\n\n")
+    assert last.startswith("event: response.completed\ndata: ")
+    texts = [json.loads(delta.split("data: ")[1])["delta"] for delta in deltas]
+    assert "".join(texts) == part["text"] != ""
+    refused = post(row.path, {**body, "max_output_token": 3})
+    assert refused.status_code == 400
+    assert "did you mean 'max_output_tokens'?" in refused.json()["error"]["message"]
+    assert post(row.path, {**body, "threshold": 2}).json()["error"]["param"] == "threshold"

@@ -1,0 +1,218 @@
+"""What every dialect's request body shares: the sampling fields, what is refused with its reason, and strict parsing.
+
+Nothing is ignored in silence: a field that cannot be honoured is refused by name, a misspelt one with the nearest name.
+The sampler's knobs are fields because `SamplingConfig` declares them (llada/sampling/config.py).
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from llada.errors import hint
+from llada.sampling.config import SamplingConfig, request_knobs
+from llada.settings import field_docs
+from pipelines.serving.errors import RequestError
+
+if TYPE_CHECKING:
+    from pipelines.serving.prompts import PromptEncoder
+
+_ONE_CHOICE = "the sampler unmasks tokens out of order"
+# Fields of OpenAI's (and vLLM's) bodies that are not supported: the values that ask for nothing, and why not.
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "logprobs": ((False,), "a token's probability at its unmasking is not that of the sequence"),
+    "top_logprobs": ((0,), "a token's probability at its unmasking is not that of the sequence"),
+    "prompt_logprobs": ((), "a token's probability at its unmasking is not that of the sequence"),
+    "top_p": ((1,), "use temperature"),
+    "top_k": ((-1, 0), "use temperature"),
+    "min_p": ((0,), "use temperature"),
+    "presence_penalty": ((0,), _ONE_CHOICE),
+    "frequency_penalty": ((0,), _ONE_CHOICE),
+    "repetition_penalty": ((1,), _ONE_CHOICE),
+    "logit_bias": (({},), _ONE_CHOICE),
+    "best_of": ((1,), "ask for n choices"),
+    "use_beam_search": ((False,), _ONE_CHOICE),
+    "response_format": (({"type": "text"},), "no grammar constrains the text"),
+    "tools": (([],), "the model calls no tools"),
+    "tool_choice": (("none", "auto"), "the model calls no tools"),
+    "parallel_tool_calls": ((True, False), "the model calls no tools"),
+    "functions": (([],), "the model calls no tools"),
+    "function_call": (("none", "auto"), "the model calls no tools"),
+    "modalities": ((["text"],), "the model writes text only"),
+    "audio": ((), "the model writes text only"),
+    "prediction": ((), "there is no speculative decoding"),
+    "reasoning_effort": ((), "the model has no reasoning mode"),
+    "store": ((False,), "nothing is stored"),
+    "metadata": (({},), "nothing is stored"),
+    "service_tier": (("auto", "default"), "there is one tier"),
+}
+_MAX_STOPS = 16
+# Our limits of a setting (llada/settings.py) and pydantic's.
+_LIMITS = {"low": "ge", "above": "gt", "high": "le", "below": "lt"}
+
+
+class StrictModel(BaseModel):
+    """An object of a request body: unknown names and loose types are errors, null asks for nothing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        """null asks for nothing, also in a field that would be refused."""
+        if not isinstance(data, dict):
+            return data
+        known = cls.model_fields.keys() | _REFUSED.keys()
+        return {name: value for name, value in data.items() if value is not None or name not in known}
+
+
+class StreamOptions(StrictModel):
+    include_usage: bool = False
+    include_canvas: bool = False
+    """Ours: every chunk carries the whole draft, masks included."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a reply continues, in token ids."""
+
+    ids: Sequence[int]
+    suffix: Sequence[int] = ()
+    """For infilling: what follows the reply."""
+    echo: str = ""
+    """Text that the reply begins with."""
+
+
+def _knob_fields() -> dict[str, Any]:
+    """A body field for each knob that a request may set, with the knob's type, limits and documentation."""
+    kinds, docs = typing.get_type_hints(SamplingConfig), field_docs(SamplingConfig)
+    described: dict[str, Any] = {}
+    for knob in request_knobs():
+        limits = {_LIMITS[name]: limit for name, limit in knob.metadata.items() if name in _LIMITS}
+        if (high := knob.metadata["request_high"]) is not None:
+            limits["le"] = high
+        described[knob.name] = (kinds[knob.name] | None, Field(None, description=docs[knob.name], **limits))
+    return described
+
+
+if TYPE_CHECKING:
+    KnobFields = StrictModel
+else:
+    KnobFields = create_model("KnobFields", __base__=StrictModel, __module__=__name__, **_knob_fields())
+
+
+class SamplingBody(KnobFields):
+    """The fields that all dialects share. None: the server's default.
+
+    The knobs are ours (the OpenAI client sends them through extra_body), the others OpenAI's.
+    """
+
+    other_names: ClassVar[tuple[str, ...]] = ()
+    """Names that a dialect accepts beside its fields."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    n: int = Field(1, ge=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: list[str] = Field([], max_length=_MAX_STOPS)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    user: str | None = None
+    """Of no consequence here, as at OpenAI."""
+
+    @abstractmethod
+    def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
+        """What is to be continued, `n` times each; called in the replica. Raises RequestError for what cannot be."""
+
+    def knobs(self) -> dict[str, Any]:
+        """The knobs of the sampler that the request sets."""
+        asked = {knob.name: getattr(self, knob.name) for knob in request_knobs()}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, (neutral, reason) in _REFUSED.items():
+            if data.get(name) is None or any(_equals(data[name], value) for value in neutral):
+                continue
+            raise RequestError(
+                400,
+                f"{name}={json.dumps(data[name])[:100]} is not supported: {reason}",
+                param=name,
+                code="unsupported_parameter",
+            )
+        if data.get("stream_options") is not None and data.get("stream") is not True:
+            raise RequestError(400, "stream_options goes with stream=true", param="stream_options")
+        return {name: value for name, value in data.items() if name not in _REFUSED}
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _list_stops(cls, stop: Any) -> Any:
+        stops = [stop] if isinstance(stop, str) else stop
+        if isinstance(stops, list) and "" in stops:
+            raise ValueError("a stop string must not be empty")
+        return stops
+
+
+Body = TypeVar("Body", bound=SamplingBody)
+
+
+def parse_body(kind: type[Body], raw: bytes) -> Body:
+    """The request body, or RequestError 400 that names the field and what is wrong with it."""
+    try:
+        data = json.loads(raw)
+        if b"\\ud" in raw.lower():  # half a surrogate pair is legal JSON, but no text
+            json.dumps(data, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the body is not JSON text: {error}") from None
+    if not isinstance(data, dict):
+        raise RequestError(400, "the body must be a JSON object")
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        message, param = _explain(error, _known_names(kind))
+        raise RequestError(400, message, param=param) from None
+
+
+def _known_names(kind: type[SamplingBody]) -> dict[str, list[str]]:
+    """The names at the top (key "") and inside of a field that holds objects."""
+    known = {"": [*kind.model_fields, *kind.other_names]}
+    for name, field in kind.model_fields.items():
+        for inner in (field.annotation, *typing.get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                known[name] = list(inner.model_fields)
+    return known
+
+
+def _explain(error: ValidationError, known: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    """The first problem in words, and the field it is about; a misspelt name first, because it explains a missing one."""
+    problems = error.errors(include_url=False, include_input=False)
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    first = [*unknown, *problems][0]
+    where = first["loc"]
+    name = ".".join(str(part) for part in where) or "body"
+    if unknown:
+        names = known.get("" if len(where) == 1 else str(where[0]), [])
+        return f"unknown field {name!r}; {hint(where[-1], names)}", name
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[:1].lower()}{message[1:]}", name
+
+
+def _equals(value: Any, neutral: Any) -> bool:
+    return isinstance(value, bool) == isinstance(neutral, bool) and value == neutral

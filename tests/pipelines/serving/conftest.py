@@ -1,0 +1,85 @@
+"""The HTTP application and the model's side of it in one process, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llada.model.hf import save_model
+from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.config import SamplingConfig
+from llada.tokenizer import save_tokenizer, train_tokenizer
+from pipelines.serving.replica import Denoiser
+from pipelines.serving.routes import build_api
+
+CONTEXT = 2048
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of a random network with a context of 2048 tokens."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = train_tokenizer(["One, two, three. Go on! Grüße 🙂"] * 5, 300)
+    mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
+    config = ModelConfig(
+        len(tokenizer), 32, 2, 2, 64, max_length=CONTEXT, mask_token_id=mask, eos_token_id=eos
+    )
+    model = Transformer(config)
+    model.init_weights(0)
+    save_model(model, folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def denoiser(small_model: Path) -> Iterator[Denoiser]:
+    """The model's side: replies of 8 tokens where nothing is said, 4 choices at the most."""
+    sampling = SamplingConfig(gen_length=8, steps=None, block_length=32)
+    denoiser = Denoiser(str(small_model), sampling, max_choices=4)
+    yield denoiser
+    denoiser.close()
+
+
+class Local:
+    """The Denoiser in this process as the application's backend."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.stream = denoiser, denoiser.stream
+
+    async def unhealthy(self) -> str | None:
+        try:
+            self.denoiser.check_health()
+        except RuntimeError as error:
+            return str(error)
+        return None
+
+
+Call = Callable[..., httpx.Response]
+
+
+@pytest.fixture(scope="session")
+def call() -> Call:
+    """call(denoiser, method, path, body) is a request to the application; `body` as JSON unless it is bytes."""
+
+    def call(denoiser: Denoiser, method: str, path: str, body: Any = None) -> httpx.Response:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(build_api(Local(denoiser), "tiny"))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                content = body if isinstance(body, bytes) else json.dumps(body).encode()
+                return await client.request(method, path, content=content)
+
+        return asyncio.run(send())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def post(call: Call, denoiser: Denoiser) -> Call:
+    """post(path, body) to the application in front of `denoiser`."""
+    return lambda path, body: call(denoiser, "POST", path, body)

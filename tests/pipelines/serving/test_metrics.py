@@ -1,0 +1,46 @@
+"""The gateway's counters, however a request ends."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from llada.sampling.events import Finished, Started, Text
+from pipelines.serving.metrics import GatewayMetrics
+
+
+def read(metrics: GatewayMetrics) -> dict[str, float]:
+    """{name: value summed over its labels}."""
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            values[sample.name] = values.get(sample.name, 0) + sample.value
+    return values
+
+
+def test_a_request_is_queued_then_running_then_counted() -> None:
+    metrics = GatewayMetrics()
+    with metrics.track("/v1/completions") as track:
+        assert (read(metrics)["llada_requests_queued"], read(metrics)["llada_requests_running"]) == (1, 0)
+        for index in range(2):  # the choices of one request start one by one
+            track.see(Started(index))
+            assert (read(metrics)["llada_requests_queued"], read(metrics)["llada_requests_running"]) == (0, 1)
+        track.see(Text(0, "Hello"))
+        track.see(Text(0, " you"))
+        track.see(Finished(0, "length", prompt_tokens=3, completion_tokens=8, nfe=4))
+        track.see(Finished(1, "stop", prompt_tokens=0, completion_tokens=0, nfe=0))
+        track.status = 200
+    values = read(metrics)
+    assert (values["llada_requests_queued"], values["llada_requests_running"]) == (0, 0)
+    assert (values["llada_prompt_tokens_total"], values["llada_completion_tokens_total"]) == (3, 8)
+    assert (values["llada_forwards_total"], values["llada_first_text_seconds_count"]) == (4, 1)
+    assert (values["llada_tokens_per_forward_count"], values["llada_tokens_per_forward_sum"]) == (1, 2)
+    assert values["llada_requests_total"] == 1
+
+
+def test_a_client_that_went_away_is_499() -> None:
+    metrics = GatewayMetrics()
+    with pytest.raises(RuntimeError), metrics.track("/v1/completions"):
+        raise RuntimeError
+    assert 'llada_requests_total{route="/v1/completions",status="499"} 1.0' in metrics.render().decode()
+    assert read(metrics)["llada_requests_queued"] == 0

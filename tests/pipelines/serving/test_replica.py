@@ -1,0 +1,141 @@
+"""The model's side of the endpoint: defaults and requests, choices, and rules from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llada.errors import UserError
+from llada.registry import load_plugins
+from llada.sampling.config import SamplingConfig
+from llada.sampling.events import Finished, Started, Text
+from llada.sampling.rules import RULES
+from pipelines.serving.dialects.completions import CompletionBody
+from pipelines.serving.errors import RequestError
+from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.replica import Denoiser
+
+CONTEXT = 2048
+
+
+def body(**fields: Any) -> CompletionBody:
+    return CompletionBody.model_validate({"prompt": [7, 7, 7], **fields})
+
+
+def chosen(denoiser: Denoiser, **fields: Any) -> SamplingConfig:
+    """The settings that the engine gets."""
+    return denoiser.prepare(body(**fields))[1][0].sampling
+
+
+def events_of(denoiser: Denoiser, request: CompletionBody) -> list[ReplicaEvent]:
+    async def collect() -> list[ReplicaEvent]:
+        return [event async for event in denoiser.stream(request)]
+
+    return asyncio.run(collect())
+
+
+def test_the_default_length_shrinks_where_the_context_ends(denoiser: Denoiser) -> None:
+    assert chosen(denoiser, prompt=[7] * 10).gen_length == 8
+    assert chosen(denoiser, prompt=[7] * (CONTEXT - 3)).gen_length == 3
+    (*_, end) = events_of(denoiser, body(prompt=[7] * (CONTEXT - 3), temperature=1.0, seed=0))
+    assert isinstance(end, Finished)
+    assert end.completion_tokens == 3
+    with pytest.raises(RequestError, match="context length"):
+        chosen(denoiser, prompt=[7] * (CONTEXT - 3), max_tokens=4)
+
+
+def test_what_a_request_says_replaces_the_defaults(denoiser: Denoiser) -> None:
+    assert chosen(denoiser) == denoiser.sampling
+    asked = {"steps": 5, "block_length": 4, "temperature": 0.5, "cfg_scale": 1.0, "remasking": "random"}
+    assert chosen(denoiser, max_tokens=20, **asked) == SamplingConfig(gen_length=20, **asked)
+
+
+def test_a_rule_of_the_request_replaces_the_default_one(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(denoiser, "sampling", replace(denoiser.sampling, threshold=0.9))
+    assert chosen(denoiser).threshold == 0.9
+    assert chosen(denoiser, remasking="low_confidence").threshold == 0.9
+    assert chosen(denoiser, temperature=1.0).threshold == 0.9
+    assert (chosen(denoiser, factor=1.0).threshold, chosen(denoiser, factor=1.0).factor) == (None, 1.0)
+    assert chosen(denoiser, remasking="random").threshold is None
+    with pytest.raises(RequestError, match="choose one rule"):
+        chosen(denoiser, threshold=0.9, factor=1.0)
+
+
+def test_choices_of_a_prompt_share_it_and_have_seeds_of_their_own(denoiser: Denoiser) -> None:
+    request = body(prompt=["Go", "One, two"], n=2, echo=True, seed=2**63 - 1, temperature=1.0)
+    _, requests = denoiser.prepare(request)
+    assert [r.seed for r in requests] == [2**63 - 1, 0] * 2
+    assert requests[0].prompt == requests[1].prompt != requests[2].prompt
+    events = events_of(denoiser, request)
+    for index in range(4):
+        own = [event for event in events if getattr(event, "index", None) == index]
+        assert own[0] == Started(index)
+        assert own[1] == Text(index, ["Go", "One, two"][index // 2])
+        assert isinstance(own[-1], Finished)
+        assert (own[-1].prompt_tokens > 0) == (index % 2 == 0)
+
+
+def test_a_request_that_cannot_be_served_is_one_event(denoiser: Denoiser) -> None:
+    (event,) = events_of(denoiser, body(n=5))
+    assert (event.status, event.param) == (400, "n")  # type: ignore[union-attr]
+
+
+def test_what_cannot_be_served_is_the_users_to_mend(small_model: Path, tmp_path: Path) -> None:
+    sampling = SamplingConfig()
+    with pytest.raises(UserError, match="try bfloat16"):
+        Denoiser(str(small_model), sampling, dtype="float17")
+    with pytest.raises(UserError, match=r"cannot serve .* no config\.json"):
+        Denoiser(str(tmp_path), sampling)
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        Denoiser(str(folder), sampling)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is damaged"):
+        Denoiser(str(folder), sampling)
+
+
+TOY_RULE = """
+from llada.sampling.rules import RULES, Rule, highest
+
+RULES.register("left_to_right")(Rule(lambda c: highest(c.table(-c.slot.double()), c.quota)))
+"""
+
+
+def test_a_rule_from_outside_works_over_http(
+    denoiser: Denoiser,
+    post: Callable[..., httpx.Response],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "toy_rules.py").write_text(TOY_RULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(RULES, "_entries", dict(RULES._entries))  # forgets the toy again
+    request = {"prompt": "Go", "remasking": "left_to_right", "stream": True, "max_tokens": 6}
+    request |= {"stream_options": {"include_canvas": True}, "temperature": 1.0, "seed": 0}
+    refused = post("/v1/completions", request)
+    assert refused.status_code == 400
+    assert "there is no remasking rule 'left_to_right'" in refused.json()["error"]["message"]
+    monkeypatch.setenv("LLADA_PLUGINS", "toy_rules")
+    load_plugins.cache_clear()
+    try:
+        reply = post("/v1/completions", request)
+    finally:
+        load_plugins.cache_clear()
+    assert reply.status_code == 200
+    chunks = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+    canvases = [chunk["choices"][0]["canvas"] for chunk in chunks if "canvas" in chunk["choices"][0]]
+    assert len(canvases) == 6
+    assert all(isinstance(part, int) for canvas in canvases for part in canvas[1:])  # no text behind a mask
