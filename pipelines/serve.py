@@ -142,15 +142,13 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
     low, high = args.replicas
     # Wide open: the limits are the Denoiser's, and /health must answer when they are reached.
     gateway = serve.deployment(
-        serve.ingress()(Gateway),
         name="Gateway",
         num_replicas=1,
         max_ongoing_requests=10_000,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
-    )
+    )(serve.ingress()(Gateway))
     denoiser = serve.deployment(
-        Denoiser,
         name="Denoiser",
         ray_actor_options={
             "num_cpus": 1 if args.cpus_per_replica is None else args.cpus_per_replica,
@@ -166,7 +164,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
-    )
+    )(Denoiser)
     return gateway, denoiser
 
 
@@ -243,7 +241,9 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
                 raise UserError(f"the endpoint did not start: {reason} (log: {log})") from error
             raise RuntimeError(f"the endpoint did not start; in its replica:\n{failure}") from error
         raise
-    http = _get_global_client().http_config  # of a Serve that ran before, not what was asked for
+    client = _get_global_client()
+    assert client is not None
+    http = client.http_config  # of a Serve that ran before, not what was asked for
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)
     return f"http://{host}:{http.port}"
 

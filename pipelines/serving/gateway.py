@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fastapi import FastAPI
 
@@ -16,7 +16,7 @@ from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.routes import build_api
 
 if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
+    from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Replicas:
             ReplicaUnavailableError,
         )
 
-        response = self._handle.stream.remote(body)
+        response = cast("DeploymentResponseGenerator[ReplicaEvent]", self._handle.stream.remote(body))
         try:
             async for event in response:
                 yield event
