@@ -15,8 +15,8 @@ import jinja2
 import torch
 
 import llada
+from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import Completion, Delta, DenoiseEngine, GenerateRequest
-from llada.sampling.sampler import SamplingConfig
 from llada.tokenizer import encode_texts, render_chat
 from pipelines.serving.events import Event, Finished, Refused, Started, Text
 from pipelines.serving.openai_api import ChatBody, CompletionBody, RequestError, SamplingBody
