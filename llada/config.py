@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llada.data.work.job import PrepareConfig
 from llada.model.transformer import ModelConfig
-from llada.sampling.sampler import SamplingConfig
+from llada.sampling.config import SamplingConfig
 from llada.training.trainer import RunConfig
 
 

@@ -20,7 +20,7 @@ from llada.data.read.reading import ReadConfig
 from llada.data.work.job import PrepareConfig
 from llada.diffusion.time import TimeConfig
 from llada.model.transformer import ModelConfig
-from llada.sampling.sampler import SamplingConfig
+from llada.sampling.config import SamplingConfig
 from llada.training.batches import ObjectiveConfig
 from llada.training.optim import OptimConfig
 from llada.training.trainer import RunConfig, TrainConfig

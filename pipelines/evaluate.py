@@ -20,10 +20,11 @@ import torch
 
 import llada
 from llada.data.tokens.shards import TokenDataset, load_unigram_counts
-from llada.diffusion.likelihood import bound_samples, resolve_mask_id, summarise_bound
+from llada.diffusion.likelihood import bound_samples, summarise_bound
 from llada.files import absolute, join, read_bytes, write_bytes
 from llada.model.hf import read_config
-from llada.sampling.sampler import SamplingConfig
+from llada.model.predict import resolve_mask_id
+from llada.sampling.config import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.runners.actors import map_blocks, require_checkpoint

@@ -17,7 +17,7 @@ from typing import Any
 import llada
 from llada.data.tokens.chat import RecordError, parse_dialogue
 from llada.files import absolute, join, read_bytes, write_bytes
-from llada.sampling.sampler import SamplingConfig
+from llada.sampling.config import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.runners.actors import map_blocks, require_checkpoint

@@ -6,7 +6,6 @@ T tokens, weigh by T/l. It is a bound without ε, and exact for T = 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,9 +13,7 @@ from torch import Tensor
 
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key, uniforms
 from llada.diffusion.objective import token_cross_entropy
-from llada.model.transformer import ModelConfig
-
-Model = Callable[..., Tensor]
+from llada.model.predict import Model, guided_predict, predict, resolve_mask_id
 
 
 class PerplexityBound(NamedTuple):
@@ -38,35 +35,6 @@ def stratified_counts(start: Tensor | int, batch: int, length: int) -> Tensor:
     (LLaDA's get_log_likelihood.py: ((round(k + i·T/b) − 1) mod T) + 1)."""
     spread = torch.arange(batch, dtype=torch.float32) * (length / batch)
     return ((torch.round(start + spread).long() - 1) % length) + 1
-
-
-def predict(model: Model, tokens: Tensor, where: Tensor, **inputs: Tensor) -> Tensor:
-    """Logits (N, V) at the N positions of `where` (B, L) bool; our own network computes no others."""
-    if isinstance(getattr(model, "config", None), ModelConfig):
-        return model(tokens, logits_at=where, **inputs)
-    return model(tokens, **inputs)[where]
-
-
-def guided_predict(
-    model: Model,
-    tokens: Tensor,
-    where: Tensor,
-    prompt: Tensor,
-    cfg_scale: float,
-    mask_id: int,
-    **inputs: Tensor,
-) -> Tensor:
-    """`predict` with unsupervised classifier-free guidance: un + (w + 1)(cond − un), `un` seeing no prompt.
-
-    Args:
-        prompt: (B, L) bool, positions replaced by the mask in the unconditional copy.
-    """
-    if cfg_scale == 0:
-        return predict(model, tokens, where, **inputs)
-    doubled = torch.cat([tokens, torch.where(prompt, mask_id, tokens)])
-    inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
-    conditional, unconditional = predict(model, doubled, torch.cat([where, where]), **inputs).chunk(2)
-    return unconditional + (cfg_scale + 1) * (conditional - unconditional)
 
 
 @torch.no_grad()
@@ -245,12 +213,3 @@ def perplexity_bound(
         for rows in torch.arange(len(tokens), device=tokens.device).split(batch_size)
     ]
     return summarise_bound(torch.cat(samples, dim=1), maskable.sum(1).cpu())
-
-
-def resolve_mask_id(model: Model, mask_id: int | None) -> int:
-    """The explicit mask id, or else the one in the model's config."""
-    if mask_id is None:
-        mask_id = getattr(getattr(model, "config", None), "mask_token_id", None)
-    if mask_id is None:
-        raise ValueError("no mask id: the model's config has none, pass mask_id=…")
-    return mask_id

@@ -52,4 +52,9 @@ def row_uniforms(keys: Tensor, length: int) -> Tensor:
 
 def uniforms(key: int, ids: Tensor) -> Tensor:
     """(B,) float64 in [0, 1), 53 random bits, one number per id."""
-    return shift_right(row_keys(key, ids), 11).to(torch.float64) * 2.0**-53
+    return uniforms_of(row_keys(key, ids))
+
+
+def uniforms_of(keys: Tensor) -> Tensor:
+    """Float64 in [0, 1), 53 random bits, one number per key, of any shape."""
+    return shift_right(keys, 11).to(torch.float64) * 2.0**-53

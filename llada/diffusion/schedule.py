@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llada.errors import UserError, hint
+
 
 class NoiseSchedule(ABC):
     """α falls from about 1 at t = 0 to about 0 at t = 1."""
@@ -213,5 +215,5 @@ def get_schedule(schedule: str | NoiseSchedule) -> NoiseSchedule:
     if isinstance(schedule, NoiseSchedule):
         return schedule
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule {schedule!r} is none of {', '.join(SCHEDULES)}")
+        raise UserError(f"there is no noise schedule {schedule!r}; {hint(schedule, SCHEDULES)}")
     return SCHEDULES[schedule]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llada.diffusion.likelihood import Model, resolve_mask_id
 from llada.diffusion.noise import stream_key
-from llada.sampling.sampler import GenerateOutput, device_of, generate
+from llada.errors import UserError
+from llada.model.predict import Model, device_of, resolve_mask_id
+from llada.sampling.sampler import GenerateOutput, generate
 
 
 def generate_rounds(
@@ -37,13 +38,13 @@ def generate_rounds(
         `sequences` (B, window + num_strides · stride); `reveal_step` counts the forwards of all rounds.
     """
     if not 0 < stride < window:
-        raise ValueError(f"rounds: need 0 < stride < window, not {stride} and {window}")
+        raise UserError(f"rounds: need 0 < stride < window, not {stride} and {window}")
     mask_id = resolve_mask_id(model, mask_id)
     knobs = {"remasking": "ancestral", **knobs}
     device = device_of(model)
     tokens = torch.empty(rows, 0, dtype=torch.int64, device=device) if prompt is None else prompt.to(device)
     if tokens.shape[1] >= window:
-        raise ValueError(f"rounds: the prompt of {tokens.shape[1]} tokens fills the window of {window}")
+        raise UserError(f"rounds: the prompt of {tokens.shape[1]} tokens fills the window of {window}")
     seeds = [seed + row for row in range(len(tokens))] if isinstance(seed, int) else seed
     eos_id = knobs.get("eos_id")
     start = tokens.shape[1]
@@ -60,7 +61,7 @@ def generate_rounds(
             steps=steps,
             mask_id=mask_id,
             # Every round needs noise of its own.
-            seed=seeds if k == 0 or seeds is None else [stream_key(s, "round", k) % 2**32 for s in seeds],
+            seed=seeds if k == 0 or seeds is None else [stream_key(s, "round", k) for s in seeds],
             **{name: value for name, value in knobs.items() if name != "block_length"},
         )
         fresh = out.sequences[:, context.shape[1] :]

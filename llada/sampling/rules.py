@@ -1,58 +1,203 @@
-"""Which masked positions to commit at a step. Each rule is a function of one row's candidates.
+"""Which masked positions to commit at a step: a table of small functions.
 
-A rule sees the confidences of the positions that may be committed now and returns which of them are. Every rule commits
-at least one, so that the loop cannot spin (the ancestral sampler, whose steps are counted, may pick none).
+A rule sees the candidates of each row as one table (b rows, C slots): the masks of the block that the row works on, in
+the order of their columns. It returns which slots are committed; a row for which it chooses none commits its first
+candidate, so that no rule can spin. A new rule is a function and a row of `RULES`; `--sampling.remasking`, `generate` and
+the HTTP body know it by its name. A rule with a knob of its own (a field of `SamplingConfig`) is switched on by it.
+
+Shape legend: b rows at work, C slots, N candidates in all, V vocabulary rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
+from llada.diffusion.noise import row_keys, stream_key, uniforms_of
+from llada.diffusion.schedule import NoiseSchedule, get_schedule
+from llada.registry import Registry
+from llada.settings import require
 
-def quota_schedule(masks: int, steps: int) -> list[int]:
-    """How many to commit at each step: masks // steps, and one more in the first masks % steps (LLaDA generate.py)."""
-    return [masks // steps + (step < masks % steps) for step in range(steps)]
+if TYPE_CHECKING:
+    from llada.sampling.canvas import Canvas
+    from llada.sampling.config import SamplingConfig
 
-
-def split_steps(steps: int, blocks: int) -> list[int]:
-    """Steps of each block: as equal as they can be, the first ones longer; at least one."""
-    return [max(1, n) for n in quota_schedule(steps, blocks)]
-
-
-def by_quota(confidence: Tensor, quota: int) -> Tensor:
-    """The `quota` most confident positions. confidence (N,) -> bool (N,)."""
-    chosen = torch.zeros_like(confidence, dtype=torch.bool)
-    chosen[confidence.topk(min(quota, len(confidence))).indices] = True
-    return chosen
+# Streams of a row's noise: different purposes, unrelated numbers.
+_ORDER, _COIN = stream_key(0, "order"), stream_key(0, "coin")
 
 
-def by_threshold(confidence: Tensor, threshold: float) -> Tensor:
-    """All positions with confidence ≥ threshold, the best one in any case (Fast-dLLM, arXiv 2505.22618)."""
-    chosen = confidence >= threshold
-    chosen[confidence.argmax()] = True
-    return chosen
+@dataclass(frozen=True)
+class Candidates:
+    """What a rule may look at. Tables hold −∞ (or what is asked for) in the slots behind a row's last candidate."""
+
+    logits: Tensor
+    """(N, V) float64, the mask token at −∞; without temperature, which must not enter a confidence."""
+    tokens: Tensor
+    """(N,): what a position becomes if it is committed."""
+    row: Tensor
+    """(N,): the row, of the b at work, in which a candidate stands."""
+    slot: Tensor
+    """(N,): its place among the row's candidates."""
+    shape: tuple[int, int]
+    """(b, C)."""
+    quota: Tensor
+    """(b,): how many to commit so that the block is full after its steps, equally many at each (LLaDA)."""
+    knob: float
+    """The value of the setting that has switched the rule on; 0 for a rule that goes by its name."""
+    noise_keys: Tensor
+    """(N,) of the row's seed, its forward and the position."""
+
+    def table(self, values: Tensor, fill: float = -torch.inf) -> Tensor:
+        """values (N,) as a table (b, C)."""
+        table = torch.full(self.shape, fill, dtype=values.dtype, device=values.device)
+        table[self.row, self.slot] = values
+        return table
+
+    @cached_property
+    def exists(self) -> Tensor:
+        """(b, C) bool: the slots that hold a candidate."""
+        return self.table(torch.zeros_like(self.row, dtype=torch.float64)) == 0
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """(b, C): the model's probability of the token."""
+        return self.table(self.logits.softmax(-1).gather(-1, self.tokens[:, None]).squeeze(-1))
+
+    @cached_property
+    def certainty(self) -> Tensor:
+        """(b, C): minus the entropy of the model's distribution, in nats."""
+        log_probs = self.logits.log_softmax(-1)
+        return self.table((log_probs.exp() * log_probs.clamp(min=-1e30)).sum(-1))
+
+    @cached_property
+    def uniform(self) -> Tensor:
+        """(b, C): noise in [0, 1), drawn anew at each forward of a row."""
+        return self.table(uniforms_of(row_keys(_ORDER, self.noise_keys)))
 
 
-def by_factor(confidence: Tensor, factor: float) -> Tensor:
+@dataclass(frozen=True)
+class Rule:
+    """`choose` returns the slots to commit, bool (b, C)."""
+
+    choose: Callable[[Candidates], Tensor]
+    knob: str | None = None
+    """The setting of `SamplingConfig` that switches the rule on; None: it goes by its name in `remasking`."""
+    temperature: float | None = None
+    """At which tokens are drawn whatever the settings say."""
+    due_steps: Callable[[Canvas], Tensor] | None = None
+    """For a rule that decides beforehand at which step of its block a position is unmasked: int64 (B, L). Only what is
+    due is then a candidate, and steps at which nothing is due cost no forward."""
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """(b, C) the place of each score (b, C) in its row, 0 the highest; of equals the lower column comes first."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def highest(scores: Tensor, count: Tensor) -> Tensor:
+    """The `count` (b,) highest scores of each row."""
+    return ranks(scores) < count[:, None]
+
+
+def above(scores: Tensor, threshold: float) -> Tensor:
+    """All scores ≥ threshold, and the highest in any case (Fast-dLLM, arXiv 2505.22618)."""
+    return (scores >= threshold) | (ranks(scores) == 0)
+
+
+def passing_prefix(scores: Tensor, passes: Callable[[Tensor], Tensor]) -> Tensor:
+    """The longest beginning of each row's ranking all of which `passes` ((b, C) of ranked scores), at least one."""
+    ranked = scores.sort(dim=1, descending=True, stable=True).values
+    passed = passes(ranked)
+    passed[:, :1] = True
+    return highest(scores, passed.long().cumprod(1).sum(1))
+
+
+def by_factor(scores: Tensor, factor: float) -> Tensor:
     """The longest prefix n of the ranking with c₍ₙ₎ ≥ 1 − factor/(n + 1), at least 1 (Fast-dLLM's factor rule)."""
-    ranked, order = confidence.sort(descending=True)
-    rank = torch.arange(1, len(ranked) + 1, device=ranked.device)
-    passed = ranked >= 1 - factor / (rank + 1)
-    passed[0] = True
-    chosen = torch.zeros_like(passed)
-    chosen[order] = passed.cumprod(0).bool()
-    return chosen
+    n = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+    return passing_prefix(scores, lambda ranked: ranked >= 1 - factor / (n + 1))
 
 
-def by_entropy(entropy: Tensor, bound: float) -> Tensor:
+def by_entropy(certainty: Tensor, bound: float) -> Tensor:
     """The largest k of the most certain positions with Σ_{i≤k} H_i − H_k ≤ bound, at least 1 (arXiv 2505.24857).
 
-    The left side bounds the dependence among the committed tokens, in nats.
+    The left side bounds the dependence among the committed tokens, in nats. `certainty` is −H.
     """
-    ranked, order = entropy.sort()
-    passed = ranked.cumsum(0) - ranked <= bound
-    passed[0] = True
-    chosen = torch.zeros_like(passed)
-    chosen[order] = passed.cumprod(0).bool()
-    return chosen
+
+    def passes(ranked: Tensor) -> Tensor:
+        entropy = -ranked
+        # An empty slot's is infinite: it does not pass, and ∞ − ∞ is no number, which does not either.
+        return entropy.cumsum(1) - entropy <= bound
+
+    return passing_prefix(certainty, passes)
+
+
+def due_by_coin(canvas: Canvas) -> Tensor:
+    """MDLM's reverse process: at each step of its block a mask goes with its own coin, at the last one in any case.
+
+    A coin per step is one uniform number per position: it is due at the first step by which P(unmasked) exceeds it.
+    """
+    keys = row_keys(_COIN, canvas.seed_keys)
+    uniform = uniforms_of(row_keys(keys[:, None], canvas.position))  # (B, L)
+    steps = canvas.steps_of[:, canvas.block_of]
+    schedule = get_schedule(canvas.config.schedule)
+    due = torch.zeros_like(canvas.tokens)
+    for count in steps.unique().tolist():
+        here = steps == count
+        by = unmasked_by(schedule, count).to(uniform.device)
+        due[here] = torch.searchsorted(by, uniform[here], right=True)
+    return due
+
+
+def unmasked_by(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """(steps,) float64: P(a mask is unmasked at the latest at step 0, 1, …) when time goes from 1 to 0 in equal steps."""
+    times = 1 - torch.arange(1, steps + 1, dtype=torch.float64) / max(1, steps)
+    by = unmask_probability(schedule, torch.ones_like(times), times)
+    by[-1:] = 1.0  # schedules that do not reach α = 1 at time 0 leave a rest to the last step
+    return by
+
+
+def unmask_probability(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
+    """P(a mask is unmasked on the way from time t to s < t) = (α_s − α_t) / (1 − α_t) (MDLM Eq. 7), elementwise."""
+    return 1 - schedule.mask_prob(s) / schedule.mask_prob(t)
+
+
+RULES: Registry[Rule] = Registry(
+    "remasking rule",
+    {
+        "low_confidence": Rule(lambda c: highest(c.confidence, c.quota)),
+        "random": Rule(lambda c: highest(c.uniform, c.quota)),
+        "ancestral": Rule(lambda c: c.exists, temperature=1.0, due_steps=due_by_coin),
+        "threshold": Rule(lambda c: above(c.confidence, c.knob), knob="threshold"),
+        "factor": Rule(lambda c: by_factor(c.confidence, c.knob), knob="factor"),
+        "entropy": Rule(lambda c: by_entropy(c.certainty, c.knob), knob="entropy_bound"),
+    },
+)
+
+
+def find_rule(config: SamplingConfig) -> Rule:
+    """The rule that the settings ask for. Raises UserError for an unknown one and for two at once."""
+    named = RULES.find(config.remasking)
+    switched_on = {
+        name: rule for name, rule in RULES.items() if rule.knob and getattr(config, rule.knob) is not None
+    }
+    if not switched_on:
+        require(
+            named.knob is None,
+            f"sampling: remasking={config.remasking!r} needs the setting {named.knob}",
+        )
+        return named
+    knobs = " and ".join(str(rule.knob) for rule in switched_on.values())
+    require(
+        len(switched_on) == 1 and config.remasking in ("low_confidence", *switched_on),
+        f"sampling: {knobs} with remasking={config.remasking!r}: choose one rule, and the parallel ones need "
+        "low_confidence",
+    )
+    return next(iter(switched_on.values()))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from llada.errors import UserError
 from llada.model.hf import load_model
 from llada.model.transformer import Transformer
-from llada.sampling.sampler import SamplingConfig, generate
+from llada.sampling.config import SamplingConfig
+from llada.sampling.events import FinishReason
+from llada.sampling.sampler import generate
 from llada.tokenizer import END_OF_TURN, encode_texts, has_tokenizer, load_tokenizer, render_chat
 
 
@@ -47,7 +50,18 @@ def load(
     return model, tokenizer
 
 
-Prompt = str | Sequence[dict[str, str]]  # plain text, or chat messages
+Prompt = str | Sequence[Mapping[str, str]]
+"""Plain text, or chat messages."""
+
+
+class TextCompletion(TypedDict):
+    """A line of samples.jsonl."""
+
+    prompt: Prompt
+    text: str
+    finish_reason: FinishReason
+    tokens: int
+    nfe: int
 
 
 def end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
@@ -78,16 +92,16 @@ def complete_texts(
     config: SamplingConfig,
     *,
     seed: int | Sequence[int] = 0,
-) -> list[dict[str, Any]]:
-    """Complete prompts in one batch. Each result: prompt, text, finish_reason ("stop" | "length"), tokens, nfe.
+) -> list[TextCompletion]:
+    """Complete prompts in one batch.
 
     Raises:
-        ValueError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
+        UserError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
     """
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     longest = max((len(row) for row in ids), default=0)
     if longest + config.gen_length > model.config.max_length:
-        raise ValueError(
+        raise UserError(
             f"a prompt of {longest} tokens and gen_length {config.gen_length} exceed the model's context of "
             f"{model.config.max_length}"
         )
@@ -100,13 +114,13 @@ def complete_texts(
         **asdict(config),
     )
     ends = end_ids(tokenizer)
-    results = []
+    results: list[TextCompletion] = []
     for prompt, row in zip(prompts, out.sequences[:, longest:].tolist(), strict=True):
         answer = cut_at_end(row, ends)
         results.append(
             {
                 "prompt": prompt,
-                "text": tokenizer.decode(answer, skip_special_tokens=True),
+                "text": str(tokenizer.decode(answer, skip_special_tokens=True)),
                 "finish_reason": "stop" if len(answer) < len(row) else "length",
                 "tokens": len(answer),
                 "nfe": out.nfe,

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
+from llada.errors import UserError
+
 
 class TextStream:
     """Incremental text of one reply: the pieces that `push` and `finish` return add up to the reply."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str] = ()) -> None:
-        """Raises ValueError for an empty stop string, which would stop everything."""
+        """Raises UserError for an empty stop string, which would stop everything."""
         if "" in stop:
-            raise ValueError("a stop string must not be empty")
+            raise UserError("a stop string must not be empty")
         self._tokenizer = tokenizer.backend_tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(stop)

@@ -11,7 +11,7 @@ from torch import Tensor
 from llada.diffusion.objective import NoisyBatch, masked_diffusion_loss, subs_log_probs, token_cross_entropy
 from llada.diffusion.schedule import Cosine, Geometric, Linear, LogLinear, NoiseSchedule
 from llada.diffusion.time import TimeConfig, stratify, time_and_weight
-from llada.sampling.sampler import unmask_probability
+from llada.sampling.rules import unmask_probability
 
 FAMILIES: dict[str, tuple[type[NoiseSchedule], dict[str, int]]] = {
     "loglinear": (LogLinear, {}),
@@ -145,7 +145,7 @@ def test_reverse_update_equals_upstream(golden: dict[str, list[dict]]) -> None:
         torch.testing.assert_close(chance[1].expand(2), wide(case["move_chance_s"]), rtol=1e-5, atol=1e-6)
         p_x0 = subs_log_probs(wide(case["logits"]), torch.tensor(case["xt"]), case["mask_index"]).exp()
         torch.testing.assert_close(p_x0, wide(case["p_x0"]), rtol=1e-5, atol=1e-6)
-        unmask = unmask_probability(schedule, t, s)
+        unmask = unmask_probability(schedule, *wide([t, s]))
         weights = unmask * p_x0
         weights[..., case["mask_index"]] = 1 - unmask
         torch.testing.assert_close(weights, wide(case["q_xs"]) / chance[0], rtol=1e-5, atol=1e-6)

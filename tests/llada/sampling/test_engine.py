@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import random
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,9 +13,10 @@ import pytest
 import torch
 
 from llada.model.transformer import ModelConfig, Transformer
-from llada.sampling.engine import Completion, Delta, DenoiseEngine, GenerateRequest
-from llada.sampling.sampler import SamplingConfig, generate
-from llada.sampling.text_stream import TextStream
+from llada.sampling.config import SamplingConfig
+from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.events import Finished, Started, Text
+from llada.sampling.sampler import generate
 from llada.tokenizer import END_OF_TURN, encode_texts, train_tokenizer
 
 TEXTS = ["The cat sat on the mat. The dog ran off.", "Grüße aus Köln, 你好 🙂!", "One, two, three. Go on!"]
@@ -61,17 +61,20 @@ class Script:
 
 class Reply(NamedTuple):
     text: str
-    deltas: list[Delta]
-    end: Completion
+    pieces: list[Text]
+    end: Finished
 
 
 async def read(engine: DenoiseEngine, request: GenerateRequest) -> Reply:
-    deltas: list[Delta] = []
-    async for event in engine.stream(request):
-        if isinstance(event, Completion):
-            return Reply("".join(d.text for d in deltas), deltas, event)
-        deltas.append(event)
-    raise AssertionError("no completion")
+    pieces: list[Text] = []
+    events = engine.stream(request)
+    assert await anext(events) == Started(0)
+    async for event in events:
+        if isinstance(event, Finished):
+            return Reply("".join(piece.text for piece in pieces), pieces, event)
+        assert isinstance(event, Text)
+        pieces.append(event)
+    raise AssertionError("no end")
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +142,12 @@ def test_requests_take_turns() -> None:
 def test_one_stream_of_several_requests(engine: DenoiseEngine) -> None:
     requests = [GenerateRequest(ids("Go"), SAMPLING, seed=seed) for seed in (1, 2, 3, 4)]
 
-    async def collect() -> tuple[list[str], list[Completion]]:
+    async def collect() -> tuple[list[str], list[Finished]]:
         texts, ends = [""] * 4, []
         async for event in engine.stream(*requests):
-            if isinstance(event, Delta):
+            if isinstance(event, Text):
                 texts[event.index] += event.text
-            else:
+            elif isinstance(event, Finished):
                 ends.append(event)
         return texts, ends
 
@@ -162,9 +165,8 @@ def test_text_grows_while_the_canvas_is_walked() -> None:
         )  # 3 blocks, the last one short
         result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling)))
     assert result.text == wanted
-    assert result.end == Completion(0, "length", len(ids("The")), len(reply), len(reply))
-    assert result.end.tokens_per_forward == 1
-    assert "\ufffd" not in "".join(d.text for d in result.deltas)
+    assert result.end == Finished(0, "length", len(ids("The")), len(reply), len(reply))
+    assert "\ufffd" not in "".join(d.text for d in result.pieces)
 
 
 @pytest.mark.parametrize("order", ["forward", "backward"])
@@ -177,14 +179,14 @@ def test_ends_at_the_first_end_token_and_stops_forwarding(end: int, order: str) 
         result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling)))
         forwards = engine.model.forwards
     assert result.text == TOKENIZER.decode(reply[:4])
-    assert (result.end.finish_reason, result.end.completion_tokens) == ("stop", 4)
+    assert (result.end.reason, result.end.completion_tokens) == ("stop", 4)
     assert forwards == result.end.nfe <= 8
 
 
 def test_an_immediate_end_is_an_empty_text() -> None:
     with scripted([EOT]) as engine:
         result = asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING)))
-    assert (result.text, result.end.completion_tokens, result.end.finish_reason) == ("", 0, "stop")
+    assert (result.text, result.end.completion_tokens, result.end.reason) == ("", 0, "stop")
 
 
 @pytest.mark.parametrize("stop", [("mat",), ("zebra", "the ma"), ("the mat. T",), ("t on", "cat sat on")])
@@ -195,7 +197,7 @@ def test_stop_strings_cut_the_text_and_the_work(stop: tuple[str, ...]) -> None:
         sampling = SamplingConfig(gen_length=len(reply), steps=len(reply), block_length=4)
         result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, stop=stop)))
     assert result.text == wanted[: min(wanted.find(s) for s in stop if s in wanted)]
-    assert result.end.finish_reason == "stop"
+    assert result.end.reason == "stop"
     assert result.end.nfe <= result.end.completion_tokens + 4 < len(reply)
 
 
@@ -205,7 +207,7 @@ def test_length_need_not_be_a_multiple_of_the_block() -> None:
         sampling = SamplingConfig(gen_length=13, steps=16, block_length=8)
         result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling)))
     assert result.text == TOKENIZER.decode(reply)
-    assert (result.end.completion_tokens, result.end.nfe, result.end.finish_reason) == (13, 13, "length")
+    assert (result.end.completion_tokens, result.end.nfe, result.end.reason) == (13, 13, "length")
 
 
 @pytest.mark.parametrize("steps", [5, 16, 24])
@@ -238,7 +240,7 @@ def test_special_tokens_never_show() -> None:
     with scripted(reply) as engine:
         sampling = SamplingConfig(gen_length=len(reply), steps=len(reply), block_length=4)
         result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, wants_canvas=True)))
-    for text in (result.text, "".join(str(part) for d in result.deltas for part in d.canvas or ())):
+    for text in (result.text, "".join(str(part) for d in result.pieces for part in d.canvas or ())):
         assert "<|" not in text
 
 
@@ -247,7 +249,7 @@ def test_the_canvas_shows_what_is_masked() -> None:
     with scripted(wanted, order="backward") as engine:
         sampling = SamplingConfig(gen_length=len(wanted), steps=len(wanted), block_length=len(wanted))
         result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, wants_canvas=True)))
-    canvases = [d.canvas for d in result.deltas if d.canvas]
+    canvases = [d.canvas for d in result.pieces if d.canvas]
     assert canvases[-1] == ("The cat sat.",)
     for canvas in canvases[:-1]:  # backward: masks first, then the end of the text
         assert isinstance(canvas[0], int)
@@ -313,21 +315,3 @@ def test_a_failing_network_fails_the_request_and_then_the_check() -> None:
         engine.check()
     with pytest.raises(RuntimeError, match="closed"):
         asyncio.run(read(engine, request))
-
-
-def test_text_stream_adds_up_to_the_decoded_text() -> None:
-    """Also for ids in random order: broken UTF-8, special tokens, ids without a token."""
-    draw = random.Random(0)
-    for _ in range(200):
-        tokens = [draw.randrange(6, 305) if draw.random() < 0.95 else draw.randrange(6) for _ in range(60)]
-        stream = TextStream(TOKENIZER, stop=("never",))
-        text = "".join(stream.push(token) for token in tokens) + stream.finish()
-        assert text == TOKENIZER.decode(tokens, skip_special_tokens=True)
-
-
-def test_text_stream_holds_back_what_may_become_a_stop() -> None:
-    stream = TextStream(TOKENIZER, stop=("on the", "🙂!"))
-    shown = [stream.push(token) for token in ids("sat on ice on top 🙂 on th")]
-    assert not any(piece.endswith(("o", "on", "on ", "🙂")) for piece in shown)
-    assert "".join(shown) + stream.finish() == "sat on ice on top 🙂 on th"
-    assert not stream.is_stopped

@@ -1,7 +1,9 @@
 """The denoising loop: what must hold at every step, whatever the model and the knobs."""
 
+import inspect
 import itertools
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -9,19 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from llada.diffusion.noise import row_keys
 from llada.diffusion.schedule import get_schedule
 from llada.model.transformer import Transformer
-from llada.sampling import rules
-from llada.sampling.sampler import (
-    SamplingConfig,
-    build_canvas,
-    denoise,
-    generate,
-    gumbel_argmax,
-    infill,
-    unmask_probability,
-)
+from llada.sampling.canvas import prompt_canvas
+from llada.sampling.config import SamplingConfig
+from llada.sampling.rules import Rule
+from llada.sampling.sampler import commit, denoise, draw_tokens, forward, generate, infill, plan
 
 MakeModel = Callable[..., Transformer]
 MASK, EOS = 22, 1
@@ -63,11 +61,10 @@ def test_invariants_hold_at_every_step(
 ) -> None:
     config = SamplingConfig(**{**knobs, **rule})
     prompt = random_prompt(*shape, seed)
-    canvas = build_canvas(prompt, config.gen_length, mask_id=MASK, seed=seed)
-    eos_id = EOS if eos else None
+    canvas = prompt_canvas(prompt, config, mask_id=MASK, seed=seed, eos_id=EOS if eos else None)
     P, L = shape[1], shape[1] + config.gen_length
     before, reveal_before, forwards = canvas.tokens.clone(), canvas.reveal_step.clone(), 0
-    for state in denoise(make_model(seed), canvas, config, eos_id=eos_id):
+    for state in denoise(make_model(seed), canvas):
         forwards += 1
         assert state is canvas
         assert canvas.nfe == forwards
@@ -179,9 +176,9 @@ def test_parallel_rules_commit_what_their_definition_says(make_model: MakeModel,
     """Replay a run: at every forward, the rule applied to the model's own confidences of the block's masks."""
     model, prompt, P = make_model(2), random_prompt(1, 4), 4
     config = SamplingConfig(gen_length=12, steps=1, block_length=6, **rule)
-    canvas = build_canvas(prompt, 12, mask_id=MASK, seed=0)
+    canvas = prompt_canvas(prompt, config, mask_id=MASK, seed=0)
     before, sizes = canvas.tokens.clone(), []
-    for _ in denoise(model, canvas, config):
+    for _ in denoise(model, canvas):
         masks = (before[0] == MASK).nonzero().flatten()
         block_end = P + ((int(masks[0]) - P) // 6 + 1) * 6
         masks = masks[masks < block_end]
@@ -263,17 +260,16 @@ def test_guidance_is_the_formula(make_model: MakeModel, with_mask: bool) -> None
     assert not torch.equal(*guided)
 
 
-def test_gumbel_argmax_samples_the_softmax() -> None:
+def test_drawn_tokens_are_samples_of_the_softmax() -> None:
     logits = torch.tensor([2.0, 0.0, 1.0, -1.0, float("-inf")], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
     for temperature in (0.5, 1.0, 2.0):
         expected = (logits / temperature).softmax(-1)[:4] * 20_000
-        drawn = gumbel_argmax(logits.expand(20_000, 5), temperature, generator)
+        drawn = draw_tokens(logits.expand(20_000, 5), temperature, row_keys(7, torch.arange(20_000)))
         counts = torch.bincount(drawn, minlength=5)
         assert counts[4] == 0
         statistic = float(((counts[:4] - expected) ** 2 / expected).sum())
         assert statistic < 16.3  # chi-square, 3 degrees of freedom: one in a thousand
-    assert gumbel_argmax(logits[None], 0.0, None).tolist() == [0]
+    assert draw_tokens(logits[None], 0.0, torch.zeros(1).long()).tolist() == [0]
 
 
 def test_infill_fills_the_holes_and_nothing_else(make_model: MakeModel) -> None:
@@ -327,7 +323,7 @@ def test_forwards_per_block(
     assert out.nfe == sum(per_block)
     for n, block in zip(per_block, out.reveal_step[0].split(block_length), strict=True):
         counts = torch.bincount(block - block.min()).tolist()
-        assert counts == rules.quota_schedule(len(block), n)
+        assert counts == [len(block) // n + (step < len(block) % n) for step in range(n)]
 
 
 class ToyLanguage:
@@ -409,14 +405,14 @@ def test_ancestral_sampler_draws_the_enumerated_distribution(steps: int, schedul
 
 @pytest.mark.parametrize("schedule", ["loglinear", "cosine", "linear"])
 def test_ancestral_masks_left_follow_the_schedule(schedule: str) -> None:
-    length, rows, steps = 400, 10, 5
-    canvas = build_canvas(torch.empty(rows, 0).long(), length, mask_id=3, seed=0)
+    length, rows, steps = 4000, 1, 5  # one row: each goes on to its next step at which something is due
     config = SamplingConfig(length, steps, length, remasking="ancestral", schedule=schedule)
+    canvas = prompt_canvas(torch.empty(rows, 0).long(), config, mask_id=3, seed=0)
 
     def predict(tokens: Tensor, **_: Tensor) -> Tensor:
         return torch.zeros(*tokens.shape, 4)
 
-    left = [(state.tokens == 3).double().mean().item() for state in denoise(predict, canvas, config)]
+    left = [(state.tokens == 3).double().mean().item() for state in denoise(predict, canvas)]
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     p = get_schedule(schedule).mask_prob(times)
     expected = (p[1:] / p[0]).tolist()
@@ -438,14 +434,6 @@ def test_ancestral_skips_forwards_that_change_nothing(make_model: MakeModel) -> 
     )
     assert out.nfe <= 3
     assert sorted(out.reveal_step.unique().tolist()) == list(range(out.nfe))
-
-
-def test_unmask_probability_is_equation_7() -> None:
-    for name in ("loglinear", "cosine2", "geometric"):
-        schedule = get_schedule(name)
-        alpha = schedule.alpha(torch.tensor([0.7, 0.4], dtype=torch.float64))
-        expected = float((alpha[1] - alpha[0]) / (1 - alpha[0]))
-        assert unmask_probability(schedule, 0.7, 0.4) == pytest.approx(expected)
 
 
 def test_ragged_prompts_work_when_zero_is_the_mask() -> None:
@@ -495,3 +483,113 @@ def test_a_model_without_mask_id_needs_one(make_model: MakeModel) -> None:
 def test_too_long_a_canvas_is_refused(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="48"):
         generate(make_model(), random_prompt(1, 40), gen_length=9, steps=1)
+
+
+def test_infill_gives_its_steps_to_the_blocks_with_masks(make_model: MakeModel) -> None:
+    """90 given tokens and 10 masks: ten steps are ten forwards, wherever the blocks lie."""
+    model = make_model(max_length=128)
+    tokens = random_prompt(1, 100)
+    tokens[0, 55:65] = MASK
+    for block_length, expected in ((10, [5, 5]), (20, [5, 5]), (100, [10]), (None, [10])):
+        out = infill(model, tokens, steps=10, block_length=block_length)
+        assert out.nfe == 10, block_length
+        blocks = out.reveal_step[0, 55:65].split(expected)
+        assert [len(block.unique()) for block in blocks] == expected
+    scattered = random_prompt(1, 100)
+    scattered[0, [3, 4, 41, 97, 98, 99]] = MASK
+    out = infill(model, scattered, steps=4, block_length=10)  # 3 of 10 blocks: 2, 1 and 1 steps
+    assert out.nfe == 4
+    assert [len(out.reveal_step[0, a:b].unique()) for a, b in ((3, 5), (41, 42), (97, 100))] == [2, 1, 1]
+
+
+def test_rows_with_other_gaps_are_filled_as_alone(make_model: MakeModel) -> None:
+    model, rows = make_model(5), random_prompt(4, 30)
+    for row, gaps in enumerate(([2, 3, 4, 5], [11, 25, 26], [], list(range(7, 29)))):
+        rows[row, gaps] = MASK
+    for rule in RULES:
+        together = infill(model, rows, steps=7, block_length=6, temperature=0.5, seed=3, **rule)
+        for row in range(4):
+            alone = infill(model, rows[row], steps=7, block_length=6, temperature=0.5, seed=[3 + row], **rule)
+            assert torch.equal(together.sequences[row], alone.sequences[0])
+        assert together.nfe <= 22
+
+
+@pytest.mark.parametrize(("gen_length", "block_length"), [(13, 8), (8, 8), (9, 4), (5, 50)])
+def test_without_steps_every_mask_has_a_forward(
+    make_model: MakeModel, gen_length: int, block_length: int
+) -> None:
+    out = generate(
+        make_model(), random_prompt(2, 3), gen_length=gen_length, steps=None, block_length=block_length
+    )
+    assert out.nfe == gen_length
+    assert (out.reveal_step.sort(1).values == torch.arange(gen_length)).all()
+
+
+def test_plan_and_commit_with_a_caller_of_ones_own(make_model: MakeModel) -> None:
+    """The loop turned inside out: one forward for two canvases of equal width gives what `generate` gives each."""
+    model = make_model(6)
+    prompts = [random_prompt(2, 4, seed=1), random_prompt(1, 4, seed=2)]
+    settings = [SamplingConfig(9, 9, 3, 0.7), SamplingConfig(9, 4, 9, threshold=0.4)]
+    canvases = [
+        prompt_canvas(p, c, mask_id=MASK, eos_id=EOS, seed=8) for p, c in zip(prompts, settings, strict=True)
+    ]
+    while any(steps := [plan(canvas) for canvas in canvases]):
+        assert all(
+            (again := plan(c)) is s is None or torch.equal(again.where, s.where)
+            for c, s in zip(canvases, steps, strict=True)
+        )
+        open_ones = [(canvas, step) for canvas, step in zip(canvases, steps, strict=True) if step]
+        tokens = torch.cat([canvas.tokens[step.rows] for canvas, step in open_ones])
+        with torch.no_grad():
+            logits = model(tokens, logits_at=torch.cat([step.where for _, step in open_ones]))
+        counts = [int(step.where.sum()) for _, step in open_ones]
+        for (canvas, step), own in zip(open_ones, logits.split(counts), strict=True):
+            commit(canvas, step, own)
+    for prompt, config, canvas in zip(prompts, settings, canvases, strict=True):
+        alone = generate(model, prompt, eos_id=EOS, seed=8, **asdict(config))
+        assert torch.equal(canvas.tokens, alone.sequences)
+        assert canvas.nfe == alone.nfe
+
+
+def test_a_rule_that_chooses_nothing_cannot_spin(make_model: MakeModel) -> None:
+    canvas = prompt_canvas(random_prompt(2, 3), SamplingConfig(6, 6, 6), mask_id=MASK)
+    canvas.rule = Rule(lambda candidates: torch.zeros_like(candidates.exists))
+    model = make_model()
+    for _ in range(6):
+        step = plan(canvas)
+        assert step is not None
+        commit(canvas, step, forward(model, canvas, step))
+    assert plan(canvas) is None
+
+
+def test_signatures_show_the_knobs() -> None:
+    names = set(inspect.signature(generate).parameters)
+    assert names >= {field.name for field in fields(SamplingConfig)} | {"attention_mask", "seed", "cache"}
+    assert inspect.signature(generate).parameters["steps"].default == 128
+    assert "gen_length" not in inspect.signature(infill).parameters
+    with pytest.raises(TypeError, match="stepps"):
+        generate(lambda tokens: tokens, torch.zeros(1, 1).long(), mask_id=3, stepps=3)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_step_costs_as_many_operations_for_many_rows_as_for_one(rule: dict[str, Any]) -> None:
+    """No loop over rows, and no device sync for each of them, in planning and committing."""
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.operations += 1
+            return function(*args, **(kwargs or {}))
+
+    def operations(rows: int) -> int:
+        config = SamplingConfig(12, 3, 6, 0.7, **rule)
+        canvas = prompt_canvas(random_prompt(rows, 3), config, mask_id=MASK, eos_id=EOS, seed=0)
+        generator = torch.Generator().manual_seed(0)
+        with Count() as count:
+            step = plan(canvas)
+            assert step is not None
+            commit(canvas, step, torch.randn(int(step.where.sum()), 23, generator=generator))
+        return count.operations
+
+    assert operations(64) == operations(2)

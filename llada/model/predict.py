@@ -1,0 +1,61 @@
+"""Logits at chosen positions, with guidance: the one way everybody calls the network.
+
+Sampler, likelihood and evaluation ask for some positions of a noised row; a network of ours then computes the head, its
+widest matrix, at those alone. Any function of (tokens, **inputs) that returns (B, L, V) is served too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from llada.errors import UserError
+from llada.model.transformer import ModelConfig
+
+Model = Callable[..., Tensor]
+
+
+def predict(model: Model, tokens: Tensor, where: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits (N, V) at the N positions of `where` (B, L) bool, in row-major order."""
+    if isinstance(getattr(model, "config", None), ModelConfig):
+        return model(tokens, logits_at=where, **inputs)
+    return model(tokens, **inputs)[where]
+
+
+def guided_predict(
+    model: Model,
+    tokens: Tensor,
+    where: Tensor,
+    prompt: Tensor,
+    cfg_scale: float,
+    mask_id: int,
+    **inputs: Tensor,
+) -> Tensor:
+    """`predict` with unsupervised classifier-free guidance: un + (w + 1)(cond − un), `un` seeing no prompt.
+
+    Args:
+        prompt: (B, L) bool, positions replaced by the mask in the unconditional copy.
+    """
+    if cfg_scale == 0:
+        return predict(model, tokens, where, **inputs)
+    doubled = torch.cat([tokens, torch.where(prompt, mask_id, tokens)])
+    inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    conditional, unconditional = predict(model, doubled, torch.cat([where, where]), **inputs).chunk(2)
+    return unconditional + (cfg_scale + 1) * (conditional - unconditional)
+
+
+def resolve_mask_id(model: Model, mask_id: int | None) -> int:
+    """The explicit mask id, or else the one in the model's config."""
+    if mask_id is None:
+        mask_id = getattr(getattr(model, "config", None), "mask_token_id", None)
+    if mask_id is None:
+        raise UserError("no mask id: the model's config has none, pass mask_id=…")
+    return mask_id
+
+
+def device_of(model: Model) -> torch.device | None:
+    """Where the network's parameters are; None for a plain function."""
+    parameters = getattr(model, "parameters", None)
+    return next(parameters()).device if parameters else None

@@ -1,0 +1,97 @@
+"""One reply as it grows on its canvas: which of its tokens can be read already, and whether it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from llada.sampling.events import FinishReason
+from llada.sampling.text_stream import TextStream
+
+
+class Reply:
+    """The `length` columns of a canvas behind its prompt, read from left to right up to the first mask."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        start: int,
+        length: int,
+        mask_id: int,
+        end_ids: frozenset[int],
+        stop: Sequence[str],
+        fill_id: int | None,
+    ) -> None:
+        """`fill_id`: what becomes of the masks behind an end token; None: that end token."""
+        self._tokenizer, self._mask_id, self._end_ids, self._fill_id = tokenizer, mask_id, end_ids, fill_id
+        self._columns = slice(start, start + length)
+        self._length = length
+        self._text = TextStream(tokenizer, stop)
+        self._ids: list[int] = []
+        self.num_committed = 0
+        """Tokens that were turned into text."""
+        self.reason: FinishReason | None = None
+        """Why the reply has ended; None while it has not."""
+
+    def read(self, tokens: Tensor) -> str:
+        """The text that has become readable in the row `tokens` (L,), whose masks behind an end token are filled."""
+        self._ids = self._close(tokens[self._columns])
+        shown = ""
+        while self.reason is None and self.num_committed < self._length:
+            token = self._ids[self.num_committed]
+            if token == self._mask_id:
+                break
+            if token in self._end_ids:
+                self.reason = "stop"
+                break
+            self.num_committed += 1
+            shown += self._text.push(token)
+            if self._text.is_stopped:
+                self.reason = "stop"
+        if self.reason is None and self.num_committed == self._length:
+            self.reason = "length"
+        if self.reason is not None:
+            shown += self._text.finish()
+            if self._text.is_stopped:  # the last character of a stop string may have been held back
+                self.reason = "stop"
+        return shown
+
+    def draw(self) -> tuple[str | int, ...]:
+        """The reply, as it was read last, up to its end token: texts and, between them, numbers of masks."""
+        drawn: list[str | int] = []
+        known: list[int] = []
+
+        def flush() -> None:
+            if text := self._tokenizer.backend_tokenizer.decode(known, skip_special_tokens=True):
+                drawn.append(text)
+            known.clear()
+
+        for token in self._ids:
+            if token in self._end_ids:
+                break
+            if token != self._mask_id:
+                known.append(token)
+                continue
+            if known:
+                flush()
+            if drawn and isinstance(drawn[-1], int):
+                drawn[-1] += 1
+            else:
+                drawn.append(1)
+        if known:
+            flush()
+        return tuple(drawn)
+
+    def _close(self, reply: Tensor) -> list[int]:
+        """The reply's ids. Behind its first end token every mask is filled, as the loop itself does it behind EOS:
+        nothing there will be read, so no forward may be spent on it."""
+        ids: list[int] = reply.tolist()
+        first = next((i for i, token in enumerate(ids) if token in self._end_ids), None)
+        if first is None or self._mask_id not in ids[first:]:
+            return ids
+        rest = reply[first:]
+        rest[rest == self._mask_id] = ids[first] if self._fill_id is None else self._fill_id
+        return reply.tolist()

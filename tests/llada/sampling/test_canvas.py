@@ -1,0 +1,101 @@
+"""The canvas: where its text starts, which blocks hold masks, and how the steps are shared out among those."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llada.errors import UserError
+from llada.sampling.canvas import Canvas, left_pad, prompt_canvas, share_steps
+from llada.sampling.config import SamplingConfig
+
+MASK = 9
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=4), st.integers(1, 30)
+)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_steps_go_to_blocks_with_masks_alone(masks_in: list[list[int]], steps: int) -> None:
+    shared = share_steps(torch.tensor(masks_in), steps)
+    for masks, row in zip(masks_in, shared.tolist(), strict=True):
+        own = [n for n, count in zip(row, masks, strict=True) if count]
+        assert all(n == 0 for n, count in zip(row, masks, strict=True) if not count)
+        assert own == sorted(own, reverse=True)  # the first ones longer
+        if own:
+            assert sum(own) == max(steps, len(own))
+            assert own[0] - own[-1] <= 1
+            assert own[-1] >= 1
+
+
+def test_without_steps_a_block_has_as_many_as_masks() -> None:
+    assert share_steps(torch.tensor([[3, 0, 2]]), None).tolist() == [[3, 0, 2]]
+
+
+def test_blocks_are_counted_from_where_the_text_starts() -> None:
+    config = SamplingConfig(gen_length=5, steps=7, block_length=2)
+    canvas = prompt_canvas([[1, MASK, 2], [3]], config, mask_id=MASK, suffix=[4, 5, 6])
+    assert canvas.start == 3
+    assert canvas.tokens.tolist() == [
+        [1, MASK, 2] + [MASK] * 5 + [4, 5, 6],
+        [0, 0, 3] + [MASK] * 5 + [4, 5, 6],
+    ]
+    assert canvas.block_of.tolist() == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]  # a hole in the prompt: with the first
+    assert canvas.steps_of.tolist() == [[3, 2, 2, 0]] * 2  # the suffix's block takes none
+    assert canvas.attention_mask is not None
+    assert canvas.attention_mask.tolist() == [[1] * 11, [0, 0] + [1] * 9]
+    assert canvas.prompt.tolist()[0] == [True, False, True] + [False] * 5 + [True] * 3
+
+
+def test_the_input_is_not_changed() -> None:
+    tokens = torch.tensor([[1, MASK]])
+    canvas = Canvas(tokens, SamplingConfig(), mask_id=MASK, start=0)
+    canvas.tokens.fill_(7)
+    assert tokens.tolist() == [[1, MASK]]
+
+
+def test_left_pad_keeps_rows_at_the_right() -> None:
+    ids, attended = left_pad([[1, 2, 3], [], [4]], pad_id=8)
+    assert ids.tolist() == [[1, 2, 3], [8, 8, 8], [8, 8, 4]]
+    assert attended.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
+    assert left_pad([[], []], pad_id=0)[0].shape == (2, 0)
+
+
+def test_what_cannot_be_laid_out_is_refused() -> None:
+    padded, attended = torch.tensor([[MASK, 1]]), torch.tensor([[0, 1]])
+    for build, message in (
+        (lambda: prompt_canvas(padded, SamplingConfig(), mask_id=MASK, attention_mask=attended), "padding"),
+        (
+            lambda: prompt_canvas([[1]], SamplingConfig(), mask_id=MASK, attention_mask=attended),
+            "lists are padded",
+        ),
+        (lambda: prompt_canvas([[1], [2]], SamplingConfig(), mask_id=MASK, seed=[1]), "1 seeds for 2 rows"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build()
+
+
+def test_noise_belongs_to_the_seed_not_to_the_row() -> None:
+    def keys(rows: int, seed: object) -> list[int]:
+        return Canvas(
+            torch.zeros(rows, 1).long(), SamplingConfig(), mask_id=MASK, start=0, seed=seed
+        ).seed_keys.tolist()
+
+    assert keys(3, 5) == keys(3, [5, 6, 7])
+    assert keys(1, 6) == keys(3, 5)[1:2]
+    assert len(set(keys(2, [1, 1 + 2**32]))) == 2  # all bits of a seed count
+    assert keys(2, None) != keys(2, None)

@@ -1,0 +1,52 @@
+"""From a thread to a coroutine: nothing is lost, order is kept, and slow readers get joined texts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from llada.sampling.events import Event, Finished, Started, Text
+from llada.sampling.mailbox import Mailbox
+
+
+def test_texts_that_pile_up_are_joined_and_the_rest_keeps_its_order() -> None:
+    async def read() -> list[object]:
+        box = Mailbox()
+        end = Finished(0, "length", 1, 2, 3)
+        for letter in (Started(0), Text(0, "a", ("a", 3)), Text(0, "b"), Text(1, "x"), Text(0, "c"), end):
+            box.put(letter)
+        return list(await box.get())
+
+    assert asyncio.run(read()) == [
+        Started(0),
+        Text(0, "ab", ("a", 3)),
+        Text(1, "x"),
+        Text(0, "c"),
+        Finished(0, "length", 1, 2, 3),
+    ]
+
+
+def test_another_thread_can_put_while_the_reader_waits() -> None:
+    async def read() -> str:
+        box = Mailbox()
+        texts = [Text(0, str(number % 10)) for number in range(2000)]
+        letters: list[Event] = [*texts, Finished(0, "length", 0, 0, 0)]
+        thread = threading.Thread(target=lambda: [box.put(letter) for letter in letters])
+        thread.start()
+        text = ""
+        while True:
+            for letter in await asyncio.wait_for(box.get(), 10):
+                if isinstance(letter, Finished):
+                    thread.join()
+                    return text
+                assert isinstance(letter, Text)
+                text += letter.text
+
+    assert asyncio.run(read()) == "0123456789" * 200
+
+
+def test_a_reader_who_has_gone_is_no_error() -> None:
+    async def make() -> Mailbox:
+        return Mailbox()
+
+    asyncio.run(make()).put(Started(0))  # its loop is closed
