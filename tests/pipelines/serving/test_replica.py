@@ -137,5 +137,5 @@ def test_a_rule_from_outside_works_over_http(
     assert reply.status_code == 200
     chunks = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
     canvases = [chunk["choices"][0]["canvas"] for chunk in chunks if "canvas" in chunk["choices"][0]]
-    assert len(canvases) == 6
     assert all(isinstance(part, int) for canvas in canvases for part in canvas[1:])  # no text behind a mask
+    assert isinstance(canvases[-1][0], str)
