@@ -8,6 +8,7 @@ Two rules hold everywhere:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -90,11 +91,16 @@ def load_tokenizer(
     """The tokenizer in the local folder `path`.
 
     The ids fill in roles that the folder does not declare (LLaDA's official folder declares no mask token); a role
-    that it does declare is kept. Raises FileNotFoundError when there is none, UserError when an id has no token.
+    that it does declare is kept. Raises UserError when there is none, a damaged one, or no token of an id.
     """
     if not has_tokenizer(path):
-        raise FileNotFoundError(f"no tokenizer.json in {path}; a tokenizer is a folder that holds one")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), clean_up_tokenization_spaces=False)
+        raise UserError(f"no tokenizer.json in {path}; a tokenizer is a folder that holds one")
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), clean_up_tokenization_spaces=False)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"the tokenizer's files in {path} are damaged ({error}): copy or download them again"
+        ) from None
     for role, token_id in {
         "mask_token": mask_token_id,
         "eos_token": eos_token_id,

@@ -52,6 +52,7 @@ class Denoiser:
         """
         folder = fetch_folder(model_url)
         try:
+            _check_device(device)
             model, tokenizer = llada.load(folder, device=device, dtype=_find_dtype(dtype))
         except UserError as error:
             raise UserError(f"cannot serve {model_url}: {error}") from error
@@ -149,3 +150,13 @@ def _find_dtype(name: str | None) -> torch.dtype | None:
     if name is not None and not isinstance(dtype, torch.dtype):
         raise UserError(f"dtype {name!r} is none of torch's; try bfloat16, float16 or float32")
     return dtype
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # no such kind of device, none here, torch without its support
+        raise UserError(f"there is no device {name!r} here ({str(error).splitlines()[0]})") from None

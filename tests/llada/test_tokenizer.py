@@ -5,6 +5,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from llada.errors import UserError
 from llada.tokenizer import (
     SPECIAL_TOKENS,
     encode_texts,
@@ -49,7 +50,7 @@ def test_training_is_deterministic_and_stays_within_the_size(tokenizer):
     again = train_tokenizer(iter(TEXTS), 400)
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert len(tokenizer) <= 400
-    with pytest.raises(ValueError, match="at least 262"):
+    with pytest.raises(UserError, match="at least 262"):
         train_tokenizer(TEXTS, 100)
 
 
@@ -71,7 +72,10 @@ def test_long_texts_are_encoded_in_pieces_without_a_difference(tokenizer, monkey
 
 def test_save_and_load(tokenizer, tmp_path):
     assert not has_tokenizer(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version"')
+    with pytest.raises(UserError, match="damaged"):
         load_tokenizer(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
     loaded = load_tokenizer(tmp_path)
@@ -90,7 +94,7 @@ def test_a_folder_without_a_mask_token_takes_the_given_id(tokenizer, tmp_path):
     assert load_tokenizer(tmp_path).mask_token is None
     loaded = load_tokenizer(tmp_path, mask_token_id=1, pad_token_id=0)
     assert (loaded.mask_token, loaded.pad_token) == ("<|mdm_mask|>", "<|endoftext|>")
-    with pytest.raises(ValueError, match="no token with id 126336"):
+    with pytest.raises(UserError, match="no token with id 126336"):
         load_tokenizer(tmp_path, mask_token_id=126336)
 
 
@@ -131,8 +135,8 @@ def test_a_message_cannot_smuggle_in_special_tokens(tokenizer):
 
 
 def test_render_chat_refuses_what_it_cannot_render(tokenizer):
-    with pytest.raises(ValueError, match="at least one message"):
+    with pytest.raises(UserError, match="at least one message"):
         render_chat(tokenizer, [])
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(UserError, match="no chat template"):
         render_chat(bare, [{"role": "user", "content": "Hi"}])

@@ -343,9 +343,9 @@ class TestServe:
         assert metric(server, "llada_request_seconds_count", route="/v1/completions") == latencies + 1
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def own_serve(local_ray: Path) -> Iterator[ClusterConfig]:
-    """A Ray that goes on when `serve` ends; its Serve is taken down after the test."""
+    """A Ray that goes on when `serve` ends; its Serve is taken down after the tests."""
     import ray.serve
 
     yield ClusterConfig()

@@ -94,6 +94,9 @@ def test_what_cannot_be_served_is_the_users_to_mend(small_model: Path, tmp_path:
     sampling = SamplingConfig()
     with pytest.raises(UserError, match="try bfloat16"):
         Denoiser(str(small_model), sampling, dtype="float17")
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(UserError, match=f"there is no device '{device}' here"):
+            Denoiser(str(small_model), sampling, device=device)
     with pytest.raises(UserError, match=r"cannot serve .* no config\.json"):
         Denoiser(str(tmp_path), sampling)
     folder = tmp_path / "model"
