@@ -29,10 +29,10 @@ from llada.data.work.job import PrepareConfig, SourceConfig
 from llada.files import exists, join
 from llada.model.hf import Layout
 from llada.model.transformer import ModelConfig
-from llada.plan import format_plan, plan
+from llada.plan import estimate_cost, format_cost
 from llada.presets import PRESETS, get_preset
 from llada.settings import from_dict, from_json, merge_settings
-from llada.training.batches import ObjectiveConfig
+from llada.diffusion.objective import ObjectiveConfig
 from llada.training.optim import OptimConfig
 from llada.training.trainer import RunConfig, TrainConfig
 from pipelines.convert import convert_checkpoint, convert_tokens, is_tokens
@@ -367,7 +367,7 @@ def _quickstart(argv: list[str]) -> None:
 def _plan(argv: list[str]) -> None:
     recipe, rest = _recipe(argv, "plan")
     args = parse(PlanArgs, rest, "plan <preset>")
-    print(format_plan(plan(recipe, gpus=args.gpus, gpu=args.gpu, mfu=args.mfu)))
+    print(format_cost(estimate_cost(recipe, gpus=args.gpus, gpu=args.gpu, mfu=args.mfu)))
 
 
 def _convert(argv: list[str]) -> None:
