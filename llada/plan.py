@@ -5,60 +5,81 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llada.config import Recipe
+from llada.errors import UserError
+from llada.hardware import ACCELERATORS
 
-GPUS: dict[str, tuple[float, float]] = {  # dense bf16 FLOP/s, memory in GiB
-    "a100": (312e12, 80),
-    "h100": (989e12, 80),
-    "h800": (989e12, 80),
-    "h200": (989e12, 141),
-    "b200": (2250e12, 180),
-}
 GIB = 1024**3
+FP32_BYTES, BF16_BYTES = 4, 2
+LAYER_ACTIVATION_BYTES = 34
+"""Kept for the backward pass of one layer, per element of (rows, length, d_model): Korthikanti et al. 2022
+(arXiv 2205.05198, Eq. 1) without its attention matrix, which fused kernels do not keep."""
+LAYER_INPUT_BYTES = BF16_BYTES
+"""What is left of that with activation checkpointing: the layer's input."""
+LOGIT_BYTES = BF16_BYTES + FP32_BYTES
+"""The head's output and the copy that the cross-entropy takes of it."""
+PREDICTED_SHARE = 1 / 2
+"""Of the positions, on average over noise levels: only these get logits."""
+GATHERED_LAYERS = 2
+"""Held whole at a time under FSDP: the one that computes and the one that is fetched meanwhile."""
+USABLE_MEMORY = 0.92
+"""Share of a device's memory; the rest goes to the driver, communication buffers and fragmentation."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunCost:
+    """An estimate, for `gpus` devices of the kind `gpu` at the utilisation `mfu`."""
+
     parameters: int
     non_embedding_parameters: int
     tokens: int
+    """Trained on, all epochs."""
     flops: float
     days: float
     tokens_per_second_per_gpu: float
-    state_gib: float  # weights, gradients, optimizer state of one GPU
-    activation_gib: float  # of one micro-batch
+    state_gib: float
+    """Weights, gradients and optimizer state on one GPU."""
+    activation_gib: float
+    """Of one micro-batch."""
     fits: bool
+    """Into the memory of each GPU."""
     gpus: int
     gpu: str
     mfu: float
+    """Model FLOPs utilisation, in [0, 1]."""
     memory_gib: float
+    """Of one GPU."""
 
 
-def plan(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> Plan:
+def estimate_cost(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> RunCost:
     """The cost of `recipe.pretrain` on `gpus` GPUs at an assumed utilisation.
 
-    Memory: float32 master weights, gradients and two Adam moments (one with Muon), sharded evenly, the two largest
-    gathered layers in bf16; activations as one tensor of (rows, length, d_model) per layer with activation
-    checkpointing, about 34 bytes per element and layer without, and float32 logits of half the positions.
+    Memory: float32 master weights, gradients and two Adam moments (one with Muon), sharded evenly, the largest gathered
+    weights in bf16; activations as one tensor of (rows, length, d_model) per layer with activation checkpointing, all
+    that a layer keeps without, and logits of half the positions.
+
+    Raises UserError: a GPU that is not in the table, or a recipe that counts epochs.
     """
-    if gpu.lower() not in GPUS:
-        raise ValueError(f"gpu {gpu!r} is none of {', '.join(GPUS)}")
-    peak, memory = GPUS[gpu.lower()]
+    accelerator = ACCELERATORS.find(gpu.lower())
     model, run = recipe.model, recipe.pretrain
     if run.train.num_steps is None:
-        raise ValueError("the recipe counts epochs: give --train.num-steps to plan it")
+        raise UserError("the recipe counts epochs: give --train.num-steps to plan it")
     length = recipe.prepare.row_length
     tokens = run.train.num_steps * run.train.global_batch_tokens
     flops = model.training_flops_per_token(length) * tokens
-    rate = gpus * peak * mfu
+    rate = gpus * accelerator.bf16_flops * mfu
+
     moments = 1 if run.optim.optimizer == "muon" else 2
     layer = (model.num_non_embedding_parameters - model.d_model) / model.num_layers
-    gathered = 2 * (2 * layer + model.vocab_size * model.d_model * (2 - model.tie_embeddings))
-    state = model.num_parameters * 4 * (2 + moments) / gpus + (gathered if gpus > 1 else 0)
-    rows = run.train.micro_batch_rows
-    per_layer = 2 if run.train.activation_checkpointing else 34
-    activations = rows * length * model.d_model * (model.num_layers * per_layer + 34)
-    logits = rows * length / 2 * model.vocab_size * (2 + 4)
-    return Plan(
+    embeddings = model.num_parameters - model.num_non_embedding_parameters
+    gathered = BF16_BYTES * (GATHERED_LAYERS * layer + embeddings) if gpus > 1 else 0
+    state = model.num_parameters * FP32_BYTES * (2 + moments) / gpus + gathered
+
+    elements = run.train.micro_batch_rows * length * model.d_model
+    per_layer = LAYER_INPUT_BYTES if run.train.activation_checkpointing else LAYER_ACTIVATION_BYTES
+    # One layer more: the one whose activations are computed again in the backward pass.
+    activations = elements * (model.num_layers * per_layer + LAYER_ACTIVATION_BYTES)
+    logits = run.train.micro_batch_rows * length * PREDICTED_SHARE * model.vocab_size * LOGIT_BYTES
+    return RunCost(
         parameters=model.num_parameters,
         non_embedding_parameters=model.num_non_embedding_parameters,
         tokens=tokens,
@@ -67,26 +88,26 @@ def plan(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> Plan:
         tokens_per_second_per_gpu=rate / gpus / model.training_flops_per_token(length),
         state_gib=state / GIB,
         activation_gib=(activations + logits) / GIB,
-        fits=(state + activations + logits) / GIB < 0.92 * memory,
+        fits=(state + activations + logits) / GIB < USABLE_MEMORY * accelerator.memory_gib,
         gpus=gpus,
         gpu=gpu.lower(),
         mfu=mfu,
-        memory_gib=memory,
+        memory_gib=accelerator.memory_gib,
     )
 
 
-def format_plan(p: Plan) -> str:
-    """The plan as a few lines of text."""
-    need = p.state_gib + p.activation_gib
+def format_cost(cost: RunCost) -> str:
+    """The estimate as a few lines of text."""
+    need = cost.state_gib + cost.activation_gib
     return "\n".join(
         [
-            f"parameters            {p.parameters:,} ({p.non_embedding_parameters:,} without embeddings)",
-            f"tokens                {p.tokens:,}",
-            f"training FLOPs        {p.flops:.3g}",
-            f"time on {p.gpus} × {p.gpu:<10} {p.days:,.1f} days at {p.mfu:.0%} MFU "
-            f"({p.tokens_per_second_per_gpu:,.0f} tokens/s per GPU, {p.days * 24 * p.gpus:,.0f} GPU-hours)",
-            f"memory per GPU        {need:.1f} of {p.memory_gib:.0f} GiB "
-            f"({p.state_gib:.1f} state, {p.activation_gib:.1f} activations)"
-            + ("" if p.fits else " — does not fit: use more GPUs or a smaller train.micro_batch_rows"),
+            f"parameters            {cost.parameters:,} ({cost.non_embedding_parameters:,} without embeddings)",
+            f"tokens                {cost.tokens:,}",
+            f"training FLOPs        {cost.flops:.3g}",
+            f"time on {cost.gpus} × {cost.gpu:<10} {cost.days:,.1f} days at {cost.mfu:.0%} MFU "
+            f"({cost.tokens_per_second_per_gpu:,.0f} tokens/s per GPU, {cost.days * 24 * cost.gpus:,.0f} GPU-hours)",
+            f"memory per GPU        {need:.1f} of {cost.memory_gib:.0f} GiB "
+            f"({cost.state_gib:.1f} state, {cost.activation_gib:.1f} activations)"
+            + ("" if cost.fits else " — does not fit: use more GPUs or a smaller train.micro_batch_rows"),
         ]
     )

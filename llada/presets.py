@@ -9,7 +9,6 @@ illada_8b    iLLaDA-8B (arXiv 2606.25331)
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,10 +17,11 @@ from llada.config import Recipe
 from llada.data.dedup.steps import DedupConfig
 from llada.data.read.reading import ReadConfig
 from llada.data.work.job import PrepareConfig
+from llada.diffusion.objective import ObjectiveConfig
 from llada.diffusion.time import TimeConfig
 from llada.model.transformer import ModelConfig
+from llada.registry import Registry
 from llada.sampling.config import SamplingConfig
-from llada.training.batches import ObjectiveConfig
 from llada.training.optim import OptimConfig
 from llada.training.trainer import RunConfig, TrainConfig
 
@@ -266,15 +266,12 @@ def illada_8b() -> Recipe:
     )
 
 
-PRESETS: dict[str, Callable[[], Recipe]] = {
-    preset.__name__: preset for preset in (tiny, mdlm_small, llada_1b, llada_8b, illada_8b)
-}
+PRESETS: Registry[Callable[[], Recipe]] = Registry(
+    "preset", {preset.__name__: preset for preset in (tiny, mdlm_small, llada_1b, llada_8b, illada_8b)}
+)
+"""By name. A new one is a function above and its name here."""
 
 
 def get_preset(name: str) -> Recipe:
-    """The recipe of this name. Raises ValueError naming the nearest."""
-    if name in PRESETS:
-        return PRESETS[name]()
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"no preset {name!r}; {hint}There are {', '.join(PRESETS)}")
+    """The recipe of this name. Raises UserError naming the nearest."""
+    return PRESETS.find(name)()

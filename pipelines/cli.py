@@ -26,13 +26,13 @@ from llada.data.filters.classifier import ClassifierConfig, read_labels, train_c
 from llada.data.read.reading import ReadConfig
 from llada.data.tokens.packing import Packing
 from llada.data.work.job import PrepareConfig, SourceConfig
+from llada.diffusion.objective import ObjectiveConfig
 from llada.files import exists, join
 from llada.model.hf import Layout
 from llada.model.transformer import ModelConfig
-from llada.plan import format_plan, plan
+from llada.plan import estimate_cost, format_cost
 from llada.presets import PRESETS, get_preset
 from llada.settings import from_dict, from_json, merge_settings
-from llada.training.batches import ObjectiveConfig
 from llada.training.optim import OptimConfig
 from llada.training.trainer import RunConfig, TrainConfig
 from pipelines.convert import convert_checkpoint, convert_tokens, is_tokens
@@ -44,6 +44,7 @@ from pipelines.sft import sft
 from pipelines.stage.artifact import StageError
 from pipelines.stage.cluster import ClusterConfig, load_cluster
 from pipelines.stage.tracking import tracked
+from pipelines.stage.training import training_summary
 
 Flat = tyro.conf.arg(name="")
 
@@ -307,7 +308,8 @@ def _pretrain(argv: list[str]) -> None:
     defaults = {"model": recipe.model, "objective": run.objective, "optim": run.optim, "train": run.train}
     args = parse(PretrainArgs, rest, "pretrain <preset>", **defaults)
     recipe = replace(recipe, model=args.model, pretrain=RunConfig(args.objective, args.optim, args.train))
-    _print_training(args.common.output, _run("pretrain", pretrain, args.common, recipe, data=args.data))
+    manifest = _run("pretrain", pretrain, args.common, recipe, data=args.data)
+    print(f"{args.common.output}: {training_summary(manifest)}")
 
 
 def _sft(argv: list[str]) -> None:
@@ -317,15 +319,7 @@ def _sft(argv: list[str]) -> None:
     args = parse(SftArgs, rest, "sft <preset>", **defaults)
     recipe = replace(recipe, sft=RunConfig(args.objective, args.optim, args.train))
     manifest = _run("sft", sft, args.common, recipe, model=args.model, data=args.data)
-    _print_training(args.common.output, manifest)
-
-
-def _print_training(output: str, manifest: dict[str, Any]) -> None:
-    counts = manifest["counts"]
-    print(
-        f"{output}: {counts['num_steps']:,} steps, {counts['tokens']:,} tokens, validation bound "
-        f"{counts['validation_loss']:.4f} nats/token ({counts['validation_ratio']:.2f} × unigram)"
-    )
+    print(f"{args.common.output}: {training_summary(manifest)}")
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -367,7 +361,7 @@ def _quickstart(argv: list[str]) -> None:
 def _plan(argv: list[str]) -> None:
     recipe, rest = _recipe(argv, "plan")
     args = parse(PlanArgs, rest, "plan <preset>")
-    print(format_plan(plan(recipe, gpus=args.gpus, gpu=args.gpu, mfu=args.mfu)))
+    print(format_cost(estimate_cost(recipe, gpus=args.gpus, gpu=args.gpu, mfu=args.mfu)))
 
 
 def _convert(argv: list[str]) -> None:

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from llada.config import Recipe
-from llada.files import absolute
-from pipelines.runners.workers import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
+from llada.data.tokens.shards import load_unigram_counts
+from llada.files import absolute, join
+from llada.model.transformer import ModelConfig
+from llada.training.events import Report
+from llada.training.trainer import RunConfig, TrainResult, open_splits, train
+from pipelines.runners.workers import run_workers
 from pipelines.stage.artifact import folder_id, newest_snapshot, open_output, read_manifest
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.tracking import Tracker
+from pipelines.stage.training import CHECKPOINTS, LEARNING_RATES, finish_training, save_weights
 
 
 def pretrain(
@@ -30,7 +36,7 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pretrain on a prepared folder and return the manifest; goes on from the newest checkpoint, skips a finished one.
 
-    Raises StageError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
+    Raises UserError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
     data, output = newest_snapshot(absolute(data)), absolute(output)
     source = read_manifest(data)
@@ -47,8 +53,28 @@ def pretrain(
     if tracker:
         tracker.log_params(config)
         tracker.log_input(data, context="data", manifest=source)
-    job = TrainingJob(recipe.model, recipe.pretrain, data, output, None, threads_per_worker(cluster))
-    return train_stage(folder, job, cluster, tracker, progress=progress)
+    open_splits(data, recipe.model, recipe.pretrain)  # refuses what does not fit before Ray is started
+    function = partial(pretrain_worker, recipe.model, recipe.pretrain, data, output)
+    result = run_workers(
+        function, output=output, cluster=cluster, tracker=tracker, label="pretrain", progress=progress
+    )
+    return finish_training(folder, result, tokenizer=join(data, "tokenizer"), tracker=tracker)
+
+
+def pretrain_worker(
+    model: ModelConfig, config: RunConfig, data: str, output: str, report: Report
+) -> TrainResult:
+    """What every worker does: train from the newest checkpoint in `output`, or from random weights."""
+    result = train(
+        model,
+        config,
+        data,
+        checkpoints=join(output, CHECKPOINTS),
+        unigram_counts=load_unigram_counts(data),
+        report=report,
+    )
+    save_weights(output, result, model)
+    return result
 
 
 if __name__ == "__main__":

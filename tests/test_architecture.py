@@ -235,6 +235,7 @@ def test_the_top_level_is_fixed():
 # Source files that need no test file of their own, and why.
 TESTED_ELSEWHERE: dict[str, str] = {
     "pipelines.serving.events": "a dataclass without behaviour; tests/pipelines/serving/test_replica.py",
+    "llada.config": "test_presets.py: every preset is a whole recipe, and goes through JSON",
 }
 
 

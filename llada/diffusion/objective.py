@@ -1,4 +1,4 @@
-"""The forward process and the loss: the heart.
+"""The forward process and the loss: the heart. A training step calls `objective_loss`, everything else is below it.
 
 One function pair serves every objective. LLaDA (arXiv 2502.09992, Eq. 3): −E_t[1/p Σ_masked log p(x₀|xₜ)] / (B·L).
 MDLM (arXiv 2406.07524, Eq. 10): weight −α′/(1−α), mask logit at −∞. BERT: constant mask rate. SFT is not another loss:
@@ -8,26 +8,129 @@ cross-entropy.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llada.diffusion.batch import Batch
+from llada.diffusion.noise import row_keys, row_uniforms, stream_key
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
+from llada.diffusion.time import TimeConfig, sample_uniform, time_and_weight
+from llada.settings import check_limits, limited, require
+
+ObjectiveKind = Literal["masked_diffusion", "autoregressive"]
 
 # Logits are turned to float32 this many rows at a time: (rows, V) in float32 would otherwise be the largest tensor of a
 # training step (16k masked tokens × 126k ids = 8 GB).
 CROSS_ENTROPY_ROWS = 4096
 
 
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned: LLaDA is schedule "llada", MDLM is "loglinear" with `subs`, the 15 % baseline is "bert"."""
+
+    kind: ObjectiveKind = "masked_diffusion"
+    """Predict masked tokens from both sides, or ("autoregressive", with model.causal) the next one from the left."""
+    schedule: str = "llada"
+    """Noise schedule (llada/diffusion/schedule.py): how many tokens are masked at noise level t, and their weight."""
+    time: TimeConfig = TimeConfig()
+    subs: bool = False
+    """MDLM: the mask token's logit is −∞ in the loss too."""
+    document_mask: bool = True
+    """A token attends only to its own document; LLaDA-8B was trained without."""
+    random_length: float = limited(0.0, low=0, high=1)
+    """Share of the steps whose rows are cut to a random length (LLaDA: 0.01)."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "objective")
+        kinds = get_args(ObjectiveKind)
+        require(self.kind in kinds, f"objective: kind must be one of {', '.join(kinds)}, not {self.kind!r}")
+        get_schedule(self.schedule)
+
+
 class NoisyBatch(NamedTuple):
     """xₜ and how it came about."""
 
-    tokens: Tensor  # (B, L) int64, mask tokens in place
-    masked: Tensor  # (B, L) bool: the positions to predict
-    mask_prob: Tensor  # (B,) P(masked) of a maskable position
-    weight: Tensor  # (B,) weight of −log p at a masked position
+    tokens: Tensor
+    """(B, L) int64, mask tokens in place."""
+    masked: Tensor
+    """(B, L) bool: the positions to predict."""
+    mask_prob: Tensor
+    """(B,) P(masked) of a maskable position."""
+    weight: Tensor
+    """(B,) weight of −log p at a masked position."""
+
+
+def objective_loss(
+    network: Callable[..., Tensor],
+    batch: Batch,
+    config: ObjectiveConfig,
+    *,
+    normalizer: float | Tensor,
+    seed: int,
+    mask_id: int | None,
+) -> Tensor:
+    """The objective on these rows: noise, one forward of the network, the loss. A scalar in nats.
+
+    Args:
+        network: (b, L) tokens → (N, V) logits at the N positions of its argument `logits_at`.
+        normalizer: what the sum is divided by; (b,) gives each row its own (see `masked_diffusion_loss`).
+        seed: of the noise, which is a function of (seed, epoch, sample) and of the rows' places in the global batch.
+        mask_id: id of the mask token; only the autoregressive objective does without.
+    """
+    if config.kind == "autoregressive":
+        predicted = predicted_positions(batch, config.kind)
+        logits = network(batch.tokens, segment_ids=batch.segment_ids, logits_at=predictors(predicted))
+        return next_token_loss(logits, batch.tokens, predicted, normalizer=normalizer)
+    assert mask_id is not None
+    noisy = add_noise(batch, config, seed, mask_id)
+    logits = network(noisy.tokens, segment_ids=batch.segment_ids, logits_at=noisy.masked)
+    subs_mask_id = mask_id if config.subs else None
+    return masked_diffusion_loss(
+        logits, batch.tokens, noisy, normalizer=normalizer, subs_mask_id=subs_mask_id
+    )
+
+
+def predicted_positions(batch: Batch, kind: ObjectiveKind) -> Tensor:
+    """(b, L) bool: what the loss is about. Autoregressive: what has a predecessor in its own document."""
+    if kind == "masked_diffusion":
+        return batch.maskable
+    predicted = batch.maskable.clone()
+    predicted[:, 0] = False
+    if batch.segment_ids is not None:
+        predicted[:, 1:] &= batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+    return predicted
+
+
+def add_noise(batch: Batch, config: ObjectiveConfig, seed: int, mask_id: int) -> NoisyBatch:
+    """xₜ of these rows: the mask from (seed, epoch, sample), the noise level from `config.time`."""
+    u = sample_uniform(
+        config.time.sampling,
+        seed=seed,
+        step=batch.step,
+        slots=batch.slots,
+        batch=batch.global_rows,
+        epochs=batch.epochs,
+        sample_ids=batch.sample_ids,
+    )
+    t, weight = time_and_weight(u, get_schedule(config.schedule), config.time)
+    keys = torch.empty_like(batch.sample_ids)
+    for epoch in batch.epochs.unique().tolist():
+        here = batch.epochs == epoch
+        keys[here] = row_keys(stream_key(seed, "train-mask", epoch), batch.sample_ids[here])
+    return forward_process(
+        batch.tokens,
+        t=t,
+        schedule=config.schedule,
+        maskable=batch.maskable,
+        mask_id=mask_id,
+        uniform=row_uniforms(keys, batch.tokens.shape[1]),
+        weight=weight,
+    )
 
 
 def forward_process(
@@ -140,11 +243,3 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, *, excluded_id: int | N
 def exclude(logits: Tensor, token_id: int) -> Tensor:
     """A copy of the logits with this id at −∞."""
     return logits.index_fill(-1, torch.tensor([token_id], device=logits.device), float("-inf"))
-
-
-def subs_log_probs(logits: Tensor, noisy_tokens: Tensor, mask_id: int) -> Tensor:
-    """MDLM's SUBS parameterisation of log p(x₀ | xₜ), (B, L, V): the mask has probability zero, and a token that is
-    still there is certain (diffusion.py:261-277 of MDLM; −∞ where upstream writes −1e6)."""
-    log_probs = exclude(logits, mask_id).log_softmax(dim=-1)
-    certain = torch.full_like(log_probs, float("-inf")).scatter(-1, noisy_tokens[..., None], 0.0)
-    return torch.where((noisy_tokens == mask_id)[..., None], log_probs, certain)

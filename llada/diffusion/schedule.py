@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llada.errors import UserError, hint
+from llada.registry import Registry
 
 
 class NoiseSchedule(ABC):
@@ -32,6 +32,7 @@ class NoiseSchedule(ABC):
         """The time t at which the mask probability is `mask_prob`: the inverse of `mask_prob(t)`."""
 
     def alpha(self, t: Tensor) -> Tensor:
+        """P(still clean at t)."""
         return torch.exp(-self.sigma(t))
 
     def mask_prob(self, t: Tensor) -> Tensor:
@@ -199,21 +200,21 @@ class Constant(NoiseSchedule):
         return torch.full_like(mask_prob, 0.5)
 
 
-SCHEDULES: dict[str, NoiseSchedule] = {
-    "llada": LLaDA(),
-    "loglinear": LogLinear(),
-    "cosine": Cosine(power=1),
-    "cosine2": Cosine(power=2),
-    "linear": Linear(),
-    "geometric": Geometric(),
-    "bert": Constant(),
-}
+SCHEDULES: Registry[NoiseSchedule] = Registry(
+    "noise schedule",
+    {
+        "llada": LLaDA(),
+        "loglinear": LogLinear(),
+        "cosine": Cosine(power=1),
+        "cosine2": Cosine(power=2),
+        "linear": Linear(),
+        "geometric": Geometric(),
+        "bert": Constant(),
+    },
+)
+"""By name, with the published constants. A new one is a class above and a row here."""
 
 
 def get_schedule(schedule: str | NoiseSchedule) -> NoiseSchedule:
-    """A schedule by name, with the published constants; an instance passes through."""
-    if isinstance(schedule, NoiseSchedule):
-        return schedule
-    if schedule not in SCHEDULES:
-        raise UserError(f"there is no noise schedule {schedule!r}; {hint(schedule, SCHEDULES)}")
-    return SCHEDULES[schedule]
+    """A schedule by name; an instance passes through. Raises UserError for an unknown name."""
+    return schedule if isinstance(schedule, NoiseSchedule) else SCHEDULES.find(schedule)

@@ -8,40 +8,52 @@ E[weight × masked] = 1 at every position. For LLaDA over [0, 1] that is exactly
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from llada.diffusion.noise import shift_right, stream_key, uniforms
 from llada.diffusion.schedule import NoiseSchedule
+from llada.errors import UserError
+from llada.settings import check_limits, limited, require
+
+TimeSampling = Literal["stratified", "independent", "sobol"]
+TimeDensity = Literal["uniform", "importance"]
 
 
 @dataclass(frozen=True)
 class TimeConfig:
     """How t is drawn. `t_min`, `t_max` bound it; training sees no noise level outside."""
 
-    # "stratified": one t in each of the global batch's equal strata (MDLM's "antithetic");
-    # "sobol": base-2 low-discrepancy sequence over the whole run, digitally shifted by the seed;
-    # "independent": as LLaDA's guideline.
-    sampling: Literal["stratified", "independent", "sobol"] = "stratified"
-    # "uniform": t uniform. "importance": log(1 − α(t)) uniform, which makes the weight constant (MDLM's importance
-    # sampling).
-    density: Literal["uniform", "importance"] = "uniform"
-    t_min: float = 0.0
-    t_max: float = 1.0
+    sampling: TimeSampling = "stratified"
+    """"stratified": one t in each of the global batch's equal strata (MDLM's "antithetic"); "sobol": base-2
+    low-discrepancy sequence over the whole run, digitally shifted by the seed; "independent": as LLaDA's guideline."""
+    density: TimeDensity = "uniform"
+    """"uniform": t uniform; "importance": log(1 − α(t)) uniform, which makes the weight constant (MDLM's importance
+    sampling)."""
+    t_min: float = limited(0.0, low=0)
+    """Lowest noise level."""
+    t_max: float = limited(1.0, high=1)
+    """Highest noise level."""
 
     def __post_init__(self) -> None:
-        if self.sampling not in ("stratified", "independent", "sobol"):
-            raise ValueError(f"time: sampling is stratified, independent or sobol, not {self.sampling!r}")
-        if self.density not in ("uniform", "importance"):
-            raise ValueError(f"time: density is uniform or importance, not {self.density!r}")
-        if not 0 <= self.t_min < self.t_max <= 1:
-            raise ValueError(f"time: need 0 ≤ t_min < t_max ≤ 1, not {self.t_min} and {self.t_max}")
+        check_limits(self, "time")
+        for name, known in (("sampling", get_args(TimeSampling)), ("density", get_args(TimeDensity))):
+            value = getattr(self, name)
+            require(value in known, f"time: {name} must be one of {', '.join(known)}, not {value!r}")
+        require(self.t_min < self.t_max, f"time: t_min {self.t_min} must be below t_max {self.t_max}")
 
 
 def sample_uniform(
-    sampling: str, *, seed: int, step: int, slots: Tensor, batch: int, epochs: Tensor, sample_ids: Tensor
+    sampling: TimeSampling,
+    *,
+    seed: int,
+    step: int,
+    slots: Tensor,
+    batch: int,
+    epochs: Tensor,
+    sample_ids: Tensor,
 ) -> Tensor:
     """u (B,) float64 in [0, 1) for these slots of a global batch of `batch` rows.
 
@@ -80,7 +92,10 @@ def _reverse_bits(x: Tensor) -> Tensor:
 
 
 def time_and_weight(u: Tensor, schedule: NoiseSchedule, config: TimeConfig) -> tuple[Tensor, Tensor]:
-    """t (B,) and the unbiased weight (B,) of each row, both float64, from u (B,) in [0, 1)."""
+    """t (B,) and the unbiased weight (B,) of each row, both float64, from u (B,) in [0, 1).
+
+    Raises UserError where the importance density does not exist for this schedule and range.
+    """
     u = u.double()
     ends = torch.tensor([config.t_min, config.t_max], dtype=torch.float64, device=u.device)
     mass = schedule.mass(config.t_min, config.t_max)
@@ -89,7 +104,7 @@ def time_and_weight(u: Tensor, schedule: NoiseSchedule, config: TimeConfig) -> t
         return t, schedule.weight(t) * float(ends[1] - ends[0]) / mass
     log_p = torch.log(schedule.mask_prob(ends))
     if not bool(torch.isfinite(log_p).all()) or log_p[0] == log_p[1]:
-        raise ValueError(
+        raise UserError(
             f"time: importance density needs mask probabilities that rise from above 0; {schedule} has "
             f"{log_p.exp().tolist()} at t_min {config.t_min} and t_max {config.t_max}: raise t_min"
         )

@@ -11,45 +11,59 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.settings import check_limits, limited, require
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the network and the ids it must know. `vocab_size` counts embedding rows (padding rows included)."""
+    """Shape of the network and the ids it must know."""
 
-    vocab_size: int
-    d_model: int
-    num_layers: int
-    num_heads: int
-    ffn_dim: int
-    num_kv_heads: int | None = None  # None: as many as heads (plain multi-head attention)
-    max_length: int = 4096  # positions; longer inputs are refused
+    vocab_size: int = limited(MISSING, low=1)
+    """Embedding rows, padding rows included."""
+    d_model: int = limited(MISSING, low=1)
+    """Width of the residual stream."""
+    num_layers: int = limited(MISSING, low=1)
+    num_heads: int = limited(MISSING, low=1)
+    """Attention heads; their even width is d_model / num_heads."""
+    ffn_dim: int = limited(MISSING, low=1)
+    """Width of the SwiGLU."""
+    num_kv_heads: int | None = limited(None, low=1)
+    """Key/value heads, a divisor of num_heads (grouped-query attention); None: as many as heads."""
+    max_length: int = limited(4096, low=1)
+    """Positions; longer inputs are refused."""
     rope_theta: float = 500_000.0
+    """Base of the rotary positions' wavelengths."""
     rms_norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    """The head is the embedding."""
     causal: bool = False
+    """A position attends only to what stands before it: the autoregressive twin."""
     mask_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        if self.d_model % self.num_heads or (self.d_model // self.num_heads) % 2:
-            raise ValueError(
-                f"model: d_model {self.d_model} must be num_heads {self.num_heads} × an even head width"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"model: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.kv_heads}"
-            )
+        check_limits(self, "model")
+        require(
+            self.d_model % self.num_heads == 0 and self.head_dim % 2 == 0,
+            f"model: d_model {self.d_model} must be num_heads {self.num_heads} × an even head width",
+        )
+        require(
+            self.num_heads % self.kv_heads == 0,
+            f"model: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.kv_heads}",
+        )
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
             token = getattr(self, name)
-            if token is not None and not 0 <= token < self.vocab_size:
-                raise ValueError(f"model: {name} {token} lies outside the {self.vocab_size} vocabulary rows")
+            require(
+                token is None or 0 <= token < self.vocab_size,
+                f"model: {name} {token} lies outside the {self.vocab_size} vocabulary rows",
+            )
 
     @property
     def kv_heads(self) -> int:

@@ -1,14 +1,16 @@
 """Training checkpoints: sharded (DCP), resumable at any number of workers, on any fsspec URL.
 
-`<folder>/step-00001000/` holds the shards of parameters and optimizer state; `state.json` (the cursor) is written last,
-so a folder without it is an interrupted write and is ignored. The data position is the step: noise and order are
-functions of it.
+`<folder>/step-00001000/` holds the shards of parameters and optimizer state; `state.json` (the run's identity and its
+cursor) is written last, so a folder without it is an interrupted write and is ignored. The data position is the step:
+noise and order are functions of it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,13 +18,72 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+
+# Private, because torch publishes a reader and a writer of local folders only.
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
+from llada.errors import UserError
 from llada.files import filesystem, local_path, write_bytes
-from llada.model.transformer import Transformer
+from llada.model.transformer import Transformer, copy_full_
 from llada.training.parallel import world
 
 STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a run is: all that a checkpoint holds beside tensors. The data position is the step."""
+
+    step: int = 0
+    """Steps done."""
+    tokens: int = 0
+    """Trained on so far."""
+    seconds: float = 0.0
+    """Spent so far, attempts before this one included."""
+    train_loss: float = float("nan")
+    """Last logged, nats per token."""
+    interval_loss: float = 0.0
+    """Summed since then."""
+    interval_steps: int = 0
+
+
+def restore(
+    folder: str,
+    identity: Mapping[str, Any],
+    model: Transformer,
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    initial_state: Mapping[str, Tensor] | None,
+    seed: int,
+) -> Cursor:
+    """Fill the network (and optimizers) from the newest checkpoint, or else the initial weights, or else the seed.
+
+    Args:
+        identity: JSON values of what must not change when a run goes on, by the name of what it is.
+        initial_state: our parameter names -> full tensors, the same on every worker.
+
+    Raises:
+        UserError: the checkpoints are another run's, or do not fit the network and its optimizers.
+    """
+    steps = complete_checkpoints(folder)
+    if steps:
+        state = read_state(folder, steps[-1])
+        stored = state.pop("identity")
+        different = sorted(key for key in identity if stored.get(key) != identity[key])
+        if different:
+            raise UserError(
+                f"the checkpoints in {folder} are of another run ({', '.join(different)} differ): "
+                "choose another output folder"
+            )
+        load_checkpoint(folder, steps[-1], model, optimizers)
+        return Cursor(**state)
+    if initial_state is None:
+        model.init_weights(seed)
+    else:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                copy_full_(parameter, initial_state[name])
+    return Cursor()
 
 
 def _tensors(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -38,14 +99,15 @@ def _tensors(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dic
 
 def save_checkpoint(
     folder: str,
-    step: int,
+    cursor: Cursor,
+    identity: Mapping[str, Any],
     model: Transformer,
     optimizers: list[torch.optim.Optimizer],
-    state: dict[str, Any],
     *,
     keep: int = 2,
 ) -> str:
-    """Write the checkpoint of the state after `step` steps, then delete all but the newest `keep`. A collective."""
+    """Write the checkpoint of the run at `cursor`, then delete all but the newest `keep`; its URL. A collective."""
+    step = cursor.step
     fs, root = filesystem(folder)
     url = f"{folder.rstrip('/')}/step-{step:08d}"
     path = f"{root.rstrip('/')}/step-{step:08d}"
@@ -61,7 +123,9 @@ def save_checkpoint(
         first = next(iter(error.failures.values()))[0]
         raise RuntimeError(f"cannot write the checkpoint {url}: {first}") from first
     if world()[0] == 0:
-        write_bytes(f"{url}/{STATE_FILE}", json.dumps(state, indent=2).encode())
+        write_bytes(
+            f"{url}/{STATE_FILE}", json.dumps({"identity": identity, **asdict(cursor)}, indent=2).encode()
+        )
         for old in complete_checkpoints(folder)[:-keep]:
             fs.rm(f"{root.rstrip('/')}/step-{old:08d}", recursive=True)
     _barrier()
@@ -80,15 +144,20 @@ def complete_checkpoints(folder: str) -> list[int]:
 
 
 def read_state(folder: str, step: int) -> dict[str, Any]:
+    """What a checkpoint's state.json holds: "identity" and the fields of `Cursor`."""
     fs, root = filesystem(folder)
     with fs.open(f"{root.rstrip('/')}/step-{step:08d}/{STATE_FILE}") as file:
-        return json.load(file)
+        state = json.load(file)
+    objective = state["identity"]["objective"]
+    if "objective" in objective:  # older checkpoints call its kind so
+        objective["kind"] = objective.pop("objective")
+    return state
 
 
 def load_checkpoint(
     folder: str, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]
 ) -> None:
-    """Restore parameters and optimizer state in place, resharding as needed. A collective."""
+    """Restore parameters and optimizer state in place, resharding as needed. A collective. Raises UserError."""
     _, root = filesystem(folder)
     path = f"{root.rstrip('/')}/step-{step:08d}"
     reader = (
@@ -113,7 +182,10 @@ def load_checkpoint(
     tensors = _tensors(model, optimizers)
     missing = sorted(set(tensors) ^ set(metadata))
     if missing:
-        raise ValueError(f"checkpoint {path} does not fit this model and optimizer: {missing[:5]}")
+        raise UserError(
+            f"checkpoint {path} does not fit this model and optimizer ({', '.join(missing[:5])}): "
+            "delete it to go on from the one before"
+        )
     dcp.load(tensors, storage_reader=reader)
 
 

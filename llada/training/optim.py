@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+# Private, because public Muon scales its rate only inside its own step; torch's own factor keeps us equal to it.
 from torch.optim._muon import _adjust_lr
 
+from llada.settings import check_limits, limited, require
 from llada.training.parallel import resolve_precision
+
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -26,41 +31,52 @@ class OptimConfig:
     Muon's updates are scaled to AdamW's RMS (match_rms_adamw), so the two rates are of one size.
     """
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: float = 3e-4
-    muon_lr: float = 3e-4
+    optimizer: OptimizerName = "adamw"
+    """"muon" moves the matrices inside the blocks with Muon and everything else with AdamW."""
+    lr: float = limited(3e-4, above=0)
+    """AdamW's peak rate."""
+    muon_lr: float = limited(3e-4, above=0)
+    """Muon's peak rate."""
     muon_momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW's two moments."""
     eps: float = 1e-8
-    weight_decay: float = 0.1  # of matrices and embeddings; norms are never decayed
-    grad_clip: float = 1.0  # global norm; 0 is off
-    warmup_steps: int = 100
-    decay_fraction: float = 0.2  # last share of the run, linear down to final_lr_ratio
-    final_lr_ratio: float = 0.1  # of the peak
-    drops: tuple[tuple[float, float], ...] = ()  # (share of the run, factor of the peak from there on)
+    """Of AdamW's denominator."""
+    weight_decay: float = 0.1
+    """Of matrices and embeddings; norms are never decayed."""
+    grad_clip: float = 1.0
+    """Global norm of the gradient; 0 is off."""
+    warmup_steps: int = limited(100, low=0)
+    """Steps of the linear rise from 0 to the peak."""
+    decay_fraction: float = limited(0.2, low=0, high=1)
+    """Last share of the run, linear down to final_lr_ratio."""
+    final_lr_ratio: float = 0.1
+    """Of the peak, at the end."""
+    drops: tuple[tuple[float, float], ...] = ()
+    """Pairs (share of the run, factor of the peak from there on)."""
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optim: optimizer is adamw or muon, not {self.optimizer!r}")
-        if not 0 <= self.decay_fraction <= 1 or self.warmup_steps < 0:
-            raise ValueError("optim: need 0 ≤ decay_fraction ≤ 1 and warmup_steps ≥ 0")
-        if self.lr <= 0 or self.muon_lr <= 0:
-            raise ValueError("optim: learning rates must be positive")
+        check_limits(self, "optim")
+        known = get_args(OptimizerName)
+        require(
+            self.optimizer in known,
+            f"optim: optimizer must be one of {', '.join(known)}, not {self.optimizer!r}",
+        )
 
 
 def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
     """Factor of the peak rate at this 0-based step: linear warm-up, hold (with drops), linear decay."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    held = 1.0
+    plateau = 1.0
     for share, factor in config.drops:
         if step >= share * num_steps:
-            held = factor
+            plateau = factor
     decay_steps = round(config.decay_fraction * num_steps)
     into_decay = step - (num_steps - decay_steps)
     if into_decay < 0 or decay_steps == 0:
-        return held
-    return held + (config.final_lr_ratio - held) * (into_decay + 1) / decay_steps
+        return plateau
+    return plateau + (config.final_lr_ratio - plateau) * (into_decay + 1) / decay_steps
 
 
 class ShardedMuon(torch.optim.Muon):

@@ -47,6 +47,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:
+        # Private, because torch has no public question for what a CPU multiplies natively.
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
@@ -65,7 +66,7 @@ def build_parallel(
     *,
     activation_checkpointing: bool = False,
 ) -> Transformer:
-    """An uninitialised network on `device`, sharded over all workers (fill it with `init_weights` or `load_full`).
+    """An uninitialised network on `device`, sharded over all workers: `checkpoint.restore` fills it.
 
     Parameters are float32 masters; each block gathers them in `dtype` for its forward and backward, and gradients are
     reduced in float32.

@@ -8,7 +8,6 @@ resumed run repeats an uninterrupted one, and the number of workers changes noth
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,10 +16,14 @@ import torch
 from torch import Tensor
 
 from llada.data.tokens.shards import TokenDataset
-from llada.diffusion.objective import masked_diffusion_loss, next_token_loss, predictors
-from llada.model.transformer import ModelConfig, Transformer, copy_full_
+from llada.diffusion.batch import Batch
+from llada.diffusion.objective import ObjectiveConfig, objective_loss, predicted_positions
+from llada.errors import UserError
+from llada.model.transformer import ModelConfig, Transformer
+from llada.settings import check_limits, limited, require
 from llada.training import checkpoint
-from llada.training.batches import Batch, BatchStream, ObjectiveConfig, add_noise, predicted_positions
+from llada.training.batches import BatchStream
+from llada.training.events import CheckpointDue, Event, Report, RunStarted, StepDone, Validated
 from llada.training.metrics import Throughput, peak_flops
 from llada.training.optim import OptimConfig, build_optimizers, lr_factor, set_lr
 from llada.training.parallel import (
@@ -42,33 +45,35 @@ from llada.training.validation import Validation
 class TrainConfig:
     """How long, how big, how often. A run is complete in itself: the batch is counted in tokens, never per GPU."""
 
-    num_steps: int | None = None  # None: `num_epochs` passes over the data
+    num_steps: int | None = limited(None, low=1)
+    """Optimizer steps; None: `num_epochs` passes over the data."""
     num_epochs: float = 1.0
-    global_batch_tokens: int = 262_144
-    micro_batch_rows: int = 8  # rows of one forward on one worker; changes memory and speed only
+    """Passes over the data when num_steps is None."""
+    global_batch_tokens: int = limited(262_144, low=1)
+    """Tokens of one step over all workers, a multiple of the rows' length."""
+    micro_batch_rows: int = limited(8, low=1)
+    """Rows of one forward on one worker; changes memory and speed only."""
     precision: Precision = "auto"
+    """Of the forward pass: bf16 where the hardware multiplies it natively ("auto"), always, or never."""
     seed: int = 0
-    log_every: int = 10
-    validate_every: int = 500
+    """Of weights, order and noise."""
+    log_every: int = limited(10, low=1)
+    """Steps between two logged losses."""
+    validate_every: int = limited(500, low=1)
+    """Steps between two validations."""
     validation_rows: int = 256
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    """Rows of the validation split that are scored each time."""
+    checkpoint_every: int = limited(500, low=1)
+    """Steps between two resumable checkpoints."""
+    keep_checkpoints: int = limited(2, low=1)
+    """The newest ones; older ones are deleted."""
     activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations: less memory, more time."""
     compile: bool = False
+    """Through torch.compile."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "global_batch_tokens",
-            "micro_batch_rows",
-            "log_every",
-            "validate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train: {name} must be at least 1, not {getattr(self, name)}")
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"train: num_steps must be at least 1, not {self.num_steps}")
+        check_limits(self, "train")
 
 
 @dataclass(frozen=True)
@@ -82,29 +87,25 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainResult:
+    """What a run has come to. Losses are nats per token."""
+
     num_steps: int
-    tokens: int  # trained on, all epochs
-    train_loss: float  # nats per token, mean over the last logged interval
-    validation_loss: float  # bound in nats per token at the end
-    unigram_loss: float  # unigram cross-entropy on the same validation tokens
+    tokens: int
+    """Trained on, all epochs."""
+    train_loss: float
+    """Mean over the last logged interval."""
+    validation_loss: float
+    """The bound at the end."""
+    unigram_loss: float
+    """Unigram cross-entropy on the same validation tokens."""
     seconds: float
     tokens_per_second: float
-    state: dict[str, Tensor] | None  # full weights on worker 0
+    state: dict[str, Tensor] | None
+    """Our parameter names -> full weights on worker 0, None elsewhere."""
 
 
-Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """Where a run is: all that a checkpoint holds beside tensors. The data position is the step."""
-
-    step: int = 0  # steps done
-    tokens: int = 0  # trained on so far
-    seconds: float = 0.0  # spent so far, attempts before this one included
-    train_loss: float = float("nan")  # last logged
-    interval_loss: float = 0.0  # summed since then
-    interval_steps: int = 0
+class DivergenceError(UserError, FloatingPointError):
+    """The loss or its gradient is no longer finite."""
 
 
 def train(
@@ -125,19 +126,17 @@ def train(
         checkpoints: folder (any fsspec URL that all workers reach) of the resumable checkpoints.
         unigram_counts: int64 (V,) token counts of the training split, for the baseline.
         initial_state: our parameter names -> full tensors, the same on every worker (fine-tuning).
-        report: called on worker 0 with one dict per event; "event" is start, step, validation or checkpoint
-            (the last one just before the checkpoint is written).
+        report: called on worker 0 with every event (events.py).
         stop_at: leave with a checkpoint after this many steps; the schedules still follow the whole run.
 
     Raises:
-        ValueError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's.
-        FloatingPointError: the loss is no longer finite; the last checkpoint is intact.
+        UserError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's.
+        DivergenceError: the loss is no longer finite; the last checkpoint is intact.
     """
     rank, num_workers = world()
     device = training_device()
     dtype = resolve_precision(config.train.precision, device)
-    dataset = TokenDataset(data, "train")
-    check_fit(model_config, config, dataset)
+    dataset, held_out = open_splits(data, model_config, config)
     seed = config.train.seed
     global_rows = config.train.global_batch_tokens // dataset.row_length
     num_steps = config.train.num_steps or max(1, round(config.train.num_epochs * len(dataset) / global_rows))
@@ -145,7 +144,7 @@ def train(
         dataset, config.objective, global_rows=global_rows, seed=seed, rank=rank, num_workers=num_workers
     )
     validation = Validation(
-        TokenDataset(data, "validation"),
+        held_out,
         config.objective,
         num_rows=config.train.validation_rows,
         seed=seed,
@@ -158,21 +157,24 @@ def train(
     )
     optimizers = build_optimizers(model, config.optim)
     identity = run_identity(model_config, config, dataset)
-    cursor = restore(checkpoints, identity, model, optimizers, initial_state, seed)
+    cursor = checkpoint.restore(
+        checkpoints, identity, model, optimizers, initial_state=initial_state, seed=seed
+    )
     network = torch.compile(model) if config.train.compile else model
 
-    def emit(event: str, **values: Any) -> None:
+    def emit(event: Event) -> None:
         if rank == 0 and report:
-            report({"event": event, **values})
+            report(event)
 
     emit(
-        "start",
-        first_step=cursor.step,
-        num_steps=num_steps,
-        parameters=model_config.num_parameters,
-        unigram_loss=unigram_loss,
-        precision=str(dtype).removeprefix("torch."),
-        workers=num_workers,
+        RunStarted(
+            first_step=cursor.step,
+            num_steps=num_steps,
+            parameters=model_config.num_parameters,
+            unigram_loss=unigram_loss,
+            precision=str(dtype).removeprefix("torch."),
+            workers=num_workers,
+        )
     )
     last_step = num_steps if stop_at is None else min(stop_at, num_steps)
     flops = model_config.training_flops_per_token(dataset.row_length)
@@ -186,7 +188,7 @@ def train(
         loss = float(train_step(network, model, batch.to(device), config, num_workers, dtype))
         norm = float(clip_gradients(model, config.optim.grad_clip))
         if not np.isfinite(loss + norm):  # before the weights move, and before a checkpoint could keep them
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"the loss ({loss}) or its gradient ({norm}) is not finite at step {step}: "
                 "run the same command with a lower learning rate (--optim.lr, --optim.muon-lr) to go on from the "
                 "last checkpoint"
@@ -207,25 +209,15 @@ def train(
         if step % config.train.log_every == 0 or step == num_steps:
             train_loss = cursor.interval_loss / cursor.interval_steps
             lr = optimizers[0].param_groups[0]["lr"]
-            speed = clock.read()
-            emit(
-                "step",
-                step=step,
-                loss=train_loss,
-                lr=lr,
-                grad_norm=norm,
-                tokens=cursor.tokens,
-                **speed,
-            )
+            emit(StepDone(step, train_loss, lr, norm, cursor.tokens, *clock.read()))
             cursor = replace(cursor, train_loss=train_loss, interval_loss=0.0, interval_steps=0)
         if step % config.train.validate_every == 0 or step == num_steps:
             validation_loss = validation(model, device, dtype)
-            emit("validation", step=step, loss=validation_loss, ratio=validation_loss / unigram_loss)
+            emit(Validated(step, validation_loss, validation_loss / unigram_loss))
         if step % config.train.checkpoint_every == 0 or step == last_step:
-            emit("checkpoint", step=step)  # before it: a record of events must never be behind a checkpoint
-            state = {"identity": identity, **asdict(cursor)}
+            emit(CheckpointDue(step))
             checkpoint.save_checkpoint(
-                checkpoints, step, model, optimizers, state, keep=config.train.keep_checkpoints
+                checkpoints, cursor, identity, model, optimizers, keep=config.train.keep_checkpoints
             )
     if np.isnan(validation_loss):  # resumed after the last step, or stopped early
         validation_loss = validation(model, device, dtype)
@@ -249,7 +241,7 @@ def train_step(
     Each row is divided by a number that knows the whole global batch (its token count, or rows × answer length in SFT),
     so micro-batches and workers add up to the same gradient however the rows are split.
     """
-    counts = predicted_positions(batch, config.objective.objective).sum(1)
+    counts = predicted_positions(batch, config.objective.kind).sum(1)
     if batch.per_row:
         normalizer = counts.clamp(min=1) * batch.global_rows
     else:
@@ -259,58 +251,56 @@ def train_step(
     for start, micro in zip(range(0, len(counts), micro_rows), batch.split(micro_rows), strict=True):
         set_gradient_sync(model, start + micro_rows >= len(counts))
         with autocast(batch.tokens.device, dtype):
-            loss = micro_batch_loss(network, model, micro, config, normalizer[start : start + micro_rows])
+            loss = objective_loss(
+                network,
+                micro,
+                config.objective,
+                normalizer=normalizer[start : start + micro_rows],
+                seed=config.train.seed,
+                mask_id=model.config.mask_token_id,
+            )
         (loss * num_workers).backward()  # FSDP averages gradients over workers; the loss is a sum
         total += loss.detach()
     return all_sum(total)
 
 
-def micro_batch_loss(
-    network: Any, model: Transformer, batch: Batch, config: RunConfig, normalizer: Tensor
-) -> Tensor:
-    """The objective on these rows, a scalar."""
-    if config.objective.objective == "autoregressive":
-        predicted = predicted_positions(batch, "autoregressive")
-        logits = network(batch.tokens, segment_ids=batch.segment_ids, logits_at=predictors(predicted))
-        return next_token_loss(logits, batch.tokens, predicted, normalizer=normalizer)
-    mask_id = model.config.mask_token_id
-    assert mask_id is not None  # check_fit
-    noisy = add_noise(batch, config.objective, config.train.seed, mask_id)
-    logits = network(noisy.tokens, segment_ids=batch.segment_ids, logits_at=noisy.masked)
-    subs = mask_id if config.objective.subs else None
-    return masked_diffusion_loss(logits, batch.tokens, noisy, normalizer=normalizer, subs_mask_id=subs)
+def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[TokenDataset, TokenDataset]:
+    """The training and the validation split of a prepared folder.
 
-
-def check_fit(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -> None:
-    """Refuse a network that cannot learn from this data, before anything is built."""
+    Raises UserError, before anything is built, for a network that cannot learn from this data.
+    """
+    dataset = TokenDataset(data, "train")
     info, where = dataset.info, dataset.url
-    if info["vocab_size"] > model.vocab_size:
-        raise ValueError(
-            f"{where} was tokenised with {info['vocab_size']} ids, the model has {model.vocab_size} rows: "
-            "prepare the data with the model's tokenizer, or set model.vocab_size"
-        )
-    if model.mask_token_id is None and config.objective.objective == "masked_diffusion":
-        raise ValueError("the model has no mask_token_id, which masked diffusion needs")
-    if model.mask_token_id is not None and info["mask_token_id"] != model.mask_token_id:
-        raise ValueError(
-            f"{where} has mask id {info['mask_token_id']}, the model {model.mask_token_id}: they must be of one tokenizer"
-        )
-    if dataset.row_length > model.max_length:
-        raise ValueError(
-            f"{where} has rows of {dataset.row_length} tokens, the model takes {model.max_length}: "
-            "prepare shorter rows or raise model.max_length"
-        )
-    if (config.objective.objective == "autoregressive") != model.causal:
-        raise ValueError(
-            f"objective {config.objective.objective} and model.causal={model.causal} do not go together"
-        )
-    if config.train.global_batch_tokens % dataset.row_length:
-        raise ValueError(
-            f"train.global_batch_tokens {config.train.global_batch_tokens} is not a multiple of the rows' length "
-            f"{dataset.row_length}"
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"{where} has no training rows")
+    require(
+        info["vocab_size"] <= model.vocab_size,
+        f"{where} was tokenised with {info['vocab_size']} ids, the model has {model.vocab_size} rows: "
+        "prepare the data with the model's tokenizer, or set model.vocab_size",
+    )
+    require(
+        model.mask_token_id is not None or config.objective.kind == "autoregressive",
+        "the model has no mask_token_id, which masked diffusion needs: set model.mask_token_id",
+    )
+    require(
+        model.mask_token_id is None or info["mask_token_id"] == model.mask_token_id,
+        f"{where} has mask id {info['mask_token_id']}, the model {model.mask_token_id}: "
+        "they must be of one tokenizer",
+    )
+    require(
+        dataset.row_length <= model.max_length,
+        f"{where} has rows of {dataset.row_length} tokens, the model takes {model.max_length}: "
+        "prepare shorter rows or raise model.max_length",
+    )
+    require(
+        (config.objective.kind == "autoregressive") == model.causal,
+        f"objective.kind {config.objective.kind} and model.causal={model.causal} do not go together",
+    )
+    require(
+        config.train.global_batch_tokens % dataset.row_length == 0,
+        f"train.global_batch_tokens {config.train.global_batch_tokens} is not a multiple of the rows' length "
+        f"{dataset.row_length}",
+    )
+    require(len(dataset) > 0, f"{where} has no training rows")
+    return dataset, TokenDataset(data, "validation")
 
 
 def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
@@ -323,36 +313,6 @@ def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -
         "global_batch_tokens": config.train.global_batch_tokens,
         "data": dataset.fingerprint,
     }
-
-
-def restore(
-    checkpoints: str,
-    identity: dict[str, Any],
-    model: Transformer,
-    optimizers: list[torch.optim.Optimizer],
-    initial_state: dict[str, Tensor] | None,
-    seed: int,
-) -> Cursor:
-    """Fill the network (and optimizers) from the newest checkpoint, or else the initial weights, or else the seed."""
-    steps = checkpoint.complete_checkpoints(checkpoints)
-    if steps:
-        state = checkpoint.read_state(checkpoints, steps[-1])
-        stored = state.pop("identity")
-        different = sorted(key for key in identity if stored.get(key) != identity[key])
-        if different:
-            raise ValueError(
-                f"the checkpoints in {checkpoints} are of another run ({', '.join(different)} differ): "
-                "choose another output folder"
-            )
-        checkpoint.load_checkpoint(checkpoints, steps[-1], model, optimizers)
-        return Cursor(**state)
-    if initial_state is None:
-        model.init_weights(seed)
-    else:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                copy_full_(parameter, initial_state[name])
-    return Cursor()
 
 
 def _jsonable(value: Any) -> Any:

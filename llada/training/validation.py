@@ -8,12 +8,13 @@ from torch import Tensor
 
 from llada.data.tokens.order import permutation
 from llada.data.tokens.shards import TokenDataset
+from llada.diffusion.batch import Batch
 from llada.diffusion.likelihood import nelbo_rows, row_sums
 from llada.diffusion.noise import row_keys, stream_key, uniforms
-from llada.diffusion.objective import predictors, token_cross_entropy
+from llada.diffusion.objective import ObjectiveConfig, predicted_positions, predictors, token_cross_entropy
 from llada.diffusion.time import stratify
+from llada.errors import UserError
 from llada.model.transformer import Transformer
-from llada.training.batches import Batch, ObjectiveConfig, predicted_positions
 from llada.training.parallel import all_sum, autocast, reshard, world
 
 
@@ -30,7 +31,7 @@ class Validation:
         self.config, self.micro_rows = config, micro_rows
         n = min(num_rows, len(dataset))
         if n == 0:
-            raise ValueError(
+            raise UserError(
                 f"{dataset.url} has no validation rows: prepare it with a larger validation_fraction"
             )
         ids = permutation(len(dataset), seed, 0)(np.arange(n))
@@ -58,7 +59,7 @@ class Validation:
     def unigram_nats(self, counts: np.ndarray) -> float:
         """Cross-entropy of the training split's unigram distribution on these tokens (add-one), nats per token."""
         log_p = torch.from_numpy(np.log((counts + 1) / (counts + 1).sum()))
-        scored = self.batch.tokens[predicted_positions(self.batch, self.config.objective)]
+        scored = self.batch.tokens[predicted_positions(self.batch, self.config.kind)]
         return float(-log_p[scored].mean())
 
     @torch.no_grad()
@@ -87,9 +88,9 @@ class Validation:
     ) -> tuple[Tensor, Tensor]:
         """Nats and scored tokens of each row."""
         batch = self.batch.select(rows).to(device)
-        predicted = predicted_positions(batch, self.config.objective)
+        predicted = predicted_positions(batch, self.config.kind)
         with autocast(device, dtype):
-            if self.config.objective == "autoregressive":
+            if self.config.kind == "autoregressive":
                 logits = model(batch.tokens, segment_ids=batch.segment_ids, logits_at=predictors(predicted))
                 nats = row_sums(token_cross_entropy(logits, batch.tokens[predicted]), predicted)
             else:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from llada.plan import format_plan, plan
+from llada.errors import UserError
+from llada.plan import estimate_cost, format_cost
 from llada.presets import get_preset
 
 
 def test_llada_8b_costs_what_was_published():
     """0.13 M H800 hours for 2.3 T tokens is about 4,900 tokens/s per GPU, 24 % of 989 TFLOP/s by 6·N (attention apart)."""
-    estimate = plan(get_preset("llada_8b"), gpus=266, gpu="h800", mfu=0.26)  # attention adds 9 % to 6·N
+    estimate = estimate_cost(
+        get_preset("llada_8b"), gpus=266, gpu="h800", mfu=0.26
+    )  # attention adds 9 % to 6·N
     assert estimate.days * 24 * 266 == pytest.approx(0.13e6, rel=0.05)
     assert estimate.tokens_per_second_per_gpu == pytest.approx(4900, rel=0.05)
     assert estimate.fits
 
 
 def test_one_gpu_cannot_train_8b_and_the_text_says_so():
-    estimate = plan(get_preset("llada_8b"), gpus=1, gpu="h100", mfu=0.35)
+    estimate = estimate_cost(get_preset("llada_8b"), gpus=1, gpu="h100", mfu=0.35)
     assert not estimate.fits
-    assert "does not fit" in format_plan(estimate)
+    assert "does not fit" in format_cost(estimate)
 
 
 def test_unknown_gpu():
-    with pytest.raises(ValueError, match="none of"):
-        plan(get_preset("llada_8b"), gpus=8, gpu="tpu", mfu=0.3)
+    with pytest.raises(UserError, match="no accelerator 'tpu'.*h100"):
+        estimate_cost(get_preset("llada_8b"), gpus=8, gpu="tpu", mfu=0.3)

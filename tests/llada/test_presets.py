@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llada.config import Recipe
+from llada.errors import UserError
 from llada.model.transformer import Transformer
 from llada.presets import PRESETS, get_preset
 from llada.settings import from_json, to_json
@@ -79,7 +80,7 @@ def test_json_is_strict():
 
 
 def test_unknown_preset_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'llada_8b'"):
+    with pytest.raises(UserError, match="did you mean 'llada_8b'"):
         get_preset("llada8b")
 
 

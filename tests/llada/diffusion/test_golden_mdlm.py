@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada.diffusion.objective import NoisyBatch, masked_diffusion_loss, subs_log_probs, token_cross_entropy
+from llada.diffusion.objective import NoisyBatch, masked_diffusion_loss, token_cross_entropy
 from llada.diffusion.schedule import Cosine, Geometric, Linear, LogLinear, NoiseSchedule
 from llada.diffusion.time import TimeConfig, stratify, time_and_weight
 from llada.sampling.rules import unmask_probability
@@ -39,6 +39,18 @@ def wide(values: list) -> Tensor:
 def with_minus_infinity(values: list) -> Tensor:
     """A nested list in which null stands for minus infinity."""
     return wide([[[-math.inf if v is None else v for v in row] for row in rows] for rows in values])
+
+
+def subs_log_probs(logits: Tensor, tokens: Tensor, mask_id: int) -> Tensor:
+    """MDLM's SUBS parameterisation of log p(x₀ | xₜ), (B, L, V), by our cross-entropy of every candidate: the mask has
+    probability zero, and a token that is still there is certain (upstream's diffusion.py:261-277, with −∞ for its −1e6).
+    """
+    B, L, V = logits.shape
+    candidates = torch.arange(V).expand(B, L, V)
+    rows = logits[:, :, None].expand(B, L, V, V)
+    nats = token_cross_entropy(rows.reshape(-1, V), candidates.reshape(-1), excluded_id=mask_id)
+    certain = torch.full_like(logits, -math.inf).scatter(-1, tokens[..., None], 0.0)
+    return torch.where((tokens == mask_id)[..., None], -nats.view(B, L, V), certain)
 
 
 def test_schedules_equal_the_float64_reference(golden: dict[str, list[dict]]) -> None:

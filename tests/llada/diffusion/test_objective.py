@@ -9,16 +9,22 @@ import torch
 from torch import Tensor
 
 from llada.diffusion import objective
+from llada.diffusion.batch import Batch
 from llada.diffusion.objective import (
     NoisyBatch,
+    ObjectiveConfig,
+    add_noise,
     forward_process,
     masked_diffusion_loss,
     next_token_loss,
+    objective_loss,
+    predicted_positions,
     predictors,
     token_cross_entropy,
 )
 from llada.diffusion.schedule import LLaDA, LogLinear
 from llada.diffusion.time import TimeConfig, time_and_weight
+from llada.errors import UserError
 
 
 def mask_subsets() -> list[Tensor]:
@@ -170,3 +176,88 @@ def test_next_token_loss_predicts_from_the_position_before() -> None:
     torch.testing.assert_close(loss, sum(nats) / 4)
     by_row = next_token_loss(logits[before], clean, predicted, normalizer=torch.tensor([2.0, 8.0]))
     torch.testing.assert_close(by_row, (nats[0] + nats[1]) / 2 + (nats[2] + nats[3]) / 8)
+
+
+def test_autoregressive_targets_have_a_predecessor_in_their_document() -> None:
+    segments = torch.tensor([[0, 0, 0, 1, 1, -1]])
+    batch = Batch(
+        tokens=torch.arange(6)[None],
+        segment_ids=segments,
+        maskable=torch.tensor([[True] * 5 + [False]]),
+        slots=torch.zeros(1).long(),
+        epochs=torch.zeros(1).long(),
+        sample_ids=torch.zeros(1).long(),
+        step=0,
+        global_rows=1,
+        per_row=False,
+    )
+    assert predicted_positions(batch, "autoregressive").tolist() == [[False, True, True, False, True, False]]
+    assert predicted_positions(batch, "masked_diffusion").tolist() == [[True] * 5 + [False]]
+    joined = Batch(**{**vars(batch), "segment_ids": None})
+    assert predicted_positions(joined, "autoregressive").tolist() == [[False, True, True, True, True, False]]
+
+
+def test_wrong_settings_are_refused_by_name() -> None:
+    for bad, named in (
+        ({"schedule": "exponential"}, "schedule 'exponential'"),
+        ({"random_length": 1.5}, "objective: random_length"),
+        ({"kind": "causal"}, "objective: kind .*not 'causal'"),
+    ):
+        with pytest.raises(UserError, match=named):
+            ObjectiveConfig(**bad)  # type: ignore[arg-type]
+
+
+def counting_batch(**changes: Any) -> Batch:
+    """Two rows of four tokens, of two documents each, in slots 0 and 1."""
+    values: dict[str, Any] = {
+        "tokens": torch.tensor([[4, 2, 0, 3], [1, 1, 2, 4]]),
+        "segment_ids": torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1]]),
+        "maskable": torch.ones(2, 4).bool(),
+        "slots": torch.arange(2),
+        "epochs": torch.zeros(2).long(),
+        "sample_ids": torch.tensor([7, 9]),
+        "step": 3,
+        "global_rows": 2,
+        "per_row": False,
+    }
+    return Batch(**{**values, **changes})
+
+
+class Recorder:
+    """A network of random logits that keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, tokens: Tensor, *, segment_ids: Tensor | None, logits_at: Tensor) -> Tensor:
+        self.tokens, self.segment_ids, self.logits_at = tokens, segment_ids, logits_at
+        return self.logits[logits_at]
+
+
+@pytest.mark.parametrize("subs", [False, True])
+def test_the_objective_is_noise_forward_loss(subs: bool) -> None:
+    batch, network = counting_batch(), Recorder()
+    config = ObjectiveConfig(schedule="loglinear", subs=subs)
+    loss = objective_loss(network, batch, config, normalizer=8, seed=5, mask_id=5)
+    noisy = add_noise(batch, config, 5, 5)
+    assert noisy.masked.any()
+    assert torch.equal(network.tokens, noisy.tokens)
+    assert torch.equal(network.logits_at, noisy.masked)
+    assert network.segment_ids is batch.segment_ids
+    logits = network.logits[:, :, :5] if subs else network.logits
+    expected = masked_diffusion_loss(logits, batch.tokens, noisy, normalizer=8)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_autoregressive_objective_predicts_within_documents_without_noise() -> None:
+    batch, network = counting_batch(), Recorder()
+    config = ObjectiveConfig(kind="autoregressive")
+    normalizer = torch.tensor([2.0, 4.0])
+    loss = objective_loss(network, batch, config, normalizer=normalizer, seed=5, mask_id=None)
+    assert torch.equal(network.tokens, batch.tokens)
+    predicted = torch.tensor([[False, True, False, True], [False, True, True, False]])
+    assert torch.equal(network.logits_at, predictors(predicted))
+    expected = next_token_loss(
+        network.logits[predictors(predicted)], batch.tokens, predicted, normalizer=normalizer
+    )
+    torch.testing.assert_close(loss, expected)

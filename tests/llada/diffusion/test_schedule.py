@@ -6,6 +6,7 @@ import torch
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key
 from llada.diffusion.objective import forward_process
 from llada.diffusion.schedule import SCHEDULES, NoiseSchedule, get_schedule
+from llada.errors import UserError
 
 NAMES = list(SCHEDULES)
 DIFFUSION = [name for name in NAMES if name != "bert"]
@@ -80,7 +81,7 @@ def test_tokens_are_masked_at_the_schedules_rate(name: str, t: float) -> None:
 
 
 def test_unknown_schedule_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"'polynomial'.*loglinear"):
+    with pytest.raises(UserError, match=r"noise schedule 'polynomial'.*loglinear"):
         get_schedule("polynomial")
     schedule: NoiseSchedule = SCHEDULES["cosine2"]
     assert get_schedule(schedule) is schedule

@@ -8,6 +8,7 @@ from llada.diffusion.noise import row_keys, row_uniforms, stream_key
 from llada.diffusion.objective import forward_process
 from llada.diffusion.schedule import SCHEDULES, get_schedule
 from llada.diffusion.time import TimeConfig, sample_uniform, time_and_weight
+from llada.errors import UserError
 
 SAMPLINGS = ("stratified", "independent", "sobol")
 REFUSED = {("importance", 0.0, name) for name in ("loglinear", "cosine", "cosine2")} | {
@@ -144,6 +145,14 @@ def test_lladas_weight_over_the_whole_range_is_its_own() -> None:
 
 
 def test_bad_time_ranges_are_refused() -> None:
-    for t_min, t_max in ((0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)):
-        with pytest.raises(ValueError, match="t_min"):
+    for t_min, t_max, named in ((0.5, 0.5, "t_min 0.5"), (-0.1, 1.0, "t_min must"), (0.0, 1.1, "t_max must")):
+        with pytest.raises(UserError, match=f"time: {named}"):
             TimeConfig(t_min=t_min, t_max=t_max)
+    for bad in ({"sampling": "latin"}, {"density": "normal"}):
+        with pytest.raises(UserError, match=f"time: {next(iter(bad))} must be one of"):
+            TimeConfig(**bad)  # type: ignore[arg-type]
+
+
+def test_importance_density_needs_a_lowest_mask_probability() -> None:
+    with pytest.raises(UserError, match="raise t_min"):
+        time_and_weight(torch.rand(3), get_schedule("loglinear"), TimeConfig(density="importance"))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import llada
+from llada.errors import UserError
 from llada.model import hf
 from llada.model.hf import convert, load_model, load_state, read_config, save_model
 from llada.model.transformer import ModelConfig, Transformer
@@ -100,7 +101,7 @@ def test_a_tied_copy_of_the_head_is_accepted_only_when_equal(make_model: MakeMod
     edit_weights(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     assert torch.equal(load_model(tmp_path)(TOKENS), model(TOKENS))
     edit_weights(tmp_path, lambda t: t["lm_head.weight"].add_(1))
-    with pytest.raises(ValueError, match=r"tied.*lm_head\.weight"):
+    with pytest.raises(UserError, match=r"tied.*lm_head\.weight"):
         load_model(tmp_path)
 
 
@@ -108,10 +109,10 @@ def test_missing_unused_and_misshaped_tensors_are_named(make_model: MakeModel, t
     save_model(make_model(), tmp_path, layout="llada")
     gone = "model.transformer.blocks.1.up_proj.weight"
     edit_weights(tmp_path, lambda t: t.update({"surplus.bias": t.pop(gone)}))
-    with pytest.raises(ValueError, match=r"missing.*blocks\.1\.up_proj.*unused.*surplus\.bias"):
+    with pytest.raises(UserError, match=r"missing.*blocks\.1\.up_proj.*unused.*surplus\.bias"):
         load_model(tmp_path)
     edit_weights(tmp_path, lambda t: t.update({gone: t.pop("surplus.bias").T.contiguous()}))
-    with pytest.raises(ValueError, match=r"blocks\.1\.up_proj.*\(24, 20\).*\(20, 24\)"):
+    with pytest.raises(UserError, match=r"blocks\.1\.up_proj.*\(24, 20\).*\(20, 24\)"):
         load_model(tmp_path)
 
 
@@ -119,7 +120,7 @@ def test_a_damaged_weight_file_is_named(make_model: MakeModel, tmp_path: Path) -
     save_model(make_model(), tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged .*copy or download it again"):
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged .*copy or download it again"):
         load_model(tmp_path)
 
 
@@ -132,17 +133,19 @@ def test_a_missing_shard_is_named(golden_dir: Path, tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_checkpoints_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json") as caught:
         load_model(tmp_path)
+    assert isinstance(caught.value, UserError)
+    assert str(caught.value) == f"{tmp_path} is no checkpoint: it has no config.json"
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(UserError, match="not valid JSON"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="'bert'"):
+    with pytest.raises(UserError, match="'bert'"):
         load_model(tmp_path)
     save_model(make_model(), tmp_path)
     edit_config(tmp_path, num_experts=8)
-    with pytest.raises(ValueError, match="num_experts"):
+    with pytest.raises(UserError, match="num_experts"):
         load_model(tmp_path)
 
 
@@ -164,7 +167,7 @@ def test_what_the_network_cannot_express_is_refused(
 ) -> None:
     save_model(make_model(), tmp_path, layout=layout)
     edit_config(tmp_path, **change)
-    with pytest.raises(ValueError, match="not supported"):
+    with pytest.raises(UserError, match="not supported"):
         load_model(tmp_path)
 
 
@@ -197,12 +200,12 @@ def test_autoregressive_llama_becomes_a_masked_start(make_model: MakeModel, tmp_
     assert masked.config == config == dataclasses.replace(ar.config, causal=False, mask_token_id=20)
     assert_same(dict(masked.state_dict()), dict(ar.state_dict()))
     assert not torch.allclose(masked(TOKENS), ar(TOKENS), atol=1e-3)
-    with pytest.raises(ValueError, match="mask_token_id 23"):
+    with pytest.raises(UserError, match="mask_token_id 23"):
         convert(tmp_path / "ar", tmp_path / "outside", mask_token_id=23)
 
 
 def test_causal_network_has_no_place_in_lladas_layout(make_model: MakeModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="causal"):
+    with pytest.raises(UserError, match="causal"):
         save_model(make_model(causal=True), tmp_path, layout="llada")
     assert not (tmp_path / "config.json").exists()
 
@@ -228,7 +231,7 @@ def test_saving_over_a_sharded_folder_leaves_no_stale_shards(
 def test_converting_a_folder_onto_itself_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model()
     save_model(model, tmp_path)
-    with pytest.raises(ValueError, match="itself"):
+    with pytest.raises(UserError, match="itself"):
         convert(tmp_path, tmp_path)
     assert torch.equal(load_model(tmp_path)(TOKENS), model(TOKENS))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llada.errors import UserError
 from llada.model.hf import tensor_names
 from llada.model.transformer import ModelConfig, Transformer, rotary_table, rotate
 
@@ -84,11 +85,13 @@ def test_8b_tensors_have_the_names_and_shapes_of_the_published_index(shared_dir:
         {"num_kv_heads": 3},
         {"mask_token_id": 23},
         {"eos_token_id": -1},
+        {"num_heads": 0},
+        {"vocab_size": 0},
     ],
     ids=str,
 )
 def test_impossible_shapes_are_refused(make_model: MakeModel, change: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="model:"):
+    with pytest.raises(UserError, match="model:"):
         make_model(**change)
 
 

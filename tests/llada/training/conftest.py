@@ -16,8 +16,9 @@ import torch
 import llada
 from llada.data.tokens.packing import PackedRows, answer_tokens, concatenate_and_cut, one_per_row
 from llada.data.tokens.shards import write_index, write_shard
+from llada.diffusion.objective import ObjectiveConfig
 from llada.model.transformer import ModelConfig
-from llada.training.batches import ObjectiveConfig
+from llada.training.events import Event, StepDone
 from llada.training.optim import OptimConfig
 from llada.training.trainer import RunConfig, TrainConfig, TrainResult, train
 
@@ -158,11 +159,11 @@ class Run:
 
     model: ModelConfig
     result: TrainResult
-    events: list[dict[str, Any]]
+    events: list[Event]
 
     @property
     def losses(self) -> list[float]:
-        return [event["loss"] for event in self.events if event["event"] == "step"]
+        return [event.loss for event in self.events if isinstance(event, StepDone)]
 
 
 @pytest.fixture(scope="session")
@@ -172,7 +173,7 @@ def run_here() -> Callable[..., Run]:
     def run(
         configs: tuple[ModelConfig, RunConfig], folder: Folder, checkpoints: Path | str, **options: Any
     ) -> Run:
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         result = train(
             *configs,
             folder.url,

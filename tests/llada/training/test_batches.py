@@ -7,14 +7,10 @@ import pytest
 import torch
 
 from llada.data.tokens.shards import TokenDataset
+from llada.diffusion.objective import ObjectiveConfig, add_noise
 from llada.diffusion.time import TimeConfig
-from llada.training.batches import (
-    Batch,
-    BatchStream,
-    ObjectiveConfig,
-    add_noise,
-    predicted_positions,
-)
+from llada.errors import UserError
+from llada.training.batches import BatchStream
 
 EOS, MASK, L = 0, 1, 16
 
@@ -133,28 +129,6 @@ def test_random_length_cuts_some_steps_the_same_everywhere(pretrain_folder: Any)
     assert set(everything) == set(range(1, L + 1))
 
 
-def test_autoregressive_targets_have_a_predecessor_in_their_document() -> None:
-    segments = torch.tensor([[0, 0, 0, 1, 1, -1]])
-    batch = Batch(
-        tokens=torch.arange(6)[None],
-        segment_ids=segments,
-        maskable=torch.tensor([[True] * 5 + [False]]),
-        slots=torch.zeros(1).long(),
-        epochs=torch.zeros(1).long(),
-        sample_ids=torch.zeros(1).long(),
-        step=0,
-        global_rows=1,
-        per_row=False,
-    )
-    assert predicted_positions(batch, "autoregressive").tolist() == [[False, True, True, False, True, False]]
-    assert predicted_positions(batch, "masked_diffusion").tolist() == [[True] * 5 + [False]]
-    joined = Batch(**{**vars(batch), "segment_ids": None})
-    assert predicted_positions(joined, "autoregressive").tolist() == [[False, True, True, True, True, False]]
-
-
-def test_wrong_objectives_and_batches_are_refused(pretrain_folder: Any) -> None:
-    for bad in ({"schedule": "exponential"}, {"random_length": 1.5}, {"objective": "causal"}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            ObjectiveConfig(**bad)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"9 rows.*2 workers"):
+def test_rows_that_cannot_be_shared_out_are_refused(pretrain_folder: Any) -> None:
+    with pytest.raises(UserError, match=r"9 rows.*2 workers"):
         stream(pretrain_folder, rows=9, workers=2)

@@ -18,9 +18,9 @@ def test_throughput_counts_since_the_last_reading() -> None:
         reading = clock.read()
         elapsed = clock.since - start
         assert elapsed >= 0.02
-        assert reading["tokens_per_second"] == pytest.approx(500 / elapsed)
-        assert reading["mfu"] == pytest.approx(500 / elapsed * 50 / 1e6)
-    assert clock.read()["tokens_per_second"] == 0
+        assert reading.tokens_per_second == pytest.approx(500 / elapsed)
+        assert reading.mfu == pytest.approx(500 / elapsed * 50 / 1e6)
+    assert clock.read().tokens_per_second == 0
 
 
 def test_peak_of_a_cpu_is_measured() -> None:

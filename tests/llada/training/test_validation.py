@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from llada.data.tokens.shards import TokenDataset
+from llada.diffusion.objective import ObjectiveConfig
+from llada.errors import UserError
 from llada.model.transformer import Transformer
-from llada.training.batches import ObjectiveConfig
 from llada.training.validation import Validation
 
 CPU = torch.device("cpu")
@@ -47,11 +48,11 @@ def test_rows_are_distinct_and_levels_cover_everything(pretrain_folder: Any) -> 
     assert len(validation(pretrain_folder, rows=400).batch.tokens) == 11  # no row twice
 
 
-@pytest.mark.parametrize("knobs", [{}, {"document_mask": False}, {"objective": "autoregressive"}], ids=str)
+@pytest.mark.parametrize("knobs", [{}, {"document_mask": False}, {"kind": "autoregressive"}], ids=str)
 def test_repeated_calls_and_other_batches_give_the_same_number(
     pretrain_folder: Any, make_config: Callable, knobs: dict
 ) -> None:
-    model = Transformer(make_config(causal="objective" in knobs)[0])
+    model = Transformer(make_config(causal="kind" in knobs)[0])
     model.init_weights(0)
     fixed = validation(pretrain_folder, **knobs)
     first = fixed(model, CPU, torch.float32)
@@ -100,5 +101,5 @@ def test_unigram_nats_are_the_cross_entropy_of_the_counts(pretrain_folder: Any) 
 
 
 def test_an_empty_split_is_refused(pretrain_folder: Any) -> None:
-    with pytest.raises(ValueError, match="no validation rows"):
+    with pytest.raises(UserError, match="no validation rows"):
         validation(pretrain_folder, rows=0)

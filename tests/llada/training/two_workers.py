@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from llada.training.events import Event
 from llada.training.optim import ShardedMuon
 from llada.training.trainer import train
 
@@ -39,7 +40,7 @@ def main() -> None:
         if "weights" in job:
             answers[name] = run_muon(**job)
             continue
-        events: list[dict[str, Any]] = []
+        events: list[Event] = []
         try:
             answers[name] = (train(**job, report=events.append), events)
         except Exception as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llada.model.transformer import ModelConfig, Transformer
+from llada.training.events import StepDone
 from llada.training.optim import ShardedMuon
 
 pytestmark = pytest.mark.integration  # two processes, about 15 s
@@ -28,7 +29,7 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "bf16, activation checkpointing": {"precision": "bf16", "activation_checkpointing": True, "num_steps": 2},
     "fine-tuning": {"data": "sft"},
-    "autoregressive": {"objective": "autoregressive", "causal": True},
+    "autoregressive": {"kind": "autoregressive", "causal": True},
 }
 MUON = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
 SHAPES = [
@@ -111,7 +112,7 @@ def assert_moved_alike(a: dict[str, Tensor], b: dict[str, Tensor], model: ModelC
 def test_two_workers_train_as_one(both: dict[str, Any], name: str) -> None:
     alone = both["one"][name]
     result, events = both["two"][name]
-    losses = [event["loss"] for event in events if event["event"] == "step"]
+    losses = [event.loss for event in events if isinstance(event, StepDone)]
     # bf16 rounds every activation.
     rounding = "bf16" in name
     assert losses == pytest.approx(alone.losses, rel=2e-2 if rounding else 2e-4)
@@ -130,16 +131,16 @@ def test_two_workers_train_as_one(both: dict[str, Any], name: str) -> None:
 def test_a_checkpoint_moves_between_one_and_two_workers(both: dict[str, Any]) -> None:
     whole = both["one"]["whole"]
     grown, events = both["two"]["1 then 2"]
-    assert events[0]["first_step"] == 3
-    assert events[0]["workers"] == 2
+    assert events[0].first_step == 3
+    assert events[0].workers == 2
     shrunk = both["one"]["2 then 1"]
-    assert shrunk.events[0]["first_step"] == 3
+    assert shrunk.events[0].first_step == 3
     for result in (grown, shrunk.result):
         assert result.num_steps == 6
         assert result.tokens == whole.result.tokens
         assert result.validation_loss == pytest.approx(whole.result.validation_loss, rel=2e-4)
         assert_moved_alike(result.state, whole.result.state, whole.model)
-    assert [e["loss"] for e in events if e["event"] == "step"] == pytest.approx(whole.losses[3:], rel=2e-4)
+    assert [e.loss for e in events if isinstance(e, StepDone)] == pytest.approx(whole.losses[3:], rel=2e-4)
 
 
 def test_an_indivisible_batch_is_refused_on_both(both: dict[str, Any]) -> None:

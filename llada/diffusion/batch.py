@@ -1,0 +1,54 @@
+"""Rows of a global batch, with what their noise and their share of the loss depend on: seed-free integers, no worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows (b, one worker's or a micro-batch) of one step's global batch (G)."""
+
+    tokens: Tensor
+    """(b, L) int64."""
+    segment_ids: Tensor | None
+    """(b, L), None where every position may see every other."""
+    maskable: Tensor
+    """(b, L) bool, False on prompts and on padding that is not learned."""
+    slots: Tensor
+    """(b,) int64 places in the global batch."""
+    epochs: Tensor
+    """(b,) int64."""
+    sample_ids: Tensor
+    """(b,) int64 places in the data set."""
+    step: int
+    """0-based."""
+    global_rows: int
+    """G."""
+    per_row: bool
+    """SFT: each row counts alike, divided by its own answer length."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every tensor replaced by function(tensor)."""
+        mapped: dict[str, Any] = {
+            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **mapped)
+
+    def select(self, rows: slice | Tensor) -> Batch:
+        """Some of the rows; they keep their slots and ids."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def split(self, rows: int) -> Iterator[Batch]:
+        """Micro-batches of at most this many rows."""
+        for start in range(0, len(self.tokens), rows):
+            yield self.select(slice(start, start + rows))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))

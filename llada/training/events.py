@@ -1,0 +1,81 @@
+"""What a training run says of itself, in this order: RunStarted, then StepDone, Validated and CheckpointDue as they come.
+
+As JSON, an event is {"event": its name, …its fields} (`event_to_json`): a line of metrics.jsonl. Losses are nats per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The network is built and filled; after a restart it comes again."""
+
+    name: ClassVar[str] = "start"
+    first_step: int
+    """Steps that are done already."""
+    num_steps: int
+    parameters: int
+    unigram_loss: float
+    """Unigram cross-entropy of the validation tokens: what knowing nothing but frequencies gives."""
+    precision: str
+    """torch's name of the compute dtype."""
+    workers: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """The last step of a log interval is done; `loss` is the interval's mean, the rest is of its end."""
+
+    name: ClassVar[str] = "step"
+    step: int
+    """Steps done."""
+    loss: float
+    lr: float
+    grad_norm: float
+    """Global norm before clipping."""
+    tokens: int
+    """Trained on so far."""
+    tokens_per_second: float
+    mfu: float
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The validation bound after `step` steps."""
+
+    name: ClassVar[str] = "validation"
+    step: int
+    loss: float
+    ratio: float
+    """loss / unigram_loss."""
+
+
+@dataclass(frozen=True)
+class CheckpointDue:
+    """A checkpoint is about to be written: a record of events must never be behind a checkpoint."""
+
+    name: ClassVar[str] = "checkpoint"
+    step: int
+
+
+Event = RunStarted | StepDone | Validated | CheckpointDue
+Report = Callable[[Event], None]
+
+_KINDS: dict[str, type[Event]] = {
+    kind.name: kind for kind in (RunStarted, StepDone, Validated, CheckpointDue)
+}
+
+
+def event_to_json(event: Event) -> dict[str, Any]:
+    """An event as a JSON object."""
+    return {"event": event.name, **asdict(event)}
+
+
+def event_from_json(values: Mapping[str, Any]) -> Event:
+    """The inverse of `event_to_json`."""
+    fields = dict(values)
+    return _KINDS[fields.pop("event")](**fields)

@@ -1,0 +1,39 @@
+"""Events of a training run as lines of JSON: the format of metrics.jsonl, byte for byte."""
+
+import json
+
+import pytest
+
+from llada.training.events import (
+    CheckpointDue,
+    Event,
+    RunStarted,
+    StepDone,
+    Validated,
+    event_from_json,
+    event_to_json,
+)
+
+LINES: list[tuple[Event, str]] = [
+    (
+        RunStarted(0, 8, 1000, 5.25, "float32", 2),
+        '{"event": "start", "first_step": 0, "num_steps": 8, "parameters": 1000, "unigram_loss": 5.25, '
+        '"precision": "float32", "workers": 2}',
+    ),
+    (
+        StepDone(8, 6.800711810588837, 0.0008, 1.5, 16384, 13734.5, 0.25),
+        '{"event": "step", "step": 8, "loss": 6.800711810588837, "lr": 0.0008, "grad_norm": 1.5, "tokens": 16384, '
+        '"tokens_per_second": 13734.5, "mfu": 0.25}',
+    ),
+    (
+        Validated(4, 6.78093521296978, 1.25),
+        '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25}',
+    ),
+    (CheckpointDue(4), '{"event": "checkpoint", "step": 4}'),
+]
+
+
+@pytest.mark.parametrize(("event", "line"), LINES, ids=[event.name for event, _ in LINES])
+def test_events_as_lines_and_back(event: Event, line: str) -> None:
+    assert json.dumps(event_to_json(event)) == line
+    assert event_from_json(json.loads(line)) == event

@@ -1,0 +1,101 @@
+"""A training stage's folder: the log that keeps step with the checkpoints, the picture, weights and manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from llada.model.hf import load_model
+from llada.model.transformer import ModelConfig, Transformer
+from llada.training.events import CheckpointDue, RunStarted, StepDone, Validated
+from llada.training.trainer import TrainResult
+from pipelines.stage.artifact import open_output, read_manifest
+from pipelines.stage.training import (
+    METRICS_FILE,
+    MetricsFile,
+    finish_training,
+    plot_losses,
+    read_metrics,
+    save_weights,
+    training_summary,
+)
+
+START = RunStarted(0, 8, 1000, 5.25, "float32", 1)
+
+
+def step(number: int) -> StepDone:
+    return StepDone(number, 6.5 - number / 100, 0.0008, 1.5, 2048 * number, 13734.5, 0.25)
+
+
+def test_lines_are_written_before_a_checkpoint_and_byte_for_byte(tmp_path):
+    metrics = MetricsFile(str(tmp_path))
+    metrics.add(START)
+    metrics.add(Validated(4, 6.78093521296978, 1.25))  # the first line is written at once
+    metrics.add(step(8))
+    assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 1
+    metrics.add(CheckpointDue(8))
+    assert (tmp_path / METRICS_FILE).read_text() == (
+        '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25}\n'
+        '{"event": "step", "step": 8, "loss": 6.42, "lr": 0.0008, "grad_norm": 1.5, "tokens": 16384, '
+        '"tokens_per_second": 13734.5, "mfu": 0.25}\n'
+    )
+    assert read_metrics(str(tmp_path)) == [Validated(4, 6.78093521296978, 1.25), step(8)]
+
+
+def test_a_restart_forgets_the_steps_that_are_done_again(tmp_path):
+    first = MetricsFile(str(tmp_path))
+    first.add(START)
+    for number in (2, 4, 6):
+        first.add(step(number))
+    first.write()
+    second = MetricsFile(str(tmp_path))
+    second.add(RunStarted(4, 8, 1000, 5.25, "float32", 1))
+    second.add(step(6))
+    second.add(step(8))
+    second.write()
+    assert [event.step for event in read_metrics(str(tmp_path))] == [2, 4, 6, 8]
+
+
+def test_no_log_is_an_empty_log(tmp_path):
+    assert read_metrics(str(tmp_path)) == []
+    assert Path(plot_losses(str(tmp_path), "nothing")).read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
+    config = ModelConfig(vocab_size=11, d_model=8, num_layers=1, num_heads=2, ffn_dim=12, mask_token_id=1)
+    model = Transformer(config)
+    model.init_weights(0)
+    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    result = TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, state)
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}")
+    folder = open_output(str(tmp_path / "out"), stage="pretrain", config={"seed": 0}, inputs=[])
+    save_weights(folder.url, TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, None), config)
+    assert not Path(folder.url, "model.safetensors").exists()  # only worker 0 has weights
+    save_weights(folder.url, result, config)
+    metrics = MetricsFile(folder.url)
+    metrics.add(step(8))
+    metrics.write()
+    manifest = finish_training(folder, result, tokenizer=str(tokenizer), tracker=None)
+    assert manifest == read_manifest(folder.url) == json.loads(Path(folder.url, "manifest.json").read_text())
+    assert manifest["kind"] == "checkpoint"
+    assert list(manifest["files"]) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert manifest["counts"] == {
+        "num_steps": 8,
+        "tokens": 16384,
+        "train_loss": 6.5,
+        "validation_loss": 6.0,
+        "unigram_loss": 5.0,
+        "seconds": 1.5,
+        "tokens_per_second": 10922.7,
+        "validation_ratio": 1.2,
+    }
+    assert training_summary(manifest) == (
+        "8 steps, 16,384 tokens, validation bound 6.0000 nats/token (1.20 × unigram)"
+    )
+    loaded = load_model(folder.url)
+    assert all(torch.equal(p, state[name]) for name, p in loaded.named_parameters())
+    assert Path(folder.url, "loss.png").read_bytes().startswith(b"\x89PNG")

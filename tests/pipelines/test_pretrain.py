@@ -1,0 +1,105 @@
+"""pretrain on a real Ray: what it leaves behind, exactness against the plain loop, refusals. (Crashes: runners/.)"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import llada
+from llada.data.tokens.shards import load_unigram_counts
+from llada.errors import UserError
+from llada.model.hf import load_state, read_config
+from llada.training.events import StepDone, Validated
+from llada.training.trainer import train
+from pipelines.pretrain import pretrain
+from pipelines.stage.artifact import read_manifest
+from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.training import read_metrics
+
+pytestmark = pytest.mark.integration
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_state(folder, *read_config(folder))
+
+
+def test_a_training_folder_is_a_checkpoint_that_loads_without_ray(stages):
+    for folder, stage in ((stages.pretrained, "pretrain"), (stages.model, "sft")):
+        model, tokenizer = llada.load(folder)
+        assert model.config.d_model == 32
+        assert tokenizer is not None
+        assert tokenizer.mask_token_id == model.config.mask_token_id == 1
+        manifest = read_manifest(folder)
+        assert (manifest["stage"], manifest["kind"]) == (stage, "checkpoint")
+        assert manifest["counts"]["num_steps"] == 12
+        assert manifest["files"]["model.safetensors"]["bytes"] == os.path.getsize(
+            f"{folder}/model.safetensors"
+        )
+        assert Path(folder, "loss.png").read_bytes().startswith(b"\x89PNG")
+    events = read_metrics(stages.pretrained)
+    assert [event.step for event in events if isinstance(event, StepDone)] == [4, 8, 12]
+    assert [event.step for event in events if isinstance(event, Validated)] == [6, 12]
+
+
+def test_the_stage_equals_the_plain_loop(stages, tmp_path):
+    result = train(
+        stages.recipe.model,
+        stages.recipe.pretrain,
+        stages.data,
+        checkpoints=str(tmp_path),
+        unigram_counts=load_unigram_counts(stages.data),
+    )
+    assert result.state is not None
+    trained = weights(stages.pretrained)
+    for name, tensor in result.state.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-5, atol=1e-6)  # threads may differ
+    counts = read_manifest(stages.pretrained)["counts"]
+    assert counts["validation_loss"] == pytest.approx(result.validation_loss, rel=1e-5)
+
+
+@pytest.mark.slow  # tests/llada/training/test_parallel.py does it without Ray
+def test_two_workers_equal_one(stages, tmp_path):
+    output = str(tmp_path / "two")
+    pretrain(
+        stages.recipe, data=stages.data, output=output, cluster=ClusterConfig(num_workers=2), progress=False
+    )
+    one, two = weights(stages.pretrained), weights(output)
+    for name in one:
+        # Muon's bfloat16 iteration amplifies the order of float32 sums; 1e-3 is 3 % of one update here.
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-3)
+    losses = [[event.loss for event in read_metrics(folder)] for folder in (stages.pretrained, output)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_finished_folder_is_kept_and_another_config_refused(stages):
+    before = os.stat(f"{stages.pretrained}/model.safetensors").st_mtime_ns
+    options = {"data": stages.data, "output": stages.pretrained, "cluster": stages.cluster, "progress": False}
+    assert pretrain(stages.recipe, **options) == read_manifest(stages.pretrained)
+    assert os.stat(f"{stages.pretrained}/model.safetensors").st_mtime_ns == before
+    other = replace(
+        stages.recipe,
+        pretrain=replace(stages.recipe.pretrain, optim=replace(stages.recipe.pretrain.optim, lr=1.0)),
+    )
+    with pytest.raises(UserError, match=r"optim\.lr"):
+        pretrain(other, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 100}, "tokenised with 3[0-9]+ ids, the model has 100"),
+        ({"max_length": 16}, "rows of 32 tokens, the model takes 16"),
+        ({"mask_token_id": 7}, "mask id 1, the model 7"),
+        ({"causal": True}, "do not go together"),
+    ],
+)
+def test_data_that_does_not_fit_the_model_is_refused_at_once(stages, tmp_path, change, message):
+    recipe = replace(stages.recipe, model=replace(stages.recipe.model, **change))
+    output = str(tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        pretrain(recipe, data=stages.data, output=output, cluster=stages.cluster, progress=False)
+    assert not Path(output, "manifest.json").exists()
