@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llada.config import Recipe
+from llada.errors import UserError
 
 GPUS: dict[str, tuple[float, float]] = {  # dense bf16 FLOP/s, memory in GiB
     "a100": (312e12, 80),
@@ -41,11 +42,11 @@ def plan(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> Plan:
     checkpointing, about 34 bytes per element and layer without, and float32 logits of half the positions.
     """
     if gpu.lower() not in GPUS:
-        raise ValueError(f"gpu {gpu!r} is none of {', '.join(GPUS)}")
+        raise UserError(f"gpu {gpu!r} is none of {', '.join(GPUS)}")
     peak, memory = GPUS[gpu.lower()]
     model, run = recipe.model, recipe.pretrain
     if run.train.num_steps is None:
-        raise ValueError("the recipe counts epochs: give --train.num-steps to plan it")
+        raise UserError("the recipe counts epochs: give --train.num-steps to plan it")
     length = recipe.prepare.row_length
     tokens = run.train.num_steps * run.train.global_batch_tokens
     flops = model.training_flops_per_token(length) * tokens

@@ -9,7 +9,6 @@ illada_8b    iLLaDA-8B (arXiv 2606.25331)
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +18,7 @@ from llada.data.dedup.steps import DedupConfig
 from llada.data.read.reading import ReadConfig
 from llada.data.work.job import PrepareConfig
 from llada.diffusion.time import TimeConfig
+from llada.errors import UserError, hint
 from llada.model.transformer import ModelConfig
 from llada.sampling.sampler import SamplingConfig
 from llada.training.batches import ObjectiveConfig
@@ -272,9 +272,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
 
 
 def get_preset(name: str) -> Recipe:
-    """The recipe of this name. Raises ValueError naming the nearest."""
+    """The recipe of this name. Raises UserError naming the nearest."""
     if name in PRESETS:
         return PRESETS[name]()
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"no preset {name!r}; {hint}There are {', '.join(PRESETS)}")
+    raise UserError(f"no preset {name!r}; {hint(name, PRESETS)}")

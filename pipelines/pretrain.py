@@ -1,4 +1,4 @@
-"""The stage `pretrain`: token shards to a checkpoint folder, by Ray Train and FSDP2.
+"""The command `pretrain`: token shards to a checkpoint folder, by Ray Train and FSDP2.
 
 <output>/config.json, model.safetensors, tokenizer…   what `llada.load` reads
          checkpoints/      resumable training state     metrics.jsonl, loss.png   what happened
@@ -7,16 +7,53 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated
 
 from llada.config import Recipe
+from llada.data.tokens.shards import resolve_snapshot
 from llada.files import absolute
-from pipelines.runners.workers import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
-from pipelines.stage.artifact import folder_id, newest_snapshot, open_output, read_manifest
+from llada.model.transformer import ModelConfig
+from llada.training.batches import ObjectiveConfig
+from llada.training.optim import OptimConfig
+from llada.training.trainer import RunConfig, TrainConfig
+from pipelines.runners.workers import (
+    LEARNING_RATES,
+    TrainingJob,
+    threads_per_worker,
+    train_stage,
+    training_summary,
+)
+from pipelines.stage.artifact import Manifest
 from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
+from pipelines.stage.lifecycle import begin_stage, folder_input
 from pipelines.stage.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class PretrainArgs:
+    """Token shards to a checkpoint folder."""
+
+    data: str
+    """A prepared folder."""
+    common: Annotated[Common, Flat]
+    model: ModelConfig
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """`llada pretrain <preset> …`"""
+    recipe, words = take_recipe(argv, "pretrain")
+    run = recipe.pretrain
+    defaults = {"model": recipe.model, "objective": run.objective, "optim": run.optim, "train": run.train}
+    args = parse(PretrainArgs, words, "pretrain <preset>", **defaults)
+    recipe = replace(recipe, model=args.model, pretrain=RunConfig(args.objective, args.optim, args.train))
+    manifest = run_stage("pretrain", pretrain, args.common, recipe, data=args.data)
+    print(f"{args.common.output}: {training_summary(manifest)}")
 
 
 def pretrain(
@@ -27,31 +64,25 @@ def pretrain(
     cluster: ClusterConfig,
     tracker: Tracker | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Manifest:
     """Pretrain on a prepared folder and return the manifest; goes on from the newest checkpoint, skips a finished one.
 
-    Raises StageError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
+    Raises UserError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
-    data, output = newest_snapshot(absolute(data)), absolute(output)
-    source = read_manifest(data)
-    config = {"model": asdict(recipe.model), **asdict(recipe.pretrain)}
-    folder = open_output(
+    data, output = resolve_snapshot(absolute(data)), absolute(output)
+    folder = begin_stage(
+        "pretrain",
         output,
-        stage="pretrain",
-        config=config,
-        inputs=[{"url": data, "id": folder_id(data)}],
+        config={"model": asdict(recipe.model), **asdict(recipe.pretrain)},
+        inputs=[folder_input("data", data)],
+        tracker=tracker,
         may_change=LEARNING_RATES,
     )
     if folder.manifest is not None:
         return folder.manifest
-    if tracker:
-        tracker.log_params(config)
-        tracker.log_input(data, context="data", manifest=source)
     job = TrainingJob(recipe.model, recipe.pretrain, data, output, None, threads_per_worker(cluster))
     return train_stage(folder, job, cluster, tracker, progress=progress)
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main(["pretrain", *sys.argv[1:]])
+    run_command("pretrain")

@@ -14,21 +14,22 @@ import dataclasses
 import json
 import signal
 import socket
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from llada.errors import UserError
 from llada.model.hf import read_config
 from llada.tokenizer import has_tokenizer
 from pipelines.serving.gateway import Gateway
 from pipelines.serving.openai_api import explain
 from pipelines.serving.replica import Denoiser, SamplingDefaults
-from pipelines.stage.artifact import StageError, fetch_folder
-from pipelines.stage.cluster import ClusterConfig, connect
+from pipelines.stage.artifact import fetch_folder
+from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
+from pipelines.stage.command import Flat, parse, run_command
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -81,7 +82,7 @@ class ServeArgs:
     port: int = 8000
 
     def __post_init__(self) -> None:
-        """Raises StageError for numbers that cannot go together."""
+        """Raises UserError for numbers that cannot go together."""
         low, high = self.replicas
         rules = {
             f"max_replicas {high} is below min_replicas {low}": high >= low,
@@ -97,7 +98,7 @@ class ServeArgs:
         }
         for message, holds in rules.items():
             if not holds:
-                raise StageError(f"serve: {message}")
+                raise UserError(f"serve: {message}")
 
     @property
     def replicas(self) -> tuple[int, int]:
@@ -111,14 +112,14 @@ class ServeArgs:
 
 
 def parse_args(values: Mapping[str, Any]) -> ServeArgs:
-    """ServeArgs from a YAML mapping. Raises StageError for an unknown key (naming the nearest) or a wrong type."""
+    """ServeArgs from a YAML mapping. Raises UserError for an unknown key (naming the nearest) or a wrong type."""
     try:
         # By way of JSON, because strict types and mappings for dataclasses go together only there.
         return TypeAdapter(ServeArgs).validate_json(json.dumps(values))
     except ValidationError as error:
         kinds = {"": ServeArgs, "sampling": SamplingDefaults}
         known = {key: [field.name for field in dataclasses.fields(kind)] for key, kind in kinds.items()}
-        raise StageError(f"serve: {explain(error, known)[0]}") from None
+        raise UserError(f"serve: {explain(error, known)[0]}") from None
 
 
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:
@@ -181,14 +182,14 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
             there before.
 
     Raises:
-        StageError: no model, no cluster, a port in use, or a deployment that does not become healthy.
+        UserError: no model, no cluster, a port in use, or a deployment that does not become healthy.
     """
     import ray
     import ray.serve  # before `connect`, which sends to the log what Ray's loggers would print
 
     is_own = cluster.address is None and not ray.is_initialized()
     if is_own and not blocking:
-        raise StageError(
+        raise UserError(
             "serve: without blocking, the endpoint would end at once; give a running cluster's address"
         )
     args = dataclasses.replace(
@@ -204,9 +205,9 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         try:
             read_config(folder)
         except (FileNotFoundError, ValueError) as error:
-            raise StageError(f"cannot serve {args.model}: {error}") from error
+            raise UserError(f"cannot serve {args.model}: {error}") from error
         if not has_tokenizer(folder):
-            raise StageError(f"cannot serve {args.model}: it has no tokenizer.json")
+            raise UserError(f"cannot serve {args.model}: it has no tokenizer.json")
         args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
     if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
         _check_port(args.host, args.port)
@@ -239,7 +240,7 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
                 serve.delete(APP_NAME)
         if not isinstance(error, RuntimeError | TimeoutError | RayServeException):
             raise
-        raise StageError(f"the endpoint did not start: {reason} (log: {log})") from error
+        raise UserError(f"the endpoint did not start: {reason} (log: {log})") from error
     http = _get_global_client().http_config  # of a Serve that ran before, not what was asked for
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)
     return f"http://{host}:{http.port}"
@@ -282,7 +283,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise StageError(
+            raise UserError(
                 f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
             ) from None
 
@@ -314,7 +315,20 @@ def _take_down() -> None:
         serve.delete(APP_NAME)
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+@dataclasses.dataclass(frozen=True)
+class ServeCommandArgs:
+    """An OpenAI-compatible endpoint of a checkpoint."""
 
-    main(["serve", *sys.argv[1:]])
+    args: Annotated[ServeArgs, Flat]
+    cluster: str | None = None
+    """Cluster file; without one, a Ray of its own on this machine."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """`llada serve …`"""
+    command = parse(ServeCommandArgs, argv, "serve")
+    serve(command.args, load_cluster(command.cluster))
+
+
+if __name__ == "__main__":
+    run_command("serve")

@@ -21,7 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
+
+
+class MissingCheckpointError(UserError, FileNotFoundError):
+    """A folder, or a file that its index names, is not there."""
+
 
 Layout = Literal["ours", "llada", "llama"]
 SHARD_BYTES = 5 * 1024**3
@@ -90,7 +96,7 @@ def detect_layout(config: dict[str, Any], folder: Path) -> Layout:
         return "llada"
     if "hidden_size" in config and ("llada" in model_type.lower() or model_type == "llama"):
         return "llama"
-    raise ValueError(
+    raise UserError(
         f"{folder}/config.json: model_type {model_type!r} is none of '{OUR_MODEL_TYPE}', 'llada' (GSAI-ML/LLaDA), "
         f"'illada' or 'llama' (standard Llama tensor names)"
     )
@@ -102,7 +108,7 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
         known = {f.name for f in fields(ModelConfig)}
         unknown = sorted(set(config) - known - {"model_type"})
         if unknown:
-            raise ValueError(f"{folder}/config.json: unknown keys {unknown}")
+            raise UserError(f"{folder}/config.json: unknown keys {unknown}")
         return ModelConfig(**{k: v for k, v in config.items() if k in known})
     if layout == "llada":
         required = {
@@ -137,7 +143,7 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
     _refuse_differences(config, required, folder)
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        raise ValueError(f"{folder}/config.json: scaled rotary positions ({scaling}) are not supported")
+        raise UserError(f"{folder}/config.json: scaled rotary positions ({scaling}) are not supported")
     eos = config.get("eos_token_id")
     is_ar = config["model_type"] == "llama"
     return ModelConfig(
@@ -162,9 +168,7 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
 def _refuse_differences(config: dict[str, Any], required: dict[str, Any], folder: Path) -> None:
     for key, value in required.items():
         if config.get(key, value) != value:
-            raise ValueError(
-                f"{folder}/config.json: {key} = {config[key]!r} is not supported, only {value!r}"
-            )
+            raise UserError(f"{folder}/config.json: {key} = {config[key]!r} is not supported, only {value!r}")
 
 
 def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
@@ -198,7 +202,7 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
             "torch_dtype": torch_dtype,
         }
     if config.causal:
-        raise ValueError("a causal network has no place in LLaDA's layout: convert it with --layout llama")
+        raise UserError("a causal network has no place in LLaDA's layout: convert it with --layout llama")
     return {
         "activation_type": "silu",
         "alibi": False,
@@ -254,26 +258,26 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, Layout]:
-    """Config and layout of a local checkpoint folder."""
+    """Config and layout of a local checkpoint folder. Raises UserError: there is none, or one that we cannot express."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint: it has no config.json")
+        raise MissingCheckpointError(f"{folder} is no checkpoint: it has no config.json")
     try:
         raw = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+        raise UserError(f"{path}: not valid JSON ({error})") from error
     layout = detect_layout(raw, Path(folder))
     try:
         return parse_config(raw, layout, Path(folder)), layout
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: incomplete or malformed ({error})") from error
+        raise UserError(f"{path}: incomplete or malformed ({error})") from error
 
 
 def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[str, Tensor]:
     """Our parameter names -> tensors, memory-mapped from the folder's safetensors.
 
     Raises:
-        ValueError: missing, unused or mis-shaped tensors, each named.
+        UserError: missing, unused or mis-shaped tensors, each named.
     """
     folder = Path(folder)
     where: dict[str, Path] = {}
@@ -281,28 +285,28 @@ def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[
         with _open_weights(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 if name in where:
-                    raise ValueError(f"{folder}: tensor {name} stands in {where[name].name} and {file.name}")
+                    raise UserError(f"{folder}: tensor {name} stands in {where[name].name} and {file.name}")
                 where[name] = file
     names = tensor_names(config, layout)
     tied_copy = tensor_names(_untied(config), layout)["lm_head.weight"] if config.tie_embeddings else None
     missing = sorted(set(names.values()) - set(where))
     unused = sorted(set(where) - set(names.values()) - {tied_copy})
     if missing or unused:
-        raise ValueError(f"{folder}: missing tensors {missing or 'none'}; unused tensors {unused or 'none'}")
+        raise UserError(f"{folder}: missing tensors {missing or 'none'}; unused tensors {unused or 'none'}")
     shapes = {name: p.shape for name, p in _meta_network(config).named_parameters()}
     state: dict[str, Tensor] = {}
     for ours, theirs in names.items():
         with _open_weights(where[theirs]) as handle:
             state[ours] = handle.get_tensor(theirs)
         if state[ours].shape != shapes[ours]:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: tensor {theirs} has shape {tuple(state[ours].shape)}, "
                 f"the config asks for {tuple(shapes[ours])}"
             )
     if tied_copy in where:
         with _open_weights(where[tied_copy]) as handle:
             if not torch.equal(handle.get_tensor(tied_copy), state["embed.weight"]):
-                raise ValueError(f"{folder}: embeddings are tied but {tied_copy} differs from the embedding")
+                raise UserError(f"{folder}: embeddings are tied but {tied_copy} differs from the embedding")
     return state
 
 
@@ -312,7 +316,7 @@ def _open_weights(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as handle:
             yield handle
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}): copy or download it again") from error
+        raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -323,7 +327,7 @@ def _weight_files(folder: Path) -> list[Path]:
         shards = ["model.safetensors"]
     for shard in shards:
         if not (folder / shard).is_file():
-            raise FileNotFoundError(f"{folder}: weight file {shard} is missing")
+            raise MissingCheckpointError(f"{folder}: weight file {shard} is missing")
     return [folder / shard for shard in shards]
 
 
@@ -417,10 +421,10 @@ def convert(
             bidirectional, and this row of the vocabulary the mask.
 
     Raises:
-        ValueError: `target` is `source` (whose files are being read while the target is written), or what loading refuses.
+        UserError: `target` is `source` (whose files are being read while the target is written), or what loading refuses.
     """
     if Path(source).resolve() == Path(target).resolve():
-        raise ValueError(f"cannot convert {source} onto itself: choose another output folder")
+        raise UserError(f"cannot convert {source} onto itself: choose another output folder")
     config, source_layout = read_config(source)
     if layout is None:
         layout = "ours" if source_layout != "ours" else ("llama" if config.causal else "llada")

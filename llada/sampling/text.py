@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from llada.errors import UserError
 from llada.model.hf import load_model
 from llada.model.transformer import Transformer
 from llada.sampling.sampler import SamplingConfig, generate
@@ -82,12 +83,12 @@ def complete_texts(
     """Complete prompts in one batch. Each result: prompt, text, finish_reason ("stop" | "length"), tokens, nfe.
 
     Raises:
-        ValueError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
+        UserError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
     """
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     longest = max((len(row) for row in ids), default=0)
     if longest + config.gen_length > model.config.max_length:
-        raise ValueError(
+        raise UserError(
             f"a prompt of {longest} tokens and gen_length {config.gen_length} exceed the model's context of "
             f"{model.config.max_length}"
         )

@@ -23,11 +23,12 @@ from typing import Any
 from tqdm import tqdm
 
 from llada.data.tokens.shards import TokenDataset, load_unigram_counts
+from llada.errors import UserError
 from llada.files import file_sizes, join, local_path, read_bytes, sha256, write_bytes
 from llada.model.hf import load_model, save_state
 from llada.model.transformer import ModelConfig
 from llada.training.trainer import RunConfig, TrainResult, check_fit, train
-from pipelines.stage.artifact import Output, StageError, fetch_folder, put_folder, storage_errors
+from pipelines.stage.artifact import Manifest, Output, fetch_folder, put_folder, storage_errors
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.tracking import Tracker
 
@@ -55,7 +56,7 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train on the cluster into the opened `folder` and finish it; its manifest.
 
-    Raises StageError for what the user can mend.
+    Raises UserError for what the user can mend.
     """
     with storage_errors(job.output), connect(cluster, _log_folder(job.output)):
         result = _run(job, cluster, tracker, label=folder.stage, progress=progress)
@@ -72,7 +73,7 @@ def _run(
         check_fit(job.model, job.config, TokenDataset(job.data))
         TokenDataset(job.data, "validation")
     except ValueError as error:
-        raise StageError(str(error)) from error
+        raise UserError(str(error)) from error
 
     import ray
     from ray.train import FailureConfig, ScalingConfig
@@ -105,14 +106,14 @@ def _run(
     try:
         with storage_errors(job.output), listener:
             trainer.fit()
-    except StageError:
+    except UserError:
         raise
     except ray.exceptions.RayError as error:
-        raise StageError(f"{label}: Ray failed: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{label}: Ray failed: {str(error).splitlines()[0]}") from error
     except Exception as error:
         if failures.empty():
             reason = str(error).strip().splitlines()
-            raise StageError(
+            raise UserError(
                 f"{label}: a worker failed {MAX_FAILURES + 1} times ({reason[-1] if reason else error}); the last "
                 f"checkpoint is kept, run the same command again to go on"
             ) from error
@@ -120,9 +121,9 @@ def _run(
         failure = None if failures.empty() else failures.get()
         failures.shutdown()
     if failure is not None:
-        raise StageError(failure)
+        raise UserError(failure)
     if listener.result is None:
-        raise StageError(f"{label}: the workers ended without a result; run the same command again to go on")
+        raise UserError(f"{label}: the workers ended without a result; run the same command again to go on")
     return listener.result
 
 
@@ -170,7 +171,7 @@ def _worker(settings: dict[str, Any]) -> None:
                     save_state(folder, result.state, job.model)
                     put_folder(folder, job.output)
                 report({"event": "end", **asdict(replace(result, state=None))})
-    except (ValueError, FileNotFoundError, FloatingPointError, StageError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, UserError) as error:
         # The user's to mend. Raised all the same, so that Ray ends the other workers: they may not have found it (a
         # shard that only this one reads) and wait for this one in a collective.
         settings["failures"].put(str(error))
@@ -321,6 +322,15 @@ def _finish(folder: Output, result: TrainResult, tracker: Tracker | None) -> dic
         for name in ("loss.png", METRICS_FILE, "manifest.json"):
             tracker.log_artifact(join(folder.url, name))
     return manifest
+
+
+def training_summary(manifest: Manifest) -> str:
+    """A line on what a training stage has done."""
+    counts = manifest["counts"]
+    return (
+        f"{counts['num_steps']:,} steps, {counts['tokens']:,} tokens, validation bound "
+        f"{counts['validation_loss']:.4f} nats/token ({counts['validation_ratio']:.2f} × unigram)"
+    )
 
 
 def threads_per_worker(cluster: ClusterConfig) -> int:

@@ -15,12 +15,13 @@ import jinja2
 import torch
 
 import llada
+from llada.errors import UserError
 from llada.sampling.engine import Completion, Delta, DenoiseEngine, GenerateRequest
 from llada.sampling.sampler import SamplingConfig
 from llada.tokenizer import encode_texts, render_chat
 from pipelines.serving.events import Event, Finished, Refused, Started, Text
 from pipelines.serving.openai_api import ChatBody, CompletionBody, RequestError, SamplingBody
-from pipelines.stage.artifact import StageError, fetch_folder
+from pipelines.stage.artifact import fetch_folder
 
 _RULES = ("threshold", "factor", "entropy_bound")  # at most one may be set
 _KNOBS = ("steps", "block_length", "temperature", "cfg_scale", "remasking", *_RULES)
@@ -88,7 +89,7 @@ class Denoiser:
             stall_timeout_s: a forward that takes longer makes the health check fail.
 
         Raises:
-            StageError: no model there, or one that cannot be served.
+            UserError: no model there, or one that cannot be served.
         """
         folder = fetch_folder(model_url)
         try:
@@ -96,9 +97,9 @@ class Denoiser:
                 folder, device=device, dtype=getattr(torch, dtype) if dtype else None
             )
         except (FileNotFoundError, ValueError) as error:
-            raise StageError(f"cannot serve {model_url}: {error}") from error
+            raise UserError(f"cannot serve {model_url}: {error}") from error
         if tokenizer is None:
-            raise StageError(f"cannot serve {model_url}: it has no tokenizer.json")
+            raise UserError(f"cannot serve {model_url}: it has no tokenizer.json")
         self.tokenizer, self.sampling, self.max_choices = tokenizer, sampling, max_choices
         self.stall_timeout_s = stall_timeout_s
         self.max_length = model.config.max_length

@@ -12,10 +12,10 @@ import torch
 
 import llada
 from llada.data.tokens.shards import TokenDataset
+from llada.errors import UserError
 from llada.sampling.text import complete_texts
 from pipelines.evaluate import EvaluateConfig, evaluate, read_results
 from pipelines.generate import GenerateConfig, generate, parse_prompts
-from pipelines.stage.artifact import StageError
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -57,9 +57,9 @@ def test_the_bound_equals_the_plain_function(stages, tmp_path):
 
 def test_evaluation_refuses_other_data(stages, tmp_path):
     common = {"cluster": stages.cluster, "progress": False, "output": str(tmp_path / "o")}
-    with pytest.raises(StageError, match="needs --data"):
+    with pytest.raises(UserError, match="needs --data"):
         evaluate(EvaluateConfig(), model=stages.pretrained, data=None, **common)
-    with pytest.raises(StageError, match="no checkpoint at"):
+    with pytest.raises(UserError, match="no checkpoint at"):
         evaluate(EvaluateConfig(), model=str(tmp_path / "none"), data=stages.data, **common)
 
 
@@ -135,7 +135,7 @@ def test_finished_blocks_are_not_done_again(stages, tmp_path, prompts):
 )
 def test_bad_prompt_files(stages, tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(UserError, match=message):
         generate(
             GenerateConfig(),
             model=stages.model,

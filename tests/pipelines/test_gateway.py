@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llada.errors import UserError
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.tokenizer import save_tokenizer, train_tokenizer
@@ -18,7 +19,6 @@ from pipelines.serve import parse_args
 from pipelines.serving.openai_api import RequestError
 from pipelines.serving.replica import Denoiser, SamplingDefaults
 from pipelines.serving.routes import build_api
-from pipelines.stage.artifact import StageError
 
 CHAT = [{"role": "user", "content": "How are you?"}]
 CONTEXT = 2048
@@ -255,5 +255,5 @@ def test_request_errors_have_openais_form() -> None:
     ],
 )
 def test_wrong_arguments_are_named(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(StageError, match=message.replace("?", r"\?")):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
         parse_args(values)

@@ -22,6 +22,7 @@ import torch
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from llada.errors import UserError
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.tokenizer import (
@@ -33,7 +34,6 @@ from llada.tokenizer import (
     train_tokenizer,
 )
 from pipelines.serve import ServeArgs, build_app, build_deployments, parse_args, serve
-from pipelines.stage.artifact import StageError
 from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -361,13 +361,13 @@ def test_scaling_and_limits_reach_serve() -> None:
 
 
 def test_what_cannot_be_served_is_said_before_ray_starts(tmp_path: Path, random_model: Path) -> None:
-    with pytest.raises(StageError, match="no folder at"):
+    with pytest.raises(UserError, match="no folder at"):
         serve(ServeArgs(str(tmp_path / "none")), ClusterConfig())
-    with pytest.raises(StageError, match=r"config\.json"):
+    with pytest.raises(UserError, match=r"config\.json"):
         serve(ServeArgs(str(tmp_path)), ClusterConfig())
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(StageError, match="choose another --port"),
+        pytest.raises(UserError, match="choose another --port"),
     ):
         serve(ServeArgs(str(random_model), port=taken.getsockname()[1]), ClusterConfig())
 

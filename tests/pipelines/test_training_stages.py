@@ -20,6 +20,7 @@ import torch
 import llada
 from llada.config import Recipe
 from llada.data.tokens.shards import TokenDataset, load_unigram_counts
+from llada.errors import UserError
 from llada.model.hf import load_state, read_config
 from llada.settings import to_json
 from llada.training.trainer import train
@@ -27,7 +28,7 @@ from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
 from pipelines.runners.workers import read_metrics
 from pipelines.sft import sft
-from pipelines.stage.artifact import StageError, read_manifest
+from pipelines.stage.artifact import read_manifest
 from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -196,7 +197,7 @@ def test_a_full_disk_stops_training_with_one_line_and_nothing_is_lost(
 ):
     disk, resize = small_disk
     options = {"data": stages.data, "output": str(disk / "out"), "cluster": stages.cluster, "progress": False}
-    with pytest.raises(StageError, match=f"no space left while writing {disk}/out"):
+    with pytest.raises(UserError, match=f"no space left while writing {disk}/out"):
         pretrain(longer(stages.recipe), **options)
     assert not Path(options["output"], "manifest.json").exists()
     resize("256m")
@@ -220,7 +221,7 @@ def test_a_finished_folder_is_kept_and_another_config_refused(stages):
         stages.recipe,
         pretrain=replace(stages.recipe.pretrain, optim=replace(stages.recipe.pretrain.optim, lr=1.0)),
     )
-    with pytest.raises(StageError, match=r"optim\.lr"):
+    with pytest.raises(UserError, match=r"optim\.lr"):
         pretrain(other, **options)
 
 
@@ -236,7 +237,7 @@ def test_a_finished_folder_is_kept_and_another_config_refused(stages):
 def test_data_that_does_not_fit_the_model_is_refused_at_once(stages, tmp_path, change, message):
     recipe = replace(stages.recipe, model=replace(stages.recipe.model, **change))
     output = str(tmp_path / "out")
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(UserError, match=message):
         pretrain(recipe, data=stages.data, output=output, cluster=stages.cluster, progress=False)
     assert not Path(output, "manifest.json").exists()
 
@@ -248,7 +249,7 @@ def test_a_damaged_shard_that_one_worker_reads_ends_the_run_with_its_name(stages
     prepare(config, inputs=[str(corpus / "text.jsonl")], output=data, cluster=stages.cluster, progress=False)
     shard = sorted(Path(data, "train").iterdir())[-1]
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(StageError, match=f"{shard.name} has .* bytes instead of"):
+    with pytest.raises(UserError, match=f"{shard.name} has .* bytes instead of"):
         pretrain(
             longer(stages.recipe),
             data=data,
@@ -260,9 +261,9 @@ def test_a_damaged_shard_that_one_worker_reads_ends_the_run_with_its_name(stages
 
 def test_sft_wants_conversations_and_a_checkpoint(stages, tmp_path):
     options = {"output": str(tmp_path / "out"), "cluster": stages.cluster, "progress": False}
-    with pytest.raises(StageError, match="not SFT data"):
+    with pytest.raises(UserError, match="not SFT data"):
         sft(stages.recipe, model=stages.pretrained, data=stages.data, **options)
-    with pytest.raises(StageError, match="no config.json"):
+    with pytest.raises(UserError, match="no config.json"):
         sft(stages.recipe, model=str(tmp_path), data=stages.sft_data, **options)
 
 
