@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 import yaml
 from transformers import PreTrainedTokenizerFast
 
@@ -86,7 +85,7 @@ from pipelines.stage.artifact import (
     storage_errors,
 )
 from pipelines.stage.cluster import ClusterConfig, connect
-from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
+from pipelines.stage.command import Common, Flat, parse, parse_known, run_command, run_stage, take_recipe
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
@@ -112,19 +111,24 @@ class _Kind:
 
 def main(argv: Sequence[str]) -> None:
     """`llada prepare <preset> …`"""
-    recipe, words = take_recipe(argv, "prepare")
-    command = "llada prepare <preset>"
-    chosen, _ = tyro.cli(_Kind, args=words, prog=command, return_unknown_args=True, add_help=False)
-    preset = recipe.sft_prepare if chosen.kind == "sft" else recipe.prepare
-    args = parse(PrepareArgs, words, "prepare <preset>", config=preset)
-    config = settle_vocabulary(args.config, preset)
-    if args.mixture:
-        config = replace(config, sources=load_mixture(args.mixture, config.read))
+    args, config = parse_words(argv)
     counts = run_stage("prepare", prepare, args.common, config, inputs=args.input)["counts"]
     print(
         f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
         f"{counts['validation_rows']:,} validation rows"
     )
+
+
+def parse_words(argv: Sequence[str]) -> tuple[PrepareArgs, PrepareConfig]:
+    """(the arguments, the configuration that they and the preset make together)."""
+    recipe, words = take_recipe(argv, "prepare")
+    kind = parse_known(_Kind, words, "prepare <preset>").kind
+    preset = recipe.sft_prepare if kind == "sft" else recipe.prepare
+    args = parse(PrepareArgs, words, "prepare <preset>", config=preset)
+    config = settle_vocabulary(args.config, preset)
+    if args.mixture:
+        config = replace(config, sources=load_mixture(args.mixture, config.read))
+    return args, config
 
 
 def settle_vocabulary(config: PrepareConfig, preset: PrepareConfig) -> PrepareConfig:

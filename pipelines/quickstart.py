@@ -87,7 +87,7 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
     data, pretrained, sft_data, model, evaluation = (
         str(root / name) for name in ("data", "pretrained", "sft_data", "model", "evaluation")
     )
-    common = {"cluster": cluster, "progress": args.progress}
+    common: dict[str, Any] = {"cluster": cluster, "progress": args.progress}
     with connect(cluster, root / "logs") as log:
         _say(f"working in {root}; Ray's log is {log}")
         with _stage("prepare", data) as tracker:

@@ -31,8 +31,8 @@ from llada.errors import UserError
 from llada.files import file_sizes, filesystem, join, local_path, read_bytes, write_bytes
 from llada.settings import flatten_settings
 
-# Settings that have another name today, as they are called in the folders of earlier versions (dotted).
-RENAMED_SETTINGS: dict[str, str] = {}
+# {name in the folders of earlier versions: name today} of settings, dotted: such folders go on under the new names.
+RENAMED_SETTINGS = {"objective.objective": "objective.kind"}
 # Less than this free, and an error is put down to it.
 _FULL_BYTES = 1 << 20
 _NO_SPACE = (
@@ -188,11 +188,7 @@ def open_output(
 def _differences(earlier: Mapping[str, Any], output: Output, may_change: Collection[str]) -> str:
     if earlier.get("stage") != output.stage:
         return f"the output of stage {earlier.get('stage')!r}, not {output.stage!r}"
-    now = flatten_settings(output.config)
-    before = {
-        RENAMED_SETTINGS.get(key, key): value
-        for key, value in flatten_settings(earlier.get("config", {})).items()
-    }
+    before, now = _settings_by_name(earlier.get("config", {})), _settings_by_name(output.config)
     changed = [
         f"{key} {before.get(key, 'unset')!r} (now {now.get(key, 'unset')!r})"
         for key in sorted(before.keys() | now.keys())
@@ -213,6 +209,11 @@ def _differences(earlier: Mapping[str, Any], output: Output, may_change: Collect
             f"made from other inputs ({', '.join(dict.fromkeys(differing[:3])) or 'another order'} changed)"
         )
     return ""
+
+
+def _settings_by_name(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted name of today: value}."""
+    return {RENAMED_SETTINGS.get(name, name): value for name, value in flatten_settings(config).items()}
 
 
 def _has_files(url: str, manifest: Mapping[str, Any]) -> bool:

@@ -109,9 +109,9 @@ def _write_log(text: str, output: str | None) -> Path:
             with log.open("a", encoding="utf-8") as stream:
                 stream.write(entry)
             return log
-    with tempfile.NamedTemporaryFile("w", prefix="llada-", suffix=".log", delete=False) as stream:
-        stream.write(entry)
-    return Path(stream.name)
+    with tempfile.NamedTemporaryFile("w", prefix="llada-", suffix=".log", delete=False) as file:
+        file.write(entry)
+    return Path(file.name)
 
 
 def _quiet() -> None:
@@ -140,7 +140,7 @@ def take_recipe(argv: Sequence[str], command: str) -> tuple[Recipe, list[str]]:
     return get_preset(words[0]), words[1:]
 
 
-def parse(kind: type[T], argv: Sequence[str], command: str, **defaults: Any) -> T:
+def parse(kind: type[T], argv: Sequence[str], command: str, /, **defaults: Any) -> T:
     """A command's arguments; `defaults` are the fields' values where the words say nothing.
 
     A wrong command line ends the process with exit code 2.
@@ -153,6 +153,12 @@ def parse(kind: type[T], argv: Sequence[str], command: str, **defaults: Any) -> 
         }
         default = kind(**unset | defaults)
     return tyro.cli(kind, args=argv, prog=f"llada {command}", default=default)
+
+
+def parse_known(kind: type[T], words: Sequence[str], command: str) -> T:
+    """Those of the words that are options of `kind`; for an option that decides the defaults of the others."""
+    known, _ = tyro.cli(kind, args=words, prog=f"llada {command}", return_unknown_args=True, add_help=False)
+    return known
 
 
 # --- A stage ----------------------------------------------------------------------------------------------------------

@@ -195,13 +195,13 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         if name == "params":
-            items = [Param(k, v[:PARAM_VALUE_CHARS]) for k, v in values["values"].items()]
-            for start in range(0, len(items), PARAMS_PER_BATCH):
-                client.log_batch(self.run_id, params=items[start : start + PARAMS_PER_BATCH])
+            params = [Param(k, v[:PARAM_VALUE_CHARS]) for k, v in values["values"].items()]
+            for start in range(0, len(params), PARAMS_PER_BATCH):
+                client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
         elif name == "metrics":
-            items = [Metric(k, v, values["timestamp"], values["step"]) for k, v in values["values"].items()]
-            for start in range(0, len(items), METRICS_PER_BATCH):
-                client.log_batch(self.run_id, metrics=items[start : start + METRICS_PER_BATCH])
+            metrics = [Metric(k, v, values["timestamp"], values["step"]) for k, v in values["values"].items()]
+            for start in range(0, len(metrics), METRICS_PER_BATCH):
+                client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
         elif name == "artifact":
             self._log_artifact(client, values["url"])
         elif name == "tags":
