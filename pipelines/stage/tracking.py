@@ -97,7 +97,10 @@ class Tracker:
         if left:
             target = join(self.output, "tracking-undelivered.jsonl")
             try:
-                lines = [json.dumps({"call": name, **values}, default=str) + "\n" for name, values in left]
+                lines = [
+                    json.dumps({"call": name, **values}, default=str, skipkeys=True) + "\n"
+                    for name, values in left
+                ]
                 write_bytes(target, "".join(lines).encode())
                 log.warning("MLflow at %s did not take %d calls; they are in %s", self.uri, len(left), target)
             except Exception as error:  # the stage has succeeded; its bookkeeping must not fail it
@@ -251,9 +254,10 @@ def _is_refused(error: Exception) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    """The server, its database or the store of its artifacts failed. All else is a fault of ours: it would only fail
-    again."""
-    if _is_refused(error) or isinstance(error, FileNotFoundError):
+    """The server, its database or the store of its artifacts failed. All else is a fault of ours, which would only fail
+    again; on a database MLflow wraps those too."""
+    ours = (TypeError, AttributeError, LookupError, NameError, AssertionError, FileNotFoundError)
+    if _is_refused(error) or isinstance(error.__cause__ or error, ours):
         return False
     of_server = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy")
     return of_server or is_store_error(error)

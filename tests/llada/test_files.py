@@ -15,6 +15,7 @@ from llada.files import exists, file_sizes, join, read_bytes, write_bytes, writi
     ("parts", "joined"),
     [
         (("s3://bucket/a/", "b"), "s3://bucket/a/b"),
+        (("s3://b/a/", "/c", "d"), "s3://b/a/c/d"),
         (
             ("s3://bucket/data/snapshots/0001", "../0000/train.parquet"),
             "s3://bucket/data/snapshots/0000/train.parquet",

@@ -12,7 +12,6 @@ from pipelines.stage.artifact import (
     Output,
     fetch_folder,
     folder_id,
-    join,
     open_output,
     put_folder,
     read_manifest,
@@ -155,6 +154,21 @@ def test_only_named_settings_may_change_and_only_before_the_end(tmp_path):
         reopen(3.0, may_change=("optim.lr",))
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_folder_goes_on_under_a_settings_new_name(tmp_path, finished):
+    """What an earlier version called objective.objective is objective.kind; another value is other work all the same."""
+
+    def reopen(objective: dict[str, str]) -> Output:
+        return open_output(str(tmp_path), stage="pretrain", config={"objective": objective}, inputs=[])
+
+    output = reopen({"objective": "masked_diffusion", "schedule": "llada"})
+    if finished:
+        output.finish({}, kind="checkpoint")
+    assert reopen({"kind": "masked_diffusion", "schedule": "llada"}).is_complete == finished
+    with pytest.raises(UserError, match=r"objective\.kind 'masked_diffusion' \(now 'autoregressive'\)"):
+        reopen({"kind": "autoregressive", "schedule": "llada"})
+
+
 def test_a_tokenizer_with_other_ids_is_refused(tmp_path):
     texts = ["the quick brown fox jumps over the lazy dog " * 3]
     save_tokenizer(train_tokenizer(texts, 270), tmp_path / "model")
@@ -190,7 +204,3 @@ def test_a_full_disk_is_one_clear_error():
 def test_a_really_full_device():
     with pytest.raises(UserError, match="no space left"), storage_errors("/dev/full"):
         Path("/dev/full").write_text("x")
-
-
-def test_join():
-    assert join("s3://b/a/", "/c", "d") == "s3://b/a/c/d"

@@ -22,8 +22,8 @@ def test_shipped_files_load():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("num_worker: 2", "unknown key 'num_worker'; did you mean 'num_workers'"),
-        ("learning_rate: 1", "unknown key 'learning_rate'"),
+        ("num_worker: 2", "unknown setting .*mine.yaml: num_worker; did you mean 'num_workers'"),
+        ("learning_rate: 1", "unknown setting .*mine.yaml: learning_rate; known: address,"),
         ("num_workers: two", "num_workers must be int, not 'two'"),
         ("num_workers: true", "num_workers must be int, not True"),
         ("runtime_env: [1]", "runtime_env must be"),

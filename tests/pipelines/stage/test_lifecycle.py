@@ -26,6 +26,7 @@ def test_begin_finish_skip(tmp_path):
         folder = begin_stage("generate", output, config=CONFIG, inputs=inputs, tracker=tracker)
         assert folder.manifest is None
         (tmp_path / "out" / "results.json").write_text("{}")
+        assert tracker.wait_started(60)
         manifest = finish_stage(
             folder, tracker, {"tokens": 5}, kind="generations", artifacts=("results.json",), results={"x": 1}
         )
