@@ -57,7 +57,7 @@ from llada.files import (
     sha256,
     write_bytes,
 )
-from llada.settings import from_dict, merge_settings
+from llada.settings import from_dict, merge_settings, require
 from llada.tokenizer import (
     END_OF_TURN,
     ensure_special_tokens,
@@ -133,12 +133,15 @@ def parse_words(argv: Sequence[str]) -> tuple[PrepareArgs, PrepareConfig]:
 
 def settle_vocabulary(config: PrepareConfig, preset: PrepareConfig) -> PrepareConfig:
     """`config` where a tokenizer that was asked for takes the place of the preset's training of one, and the other way
-    round."""
-    new_tokenizer = config.tokenizer != preset.tokenizer
-    new_vocabulary = config.train_tokenizer_vocab != preset.train_tokenizer_vocab
-    if new_tokenizer and not new_vocabulary:
+    round. Raises UserError when both were asked for."""
+    new_tokenizer = config.tokenizer if config.tokenizer != preset.tokenizer else None
+    new_vocabulary = config.train_tokenizer_vocab
+    if new_vocabulary == preset.train_tokenizer_vocab:
+        new_vocabulary = None
+    require(not (new_tokenizer and new_vocabulary), "give either --tokenizer or --train-tokenizer-vocab")
+    if new_tokenizer:
         return replace(config, train_tokenizer_vocab=None)
-    if new_vocabulary and not new_tokenizer:
+    if new_vocabulary:
         return replace(config, tokenizer=None)
     return config
 

@@ -356,8 +356,6 @@ def storage_errors(url: str) -> Iterator[None]:
                 raise UserError(
                     f"cannot write {url}: {cause.strerror or cause}; a file is in the way"
                 ) from error
-            if isinstance(cause, ImportError) and "://" in url:
-                raise UserError(f"{url}: {cause}") from error  # fsspec names the missing package, e.g. s3fs
             cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
         if _is_full(url):  # torch writes files in C++, which forgets the error's number
             raise UserError(_NO_SPACE.format(url=url)) from error

@@ -134,7 +134,7 @@ def _start(cluster: ClusterConfig) -> None:
             raise UserError(f"no Ray cluster at {cluster.address} ({error}); {remedy}") from None
     try:
         ray.init(address=cluster.address, **options)
-    except Exception as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot join the Ray cluster at {cluster.address!r}: {reason}; {remedy}") from error
 

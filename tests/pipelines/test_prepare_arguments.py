@@ -44,6 +44,11 @@ def test_training_one_takes_the_place_of_the_presets_tokenizer():
     assert settle_vocabulary(preset, preset) == preset
 
 
+def test_a_tokenizer_and_training_one_exclude_each_other():
+    with pytest.raises(UserError, match="either --tokenizer or --train-tokenizer-vocab"):
+        config_of("tiny", "--tokenizer", "some/folder", "--train-tokenizer-vocab", "700")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
