@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from llada.errors import UserError
+
 T = TypeVar("T")
 _PAUSES_S = (1.0, 4.0, 15.0)
 _STORE_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs")
@@ -33,10 +35,18 @@ def is_store_error(error: BaseException) -> bool:
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of `url` and the path inside it. Listings are never cached: others write too. Calls to S3
-    are repeated, with pauses, while it is overloaded or away."""
-    if os.fspath(url).startswith(("s3://", "s3a://")):
-        _make_s3_patient()
-    return fsspec.core.url_to_fs(os.fspath(url), use_listings_cache=False)
+    are repeated, with pauses, while it is overloaded or away. Raises UserError for a kind of URL that nobody knows, or
+    that needs a package which is not installed."""
+    try:
+        if os.fspath(url).startswith(("s3://", "s3a://")):
+            _make_s3_patient()
+        return fsspec.core.url_to_fs(os.fspath(url), use_listings_cache=False)
+    except ImportError as error:  # names the package
+        raise UserError(f"{url}: {error}") from error
+    except ValueError as error:
+        if "Protocol not known" not in str(error):
+            raise
+        raise UserError(f"{url}: {error}") from None
 
 
 @functools.cache

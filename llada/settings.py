@@ -17,7 +17,7 @@ import operator
 import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -121,6 +121,17 @@ def merge_settings(defaults: dict[str, Any], changes: dict[str, Any]) -> dict[st
             value = merge_settings(default, value)
         merged[key] = value
     return merged
+
+
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value} of settings within settings."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_settings(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 # --- Limits and documentation of single fields ------------------------------------------------------------------------

@@ -1,36 +1,73 @@
-"""Layouts of others: checkpoints (ours, LLaDA's, iLLaDA's, Llama's) and token data (ours, Megatron's .idx/.bin)."""
+"""The command `convert`: layouts of others, of checkpoints (LLaDA's, iLLaDA's, Llama's) and of token data (Megatron's
+.idx/.bin)."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 from llada.data.tokens.megatron import export_megatron, import_megatron_shards
 from llada.data.tokens.packing import Packing
-from llada.data.tokens.shards import write_index
+from llada.data.tokens.shards import resolve_snapshot, write_index
+from llada.errors import UserError
 from llada.files import exists, file_sizes, join, local_path, read_bytes, write_bytes
 from llada.model.hf import Layout, convert
 from llada.tokenizer import END_OF_TURN, ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
-from pipelines.stage.artifact import (
-    StageError,
-    fetch_folder,
-    find_manifest,
-    newest_snapshot,
-    open_output,
-    put_folder,
-)
+from pipelines.stage.artifact import fetch_folder, find_manifest, open_output, put_folder, read_manifest
+from pipelines.stage.command import parse, run_command
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Rewrite a checkpoint folder in another layout, bit for bit; or token data from and to Megatron's .idx/.bin."""
+
+    source: tyro.conf.Positional[str]
+    """A checkpoint folder, a prepared folder, or PREFIX.idx of Megatron data."""
+    target: tyro.conf.Positional[str]
+    """A folder; of Megatron data a prefix, completed by -train.idx and so on."""
+    layout: Layout | None = None
+    """Of the target: ours, llada (GSAI-ML/LLaDA), llama (standard names). Default: the other one."""
+    mask_token_id: int | None = None
+    """Makes an autoregressive checkpoint bidirectional, with this row as the mask."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer that made the Megatron data."""
+    row_length: int | None = None
+    """Tokens per row to pack Megatron data into."""
+    packing: Packing = "concatenate_and_cut"
+
+
+def main(argv: Sequence[str]) -> None:
+    """`llada convert SOURCE TARGET …`"""
+    args = parse(ConvertArgs, argv, "convert")
+    if is_tokens(args.source):
+        print(
+            convert_tokens(
+                args.source,
+                args.target,
+                tokenizer=args.tokenizer,
+                row_length=args.row_length,
+                packing=args.packing,
+            )
+        )
+    else:
+        print(
+            convert_checkpoint(args.source, args.target, layout=args.layout, mask_token_id=args.mask_token_id)
+        )
 
 
 def convert_checkpoint(source: str, target: str, *, layout: Layout | None, mask_token_id: int | None) -> str:
     """Rewrite a checkpoint folder in another layout, bit for bit; a line that says what was written."""
     local = local_path(target)
     if file_sizes(target):
-        raise StageError(f"{target} is not empty; choose another target")
+        raise UserError(f"{target} is not empty; choose another target")
     with tempfile.TemporaryDirectory() as folder:
         config = convert(fetch_folder(source), local or folder, layout=layout, mask_token_id=mask_token_id)
         if not local:
@@ -40,7 +77,10 @@ def convert_checkpoint(source: str, target: str, *, layout: Layout | None, mask_
 
 def is_tokens(source: str) -> bool:
     """Whether `source` is a prepared folder or a Megatron index."""
-    return source.endswith(".idx") or (find_manifest(source) or {}).get("kind") == "tokens"
+    if source.endswith(".idx"):
+        return True
+    manifest = find_manifest(source)
+    return manifest is not None and manifest["kind"] == "tokens"
 
 
 def convert_tokens(
@@ -49,17 +89,17 @@ def convert_tokens(
     """A prepared folder to `target`-train.idx/.bin and `target`-validation.idx/.bin, or an .idx to a prepared folder."""
     if not source.endswith(".idx"):
         lines = []
-        for split, entry in (find_manifest(source) or {})["dataset"]["splits"].items():
+        for split, entry in read_manifest(source)["dataset"]["splits"].items():
             if entry["rows"]:
-                made = export_megatron(newest_snapshot(source), split, f"{target}-{split}")
+                totals = export_megatron(resolve_snapshot(source), split, f"{target}-{split}")
                 lines.append(
-                    f"{target}-{split}.idx: {made['documents']:,} documents, {made['tokens']:,} tokens"
+                    f"{target}-{split}.idx: {totals['documents']:,} documents, {totals['tokens']:,} tokens"
                 )
         return "\n".join(lines)
     if tokenizer is None or row_length is None:
-        raise StageError("reading Megatron data needs --tokenizer, the one that made it, and --row-length")
+        raise UserError("reading Megatron data needs --tokenizer, the one that made it, and --row-length")
     if not exists(source):
-        raise StageError(f"no file at {source}")
+        raise UserError(f"no file at {source}")
     return _import(source, target, tokenizer, row_length, packing)
 
 
@@ -87,13 +127,13 @@ def _import(source: str, target: str, tokenizer_url: str, row_length: int, packi
             packing=packing,
         )
         if not shards:
-            raise StageError(f"{source} holds no tokens")
+            raise UserError(f"{source} holds no tokens")
         files = {"train.parquet": write_index(join(target, "train.parquet"), shards)}
         files["validation.parquet"] = write_index(join(target, "validation.parquet"), [])
         buffer = io.BytesIO()
         np.save(buffer, counts)
         write_bytes(join(target, "unigram_counts.npy"), buffer.getvalue())
-        totals: dict[str, Any] = {what: sum(s[what] for s in shards) for what in ("rows", "tokens")}
+        totals: dict[str, Any] = {unit: sum(shard[unit] for shard in shards) for unit in ("rows", "tokens")}
         splits = {
             "train": {**totals, "indexes": ["train.parquet"]},
             "validation": {"rows": 0, "tokens": 0, "indexes": ["validation.parquet"]},
@@ -113,5 +153,10 @@ def _import(source: str, target: str, tokenizer_url: str, row_length: int, packi
             "epochs": {},
         }
         folder.finish(totals, kind="tokens", files=files, dataset=dataset)
-    counts_of = (folder.manifest or {})["counts"]
-    return f"{target}: {counts_of['tokens']:,} tokens in {counts_of['rows']:,} rows"
+    assert folder.manifest is not None
+    totals = folder.manifest["counts"]
+    return f"{target}: {totals['tokens']:,} tokens in {totals['rows']:,} rows"
+
+
+if __name__ == "__main__":
+    run_command("convert")

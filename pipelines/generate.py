@@ -1,4 +1,4 @@
-"""The stage `generate`: batch inference over a file of prompts, by a Ray Data actor pool.
+"""The command `generate`: batch inference over a file of prompts, by a Ray Data actor pool.
 
 A prompt line is JSON, {"prompt": text} or {"messages": [...]}, other fields being copied to the answer; in a .txt file
 it is plain text. Answers stand in the order of the prompts:
@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, TypedDict
 
 import llada
 from llada.data.tokens.chat import RecordError, parse_dialogue
+from llada.errors import UserError
 from llada.files import absolute, join, read_bytes, write_bytes
 from llada.sampling.config import SamplingConfig
 from llada.sampling.text import complete_texts
+from llada.settings import check_limits, limited
 from llada.training.parallel import resolve_precision, training_device
-from pipelines.runners.actors import map_blocks, require_checkpoint
-from pipelines.stage.artifact import (
-    StageError,
-    fetch_folder,
-    find_manifest,
-    folder_id,
-    open_output,
-    storage_errors,
-)
+from pipelines.runners.actors import Block, map_blocks, require_checkpoint
+from pipelines.stage.artifact import Manifest, fetch_folder, storage_errors
 from pipelines.stage.cluster import ClusterConfig, connect
+from pipelines.stage.command import Common, Flat, parse, run_command, run_stage
+from pipelines.stage.lifecycle import StageInput, begin_stage, finish_stage, folder_input
 from pipelines.stage.tracking import Tracker
 
 
@@ -39,8 +37,56 @@ class GenerateConfig:
 
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
-    batch_rows: int = 16  # prompts denoised together
-    chat: bool = False  # treat {"prompt"} as a user's message
+    batch_rows: int = limited(16, low=1)
+    """Prompts denoised together."""
+    chat: bool = False
+    """Treat {"prompt"} as a user's message."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "generate")
+
+
+@dataclass(frozen=True)
+class GenerateArgs:
+    """Batch inference over a file of prompts."""
+
+    model: str
+    """Checkpoint folder."""
+    prompts: str
+    """JSON lines with "prompt" or "messages", or .txt with one prompt a line."""
+    common: Annotated[Common, Flat]
+    config: Annotated[GenerateConfig, Flat] = GenerateConfig()
+
+
+def main(argv: Sequence[str]) -> None:
+    """`llada generate …`"""
+    args = parse(GenerateArgs, argv, "generate")
+    manifest = run_stage(
+        "generate", generate, args.common, args.config, model=args.model, prompts=args.prompts
+    )
+    counts = manifest["counts"]
+    answers = join(args.common.output, "generations.jsonl")
+    print(f"{answers}: {counts['prompts']:,} answers, {counts['tokens']:,} tokens")
+    if counts["refused"]:
+        raise UserError(f'{counts["refused"]} prompts were refused; their lines carry an "error"')
+
+
+# A line of the prompts: "prompt" (text or messages) and whatever else stands in it. Its answer is the same with "index"
+# and either "error" or "text", "finish_reason", "tokens" and "nfe".
+Record = dict[str, Any]
+
+
+class PromptBlock(Block):
+    """Prompts that are denoised together. `start` is the first one's number in the file."""
+
+    start: int
+    records: list[Record]
+
+
+class Answers(TypedDict):
+    """What an actor makes of a block, as JSON."""
+
+    answers: list[Record]
 
 
 def generate(
@@ -52,71 +98,63 @@ def generate(
     cluster: ClusterConfig,
     tracker: Tracker | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Manifest:
     """Answer every prompt of the file `prompts` and return the manifest.
 
-    Raises StageError: no such file, a line that is no prompt (named), a prompt longer than the model's context.
+    A prompt longer than the model's context gets an "error" instead of an answer. Raises UserError: no such file, or a
+    line that is no prompt (named).
     """
     model, output = absolute(model), absolute(output)
     try:
         data = read_bytes(prompts)
     except FileNotFoundError as error:
-        raise StageError(str(error)) from None
+        raise UserError(f"--prompts: {error}") from None
     require_checkpoint(model)
     records = parse_prompts(data, prompts, chat=config.chat)
-    inputs = [
-        {"url": model, "id": folder_id(model)},
-        {"url": prompts, "id": hashlib.sha256(data).hexdigest()[:16]},
-    ]
-    folder = open_output(output, stage="generate", config=asdict(config), inputs=inputs)
+    prompts_hash = hashlib.sha256(data).hexdigest()[:16]
+    folder = begin_stage(
+        "generate",
+        output,
+        config=asdict(config),
+        inputs=[folder_input("model", model), StageInput("prompts", prompts, prompts_hash)],
+        tracker=tracker,
+    )
     if folder.manifest is not None:
         return folder.manifest
-    if tracker:
-        tracker.log_params(asdict(config))
-        tracker.log_input(model, context="model", manifest=find_manifest(model))
-        tracker.log_input(prompts, context="prompts")
-    blocks = [
+    blocks: list[PromptBlock] = [
         {"name": f"{start:010d}", "start": start, "records": records[start : start + config.batch_rows]}
         for start in range(0, len(records), config.batch_rows)
     ]
-    settings = {"model": model, "config": config}
     with storage_errors(output), connect(cluster, join(output, "logs")):
         answers = [
             answer
-            for block in map_blocks(
-                _Writer,
+            for result in map_blocks(
+                partial(_Writer, config, model=model),
                 blocks,
-                settings,
                 output=join(output, "blocks"),
                 cluster=cluster,
                 label="generate",
                 progress=progress,
             )
-            for answer in block["answers"]
+            for answer in result["answers"]
         ]
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
         write_bytes(join(output, "generations.jsonl"), lines.encode())
-    refused = sum("error" in answer for answer in answers)
     counts = {
         "prompts": len(answers),
-        "refused": refused,
+        "refused": sum("error" in answer for answer in answers),
         "tokens": sum(answer.get("tokens", 0) for answer in answers),
     }
-    run_id = tracker.wait_started() if tracker else None
-    manifest = folder.finish(counts, kind="generations", mlflow_run_id=run_id)
-    if tracker:
-        tracker.log_metrics(counts)
-        tracker.log_artifact(join(output, "manifest.json"))
-    return manifest
+    return finish_stage(folder, tracker, counts, kind="generations")
 
 
-def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[dict[str, Any]]:
+def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[Record]:
     """One record per non-empty line, its prompt under "prompt": text or messages."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise StageError(f"{url} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    records: list[dict[str, Any]] = []
+        raise UserError(f"{url} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    records: list[Record] = []
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON strings may hold U+2028
         if not line.strip():
             continue
@@ -125,50 +163,51 @@ def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise StageError(f"{url}:{number}: not JSON ({error})") from None
+                raise UserError(f"{url}:{number}: not JSON ({error})") from None
         if isinstance(record, dict) and "messages" in record:
             try:
                 record["prompt"] = parse_dialogue({"messages": record.pop("messages")})
             except RecordError as error:
-                raise StageError(f"{url}:{number}: the messages cannot be used ({error})") from None
+                raise UserError(f"{url}:{number}: the messages cannot be used ({error})") from None
         elif not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-            raise StageError(f'{url}:{number}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}')
+            raise UserError(f'{url}:{number}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}')
         elif chat:
             record["prompt"] = [{"role": "user", "content": record["prompt"]}]
         records.append(record)
     if not records:
-        raise StageError(f"{url} holds no prompt")
+        raise UserError(f"{url} holds no prompt")
     return records
 
 
 class _Writer:
     """One actor: the model, loaded once."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.config: GenerateConfig = settings["config"]
+    def __init__(self, config: GenerateConfig, *, model: str) -> None:
+        self.config = config
         device = training_device()
         self.model, self.tokenizer = llada.load(
-            fetch_folder(settings["model"]), device=device, dtype=resolve_precision("auto", device)
+            fetch_folder(model), device=device, dtype=resolve_precision("auto", device)
         )
         if self.tokenizer is None:
-            raise StageError(f"{settings['model']} has no tokenizer")
+            raise UserError(f"{model} has no tokenizer")
 
-    def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
-        answers: list[dict[str, Any]] = []
-        for offset, record in enumerate(block["records"]):
-            answers.append({**record, "index": block["start"] + offset})
+    def __call__(self, block: PromptBlock) -> Answers:
+        answers: list[Record] = [
+            {**record, "index": number}
+            for number, record in enumerate(block["records"], start=block["start"])
+        ]
         try:
             self._complete(answers)
-        except ValueError:
+        except UserError:
             # One prompt that is too long must not cost its neighbours their answers.
             for answer in answers:
                 try:
                     self._complete([answer])
-                except ValueError as error:
+                except UserError as error:
                     answer["error"] = str(error)
         return {"answers": answers}
 
-    def _complete(self, answers: list[dict[str, Any]]) -> None:
+    def _complete(self, answers: list[Record]) -> None:
         assert self.tokenizer is not None
         seeds = [self.config.seed + answer["index"] for answer in answers]
         prompts = [answer["prompt"] for answer in answers]
@@ -178,6 +217,4 @@ class _Writer:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main(["generate", *sys.argv[1:]])
+    run_command("generate")

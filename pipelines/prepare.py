@@ -1,4 +1,4 @@
-"""The stage `prepare`: raw text to a folder of token shards that training reads by index, snapshot after snapshot.
+"""The command `prepare`: raw text to a folder of token shards that training reads by index, snapshot after snapshot.
 
     <output>/tokenizer/          the tokenizer, given or trained on the first snapshot's data
              train/, validation/ the shards of all snapshots            (format: llada/data/tokens/shards.py)
@@ -23,11 +23,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import yaml
 from transformers import PreTrainedTokenizerFast
 
 from llada.data.dedup.clusters import read_clusters
@@ -36,6 +38,7 @@ from llada.data.dedup.steps import locate
 from llada.data.filters.chain import filter_files
 from llada.data.outcomes import SAMPLE_CHARS, Report, merge
 from llada.data.read.listing import list_inputs
+from llada.data.read.reading import ReadConfig
 from llada.data.report.page import render_report
 from llada.data.tokens.shards import write_index
 from llada.data.work.group_tasks import group_reports, group_shards, group_unigrams, merge_group
@@ -43,6 +46,7 @@ from llada.data.work.job import SPLITS, Job, PrepareConfig, SourceConfig
 from llada.data.work.pack_tasks import pack_unit
 from llada.data.work.read_tasks import read_text_of, sample_unit
 from llada.data.work.units import Plan
+from llada.errors import UserError
 from llada.files import (
     absolute,
     file_sizes,
@@ -53,6 +57,7 @@ from llada.files import (
     sha256,
     write_bytes,
 )
+from llada.settings import from_dict, merge_settings, require
 from llada.tokenizer import (
     END_OF_TURN,
     ensure_special_tokens,
@@ -73,7 +78,6 @@ from pipelines.corpus.snapshots import (
 from pipelines.runners.tasks import TaskRun
 from pipelines.stage.artifact import (
     Output,
-    StageError,
     config_hash,
     fetch_folder,
     open_output,
@@ -81,6 +85,88 @@ from pipelines.stage.artifact import (
     storage_errors,
 )
 from pipelines.stage.cluster import ClusterConfig, connect
+from pipelines.stage.command import Common, Flat, parse, parse_known, run_command, run_stage, take_recipe
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PrepareArgs:
+    """Raw text to token shards."""
+
+    common: Annotated[Common, Flat]
+    config: Annotated[PrepareConfig, Flat]
+    input: tuple[str, ...] = ()
+    """Files, folders, globs, or @ and a list of files: .jsonl .txt .warc (each also .gz .zst), .parquet."""
+    mixture: str | None = None
+    """YAML file of several weighted sources instead: {name: {input: [...], weight: 0.7, read: {filters: [web]}}}."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The option that decides which of a preset's two preparations gives the other options' defaults."""
+
+    kind: Literal["pretrain", "sft"] = "pretrain"
+
+
+def main(argv: Sequence[str]) -> None:
+    """`llada prepare <preset> …`"""
+    args, config = parse_words(argv)
+    counts = run_stage("prepare", prepare, args.common, config, inputs=args.input)["counts"]
+    print(
+        f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
+        f"{counts['validation_rows']:,} validation rows"
+    )
+
+
+def parse_words(argv: Sequence[str]) -> tuple[PrepareArgs, PrepareConfig]:
+    """(the arguments, the configuration that they and the preset make together)."""
+    recipe, words = take_recipe(argv, "prepare")
+    kind = parse_known(_Kind, words, "prepare <preset>").kind
+    preset = recipe.sft_prepare if kind == "sft" else recipe.prepare
+    args = parse(PrepareArgs, words, "prepare <preset>", config=preset)
+    config = settle_vocabulary(args.config, preset)
+    if args.mixture:
+        config = replace(config, sources=load_mixture(args.mixture, config.read))
+    return args, config
+
+
+def settle_vocabulary(config: PrepareConfig, preset: PrepareConfig) -> PrepareConfig:
+    """`config` where a tokenizer that was asked for takes the place of the preset's training of one, and the other way
+    round. Raises UserError when both were asked for."""
+    new_tokenizer = config.tokenizer if config.tokenizer != preset.tokenizer else None
+    new_vocabulary = config.train_tokenizer_vocab
+    if new_vocabulary == preset.train_tokenizer_vocab:
+        new_vocabulary = None
+    require(not (new_tokenizer and new_vocabulary), "give either --tokenizer or --train-tokenizer-vocab")
+    if new_tokenizer:
+        return replace(config, train_tokenizer_vocab=None)
+    if new_vocabulary:
+        return replace(config, tokenizer=None)
+    return config
+
+
+def load_mixture(path: str, read: ReadConfig) -> tuple[SourceConfig, ...]:
+    """The sources of a mixture file; what they do not say of reading is as in `read`. Raises UserError."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the mixture {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict) or not all(isinstance(source, dict) for source in loaded.values()):
+        raise UserError(f"{path} must hold 'name:' and below it the source's settings")
+    return tuple(
+        from_dict(
+            SourceConfig,
+            merge_settings({"read": asdict(read)}, {"name": str(name), **source}),
+            f"{path}: {name}.",
+        )
+        for name, source in loaded.items()
+    )
+
+
+# --- The stage --------------------------------------------------------------------------------------------------------
 
 _log = logging.getLogger(__name__)
 _LAST_TOKENIZER_FILE = "tokenizer_config.json"  # put_folder goes by name, so this one is written last
@@ -99,7 +185,7 @@ def prepare(
     """Prepare `inputs` (files, folders, globs, "@" lists), or else the sources of `config`, into the folder `output`
     and return the newest snapshot's manifest. `tracker` is a run of pipelines/stage/tracking.py or None.
 
-    Raises StageError when there is nothing to read, too much is unreadable, or no row comes out.
+    Raises UserError when there is nothing to read, too much is unreadable, or no row comes out.
     """
     output = absolute(output)
     sources = _sources(config, inputs)
@@ -111,7 +197,7 @@ def prepare(
         try:
             job, earlier = open_snapshot(config, sources, output)
         except (ValueError, FileNotFoundError) as error:
-            raise StageError(str(error)) from error
+            raise UserError(str(error)) from error
     log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
     log_dir = local_path(log_dir) or log_dir
     if left := left_to_clean(config, output, earlier):
@@ -152,9 +238,9 @@ def _sources(config: PrepareConfig, inputs: Sequence[str]) -> list[SourceConfig]
     try:
         config.validate()
     except ValueError as error:
-        raise StageError(str(error)) from error
+        raise UserError(str(error)) from error
     if inputs and config.sources:
-        raise StageError("give either --input or --mixture: a mixture names its own inputs")
+        raise UserError("give either --input or --mixture: a mixture names its own inputs")
     sources = list(config.sources) or [SourceConfig("", tuple(inputs), read=config.read)]
 
     def settled(url: str) -> str:
@@ -165,7 +251,7 @@ def _sources(config: PrepareConfig, inputs: Sequence[str]) -> list[SourceConfig]
         for source in sources:
             next(list_inputs(source.input))  # before anything is written
     except (ValueError, FileNotFoundError) as error:
-        raise StageError(str(error)) from error
+        raise UserError(str(error)) from error
     return sources
 
 
@@ -182,14 +268,14 @@ def _settle_resources(job: Job, sources: Sequence[SourceConfig]) -> str:
             build_index(job.config.decontamination).save(urls[-1])
         return config_hash({"files": [sha256(url) for url in urls]}) if urls else ""
     except (ValueError, FileNotFoundError) as error:
-        raise StageError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _given_tokenizer_hash(url: str) -> str:
     try:
         return hashlib.sha256(read_bytes(join(url, "tokenizer.json"))).hexdigest()[:16]
     except FileNotFoundError:
-        raise StageError(f"no tokenizer.json in {url}; name a tokenizer's folder, or train one") from None
+        raise UserError(f"no tokenizer.json in {url}; name a tokenizer's folder, or train one") from None
 
 
 def _settle_tokenizer(run: TaskRun) -> tuple[PreTrainedTokenizerFast, str]:
@@ -219,7 +305,7 @@ def _sample(run: TaskRun) -> Iterator[str]:
     if not texts:
         lost = sum((Counter(result["lost"]) for result in results.values()), Counter())
         first = next((example for result in results.values() for example in result["examples"]), None)
-        raise StageError(
+        raise UserError(
             "nothing to train a tokenizer on: no usable document in the train split (left out: "
             + _reasons(lost)
             + (f"; first: {first['source']} line {first['line']}" if first else "")
@@ -259,7 +345,7 @@ def _finish(
     total = merge(by_source.values())
     try:
         _check(job.config, total, job.plan, job.output, is_first=not earlier)
-    except StageError:
+    except UserError:
         # The remedies change the input: list it again next time. What was read is kept for what stays the same.
         fs, path = filesystem(join(job.plan.folder, "plan.json"))
         fs.rm_file(path)
@@ -376,13 +462,13 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, url: str, *, is_fir
     lost, refused = Counter(total.rejected), total.refused()
     seen = total.documents() + lost.total()
     if lost.total() > config.max_invalid_fraction * seen:
-        raise StageError(
+        raise UserError(
             f"{lost.total():,} of {seen:,} records cannot be used ({_reasons(lost + refused)}); see "
             f"{join(url, 'quarantine')}, mend the input, or raise max_invalid_fraction"
         )
     unread = {label.split("#")[0] for label in total.unreadable_files}
     if len(unread) > max(1, config.max_unreadable_fraction * plan.files):  # a single one never stops a run
-        raise StageError(
+        raise UserError(
             f"{len(unread):,} of {plan.files:,} files could not be read, {min(unread)} among them; "
             "run again when they can, or raise max_unreadable_fraction"
         )
@@ -390,7 +476,7 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, url: str, *, is_fir
         remedy = "check --input and the filters"
         if total.splits["validation"]["rows"]:
             remedy = "all went to validation: set read.section_chars to cut long documents, or lower validation_fraction"
-        raise StageError(
+        raise UserError(
             f"no training rows from {seen:,} records (left out: {_reasons(lost + refused)}); {remedy}"
         )
     for name in total.damaged_files:
@@ -404,6 +490,4 @@ def _reasons(counts: Counter[str]) -> str:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main(["prepare", *sys.argv[1:]])
+    run_command("prepare")

@@ -1,4 +1,4 @@
-"""The stage `pretrain`: token shards to a checkpoint folder, by Ray Train and FSDP2.
+"""The command `pretrain`: token shards to a checkpoint folder, by Ray Train and FSDP2.
 
 <output>/config.json, model.safetensors, tokenizer…   what `llada.load` reads
          checkpoints/      resumable training state     metrics.jsonl, loss.png   what happened
@@ -7,22 +7,56 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated
 
 from llada.config import Recipe
-from llada.data.tokens.shards import load_unigram_counts
+from llada.data.tokens.shards import load_unigram_counts, resolve_snapshot
+from llada.diffusion.objective import ObjectiveConfig
 from llada.files import absolute, join
 from llada.model.transformer import ModelConfig
 from llada.training.events import Report
-from llada.training.trainer import RunConfig, TrainResult, open_splits, train
+from llada.training.optim import OptimConfig
+from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
 from pipelines.runners.workers import run_workers
-from pipelines.stage.artifact import folder_id, newest_snapshot, open_output, read_manifest
+from pipelines.stage.artifact import Manifest
 from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
+from pipelines.stage.lifecycle import begin_stage, folder_input
 from pipelines.stage.tracking import Tracker
-from pipelines.stage.training import CHECKPOINTS, LEARNING_RATES, finish_training, save_weights
+from pipelines.stage.training import (
+    CHECKPOINTS,
+    LEARNING_RATES,
+    finish_training,
+    save_weights,
+    training_summary,
+)
+
+
+@dataclass(frozen=True)
+class PretrainArgs:
+    """Token shards to a checkpoint folder."""
+
+    data: str
+    """A prepared folder."""
+    common: Annotated[Common, Flat]
+    model: ModelConfig
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """`llada pretrain <preset> …`"""
+    recipe, words = take_recipe(argv, "pretrain")
+    run = recipe.pretrain
+    defaults = {"model": recipe.model, "objective": run.objective, "optim": run.optim, "train": run.train}
+    args = parse(PretrainArgs, words, "pretrain <preset>", **defaults)
+    recipe = replace(recipe, model=args.model, pretrain=RunConfig(args.objective, args.optim, args.train))
+    manifest = run_stage("pretrain", pretrain, args.common, recipe, data=args.data)
+    print(f"{args.common.output}: {training_summary(manifest)}")
 
 
 def pretrain(
@@ -33,26 +67,22 @@ def pretrain(
     cluster: ClusterConfig,
     tracker: Tracker | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Manifest:
     """Pretrain on a prepared folder and return the manifest; goes on from the newest checkpoint, skips a finished one.
 
     Raises UserError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
-    data, output = newest_snapshot(absolute(data)), absolute(output)
-    source = read_manifest(data)
-    config = {"model": asdict(recipe.model), **asdict(recipe.pretrain)}
-    folder = open_output(
+    data, output = resolve_snapshot(absolute(data)), absolute(output)
+    folder = begin_stage(
+        "pretrain",
         output,
-        stage="pretrain",
-        config=config,
-        inputs=[{"url": data, "id": folder_id(data)}],
+        config={"model": asdict(recipe.model), **asdict(recipe.pretrain)},
+        inputs=[folder_input("data", data)],
+        tracker=tracker,
         may_change=LEARNING_RATES,
     )
     if folder.manifest is not None:
         return folder.manifest
-    if tracker:
-        tracker.log_params(config)
-        tracker.log_input(data, context="data", manifest=source)
     open_splits(data, recipe.model, recipe.pretrain)  # refuses what does not fit before Ray is started
     function = partial(pretrain_worker, recipe.model, recipe.pretrain, data, output)
     result = run_workers(
@@ -78,6 +108,4 @@ def pretrain_worker(
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main(["pretrain", *sys.argv[1:]])
+    run_command("pretrain")

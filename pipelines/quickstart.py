@@ -1,4 +1,4 @@
-"""`llada quickstart`: every stage on this machine, from raw text to a streamed chat answer.
+"""The command `quickstart`: every stage on this machine, from raw text to a streamed chat answer.
 
 The default corpus is what every Python has: its documentation topics and the standard library's docstrings, from which
 the question-answer pairs come too. Nothing is downloaded. Each stage is the one that runs on a cluster; a second call
@@ -11,7 +11,7 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llada.config import Recipe
 from llada.data.read.listing import list_inputs
 from llada.data.read.python_docs import python_documents, python_questions
 from llada.data.work.job import PrepareConfig
+from llada.errors import UserError
 from llada.files import write_bytes
 from llada.model.transformer import Transformer
 from llada.presets import get_preset
@@ -32,8 +33,8 @@ from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
 from pipelines.sft import sft
-from pipelines.stage.artifact import StageError
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
+from pipelines.stage.command import exit_codes, parse, run_command
 from pipelines.stage.tracking import tracked
 
 PROMPT = "The function returns"
@@ -67,20 +68,27 @@ class QuickstartArgs:
     progress: bool = True
 
 
+def main(argv: Sequence[str]) -> None:
+    """`llada quickstart …`"""
+    args = parse(QuickstartArgs, argv, "quickstart")
+    with exit_codes("quickstart", args.output):
+        quickstart(args)
+
+
 def quickstart(args: QuickstartArgs) -> dict[str, Any]:
-    """Run all stages and print a summary; the figures it shows. Raises StageError like the stages."""
+    """Run all stages and print a summary; the figures it shows. Raises UserError like the stages."""
     import ray.serve  # noqa: F401 (before `connect`, which sends to the log what Ray's loggers would print)
 
     recipe = _with_steps(get_preset(args.preset), args)
     root = Path(args.output).absolute()
-    cluster = load_cluster(args.cluster) if args.cluster else ClusterConfig()
+    cluster = load_cluster(args.cluster)
     started = time.perf_counter()
     texts = list(args.input) or [_write_once(root / "corpus" / "python.jsonl", _documents())]
     pairs = list(args.sft_input) or [_write_once(root / "corpus" / "questions.jsonl", python_questions())]
     data, pretrained, sft_data, model, evaluation = (
         str(root / name) for name in ("data", "pretrained", "sft_data", "model", "evaluation")
     )
-    common = {"cluster": cluster, "progress": args.progress}
+    common: dict[str, Any] = {"cluster": cluster, "progress": args.progress}
     with connect(cluster, root / "logs") as log:
         _say(f"working in {root}; Ray's log is {log}")
         with _stage("prepare", data) as tracker:
@@ -191,7 +199,7 @@ def _serve_and_ask(model: str, question: str, recipe: Recipe, cluster: ClusterCo
         pieces: list[str] = []
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=120) as response:
             if response.status_code != 200:
-                raise StageError(f"the endpoint refused the question: {response.read().decode()}")
+                raise UserError(f"the endpoint refused the question: {response.read().decode()}")
             for line in response.iter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
@@ -244,6 +252,4 @@ def _summary(f: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main(["quickstart", *sys.argv[1:]])
+    run_command("quickstart")

@@ -14,11 +14,10 @@ import dataclasses
 import json
 import signal
 import socket
-import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llada.errors import UserError
 from llada.model.hf import read_config
@@ -28,7 +27,8 @@ from llada.tokenizer import has_tokenizer
 from pipelines.serving.gateway import Gateway
 from pipelines.serving.replica import Denoiser
 from pipelines.stage.artifact import fetch_folder
-from pipelines.stage.cluster import ClusterConfig, connect
+from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
+from pipelines.stage.command import Flat, parse, run_command
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -316,7 +316,20 @@ def _take_down() -> None:
         serve.delete(APP_NAME)
 
 
-if __name__ == "__main__":
-    from pipelines.cli import main
+@dataclasses.dataclass(frozen=True)
+class ServeCommandArgs:
+    """An OpenAI-compatible endpoint of a checkpoint."""
 
-    main(["serve", *sys.argv[1:]])
+    args: Annotated[ServeArgs, Flat]
+    cluster: str | None = None
+    """Cluster file; without one, a Ray of its own on this machine."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """`llada serve …`"""
+    command = parse(ServeCommandArgs, argv, "serve")
+    serve(command.args, load_cluster(command.cluster))
+
+
+if __name__ == "__main__":
+    run_command("serve")

@@ -1,38 +1,65 @@
-"""The stage `sft`: a checkpoint and prepared conversations to a fine-tuned checkpoint folder (layout: pretrain.py).
+"""The command `sft`: a checkpoint and prepared conversations to a fine-tuned checkpoint folder (layout: pretrain.py).
 
 Not another trainer: the data says which positions may be masked (the answers) and what each row is divided by.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated
 
 import torch
 
 from llada.config import Recipe
-from llada.data.tokens.shards import load_unigram_counts
+from llada.data.tokens.shards import load_unigram_counts, resolve_snapshot
+from llada.diffusion.objective import ObjectiveConfig
 from llada.errors import UserError
 from llada.files import absolute, join
 from llada.model.hf import load_model, read_config
 from llada.model.transformer import ModelConfig
 from llada.training.events import Report
-from llada.training.trainer import RunConfig, TrainResult, open_splits, train
+from llada.training.optim import OptimConfig
+from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
 from pipelines.runners.workers import run_workers
-from pipelines.stage.artifact import (
-    fetch_folder,
-    find_manifest,
-    folder_id,
-    newest_snapshot,
-    open_output,
-    read_manifest,
-    require_same_tokenizer,
-)
+from pipelines.stage.artifact import Manifest, fetch_folder, read_manifest, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
+from pipelines.stage.lifecycle import begin_stage, folder_input
 from pipelines.stage.tracking import Tracker
-from pipelines.stage.training import CHECKPOINTS, LEARNING_RATES, finish_training, save_weights
+from pipelines.stage.training import (
+    CHECKPOINTS,
+    LEARNING_RATES,
+    finish_training,
+    save_weights,
+    training_summary,
+)
+
+
+@dataclass(frozen=True)
+class SftArgs:
+    """A checkpoint and prepared conversations to a fine-tuned checkpoint folder."""
+
+    model: str
+    """Checkpoint folder to start from: ours, GSAI-ML/LLaDA's or iLLaDA's."""
+    data: str
+    """A folder prepared with --kind sft."""
+    common: Annotated[Common, Flat]
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+def main(argv: Sequence[str]) -> None:
+    """`llada sft <preset> …`"""
+    recipe, words = take_recipe(argv, "sft")
+    run = recipe.sft
+    defaults = {"objective": run.objective, "optim": run.optim, "train": run.train}
+    args = parse(SftArgs, words, "sft <preset>", **defaults)
+    recipe = replace(recipe, sft=RunConfig(args.objective, args.optim, args.train))
+    manifest = run_stage("sft", sft, args.common, recipe, model=args.model, data=args.data)
+    print(f"{args.common.output}: {training_summary(manifest)}")
 
 
 def sft(
@@ -44,31 +71,27 @@ def sft(
     cluster: ClusterConfig,
     tracker: Tracker | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Manifest:
     """Fine-tune the checkpoint folder `model` and return the manifest; goes on where it stopped, skips a finished one.
 
     Raises UserError: no checkpoint, data that is not of kind "sft" or of another tokenizer, and as `pretrain`.
     """
-    model, data, output = absolute(model), newest_snapshot(absolute(data)), absolute(output)
-    source = read_manifest(data)
-    if source.get("dataset", {}).get("kind") != "sft":
+    model, data, output = absolute(model), resolve_snapshot(absolute(data)), absolute(output)
+    if read_manifest(data).get("dataset", {}).get("kind") != "sft":
         raise UserError(f"{data} is not SFT data: prepare it with `llada prepare … --kind sft`")
     local = fetch_folder(model)
     require_same_tokenizer(model, data)
     model_config, _ = read_config(local)
-    folder = open_output(
+    folder = begin_stage(
+        "sft",
         output,
-        stage="sft",
         config=asdict(recipe.sft),
-        inputs=[{"url": url, "id": folder_id(url)} for url in (data, model)],
+        inputs=[folder_input("data", data), folder_input("model", model)],
+        tracker=tracker,
         may_change=LEARNING_RATES,
     )
     if folder.manifest is not None:
         return folder.manifest
-    if tracker:
-        tracker.log_params(asdict(recipe.sft))
-        tracker.log_input(data, context="data", manifest=source)
-        tracker.log_input(model, context="model", manifest=find_manifest(model))
     open_splits(data, model_config, recipe.sft)  # refuses what does not fit before Ray is started
     function = partial(sft_worker, model_config, recipe.sft, model, data, output)
     result = run_workers(
@@ -96,6 +119,4 @@ def sft_worker(
 
 
 if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main(["sft", *sys.argv[1:]])
+    run_command("sft")

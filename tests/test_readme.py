@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from llada.data.read.reading import ReadConfig
-from pipelines.cli import load_mixture, main
+from pipelines.cli import main
+from pipelines.prepare import load_mixture
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

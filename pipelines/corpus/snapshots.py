@@ -16,8 +16,9 @@ from llada.data.read.listing import is_as_listed, list_inputs
 from llada.data.tokens.mixture import mixture_epochs
 from llada.data.work.job import Job, PrepareConfig, SourceConfig
 from llada.data.work.units import Plan, SeenFiles, cut_file, read_plan, write_plan
+from llada.errors import UserError
 from llada.files import join, write_bytes
-from pipelines.stage.artifact import Output, StageError, config_hash, find_manifest, to_json
+from pipelines.stage.artifact import Output, config_hash, find_manifest, to_json
 
 
 def snapshot_url(output: str, number: int) -> str:
@@ -76,7 +77,7 @@ def refresh(
 ) -> dict[str, Any]:
     """The newest manifest; its mixture follows the sources' weights, which may change without any work."""
     if not earlier:
-        raise StageError("there is no file to read in " + ", ".join(url for s in sources for url in s.input))
+        raise UserError("there is no file to read in " + ", ".join(url for s in sources for url in s.input))
     newest, top = earlier[-1], find_manifest(folder.url)
     epochs = source_epochs(sources, newest["dataset"]["sources"])
     name = f"snapshots/{len(earlier) - 1:04d}"

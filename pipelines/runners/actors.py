@@ -7,52 +7,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Generic, TypedDict, TypeVar
 
 from tqdm import tqdm
 
+from llada.errors import UserError
 from llada.files import exists, file_sizes, join, read_bytes, write_bytes
-from pipelines.stage.artifact import StageError
+from pipelines.runners.failures import Failure, as_failure
 from pipelines.stage.cluster import ClusterConfig
 
-Worker = Callable[[dict[str, Any]], Callable[[dict[str, Any]], dict[str, Any]]]
+
+class Block(TypedDict):
+    """Work for one call of an actor; a stage adds keys of its own. A JSON object, like the result."""
+
+    name: str
+
+
+B = TypeVar("B", bound=Block)
+R = TypeVar("R")
 
 
 def require_checkpoint(model: str) -> None:
-    """Raises StageError unless a checkpoint folder is there: better here at once than in every actor."""
+    """Raises UserError unless a checkpoint folder is there: better here at once than in every actor."""
     if not exists(join(model, "config.json")):
-        raise StageError(f"no checkpoint at {model}: there is no config.json")
+        raise UserError(f"no checkpoint at {model}: there is no config.json")
 
 
-class _Actor:
+class _Actor(Generic[B, R]):
     """Builds the worker once, then maps blocks; writes each result before it reports the block as done."""
 
-    def __init__(self, build: Worker, settings: dict[str, Any], output: str) -> None:
-        self.worker, self.output = build(settings), output
+    def __init__(self, build: Callable[[], Callable[[B], R]], output: str) -> None:
+        self.build, self.output = build, output
+        self.worker: Callable[[B], R] | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        names = []
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        failures: list[str] = []
         for line in batch["block"]:
-            block = json.loads(line)
-            result = json.dumps(self.worker(block), ensure_ascii=False)
-            write_bytes(join(self.output, f"{block['name']}.json"), result.encode())
-            names.append(block["name"])
-        return {"name": names}
+            try:
+                self._do(json.loads(line))
+            except Exception as error:
+                if (failure := as_failure(error)) is None:
+                    raise
+                failures.append(json.dumps(asdict(failure)))
+            else:
+                failures.append("")
+        return {"failure": failures}
+
+    def _do(self, block: B) -> None:
+        if self.worker is None:  # not in the constructor, whose exceptions Ray turns into an actor's death
+            self.worker = self.build()
+        result = json.dumps(self.worker(block), ensure_ascii=False)
+        write_bytes(join(self.output, f"{block['name']}.json"), result.encode())
 
 
 def map_blocks(
-    build: Worker,
-    blocks: Sequence[dict[str, Any]],
-    settings: dict[str, Any],
+    build: Callable[[], Callable[[B], R]],
+    blocks: Sequence[B],
     *,
     output: str,
     cluster: ClusterConfig,
     label: str,
     progress: bool,
-) -> Iterator[dict[str, Any]]:
-    """The results of all blocks in their order, computed by `build(settings)` in each actor.
+) -> Iterator[R]:
+    """The results of all blocks in their order, computed by the `build()` of each actor.
 
-    The caller has connected to Ray. The pool grows from the cluster's min_replicas to its max_replicas.
+    The caller has connected to Ray. The pool grows from the cluster's min_replicas to its max_replicas. Raises UserError
+    when an actor does, OSError(ENOSPC) when a disk is full.
     """
     import ray.data
 
@@ -72,7 +93,7 @@ def map_blocks(
             )
             mapped = items.map_batches(
                 _Actor,
-                fn_constructor_args=(build, settings, output),
+                fn_constructor_args=(build, output),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(
                     min_size=cluster.min_replicas, max_size=max(cluster.min_replicas, cluster.max_replicas)
@@ -80,7 +101,9 @@ def map_blocks(
                 num_cpus=cluster.cpus_per_replica,
                 num_gpus=cluster.gpus_per_replica or None,
             )
-            for _ in mapped.iter_rows():
+            for row in mapped.iter_rows():
+                if row["failure"]:
+                    Failure(**json.loads(row["failure"])).raise_again()
                 bar.update(1)
     for block in blocks:
         yield json.loads(read_bytes(join(output, f"{block['name']}.json")))

@@ -6,22 +6,22 @@ results. A task writes its own output and must be repeatable: Ray starts those o
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
 from llada.data.work.job import Job
-from llada.files import is_store_error
-from pipelines.stage.artifact import StageError
+from pipelines.runners.failures import Failure, as_failure
 from pipelines.stage.cluster import ClusterConfig
 
-MAX_BLOCKS = 4096  # Ray Data's bookkeeping is per block: a block of a long list holds many tasks
+# Ray Data's bookkeeping is per block: a block of a long list holds many tasks.
+MAX_BLOCKS = 4096
 
 
 def map_tasks(
@@ -29,7 +29,8 @@ def map_tasks(
 ) -> Iterator[tuple[int, Any]]:
     """(number, function(number)) for all numbers, as they finish. Results are JSON values, best small ones.
 
-    The caller has connected to Ray. Raises StageError when a task cannot do its work, OSError(ENOSPC) when a disk is full.
+    The caller has connected to Ray. Raises UserError when a task does or a store fails, OSError(ENOSPC) when a disk is
+    full; any other exception of a task arrives as Ray's own, with the remote traceback.
     """
     if not len(numbers):
         return
@@ -45,23 +46,17 @@ def map_tasks(
         for index in block["id"]:
             number = first + int(index) * step
             try:
-                yield {"number": [number], "result": [json.dumps(function(number))], "errno": [0]}
+                yield {"number": [number], "result": [json.dumps(function(number))], "failure": [""]}
             except Exception as error:
-                if not is_store_error(error) and not isinstance(error, ValueError | ImportError | StageError):
+                if (failure := as_failure(error)) is None:
                     raise
-                # As values: through Ray Data an error keeps its text and loses its number.
-                code = getattr(error, "errno", None) or -1
-                yield {"number": [number], "result": [str(error)], "errno": [code]}
+                yield {"number": [number], "result": [""], "failure": [json.dumps(asdict(failure))]}
 
     items = ray.data.range(len(numbers), override_num_blocks=min(len(numbers), MAX_BLOCKS))
     pool = ray.data.TaskPoolStrategy(size=cluster.data_workers)
     for row in items.map_batches(run, batch_size=None, compute=pool, **limits).iter_rows():
-        if row["errno"] in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(row["errno"], row["result"])
-        if row["errno"]:
-            raise StageError(
-                f"a task failed: {row['result']}; what is finished is kept, run the command again"
-            )
+        if row["failure"]:
+            Failure(**json.loads(row["failure"])).raise_again()
         yield int(row["number"]), json.loads(row["result"])
 
 

@@ -25,39 +25,60 @@ import subprocess
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
-from llada.files import exists, file_sizes, filesystem, join, local_path, read_bytes, write_bytes
+from llada.errors import UserError
+from llada.files import file_sizes, filesystem, join, local_path, read_bytes, write_bytes
+from llada.settings import flatten_settings
 
-__all__ = [
-    "Output",
-    "StageError",
-    "exists",
-    "fetch_folder",
-    "find_manifest",
-    "folder_id",
-    "join",
-    "newest_snapshot",
-    "open_output",
-    "put_folder",
-    "read_manifest",
-    "require_same_tokenizer",
-    "storage_errors",
-    "to_json",
-]
-
-_FULL_BYTES = 1 << 20  # less than this free, and an error is put down to it
+# {name in the folders of earlier versions: name today} of settings, dotted: such folders go on under the new names.
+RENAMED_SETTINGS = {"objective.objective": "objective.kind"}
+# Less than this free, and an error is put down to it.
+_FULL_BYTES = 1 << 20
 _NO_SPACE = (
     "no space left while writing {url}: free some and run the same command again; what is finished is kept"
 )
 _PACKAGES = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "mlflow")
 
 
-class StageError(Exception):
-    """A problem that the user can solve; its message is one line that says how. Shown without a traceback."""
+class Input(TypedDict):
+    """What a stage has read. `id` changes with the content, the URL only says where it was."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.args
+    url: str
+    id: str
+
+
+class FileEntry(TypedDict):
+    """A file as a manifest lists it."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """manifest.json: what a finished folder holds, and what it was made from."""
+
+    kind: str
+    """What the folder is: "tokens", "checkpoint", "evaluation" or "generations"."""
+    stage: str
+    config: dict[str, Any]
+    config_hash: str
+    inputs: list[Input]
+    counts: dict[str, Any]
+    """Figures of the stage, by name."""
+    files: dict[str, FileEntry]
+    """By path below the folder (below the snapshot, where there are any)."""
+    git_commit: str | None
+    versions: dict[str, str]
+    created_at: str
+    """UTC, ISO 8601."""
+    mlflow_run_id: str | None
+    dataset: NotRequired[dict[str, Any]]
+    """Of "tokens": what training needs to know (keys: llada/data/tokens/shards.py)."""
+    snapshot: NotRequired[str]
+    """Of "tokens": the newest snapshot's folder, relative."""
+    results: NotRequired[dict[str, Any]]
+    """Of "evaluation": the content of results.json."""
 
 
 @dataclasses.dataclass
@@ -67,15 +88,15 @@ class Output:
     url: str
     stage: str
     config: dict[str, Any]
-    inputs: list[dict[str, str]]
-    manifest: dict[str, Any] | None = None
+    inputs: list[Input]
+    manifest: Manifest | None = None
 
     @property
     def is_complete(self) -> bool:
         """True when the manifest is written: the stage can be skipped."""
         return self.manifest is not None
 
-    def finish(self, counts: Mapping[str, Any], **described: Any) -> dict[str, Any]:
+    def finish(self, counts: Mapping[str, Any], **described: Any) -> Manifest:
         """Write the manifest (see `describe`), which makes the folder complete, and return it."""
         self.manifest = self.describe(counts, **described)
         with storage_errors(self.url):
@@ -87,17 +108,17 @@ class Output:
         counts: Mapping[str, Any],
         *,
         kind: str,
-        files: Mapping[str, Mapping[str, Any]] | None = None,
+        files: Mapping[str, FileEntry] | None = None,
         mlflow_run_id: str | None = None,
         **sections: Any,
-    ) -> dict[str, Any]:
+    ) -> Manifest:
         """The manifest of what the stage has made.
 
         kind       what the folder is, e.g. "tokens" or "checkpoint"
-        files      {path: {bytes, sha256}}; their presence is checked before the stage is skipped next time
-        sections   further entries of the manifest, for the stages that read the folder
+        files      their presence is checked before the stage is skipped next time
+        sections   those entries of the manifest that not every kind has
         """
-        return {
+        manifest = {
             "kind": kind,
             "stage": self.stage,
             "config": self.config,
@@ -107,10 +128,11 @@ class Output:
             **sections,
             "files": dict(files or {}),
             "git_commit": _git_commit(),
-            "versions": _versions(),
+            "versions": _package_versions(),
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "mlflow_run_id": mlflow_run_id,
         }
+        return cast(Manifest, manifest)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -123,13 +145,13 @@ def open_output(
     *,
     stage: str,
     config: Any,
-    inputs: Sequence[Mapping[str, str]],
+    inputs: Sequence[Input],
     may_change: Collection[str] = (),
 ) -> Output:
     """Open (or create) the output folder of a stage for one configuration (dataclass or dict) and its inputs.
 
     An input is {"url", "id"}; only the ids are compared. `may_change` names settings (dotted) that an unfinished folder
-    may go on with changed. Raises StageError when the folder belongs to other work.
+    may go on with changed. Raises UserError when the folder belongs to other work.
     """
     plain = (
         dataclasses.asdict(config)
@@ -137,13 +159,13 @@ def open_output(
         else config
     )
     plain = json.loads(json.dumps(plain))  # tuples become lists, as they will be when read back
-    output = Output(url, stage, plain, [dict(entry) for entry in inputs])
+    output = Output(url, stage, plain, list(inputs))
     with storage_errors(url):
         manifest = _read_json(join(url, "manifest.json"))
         earlier = manifest or _read_json(join(url, "stage.json"))
         if earlier is None:
             if names := file_sizes(url):
-                raise StageError(
+                raise UserError(
                     f"{url} is not empty ({min(names)} ...) and no stage made it; choose another --output"
                 )
             described = {
@@ -155,18 +177,18 @@ def open_output(
             write_bytes(join(url, "stage.json"), to_json(described))
             return output
         if differences := _differences(earlier, output, () if manifest else may_change):
-            raise StageError(
+            raise UserError(
                 f"{url} already holds other work: {differences}; choose another --output or delete it"
             )
         if manifest and _has_files(url, manifest):
-            output.manifest = manifest
+            output.manifest = cast(Manifest, manifest)
     return output
 
 
 def _differences(earlier: Mapping[str, Any], output: Output, may_change: Collection[str]) -> str:
     if earlier.get("stage") != output.stage:
         return f"the output of stage {earlier.get('stage')!r}, not {output.stage!r}"
-    before, now = _flat(earlier.get("config", {})), _flat(output.config)
+    before, now = _settings_by_name(earlier.get("config", {})), _settings_by_name(output.config)
     changed = [
         f"{key} {before.get(key, 'unset')!r} (now {now.get(key, 'unset')!r})"
         for key in sorted(before.keys() | now.keys())
@@ -178,23 +200,20 @@ def _differences(earlier: Mapping[str, Any], output: Output, may_change: Collect
             + ", ".join(changed[:5])
             + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         )
-    ids = {entry["id"]: entry["url"] for entry in earlier.get("inputs", [])}
-    new = {entry["id"]: entry["url"] for entry in output.inputs}
+    read_before = {entry["id"]: entry["url"] for entry in earlier.get("inputs", [])}
+    read_now = {entry["id"]: entry["url"] for entry in output.inputs}
     if [e["id"] for e in earlier.get("inputs", [])] != [e["id"] for e in output.inputs]:
-        differing = [new[i] for i in new if i not in ids] + [ids[i] for i in ids if i not in new]
+        differing = [read_now[i] for i in read_now if i not in read_before]
+        differing += [read_before[i] for i in read_before if i not in read_now]
         return (
             f"made from other inputs ({', '.join(dict.fromkeys(differing[:3])) or 'another order'} changed)"
         )
     return ""
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat
+def _settings_by_name(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{dotted name of today: value}."""
+    return {RENAMED_SETTINGS.get(name, name): value for name, value in flatten_settings(config).items()}
 
 
 def _has_files(url: str, manifest: Mapping[str, Any]) -> bool:
@@ -205,38 +224,29 @@ def _has_files(url: str, manifest: Mapping[str, Any]) -> bool:
         return False
 
 
-def read_manifest(url: str) -> dict[str, Any]:
-    """The manifest of a complete folder. Raises StageError saying what `url` is instead."""
+def read_manifest(url: str) -> Manifest:
+    """The manifest of a complete folder. Raises UserError saying what `url` is instead."""
     with storage_errors(url):
-        manifest = _read_json(join(url, "manifest.json"))
-        if manifest is not None:
+        if (manifest := find_manifest(url)) is not None:
             return manifest
         if begun := _read_json(join(url, "stage.json")):
-            raise StageError(
-                f"{url} is not complete: run the stage {begun.get('stage')!r} again to finish it"
-            )
-        raise StageError(f"no manifest.json at {url}: it is not the output folder of a stage")
+            raise UserError(f"{url} is not complete: run the stage {begun.get('stage')!r} again to finish it")
+        raise UserError(f"no manifest.json at {url}: it is not the output folder of a stage")
 
 
-def find_manifest(url: str) -> dict[str, Any] | None:
+def find_manifest(url: str) -> Manifest | None:
     """The manifest of a folder, or None when no stage of ours made it."""
     with storage_errors(url):
-        return _read_json(join(url, "manifest.json"))
-
-
-def newest_snapshot(data: str) -> str:
-    """The snapshot that a prepared folder stands at now, so that a run keeps to it when the folder grows."""
-    newest = read_manifest(data).get("snapshot")
-    return join(data, newest) if isinstance(newest, str) else data
+        return cast("Manifest | None", _read_json(join(url, "manifest.json")))
 
 
 def folder_id(url: str) -> str:
     """An id of what an input folder holds: from its manifest's checksums; without a manifest, from the files' names,
     sizes and ETags or modification times."""
-    with storage_errors(url):
-        manifest = _read_json(join(url, "manifest.json"))
-        if manifest is None:
-            return config_hash(_versions_of(url))
+    manifest = find_manifest(url)
+    if manifest is None:
+        with storage_errors(url):
+            return config_hash(_file_versions(url))
     content = manifest.get("files") or manifest.get("dataset") or manifest["counts"]
     return config_hash({"config": manifest["config_hash"], "content": content})
 
@@ -245,25 +255,27 @@ def fetch_folder(url: str) -> Path:
     """A local copy of a folder: itself when local, else in the cache, which is keyed by the remote files. Training
     state and logs stay where they are.
 
-    The cache is $LLADA_CACHE, or ~/.cache/llada. Raises StageError when there is nothing at `url`.
+    The cache is $LLADA_CACHE, or ~/.cache/llada. Raises UserError when there is nothing at `url`.
     """
     if (path := local_path(url)) is not None:
         if not os.path.isdir(path):
-            raise StageError(f"no folder at {url}")
+            raise UserError(f"no folder at {url}")
         return Path(path)
     with storage_errors(url):
         fs, root = filesystem(url)
-        found = _versions_of(url)
-        versions = {name: v for name, v in found.items() if not name.startswith(("checkpoints/", "logs/"))}
+        versions = {
+            name: version
+            for name, version in _file_versions(url).items()
+            if not name.startswith(("checkpoints/", "logs/"))
+        }
         if not versions:
-            raise StageError(f"no folder at {url}")
+            raise UserError(f"no folder at {url}")
         key = hashlib.sha256(json.dumps([url, versions], sort_keys=True).encode()).hexdigest()[:24]
         base = Path(os.environ.get("LLADA_CACHE") or Path.home() / ".cache" / "llada")
         target = base / key
         if not target.is_dir():
-            partial = (
-                base / f".{key}.{uuid.uuid4().hex}"
-            )  # renamed when whole: another process may fetch the same
+            # Renamed when whole: another process may fetch the same.
+            partial = base / f".{key}.{uuid.uuid4().hex}"
             for name in versions:
                 local = partial / name
                 local.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +289,7 @@ def fetch_folder(url: str) -> Path:
         return target
 
 
-def _versions_of(url: str) -> dict[str, list[Any]]:
+def _file_versions(url: str) -> dict[str, list[Any]]:
     """{path in the folder: [bytes, ETag or modification time]} of every file; empty when there is no folder."""
     fs, root = filesystem(url)
     if not fs.isdir(root):
@@ -291,7 +303,7 @@ def _versions_of(url: str) -> dict[str, list[Any]]:
 
 
 def require_same_tokenizer(model: str, data: str) -> None:
-    """Raises StageError unless every token of the checkpoint's tokenizer has the same id in the prepared folder's.
+    """Raises UserError unless every token of the checkpoint's tokenizer has the same id in the prepared folder's.
 
     Silent when the checkpoint comes without a tokenizer.
     """
@@ -301,7 +313,7 @@ def require_same_tokenizer(model: str, data: str) -> None:
         return
     theirs = _vocabulary(join(data, "tokenizer", "tokenizer.json"))
     if different := [token for token, number in ours.items() if theirs.get(token) != number]:
-        raise StageError(
+        raise UserError(
             f"{data} was not tokenised with the tokenizer of {model} ({len(different):,} of {len(ours):,} tokens "
             f"differ, such as {min(different)!r}): prepare the data with --tokenizer {model}"
         )
@@ -327,28 +339,26 @@ def put_folder(local: str | Path, url: str) -> None:
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn a full disk and missing rights, here or in a Ray task, into one clear StageError about `url`."""
+    """Turn a full disk and missing rights, here or in a Ray task, into one clear UserError about `url`."""
     try:
         yield
-    except StageError:
+    except UserError:
         raise
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
             number = getattr(cause, "errno", None)
             if number in (errno.ENOSPC, errno.EDQUOT):
-                raise StageError(_NO_SPACE.format(url=url)) from error
+                raise UserError(_NO_SPACE.format(url=url)) from error
             if isinstance(cause, PermissionError):
-                raise StageError(f"no permission for {url}: {cause}") from error
+                raise UserError(f"no permission for {url}: {cause}") from error
             if isinstance(cause, NotADirectoryError | FileExistsError):
-                raise StageError(
+                raise UserError(
                     f"cannot write {url}: {cause.strerror or cause}; a file is in the way"
                 ) from error
-            if isinstance(cause, ImportError) and "://" in url:
-                raise StageError(f"{url}: {cause}") from error  # fsspec names the missing package, e.g. s3fs
             cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
         if _is_full(url):  # torch writes files in C++, which forgets the error's number
-            raise StageError(_NO_SPACE.format(url=url)) from error
+            raise UserError(_NO_SPACE.format(url=url)) from error
         raise
 
 
@@ -367,7 +377,7 @@ def _read_json(url: str) -> dict[str, Any] | None:
     try:
         return json.loads(data)
     except ValueError:
-        raise StageError(f"{url} is not JSON: delete the folder and run its stage again") from None
+        raise UserError(f"{url} is not JSON: delete the folder and run its stage again") from None
 
 
 def to_json(value: Any) -> bytes:
@@ -386,9 +396,9 @@ def _git_commit() -> str | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def _package_versions() -> dict[str, str]:
+    versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import logging
 import os
 import socket
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipelines.stage.artifact import StageError
+from llada.errors import UserError
+from llada.settings import from_dict
 
 _CONNECT_TIMEOUT_S = 5.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning about GPU variables on CPU tasks
+    # Silences a FutureWarning about GPU variables on CPU tasks.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
@@ -61,45 +60,27 @@ class ClusterConfig:
     gpus_per_replica: float = 0
 
 
-def load_cluster(path: str | Path) -> ClusterConfig:
-    """The cluster file at `path`. Raises StageError for an unknown key (naming the nearest) or a wrong type."""
+def load_cluster(path: str | Path | None) -> ClusterConfig:
+    """The cluster file at `path`; None: the defaults. Raises UserError for an unknown key (naming the nearest) or a
+    wrong type."""
+    if path is None:
+        return ClusterConfig()
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise StageError(f"cannot read the cluster file {path}: {error.strerror}") from None
+        raise UserError(f"cannot read the cluster file {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise StageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict | types.NoneType):
-        raise StageError(f"{path} must hold 'key: value' lines")
-    values = loaded or {}
-    kinds = typing.get_type_hints(ClusterConfig)
-    for key, value in values.items():
-        if key not in kinds:
-            near = difflib.get_close_matches(str(key), kinds, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(kinds)}"
-            raise StageError(f"{path}: unknown key {key!r}; {hint}")
-        if not _matches(value, kinds[key]):
-            raise StageError(f"{path}: {key} must be {_describe(kinds[key])}, not {value!r}")
-    return ClusterConfig(**values)
-
-
-def _matches(value: Any, kind: Any) -> bool:
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    plain = [typing.get_origin(option) or option for option in options]
-    if isinstance(value, bool):
-        return bool in plain
-    return isinstance(value, tuple(plain)) or (float in plain and isinstance(value, int))
-
-
-def _describe(kind: Any) -> str:
-    return str(getattr(kind, "__name__", kind)).replace("None", "null")
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path} must hold 'key: value' lines")
+    return from_dict(ClusterConfig, values or {}, f"{path}: ")
 
 
 @contextlib.contextmanager
 def connect(cluster: ClusterConfig, log_dir: str | Path) -> Iterator[Path]:
     """Join or start Ray for a `with` block; yields the file that receives what Ray and Ray Data have to say.
 
-    A Ray that this process has joined before is used as it is and left running. Raises StageError within seconds when
+    A Ray that this process has joined before is used as it is and left running. Raises UserError within seconds when
     there is no cluster at the address. Output of remote tasks stays in Ray's own session folder.
     """
     for name, value in _QUIET.items():
@@ -150,12 +131,12 @@ def _start(cluster: ClusterConfig) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
         except (OSError, ValueError) as error:
-            raise StageError(f"no Ray cluster at {cluster.address} ({error}); {remedy}") from None
+            raise UserError(f"no Ray cluster at {cluster.address} ({error}); {remedy}") from None
     try:
         ray.init(address=cluster.address, **options)
-    except Exception as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StageError(f"cannot join the Ray cluster at {cluster.address!r}: {reason}; {remedy}") from error
+        raise UserError(f"cannot join the Ray cluster at {cluster.address!r}: {reason}; {remedy}") from error
 
 
 @contextlib.contextmanager

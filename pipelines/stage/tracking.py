@@ -1,9 +1,10 @@
 """MLflow: one experiment, one run per stage, with parameters, metrics, system metrics, artifacts and lineage.
 
 The run's id is kept in the stage's folder (tracking.json): a stage that goes on continues its run, and one that is
-already finished, or refuses its input, makes none. Tracking can fail, training cannot. Calls go into a queue that a background thread hands to MLflow; when the server is
-away they wait there, and whatever could not be delivered at the end is written to `tracking-undelivered.jsonl` in the
-stage's folder. Nothing here raises and nothing here blocks a training step.
+already finished, or refuses its input, makes none. Tracking can fail, training cannot. Calls go into a queue that a
+background thread hands to MLflow; when the server is away they wait there, and whatever could not be delivered is
+written at the end to `tracking-undelivered.jsonl` in the stage's folder. Nothing here raises and nothing here blocks a
+training step.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llada.files import join, local_path, read_bytes, write_bytes
+from llada.files import is_store_error, join, local_path, read_bytes, write_bytes
+from llada.settings import flatten_settings
 
 EXPERIMENT = "llada"
 RUN_FILE = "tracking.json"
-PARAM_VALUE_CHARS = 6000  # MLflow's limits (mlflow/utils/validation.py)
+# MLflow's limits (mlflow/utils/validation.py).
+PARAM_VALUE_CHARS = 6000
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
 BUFFERED_CALLS = 100_000
@@ -51,6 +54,7 @@ class Tracker:
         self.run_id: str | None = None
         self._calls: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(BUFFERED_CALLS)
         self._undelivered: list[tuple[str, dict[str, Any]]] = []
+        self._warned_of: set[str] = set()
         self._started = threading.Event()
         self._system_metrics: Any = None
         self._closing = threading.Event()
@@ -58,7 +62,8 @@ class Tracker:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Parameters, nested ones as dotted names."""
-        self._put("params", values=_flatten(params))
+        values = {name: str(value) for name, value in flatten_settings(params).items()}
+        self._put("params", values=values)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
@@ -68,7 +73,7 @@ class Tracker:
         """A file at any URL."""
         self._put("artifact", url=str(url))
 
-    def log_input(self, url: str, *, context: str, manifest: Mapping[str, Any] | None = None) -> None:
+    def log_input(self, url: str, *, context: str, manifest: Mapping[str, object] | None = None) -> None:
         """A folder the stage reads, as an MLflow dataset; its digest is the manifest's config hash."""
         digest = str((manifest or {}).get("config_hash") or "unknown")[:36]
         producer = str((manifest or {}).get("mlflow_run_id") or "")
@@ -90,10 +95,13 @@ class Tracker:
             if (call := self._calls.get_nowait()) is not None:
                 left.append(call)
         if left:
-            lines = "".join(json.dumps({"call": name, **values}) + "\n" for name, values in left)
             target = join(self.output, "tracking-undelivered.jsonl")
             try:
-                write_bytes(target, lines.encode())
+                lines = [
+                    json.dumps({"call": name, **values}, default=str, skipkeys=True) + "\n"
+                    for name, values in left
+                ]
+                write_bytes(target, "".join(lines).encode())
                 log.warning("MLflow at %s did not take %d calls; they are in %s", self.uri, len(left), target)
             except Exception as error:  # the stage has succeeded; its bookkeeping must not fail it
                 log.warning(
@@ -114,7 +122,7 @@ class Tracker:
             log.warning("MLflow buffer full: dropping one %s call", name)
 
     def _deliver(self) -> None:
-        """The background thread: start the run, then hand over calls in order, retrying the first that fails."""
+        """The background thread: start the run, then hand over calls in order, each again while the server is away."""
         client = None
         while True:
             call = self._calls.get()
@@ -127,11 +135,19 @@ class Tracker:
                     self._handle(client, *call)
                     break
                 except Exception as error:
-                    log.debug("MLflow call %s failed: %s", call[0], error)
-                    if self._closing.is_set() or _is_permanent(error):
-                        self._undelivered.append(call)
+                    if self._closing.is_set() or not _may_pass(error):
+                        self._give_up(call, error)
                         break
+                    log.debug("MLflow call %s failed: %s", call[0], error)
                     time.sleep(RETRY_S)
+
+    def _give_up(self, call: tuple[str, dict[str, Any]], error: Exception) -> None:
+        """Keep a call for the file of the undelivered; each kind of failure is warned of once."""
+        self._undelivered.append(call)
+        reason = f"MLflow call {call[0]} failed: {type(error).__name__}: {error}"
+        is_known = _may_pass(error) or _is_refused(error) or reason in self._warned_of
+        log.log(logging.DEBUG if is_known else logging.WARNING, reason)
+        self._warned_of.add(reason)
 
     def _start(self) -> Any:
         # A dead server must not hold the thread for MLflow's default of seven retries with back-off.
@@ -182,13 +198,13 @@ class Tracker:
         from mlflow.entities import Metric, Param
 
         if name == "params":
-            items = [Param(k, v[:PARAM_VALUE_CHARS]) for k, v in values["values"].items()]
-            for start in range(0, len(items), PARAMS_PER_BATCH):
-                client.log_batch(self.run_id, params=items[start : start + PARAMS_PER_BATCH])
+            params = [Param(k, v[:PARAM_VALUE_CHARS]) for k, v in values["values"].items()]
+            for start in range(0, len(params), PARAMS_PER_BATCH):
+                client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
         elif name == "metrics":
-            items = [Metric(k, v, values["timestamp"], values["step"]) for k, v in values["values"].items()]
-            for start in range(0, len(items), METRICS_PER_BATCH):
-                client.log_batch(self.run_id, metrics=items[start : start + METRICS_PER_BATCH])
+            metrics = [Metric(k, v, values["timestamp"], values["step"]) for k, v in values["values"].items()]
+            for start in range(0, len(metrics), METRICS_PER_BATCH):
+                client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
         elif name == "artifact":
             self._log_artifact(client, values["url"])
         elif name == "tags":
@@ -231,20 +247,20 @@ def _system_metrics(client: Any, run_id: str) -> Any:
         return None
 
 
-def _is_permanent(error: Exception) -> bool:
+def _is_refused(error: Exception) -> bool:
     """MLflow refused the content itself (say, a parameter logged twice with two values): trying again is no use."""
     code = getattr(error, "error_code", "")
     return code in ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
+def _may_pass(error: Exception) -> bool:
+    """The server, its database or the store of its artifacts failed. All else is a fault of ours, which would only fail
+    again; on a database MLflow wraps those too."""
+    ours = (TypeError, AttributeError, LookupError, NameError, AssertionError, FileNotFoundError)
+    if _is_refused(error) or isinstance(error.__cause__ or error, ours):
+        return False
+    of_server = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy")
+    return of_server or is_store_error(error)
 
 
 @contextmanager

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from pathlib import Path
 
 import pytest
 
 from llada.data.read.listing import list_inputs
-from llada.files import exists, file_sizes, join, read_bytes, write_bytes, writing
+from llada.errors import UserError
+from llada.files import exists, file_sizes, filesystem, join, read_bytes, write_bytes, writing
 
 
 @pytest.mark.parametrize(
     ("parts", "joined"),
     [
         (("s3://bucket/a/", "b"), "s3://bucket/a/b"),
+        (("s3://b/a/", "/c", "d"), "s3://b/a/c/d"),
         (
             ("s3://bucket/data/snapshots/0001", "../0000/train.parquet"),
             "s3://bucket/data/snapshots/0000/train.parquet",
@@ -71,3 +74,11 @@ def test_what_is_being_written_is_there_only_when_it_is_complete(tmp_path, s3_ur
             assert not exists(url)
         assert read_bytes(url) == b"whole"
         assert file_sizes(url.removesuffix("/file")) == {"file": 5}
+
+
+def test_a_url_that_cannot_be_opened_is_the_users_to_mend():
+    with pytest.raises(UserError, match=r"^nfs-like://x/y: Protocol not known: nfs-like"):
+        filesystem("nfs-like://x/y")
+    if importlib.util.find_spec("gcsfs") is None:
+        with pytest.raises(UserError, match=r"^gs://bucket/x: .*gcsfs"):
+            filesystem("gs://bucket/x")

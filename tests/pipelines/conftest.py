@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from llada.config import Recipe
 from llada.data.read.reading import ReadConfig
 from llada.presets import tiny
+from pipelines import cli
 from pipelines.stage.cluster import ClusterConfig
 
 SENTENCES = (
@@ -59,6 +61,22 @@ def tiny_recipe(steps: int = 12) -> Recipe:
         sft=replace(run, train=replace(train, global_batch_tokens=8 * 64)),
         sampling=replace(recipe.sampling, gen_length=16, steps=16, block_length=8),
     )
+
+
+@pytest.fixture
+def llada(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command as the terminal does: llada("plan", "tiny") is (exit code, standard output, standard error)."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main(words)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @dataclass(frozen=True)

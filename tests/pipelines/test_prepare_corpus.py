@@ -24,12 +24,13 @@ from llada.data.read.reading import ReadConfig
 from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
 from llada.data.work.job import PrepareConfig, SourceConfig
 from llada.data.work.units import cut_file, write_plan
+from llada.errors import UserError
 from llada.presets import tiny
 from llada.settings import to_json
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.corpus.snapshots import open_snapshot
 from pipelines.prepare import _given_tokenizer_hash, _settle_resources, prepare
-from pipelines.stage.artifact import StageError, config_hash, newest_snapshot, open_output, read_manifest
+from pipelines.stage.artifact import config_hash, newest_snapshot, open_output, read_manifest
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -147,7 +148,7 @@ def test_a_changed_file_needs_deduplication(local_ray, config, tmp_path):
     for settings, output in ((plain, "plain"), (config, "deduplicated")):
         run(settings, tmp_path / "a.jsonl", tmp_path / output)
     write(tmp_path / "a.jsonl", [sentence(i) for i in range(12)])
-    with pytest.raises(StageError, match=r"a\.jsonl has changed since it was prepared.*dedup\.exact"):
+    with pytest.raises(UserError, match=r"a\.jsonl has changed since it was prepared.*dedup\.exact"):
         run(plain, tmp_path / "a.jsonl", tmp_path / "plain")
     grown = run(config, tmp_path / "a.jsonl", tmp_path / "deduplicated")
     assert grown["counts"]["filtered"] == {"duplicate_of_earlier_snapshot": 10}
@@ -182,7 +183,7 @@ def test_filters_decontamination_and_the_report(local_ray, config, tmp_path):
         read=ReadConfig(filters=("gopher_quality", "pii")),
         decontamination=DecontaminationConfig(files=(str(tmp_path / "eval.jsonl"),)),
     )
-    with pytest.raises(StageError, match=r"no training rows from 10 records \(left out: gopher_quality"):
+    with pytest.raises(UserError, match=r"no training rows from 10 records \(left out: gopher_quality"):
         run(settings, tmp_path / "a.jsonl", tmp_path / "nothing")
     write(
         tmp_path / "b.jsonl",
@@ -236,7 +237,7 @@ def test_a_file_that_cannot_be_read_is_named_and_tried_again(local_ray, config, 
     plan = (output / "snapshots/0000/plan/plan.json").read_bytes()
     for name in "bc":  # gone after they were listed
         (tmp_path / f"corpus/{name}.jsonl").rename(tmp_path / f"{name}.jsonl")
-    with pytest.raises(StageError, match=r"2 of 3 files could not be read, .*b\.jsonl among them; run again"):
+    with pytest.raises(UserError, match=r"2 of 3 files could not be read, .*b\.jsonl among them; run again"):
         run(config, tmp_path / "corpus", output)
     (tmp_path / "c.jsonl").rename(tmp_path / "corpus/c.jsonl")
     (output / "snapshots/0000/plan/plan.json").write_bytes(plan)
@@ -323,7 +324,7 @@ def test_a_crash_at_the_very_end_is_made_good(local_ray, config, tmp_path):
 def test_another_input_for_an_unfinished_snapshot_is_listed(local_ray, config, tmp_path):
     write(tmp_path / "rubbish.jsonl", [""])
     write(tmp_path / "good.jsonl", [sentence(i) for i in range(10)])
-    with pytest.raises(StageError, match="1 of 1 records cannot be used"):
+    with pytest.raises(UserError, match="1 of 1 records cannot be used"):
         run(config, tmp_path / "rubbish.jsonl", tmp_path / "out")
     run(config, tmp_path / "good.jsonl", tmp_path / "out")
     assert documents(tmp_path / "out") == sorted(sentence(i) for i in range(10))

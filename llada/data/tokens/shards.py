@@ -30,6 +30,7 @@ from safetensors.numpy import save
 
 from llada.data.tokens.order import permutation, stream_indices
 from llada.data.tokens.packing import PackedRows
+from llada.errors import UserError
 from llada.files import (
     filesystem,
     join,
@@ -73,7 +74,7 @@ _HEADER_BYTES = 4096  # of which a shard's header needs about 400
 _OPEN_SHARDS = 256  # a memory map holds a file descriptor, a remote index some memory
 
 
-class ShardError(ValueError):
+class ShardError(UserError):
     """A prepared folder or one of its files is missing or damaged; the message names it and the remedy."""
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from llada.errors import UserError
 from llada.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.stage.artifact import (
     Output,
-    StageError,
     fetch_folder,
     folder_id,
-    join,
     open_output,
     put_folder,
     read_manifest,
@@ -48,7 +47,7 @@ def open_it(url, **changes):
 def test_open_finish_skip(url):
     output = open_it(url)
     assert not output.is_complete
-    with pytest.raises(StageError, match="not complete: run the stage 'train' again"):
+    with pytest.raises(UserError, match="not complete: run the stage 'train' again"):
         read_manifest(url)
     assert not open_it(url).is_complete  # a crash: the same work may go on
     manifest = output.finish({"rows": 3}, kind="checkpoint", extra={"x": 1})
@@ -79,14 +78,14 @@ def test_a_folder_of_other_work_is_never_written_over(tmp_path, finished, change
     if finished:
         output.finish({}, kind="checkpoint")
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(UserError, match=message):
         open_it(url, **changes)
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(StageError, match=r"not empty \(holiday\.jpg"):
+    with pytest.raises(UserError, match=r"not empty \(holiday\.jpg"):
         open_it(str(tmp_path))
 
 
@@ -103,9 +102,9 @@ def test_a_lost_file_makes_a_folder_incomplete(tmp_path):
 def test_a_broken_manifest_is_named(tmp_path):
     open_it(str(tmp_path / "out"))
     (tmp_path / "out/manifest.json").write_text("{")
-    with pytest.raises(StageError, match=r"manifest\.json is not JSON"):
+    with pytest.raises(UserError, match=r"manifest\.json is not JSON"):
         read_manifest(str(tmp_path / "out"))
-    with pytest.raises(StageError, match=r"no manifest\.json at .*nowhere"):
+    with pytest.raises(UserError, match=r"no manifest\.json at .*nowhere"):
         read_manifest(str(tmp_path / "nowhere"))
 
 
@@ -127,7 +126,7 @@ def test_put_and_fetch_a_folder(tmp_path, monkeypatch):
     put_folder(tmp_path / "local", str(tmp_path / "copy"))
     assert fetch_folder(str(tmp_path / "copy")) == tmp_path / "copy"
     for missing in ("memory://bucket/none", str(tmp_path / "none")):
-        with pytest.raises(StageError, match="no folder at"):
+        with pytest.raises(UserError, match="no folder at"):
             fetch_folder(missing)
 
 
@@ -148,11 +147,26 @@ def test_only_named_settings_may_change_and_only_before_the_end(tmp_path):
         return open_output(str(tmp_path / "out"), stage="pretrain", config=config, inputs=[], **kwargs)
 
     reopen(1.0)
-    with pytest.raises(StageError, match=r"optim\.lr 1\.0 \(now 2\.0\)"):
+    with pytest.raises(UserError, match=r"optim\.lr 1\.0 \(now 2\.0\)"):
         reopen(2.0)
     assert reopen(2.0, may_change=("optim.lr",)).finish({}, kind="x")["config"]["optim"]["lr"] == 2.0
-    with pytest.raises(StageError, match=r"optim\.lr 2\.0 \(now 3\.0\)"):
+    with pytest.raises(UserError, match=r"optim\.lr 2\.0 \(now 3\.0\)"):
         reopen(3.0, may_change=("optim.lr",))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_folder_goes_on_under_a_settings_new_name(tmp_path, finished):
+    """What an earlier version called objective.objective is objective.kind; another value is other work all the same."""
+
+    def reopen(objective: dict[str, str]) -> Output:
+        return open_output(str(tmp_path), stage="pretrain", config={"objective": objective}, inputs=[])
+
+    output = reopen({"objective": "masked_diffusion", "schedule": "llada"})
+    if finished:
+        output.finish({}, kind="checkpoint")
+    assert reopen({"kind": "masked_diffusion", "schedule": "llada"}).is_complete == finished
+    with pytest.raises(UserError, match=r"objective\.kind 'masked_diffusion' \(now 'autoregressive'\)"):
+        reopen({"kind": "autoregressive", "schedule": "llada"})
 
 
 def test_a_tokenizer_with_other_ids_is_refused(tmp_path):
@@ -162,25 +176,25 @@ def test_a_tokenizer_with_other_ids_is_refused(tmp_path):
     save_tokenizer(train_tokenizer(["zebras quiz jumpily " * 9], 270), tmp_path / "other" / "tokenizer")
     require_same_tokenizer(str(tmp_path / "model"), str(tmp_path / "same"))
     require_same_tokenizer(str(tmp_path), str(tmp_path / "other"))  # a checkpoint without a tokenizer
-    with pytest.raises(StageError, match="was not tokenised with the tokenizer of .*differ, such as"):
+    with pytest.raises(UserError, match="was not tokenised with the tokenizer of .*differ, such as"):
         require_same_tokenizer(str(tmp_path / "model"), str(tmp_path / "other"))
 
 
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StageError, match="cannot write .*file/out.*a file is in the way"):
+    with pytest.raises(UserError, match="cannot write .*file/out.*a file is in the way"):
         open_it(str(tmp_path / "file" / "out"))
 
 
 def test_a_full_disk_is_one_clear_error():
     with (
-        pytest.raises(StageError, match="no space left while writing s3://x: free some"),
+        pytest.raises(UserError, match="no space left while writing s3://x: free some"),
         storage_errors("s3://x"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     wrapped = RuntimeError("writing failed")
     wrapped.__cause__ = OSError(errno.ENOSPC, "full")
-    with pytest.raises(StageError, match="no space left"), storage_errors("x"):
+    with pytest.raises(UserError, match="no space left"), storage_errors("x"):
         raise wrapped
     with pytest.raises(KeyError), storage_errors("x"):
         raise KeyError("something else stays what it is")
@@ -188,9 +202,5 @@ def test_a_full_disk_is_one_clear_error():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_really_full_device():
-    with pytest.raises(StageError, match="no space left"), storage_errors("/dev/full"):
+    with pytest.raises(UserError, match="no space left"), storage_errors("/dev/full"):
         Path("/dev/full").write_text("x")
-
-
-def test_join():
-    assert join("s3://b/a/", "/c", "d") == "s3://b/a/c/d"

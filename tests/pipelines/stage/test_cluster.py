@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stage.artifact import StageError
+from llada.errors import UserError
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "ray_configs").glob("*.yaml"))
@@ -22,8 +22,8 @@ def test_shipped_files_load():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("num_worker: 2", "unknown key 'num_worker'; did you mean 'num_workers'"),
-        ("learning_rate: 1", "unknown key 'learning_rate'"),
+        ("num_worker: 2", "unknown setting .*mine.yaml: num_worker; did you mean 'num_workers'"),
+        ("learning_rate: 1", "unknown setting .*mine.yaml: learning_rate; known: address,"),
         ("num_workers: two", "num_workers must be int, not 'two'"),
         ("num_workers: true", "num_workers must be int, not True"),
         ("runtime_env: [1]", "runtime_env must be"),
@@ -34,7 +34,7 @@ def test_shipped_files_load():
 def test_mistakes_are_named(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(UserError, match=message):
         load_cluster(path)
 
 
@@ -44,7 +44,7 @@ def test_numbers_and_nothing(tmp_path):
     assert load_cluster(path) == ClusterConfig(cpus_per_worker=0.5, gpus_per_worker=1)
     path.write_text("")
     assert load_cluster(path) == ClusterConfig()
-    with pytest.raises(StageError, match=r"cannot read the cluster file .*none\.yaml"):
+    with pytest.raises(UserError, match=r"cannot read the cluster file .*none\.yaml"):
         load_cluster(tmp_path / "none.yaml")
 
 
@@ -78,11 +78,11 @@ def test_an_absent_cluster_is_reported_quickly(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = (
-        "import sys; from pipelines.stage.cluster import *; from pipelines.stage.artifact import StageError\n"
+        "import sys; from pipelines.stage.cluster import *; from llada.errors import UserError\n"
         "for address in sys.argv[2:]:\n"
         "    try:\n"
         "        with connect(ClusterConfig(address=address), sys.argv[1]): print('joined')\n"
-        "    except StageError as error: print(error)\n"
+        "    except UserError as error: print(error)\n"
     )
     addresses = [f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"]
     begin = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from pathlib import Path
@@ -87,6 +88,33 @@ def test_a_stage_that_goes_on_continues_its_run_and_a_finished_one_makes_none(tm
     (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
+
+
+def test_a_call_that_fails_by_our_fault_holds_nothing_up(tmp_path, caplog):
+    """It is warned of at once and kept for the file; what comes after it is delivered."""
+    output, uri = str(tmp_path / "out"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with caplog.at_level(logging.WARNING), tracked("sft", output, uri=uri) as tracker:
+        tracker.set_tags({("no", "name"): "value"})  # a TypeError, which MLflow's database wraps
+        tracker.log_input(Path("no-url"), context="data")  # a TypeError
+        tracker.log_artifact(str(tmp_path / "no-such-file"))
+        tracker.log_metrics({"train.loss": 1.0}, step=1)
+        run_id = tracker.wait_started(60)
+        client = mlflow.MlflowClient(uri)
+        for _ in range(200):  # before the stage ends, which gives up on everything
+            if client.get_metric_history(run_id, "train.loss"):
+                break
+            time.sleep(0.05)
+        assert [m.value for m in client.get_metric_history(run_id, "train.loss")] == [1.0]
+        warnings = [record.message for record in caplog.records]
+        for failed in (
+            "MLflow call tags failed: MlflowException: expected string",
+            "MLflow call input failed: TypeError",
+            "MLflow call artifact failed: FileNotFoundError",
+        ):
+            assert any(text.startswith(failed) for text in warnings), warnings
+    assert client.get_run(run_id).info.status == "FINISHED"
+    lines = (tmp_path / "out" / "tracking-undelivered.jsonl").read_text().splitlines()
+    assert [json.loads(line)["call"] for line in lines] == ["tags", "input", "artifact"]
 
 
 def test_stages_are_runs_with_links(stages):

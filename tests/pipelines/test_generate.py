@@ -1,4 +1,4 @@
-"""evaluate and generate: figures equal the plain functions, answers do not depend on batches or actors."""
+"""`llada generate`: answers do not depend on batches or actors."""
 
 from __future__ import annotations
 
@@ -6,61 +6,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 import llada
-from llada.data.tokens.shards import TokenDataset
+from llada.errors import UserError
 from llada.sampling.text import complete_texts
-from pipelines.evaluate import EvaluateConfig, evaluate, read_results
 from pipelines.generate import GenerateConfig, generate, parse_prompts
-from pipelines.stage.artifact import StageError
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
-
-
-def test_the_bound_equals_the_plain_function(stages, tmp_path):
-    config = EvaluateConfig(num_samples=2, rows_per_block=7, document_mask=True, prompts=("The",))
-    config = replace(config, sampling=stages.recipe.sampling)
-    output = str(tmp_path / "evaluation")
-    evaluate(
-        config,
-        model=stages.pretrained,
-        data=stages.data,
-        output=output,
-        cluster=ClusterConfig(min_replicas=2, max_replicas=2, cpus_per_replica=0.5),
-        progress=False,
-    )
-    results = read_results(output)
-    dataset = TokenDataset(stages.data, "validation")
-    rows = dataset.rows(np.arange(len(dataset)))
-    model, _ = llada.load(stages.pretrained)
-    bound = llada.perplexity_bound(
-        model,
-        torch.from_numpy(rows.tokens),
-        maskable=torch.from_numpy(rows.maskable),
-        segment_ids=torch.from_numpy(rows.segment_ids),
-        num_samples=2,
-    )
-    assert results["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-5)
-    assert results["standard_error"] == pytest.approx(bound.standard_error, rel=1e-4)
-    assert results["rows"] == len(dataset)
-    assert results["ratio_to_unigram"] == pytest.approx(
-        results["nats_per_token"] / results["unigram_nats_per_token"]
-    )
-    sample = results["samples"][0]
-    assert sample["prompt"] == "The"
-    assert "<|" not in sample["text"]
-
-
-def test_evaluation_refuses_other_data(stages, tmp_path):
-    common = {"cluster": stages.cluster, "progress": False, "output": str(tmp_path / "o")}
-    with pytest.raises(StageError, match="needs --data"):
-        evaluate(EvaluateConfig(), model=stages.pretrained, data=None, **common)
-    with pytest.raises(StageError, match="no checkpoint at"):
-        evaluate(EvaluateConfig(), model=str(tmp_path / "none"), data=stages.data, **common)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +35,7 @@ def answers(output: str) -> list[dict]:
 
 def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, prompts):
     sampling = replace(stages.recipe.sampling, temperature=1.0)
-    found = []
+    runs = []
     for rows, actors in ((16, 1), (2, 2)):
         output = str(tmp_path / f"rows-{rows}")
         manifest = generate(
@@ -94,14 +48,14 @@ def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, p
         )
         assert manifest["counts"]["prompts"] == 6
         assert manifest["counts"]["refused"] == 1
-        found.append([(a["id"], a.get("text"), a.get("tokens")) for a in answers(output)])
-    assert found[0] == found[1]
-    assert [a[0] for a in found[0]] == [0, 1, 2, 3, 4, 5]
+        runs.append([(a["id"], a.get("text"), a.get("tokens")) for a in answers(output)])
+    assert runs[0] == runs[1]
+    assert [a[0] for a in runs[0]] == [0, 1, 2, 3, 4, 5]
     refused = answers(str(tmp_path / "rows-16"))[5]
     assert "exceed the model's context of 96" in refused["error"]
     model, tokenizer = llada.load(stages.model)
     alone = complete_texts(model, tokenizer, ["A model restores"], sampling, seed=[3 + 1])[0]
-    assert found[0][1][1] == alone["text"]
+    assert runs[0][1][1] == alone["text"]
 
 
 def test_finished_blocks_are_not_done_again(stages, tmp_path, prompts):
@@ -135,7 +89,7 @@ def test_finished_blocks_are_not_done_again(stages, tmp_path, prompts):
 )
 def test_bad_prompt_files(stages, tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(UserError, match=message):
         generate(
             GenerateConfig(),
             model=stages.model,

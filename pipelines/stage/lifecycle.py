@@ -1,0 +1,79 @@
+"""How a stage begins and ends: its output folder and its MLflow run, told the same things.
+
+folder = begin_stage("evaluate", output, config=asdict(config), inputs=[folder_input("model", model)], tracker=tracker)
+if folder.manifest is not None:
+    return folder.manifest       # the same work was done before
+...
+return finish_stage(folder, tracker, counts, kind="evaluation", artifacts=("results.json",))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llada.files import join
+from pipelines.stage.artifact import Manifest, Output, find_manifest, folder_id, open_output
+from pipelines.stage.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """A folder or file that a stage reads."""
+
+    role: str
+    """What it is to the stage: "model", "data", "prompts"."""
+    url: str
+    id: str
+    """Changes with the content."""
+    manifest: Manifest | None = None
+    """Of a folder that a stage of ours made."""
+
+
+def folder_input(role: str, url: str) -> StageInput:
+    """The folder at `url` as an input."""
+    return StageInput(role, url, folder_id(url), find_manifest(url))
+
+
+def begin_stage(
+    stage: str,
+    output: str,
+    *,
+    config: dict[str, Any],
+    inputs: Sequence[StageInput],
+    tracker: Tracker | None,
+    may_change: Collection[str] = (),
+) -> Output:
+    """Open the output folder (see `open_output`); unless it is complete, tell MLflow the settings and the inputs."""
+    folder = open_output(
+        output,
+        stage=stage,
+        config=config,
+        inputs=[{"url": entry.url, "id": entry.id} for entry in inputs],
+        may_change=may_change,
+    )
+    if tracker and not folder.is_complete:
+        tracker.log_params(config)
+        for entry in inputs:
+            tracker.log_input(entry.url, context=entry.role, manifest=entry.manifest)
+    return folder
+
+
+def finish_stage(
+    folder: Output,
+    tracker: Tracker | None,
+    counts: Mapping[str, Any],
+    *,
+    kind: str,
+    artifacts: Sequence[str] = (),
+    **sections: Any,
+) -> Manifest:
+    """Write the manifest (see `Output.describe`) and hand MLflow its figures, the manifest and the files `artifacts`."""
+    run_id = tracker.wait_started() if tracker else None
+    manifest = folder.finish(counts, kind=kind, mlflow_run_id=run_id, **sections)
+    if tracker:
+        tracker.log_metrics(counts)
+        for name in (*artifacts, "manifest.json"):
+            tracker.log_artifact(join(folder.url, name))
+    return manifest

@@ -1,0 +1,72 @@
+"""Blocks on a real Ray: in their order, what is finished is not done again, errors as with tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llada.errors import UserError
+from pipelines.runners.actors import map_blocks, require_checkpoint
+from pipelines.stage.cluster import ClusterConfig
+
+pytestmark = pytest.mark.integration
+BLOCKS = [{"name": f"{i}", "number": i} for i in range(5)]
+
+
+class Multiplier:
+    """Writes down which process did which block, so that a second run can be told from a first."""
+
+    def __init__(self, factor: int, log: str) -> None:
+        self.factor, self.log = factor, log
+
+    def __call__(self, block: Any) -> dict[str, int]:
+        with open(self.log, "a") as stream:
+            stream.write(f"{block['name']}\n")
+        return {"product": self.factor * block["number"]}
+
+
+def run(build: Callable[[], Any], output: Path, actors: int = 1) -> list[Any]:
+    cluster = ClusterConfig(min_replicas=actors, max_replicas=actors, cpus_per_replica=0.5)
+    return list(map_blocks(build, BLOCKS, output=str(output), cluster=cluster, label="test", progress=False))
+
+
+def test_results_stand_in_order_and_are_made_once(local_ray, tmp_path):
+    build = partial(Multiplier, 3, str(tmp_path / "log"))
+    results = run(build, tmp_path / "out", actors=2)
+    assert [result["product"] for result in results] == [0, 3, 6, 9, 12]
+    assert json.loads((tmp_path / "out" / "4.json").read_text()) == {"product": 12}
+    (tmp_path / "out" / "2.json").unlink()
+    (tmp_path / "log").unlink()
+    assert run(build, tmp_path / "out") == results
+    assert (tmp_path / "log").read_text() == "2\n"
+
+
+def no_tokenizer() -> Callable[[Any], Any]:
+    raise UserError("m has no tokenizer")
+
+
+def out_of_range(block: Any) -> int:
+    return [0, 1][block["number"]]
+
+
+def test_errors_of_the_user_and_of_ours(local_ray, tmp_path):
+    with pytest.raises(UserError, match="^m has no tokenizer$"):
+        run(no_tokenizer, tmp_path / "one")
+    with pytest.raises(Exception, match="list index out of range") as raised:
+        run(lambda: out_of_range, tmp_path / "two")
+    assert not isinstance(raised.value, UserError)
+    assert "in out_of_range" in str(raised.value)
+    (tmp_path / "three").write_text("a file in the way")
+    with pytest.raises(UserError, match="a task failed: .*three"):
+        run(partial(Multiplier, 3, os.devnull), tmp_path / "three")
+
+
+def test_a_checkpoint_is_missed_at_once(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        require_checkpoint(str(tmp_path))

@@ -1,0 +1,116 @@
+"""How commands end: one line for what a user can mend, a traceback and a log for everything else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from llada.errors import UserError
+from pipelines.stage.artifact import open_output
+from pipelines.stage.command import Common, exit_codes, parse, parse_known, run_stage, take_recipe
+
+
+def ended(
+    capsys: pytest.CaptureFixture[str], error: BaseException, output: str | None = None
+) -> tuple[int, str]:
+    """Exit code and standard error of a command whose work raises `error`."""
+    with pytest.raises(SystemExit) as exit_, exit_codes("sft", output):
+        raise error
+    return int(exit_.value.code or 0), capsys.readouterr().err
+
+
+def log_of(err: str) -> Path:
+    """The log that the last line names."""
+    named = re.search(r"a fault of ours or of the machine; its traceback is above and in (.+)$", err.strip())
+    assert named, err
+    return Path(named[1])
+
+
+def test_a_user_error_is_one_line(capsys):
+    assert ended(capsys, UserError("--data: no folder")) == (1, "llada sft: --data: no folder\n")
+
+
+def test_ctrl_c_is_one_line(capsys):
+    code, err = ended(capsys, KeyboardInterrupt())
+    assert (code, len(err.splitlines())) == (130, 1)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("shapes (2, 3) and (4,)"), FileNotFoundError("x"), KeyError("k")]
+)
+def test_a_fault_of_ours_keeps_its_traceback(capsys, error):
+    code, err = ended(capsys, error)
+    log = log_of(err)
+    text = log.read_text()
+    log.unlink()
+    assert code == 1
+    for shown in (err, text):
+        assert "Traceback (most recent call last)" in shown
+        assert "raise error" in shown
+        assert type(error).__name__ in shown
+
+
+def test_a_fault_inside_a_stage_is_logged_in_its_folder(capsys, tmp_path):
+    """A begun folder gets the log, each failure below the last; a folder that no stage has begun stays empty."""
+
+    def stage(*, output: str, **_: object) -> dict:
+        open_output(output, stage="sft", config={}, inputs=[])
+        return {"rows": list(zip([1], [1, 2], strict=True))}
+
+    common = Common(output=str(tmp_path / "out"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    for attempt in (1, 2):
+        with pytest.raises(SystemExit) as exit_:
+            run_stage("sft", stage, common)
+        assert exit_.value.code == 1
+        err = capsys.readouterr().err
+        assert "zip() argument 2 is longer than argument 1" in err
+        assert log_of(err) == tmp_path / "out" / "logs" / "error.log"
+        assert log_of(err).read_text().count("Traceback (most recent call last)") == attempt
+
+    (tmp_path / "begun_by_nobody").mkdir()
+    log = log_of(ended(capsys, ValueError("early"), str(tmp_path / "begun_by_nobody"))[1])
+    assert log.is_file()
+    log.unlink()
+    assert not list((tmp_path / "begun_by_nobody").iterdir())
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_users_fault_inside_a_stage_is_one_line(capsys, tmp_path):
+    def stage(**_: object) -> dict:
+        raise UserError("the data does not fit")
+
+    with pytest.raises(SystemExit):
+        run_stage("sft", stage, Common(output=str(tmp_path / "out")))
+    assert capsys.readouterr().err == "llada sft: the data does not fit\n"
+
+
+def test_resume_insists_on_a_begun_folder(tmp_path):
+    with pytest.raises(UserError, match="--resume: nothing was begun in"):
+        run_stage("sft", dict, Common(output=str(tmp_path), resume=True))
+
+
+@dataclass(frozen=True)
+class Two:
+    kind: str = "a"
+    number: int = 1
+
+
+def test_words_lie_over_defaults():
+    assert parse(Two, ["--number", "3"], "test", kind="b") == Two("b", 3)
+    assert parse_known(Two, ["x", "--other", "--kind", "c", "y"], "test") == Two("c", 1)
+    with pytest.raises(SystemExit) as ended:
+        parse(Two, ["--numbr", "3"], "test")
+    assert ended.value.code == 2
+
+
+def test_the_first_word_is_a_preset():
+    recipe, words = take_recipe(["tiny", "--x"], "plan")
+    assert (recipe.model.d_model, words) == (128, ["--x"])
+    assert take_recipe(["--help"], "plan")[1] == ["--help"]
+    with pytest.raises(UserError, match="did you mean 'tiny'"):
+        take_recipe(["tinny"], "plan")
+    with pytest.raises(UserError, match=r"llada plan <tiny\|"):
+        take_recipe([], "plan")

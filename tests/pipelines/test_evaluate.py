@@ -1,0 +1,61 @@
+"""`llada evaluate`: its figures equal the plain functions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import llada
+from llada.data.tokens.shards import TokenDataset
+from llada.errors import UserError
+from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.stage.cluster import ClusterConfig
+
+pytestmark = pytest.mark.integration
+
+
+def test_the_bound_equals_the_plain_function(stages, tmp_path):
+    config = EvaluateConfig(num_samples=2, rows_per_block=7, document_mask=True, prompts=("The",))
+    config = replace(config, sampling=stages.recipe.sampling)
+    output = str(tmp_path / "evaluation")
+    evaluate(
+        config,
+        model=stages.pretrained,
+        data=stages.data,
+        output=output,
+        cluster=ClusterConfig(min_replicas=2, max_replicas=2, cpus_per_replica=0.5),
+        progress=False,
+    )
+    results = json.loads(Path(output, "results.json").read_text())
+    dataset = TokenDataset(stages.data, "validation")
+    rows = dataset.rows(np.arange(len(dataset)))
+    model, _ = llada.load(stages.pretrained)
+    bound = llada.perplexity_bound(
+        model,
+        torch.from_numpy(rows.tokens),
+        maskable=torch.from_numpy(rows.maskable),
+        segment_ids=torch.from_numpy(rows.segment_ids),
+        num_samples=2,
+    )
+    assert results["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-5)
+    assert results["standard_error"] == pytest.approx(bound.standard_error, rel=1e-4)
+    assert results["rows"] == len(dataset)
+    assert results["ratio_to_unigram"] == pytest.approx(
+        results["nats_per_token"] / results["unigram_nats_per_token"]
+    )
+    sample = results["samples"][0]
+    assert sample["prompt"] == "The"
+    assert "<|" not in sample["text"]
+
+
+def test_evaluation_refuses_other_data(stages, tmp_path):
+    common = {"cluster": stages.cluster, "progress": False, "output": str(tmp_path / "o")}
+    with pytest.raises(UserError, match="needs --data"):
+        evaluate(EvaluateConfig(), model=stages.pretrained, data=None, **common)
+    with pytest.raises(UserError, match="no checkpoint at"):
+        evaluate(EvaluateConfig(), model=str(tmp_path / "none"), data=stages.data, **common)
