@@ -284,16 +284,16 @@ def micro_batch_loss(
 def check_fit(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -> None:
     """Refuse a network that cannot learn from this data, before anything is built."""
     info, where = dataset.info, dataset.url
-    if info["vocab_size"] > model.vocab_size:
+    if info.vocab_size > model.vocab_size:
         raise ValueError(
-            f"{where} was tokenised with {info['vocab_size']} ids, the model has {model.vocab_size} rows: "
+            f"{where} was tokenised with {info.vocab_size} ids, the model has {model.vocab_size} rows: "
             "prepare the data with the model's tokenizer, or set model.vocab_size"
         )
     if model.mask_token_id is None and config.objective.objective == "masked_diffusion":
         raise ValueError("the model has no mask_token_id, which masked diffusion needs")
-    if model.mask_token_id is not None and info["mask_token_id"] != model.mask_token_id:
+    if model.mask_token_id is not None and info.mask_token_id != model.mask_token_id:
         raise ValueError(
-            f"{where} has mask id {info['mask_token_id']}, the model {model.mask_token_id}: they must be of one tokenizer"
+            f"{where} has mask id {info.mask_token_id}, the model {model.mask_token_id}: they must be of one tokenizer"
         )
     if dataset.row_length > model.max_length:
         raise ValueError(

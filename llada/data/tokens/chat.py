@@ -117,8 +117,6 @@ def _shorten(tokenizer: PreTrainedTokenizerFast, history: list[Message], room: i
     if surplus <= 0:
         return prompt
     headers = [i for i, token in enumerate(prompt) if token == tokenizer.convert_tokens_to_ids(END_HEADER)]
-    begin = (
-        headers[fixed] + 1
-    )  # the last header is the open one; the message to shorten starts after this one
+    begin = headers[fixed] + 1  # the message to shorten starts here; the last header is the open one
     end = headers[fixed + 1] - 1
     return prompt if surplus >= end - begin else prompt[:begin] + prompt[begin + surplus :]

@@ -102,9 +102,8 @@ def best_fit(documents: Sequence[np.ndarray], row_length: int, pad_id: int) -> P
 def _assign_best_fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
     """The row int64 (n,) of each piece, in the order given; constant time per piece but for operations on L bits."""
     rows_with: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by the space that they have left
-    spaces = (
-        0  # bit s is set when rows_with[s] is not empty: the next space that fits is the lowest bit from n on
-    )
+    # Bit s is set when rows_with[s] is not empty: the next space that fits is the lowest bit from n on.
+    spaces = 0
     row_of = np.empty(len(lengths), dtype=np.int64)
     opened = 0
     for piece, length in enumerate(lengths.tolist()):
