@@ -2,8 +2,8 @@
 
 No generator state anywhere: the uniform of (seed, purpose, epoch, sample, position) is a hash of those numbers, so one
 worker or eight, another micro-batch size, another device or a resumed run see the same masks, and training, validation
-and likelihood never share a stream. The mixer is SplitMix64's finaliser (Steele, Lea & Flood 2014), whose 64-bit
-wrap-around arithmetic is exact on every device.
+and likelihood never share a stream. The mixer is SplitMix64's finaliser (llada/mixing.py), whose 64-bit wrap-around
+arithmetic is exact on every device.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ import zlib
 import torch
 from torch import Tensor
 
-GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
-MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+from llada.mixing import GOLDEN_GAMMA, MULTIPLIERS, SHIFTS
+
+
+def _signed(word: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit integer."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+GOLDEN = _signed(GOLDEN_GAMMA)
+_MULTIPLIERS = tuple(map(_signed, MULTIPLIERS))
 
 
 def shift_right(x: Tensor, bits: int) -> Tensor:
@@ -24,10 +31,10 @@ def shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def mix(x: Tensor) -> Tensor:
-    """A bijection of 64-bit integers whose output bits look independent of the input's. int64 -> int64."""
-    x = (x ^ shift_right(x, 30)) * MIX_1
-    x = (x ^ shift_right(x, 27)) * MIX_2
-    return x ^ shift_right(x, 31)
+    """`llada.mixing.mix64` on tensors: output bits look independent of the input's. int64 -> int64, any shape."""
+    x = (x ^ shift_right(x, SHIFTS[0])) * _MULTIPLIERS[0]
+    x = (x ^ shift_right(x, SHIFTS[1])) * _MULTIPLIERS[1]
+    return x ^ shift_right(x, SHIFTS[2])
 
 
 def stream_key(seed: int, purpose: str, *path: int) -> int:
