@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from llada.data.batching import batches
-from llada.data.dedup.exchange import mix64
 from llada.data.filters.view import TextView
 from llada.data.read.formats import Part, Rejects, read_records, text_problem
 from llada.data.read.listing import list_inputs
 from llada.files import join, read_bytes, write_bytes
+from llada.mixing import mix64
 
 FORMAT = "llada-quality-classifier-1"
 _WORDS_AT_ONCE = 1 << 15

@@ -9,7 +9,7 @@ import hashlib
 
 import numpy as np
 
-from llada.data.dedup.exchange import mix64
+from llada.mixing import mix64
 
 _ROUNDS = 8
 _U64 = np.uint64
