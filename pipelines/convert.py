@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import tempfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from llada.data.tokens.megatron import export_megatron, import_megatron_shards
-from llada.data.tokens.packing import Packing
-from llada.data.tokens.shards import write_index
-from llada.files import exists, file_sizes, join, local_path, read_bytes, write_bytes
-from llada.model.hf import Layout, convert
-from llada.tokenizer import END_OF_TURN, ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
-from pipelines.stage.artifact import (
-    StageError,
-    fetch_folder,
-    find_manifest,
-    newest_snapshot,
-    open_output,
-    put_folder,
+from llada.data.tokens.manifest import (
+    DatasetEntry,
+    SplitEntry,
+    load_dataset_entry,
+    resolve_snapshot,
+    write_index,
 )
+from llada.data.tokens.packing import Packing
+from llada.data.tokens.shards import write_unigram_counts
+from llada.errors import UserError
+from llada.files import exists, file_sizes, join, local_path, read_bytes
+from llada.model.hf import Layout, convert
+from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
+from pipelines.stage.artifact import fetch_folder, find_manifest, open_output, put_folder
 
 
 def convert_checkpoint(source: str, target: str, *, layout: Layout | None, mask_token_id: int | None) -> str:
     """Rewrite a checkpoint folder in another layout, bit for bit; a line that says what was written."""
     local = local_path(target)
     if file_sizes(target):
-        raise StageError(f"{target} is not empty; choose another target")
+        raise UserError(f"{target} is not empty; choose another target")
     with tempfile.TemporaryDirectory() as folder:
         config = convert(fetch_folder(source), local or folder, layout=layout, mask_token_id=mask_token_id)
         if not local:
@@ -49,17 +46,18 @@ def convert_tokens(
     """A prepared folder to `target`-train.idx/.bin and `target`-validation.idx/.bin, or an .idx to a prepared folder."""
     if not source.endswith(".idx"):
         lines = []
-        for split, entry in (find_manifest(source) or {})["dataset"]["splits"].items():
-            if entry["rows"]:
-                made = export_megatron(newest_snapshot(source), split, f"{target}-{split}")
+        snapshot = resolve_snapshot(source)
+        for split, entry in load_dataset_entry(snapshot).splits.items():
+            if entry.rows:
+                totals = export_megatron(snapshot, split, f"{target}-{split}")
                 lines.append(
-                    f"{target}-{split}.idx: {made['documents']:,} documents, {made['tokens']:,} tokens"
+                    f"{target}-{split}.idx: {totals['documents']:,} documents, {totals['tokens']:,} tokens"
                 )
         return "\n".join(lines)
     if tokenizer is None or row_length is None:
-        raise StageError("reading Megatron data needs --tokenizer, the one that made it, and --row-length")
+        raise UserError("reading Megatron data needs --tokenizer, the one that made it, and --row-length")
     if not exists(source):
-        raise StageError(f"no file at {source}")
+        raise UserError(f"no file at {source}")
     return _import(source, target, tokenizer, row_length, packing)
 
 
@@ -87,31 +85,23 @@ def _import(source: str, target: str, tokenizer_url: str, row_length: int, packi
             packing=packing,
         )
         if not shards:
-            raise StageError(f"{source} holds no tokens")
+            raise UserError(f"{source} holds no tokens")
         files = {"train.parquet": write_index(join(target, "train.parquet"), shards)}
         files["validation.parquet"] = write_index(join(target, "validation.parquet"), [])
-        buffer = io.BytesIO()
-        np.save(buffer, counts)
-        write_bytes(join(target, "unigram_counts.npy"), buffer.getvalue())
-        totals: dict[str, Any] = {what: sum(s[what] for s in shards) for what in ("rows", "tokens")}
-        splits = {
-            "train": {**totals, "indexes": ["train.parquet"]},
-            "validation": {"rows": 0, "tokens": 0, "indexes": ["validation.parquet"]},
-        }
-        dataset = {
-            "kind": "pretrain",
-            **config,
-            "vocab_size": size,
-            "mask_token_id": tokenizer.mask_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eot_token_id": tokenizer.get_vocab().get(END_OF_TURN),
-            "tokenizer_hash": digest[:16],
-            "root": ".",
-            "splits": splits,
-            "epochs": {},
-        }
-        folder.finish(totals, kind="tokens", files=files, dataset=dataset)
+        write_unigram_counts(target, counts)
+        rows, tokens = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
+        dataset = DatasetEntry.of(
+            tokenizer,
+            kind="pretrain",
+            row_length=row_length,
+            packing=packing,
+            tokenizer_hash=digest[:16],
+            splits={
+                "train": SplitEntry(rows=rows, tokens=tokens, indexes=("train.parquet",)),
+                "validation": SplitEntry(indexes=("validation.parquet",)),
+            },
+        )
+        totals = {"rows": rows, "tokens": tokens}
+        folder.finish(totals, kind="tokens", files=files, dataset=dataset.to_json())
     counts_of = (folder.manifest or {})["counts"]
     return f"{target}: {counts_of['tokens']:,} tokens in {counts_of['rows']:,} rows"

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import llada
+from llada.data.tokens.manifest import resolve_snapshot
 from llada.data.tokens.shards import TokenDataset, load_unigram_counts
 from llada.diffusion.likelihood import bound_samples, resolve_mask_id, summarise_bound
 from llada.files import absolute, join, read_bytes, write_bytes
@@ -32,7 +33,6 @@ from pipelines.stage.artifact import (
     fetch_folder,
     find_manifest,
     folder_id,
-    newest_snapshot,
     open_output,
     read_manifest,
     require_same_tokenizer,
@@ -75,7 +75,7 @@ def evaluate(
     """
     if "perplexity" in config.tasks and data is None:
         raise StageError("the task perplexity needs --data, a prepared folder")
-    model, output, data = absolute(model), absolute(output), data and newest_snapshot(absolute(data))
+    model, output, data = absolute(model), absolute(output), data and resolve_snapshot(absolute(data))
     require_checkpoint(model)
     if data and "perplexity" in config.tasks:
         _check_fit(model, data)

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from typing import Any
 
 from llada.config import Recipe
+from llada.data.tokens.manifest import resolve_snapshot
 from llada.files import absolute
 from pipelines.runners.workers import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
-from pipelines.stage.artifact import folder_id, newest_snapshot, open_output, read_manifest
+from pipelines.stage.artifact import folder_id, open_output, read_manifest
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.tracking import Tracker
 
@@ -32,7 +33,7 @@ def pretrain(
 
     Raises StageError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
-    data, output = newest_snapshot(absolute(data)), absolute(output)
+    data, output = resolve_snapshot(absolute(data)), absolute(output)
     source = read_manifest(data)
     config = {"model": asdict(recipe.model), **asdict(recipe.pretrain)}
     folder = open_output(

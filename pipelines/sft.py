@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llada.config import Recipe
+from llada.data.tokens.manifest import resolve_snapshot
 from llada.files import absolute
 from llada.model.hf import read_config
 from pipelines.runners.workers import LEARNING_RATES, TrainingJob, threads_per_worker, train_stage
@@ -18,7 +19,6 @@ from pipelines.stage.artifact import (
     fetch_folder,
     find_manifest,
     folder_id,
-    newest_snapshot,
     open_output,
     read_manifest,
     require_same_tokenizer,
@@ -41,7 +41,7 @@ def sft(
 
     Raises StageError: no checkpoint, data that is not of kind "sft" or of another tokenizer, and as `pretrain`.
     """
-    model, data, output = absolute(model), newest_snapshot(absolute(data)), absolute(output)
+    model, data, output = absolute(model), resolve_snapshot(absolute(data)), absolute(output)
     source = read_manifest(data)
     if source.get("dataset", {}).get("kind") != "sft":
         raise StageError(f"{data} is not SFT data: prepare it with `llada prepare … --kind sft`")

@@ -27,6 +27,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llada.errors import UserError
 from llada.files import exists, file_sizes, filesystem, join, local_path, read_bytes, write_bytes
 
 __all__ = [
@@ -37,7 +38,6 @@ __all__ = [
     "find_manifest",
     "folder_id",
     "join",
-    "newest_snapshot",
     "open_output",
     "put_folder",
     "read_manifest",
@@ -53,7 +53,7 @@ _NO_SPACE = (
 _PACKAGES = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "mlflow")
 
 
-class StageError(Exception):
+class StageError(UserError):
     """A problem that the user can solve; its message is one line that says how. Shown without a traceback."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -222,12 +222,6 @@ def find_manifest(url: str) -> dict[str, Any] | None:
     """The manifest of a folder, or None when no stage of ours made it."""
     with storage_errors(url):
         return _read_json(join(url, "manifest.json"))
-
-
-def newest_snapshot(data: str) -> str:
-    """The snapshot that a prepared folder stands at now, so that a run keeps to it when the folder grows."""
-    newest = read_manifest(data).get("snapshot")
-    return join(data, newest) if isinstance(newest, str) else data
 
 
 def folder_id(url: str) -> str:

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from llada.data.prepare import pack_unit, sample_unit
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig
-from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
-from llada.data.work.job import Job, PrepareConfig
-from llada.data.work.pack_tasks import pack_unit
-from llada.data.work.read_tasks import sample_unit
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts
+from llada.data.work.config import PrepareConfig
+from llada.data.work.job import Job, Snapshot
+from llada.data.work.read_config import ReadConfig
 from llada.data.work.units import cut_file, write_plan
+from llada.errors import UserError
 from llada.files import filesystem
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.prepare import prepare
-from pipelines.stage.artifact import StageError, open_output, read_manifest
+from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.tracking import default_tracking_uri, tracked
 
@@ -66,7 +67,7 @@ def prepared(local_ray, corpus, tmp_path_factory) -> Path:
     return output
 
 
-def test_the_folder_is_complete_and_readable(prepared, corpus):
+def test_the_folder_is_complete_and_readable(prepared, corpus, verify_shards):
     manifest = read_manifest(str(prepared))
     counts = manifest["counts"]
     assert counts["units"] >= 3
@@ -105,8 +106,8 @@ def test_plain_python_makes_the_same_bytes(prepared, corpus, tmp_path):
     found = [("", p) for file in list_inputs([str(corpus)]) for p in cut_file(file, CONFIG.unit_bytes)]
     plan = write_plan(str(tmp_path / "plan"), found, CONFIG.unit_bytes)
     digest = read_manifest(str(prepared))["dataset"]["tokenizer_hash"]
-    job = Job(CONFIG, str(tmp_path), str(tmp_path / "snapshot"), plan, tokenizer_hash=digest)
-    texts = [text for index in range(plan.units) for text in sample_unit(job, index, 10**9)[0]]
+    job = Job(CONFIG, Snapshot(str(tmp_path), 0), plan).packing(digest)
+    texts = [text for index in range(plan.units) for text in sample_unit(job, index, 10**9)["texts"]]
     save_tokenizer(train_tokenizer(texts, 400), tmp_path / "tokenizer")
     for index in reversed(range(plan.units)):
         pack_unit(job, index)
@@ -145,11 +146,11 @@ def test_relative_paths_mean_this_directory(local_ray, prepared, corpus, tmp_pat
 
 
 def test_another_configuration_needs_another_folder(prepared, corpus):
-    with pytest.raises(StageError, match=r"row_length 32 \(now 64\); choose another --output"):
+    with pytest.raises(UserError, match=r"row_length 32 \(now 64\); choose another --output"):
         run(dataclasses.replace(CONFIG, row_length=64), corpus, prepared)
 
 
-def test_s3(local_ray, s3_url, corpus, prepared, tmp_path, monkeypatch):
+def test_s3(local_ray, s3_url, corpus, prepared, tmp_path, monkeypatch, verify_shards):
     monkeypatch.setenv("LLADA_CACHE", str(tmp_path))
     fs, root = filesystem(f"{s3_url}/{corpus.name}")
     for path in corpus.iterdir():
@@ -198,7 +199,7 @@ def test_too_much_rubbish(local_ray, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "rubbish\n" * 20)
     with pytest.raises(
-        StageError, match=r"20 of 80 records cannot be used \(invalid_json 20\); see .*quarantine"
+        UserError, match=r"20 of 80 records cannot be used \(invalid_json 20\); see .*quarantine"
     ):
         run(CONFIG, path, tmp_path / "out")
     assert run(dataclasses.replace(CONFIG, max_invalid_fraction=0.5), path, tmp_path / "out")
@@ -207,13 +208,13 @@ def test_too_much_rubbish(local_ray, tmp_path):
 def test_nothing_left(local_ray, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one short text")
-    with pytest.raises(StageError, match=r"no usable document in the train split \(left out: too_short 1\)"):
+    with pytest.raises(UserError, match=r"no usable document in the train split \(left out: too_short 1\)"):
         run(dataclasses.replace(CONFIG, read=ReadConfig(min_chars=100)), path, tmp_path / "a")
     save_tokenizer(train_tokenizer(TEXTS, 300), tmp_path / "tokenizer")
     given = dataclasses.replace(CONFIG, tokenizer=str(tmp_path / "tokenizer"), train_tokenizer_vocab=None)
-    with pytest.raises(StageError, match=r"no training rows from 1 records \(left out: too_short 1\)"):
+    with pytest.raises(UserError, match=r"no training rows from 1 records \(left out: too_short 1\)"):
         run(dataclasses.replace(given, read=ReadConfig(min_chars=100)), path, tmp_path / "b")
-    with pytest.raises(StageError, match="all went to validation: set read.section_chars"):
+    with pytest.raises(UserError, match="all went to validation: set read.section_chars"):
         run(dataclasses.replace(given, validation_fraction=0.999), path, tmp_path / "c")
 
 
@@ -221,7 +222,7 @@ def test_nothing_left(local_ray, tmp_path):
     ("changes", "inputs", "message"),
     [
         ({}, "none.jsonl", r"no input at .*none\.jsonl"),
-        ({"row_length": 3}, "", "row_length must be at least 8"),
+        ({"train_tokenizer_vocab": None}, "", "give a tokenizer's folder"),
         (
             {"tokenizer": "/nowhere", "train_tokenizer_vocab": None},
             "a.jsonl",
@@ -230,7 +231,7 @@ def test_nothing_left(local_ray, tmp_path):
     ],
 )
 def test_mistakes_are_found_before_ray_starts(corpus, tmp_path, changes, inputs, message):
-    with pytest.raises(StageError, match=message):
+    with pytest.raises(UserError, match=message):
         run(dataclasses.replace(CONFIG, **changes), corpus / inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -240,7 +241,7 @@ def test_a_failing_task_is_one_clear_error(local_ray, corpus, tmp_path):
     output.mkdir()
     open_output(str(output), stage="prepare", config=CONFIG.content(), inputs=[])
     (output / "train").write_text("a file where a folder must be")
-    with pytest.raises(StageError, match="train"):
+    with pytest.raises(UserError, match="train"):
         run(CONFIG, corpus, output)
 
 

@@ -25,7 +25,7 @@ FORMAT = "llada-exchange-1"
 _HEAD_BYTES = 8192  # the JSON header (about 250) and the offsets of up to 990 partitions in one request
 _REMEDY = "delete the folder it is in and run the step that writes it again"
 
-MapTasks = Callable[[Callable[[int], int], Iterable[int]], Iterable[int]]
+MapTasks = Callable[[Callable[[int], int], Sequence[int]], Iterable[int]]
 """Runs a function on task numbers, in any order, on any machine: `map` does it here."""
 
 
@@ -37,7 +37,7 @@ class _Place(NamedTuple):
     columns: int
     first: int
     """The first partition that the file holds."""
-    count: int
+    number: int
     """How many it holds,"""
     partitions: int
     """of how many."""
@@ -178,7 +178,7 @@ def read_slices(urls: Sequence[str], partition: int, num_partitions: int) -> lis
     for url, place in zip(urls, places, strict=True):
         finer, rest = divmod(place.partitions, num_partitions)
         begin = partition * finer - place.first
-        if rest or begin < 0 or begin + finer > place.count:
+        if rest or begin < 0 or begin + finer > place.number:
             raise UserError(
                 f"{url} does not hold partition {partition} of {num_partitions}: it was written with "
                 f"{place.partitions}; {_REMEDY}"
@@ -227,7 +227,7 @@ def _place(url: str, head: bytes) -> _Place:
                 offsets=offsets.start,
                 columns=rows.shape[1],
                 first=described["first"],
-                count=offsets.shape[0] - 1,
+                number=offsets.shape[0] - 1,
                 partitions=described["partitions"],
             )
     except (ValueError, KeyError, TypeError):

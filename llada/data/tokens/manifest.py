@@ -7,18 +7,22 @@ snapshots/0000 and so on; the manifest at its top names the newest in "snapshot"
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llada.errors import UserError
 from llada.files import join, read_bytes, sha256, writing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 MANIFEST = "manifest.json"
 INDEX_SCHEMA = pa.schema(
@@ -45,6 +49,11 @@ class FileEntry(TypedDict):
 
     bytes: int
     sha256: str
+
+
+def file_entry(data: bytes) -> FileEntry:
+    """A file of this content."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,22 @@ class DatasetEntry:
     """{source: {documents, rows, tokens}} of the train split; None: not counted."""
     epochs: Mapping[str, float] = field(default_factory=dict)
     """{source: its passes in one pass over a mixture}; empty: every row comes once."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, **entry: Any) -> DatasetEntry:
+        """The entry of data that this tokenizer made: its size and special tokens, and what else `entry` says."""
+        # Here, because who reads a folder does not need the seconds that importing transformers takes.
+        from llada.tokenizer import END_OF_TURN, vocab_size
+
+        return cls(
+            vocab_size=vocab_size(tokenizer),
+            mask_token_id=tokenizer.mask_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eot_token_id=tokenizer.get_vocab().get(END_OF_TURN),
+            **entry,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The entry as the manifest holds it; what was not counted is left out."""

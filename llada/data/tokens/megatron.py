@@ -9,22 +9,15 @@ Here a document is one sequence, which is what GPT data sets sample. Source: meg
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import load
 
-from llada.data.tokens.packing import (
-    PackedRows,
-    Packing,
-    answer_tokens,
-    best_fit,
-    concatenate_and_cut,
-    take_tokens,
-)
 from llada.data.tokens.manifest import ShardEntry, load_dataset_entry, read_index, resolve_snapshot
-from llada.data.tokens.shards import write_shard
+from llada.data.tokens.packing import PackedRows, Packing, RowLayout, answer_tokens
+from llada.data.tokens.writer import ShardWriter
 from llada.errors import UserError
 from llada.files import exists, filesystem, join, local_path, read_bytes, write_bytes
 
@@ -179,17 +172,8 @@ def import_megatron_shards(
     does not end in EOS gets one, as our own shards have it; empty ones are left out. Padding is EOS. With "best_fit",
     shards have about `rows_per_shard` rows. Raises UserError when a token is not below `vocab_size`.
     """
-    shards: list[ShardEntry] = []
-    counts = np.zeros(vocab_size, dtype=np.int64)
-
-    def write(documents: Sequence[np.ndarray]) -> None:
-        pack = best_fit if packing == "best_fit" else concatenate_and_cut
-        rows = pack(documents, row_length, eos_id)
-        shards.append(write_shard(output, split, f"megatron-{len(shards):05d}", rows))
-        counts[:] += np.bincount(answer_tokens(rows), minlength=vocab_size)
-
-    waiting: list[np.ndarray] = []
-    waiting_tokens, full = 0, rows_per_shard * row_length
+    layout = RowLayout(row_length, eos_id, packing)
+    writer = ShardWriter(output, split, "megatron-{:05d}", layout, rows_per_shard, vocab_size)
     for number, document in enumerate(import_megatron(prefix)):
         if not len(document):
             continue
@@ -198,13 +182,5 @@ def import_megatron_shards(
                 f"{prefix}.bin: document {number} holds token {document.max()}, the tokenizer has {vocab_size}; "
                 "give the tokenizer that the tokens were made with"
             )
-        closed = document if document[-1] == eos_id else np.append(document, np.uint32(eos_id))
-        waiting.append(closed)
-        waiting_tokens += len(closed)
-        while waiting_tokens >= full:
-            head, waiting = take_tokens(waiting, full) if packing == "concatenate_and_cut" else (waiting, [])
-            write(head)
-            waiting_tokens = sum(map(len, waiting))
-    if waiting:
-        write(waiting)
-    return shards, counts
+        writer.add(document if document[-1] == eos_id else np.append(document, np.uint32(eos_id)))
+    return writer.close(), writer.counts
