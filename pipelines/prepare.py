@@ -33,7 +33,6 @@ from transformers import PreTrainedTokenizerFast
 from llada.data.dedup.clusters import read_clusters
 from llada.data.dedup.decontaminate import build_index
 from llada.data.dedup.steps import locate
-from llada.data.filters.chain import filter_files
 from llada.data.outcomes import SAMPLE_CHARS, Report, merge
 from llada.data.read.listing import list_inputs
 from llada.data.report.page import render_report
@@ -175,7 +174,7 @@ def _sources(config: PrepareConfig, inputs: Sequence[str]) -> list[SourceConfig]
 def _settle_resources(job: Job, sources: Sequence[SourceConfig]) -> str:
     """Put the index of the evaluation sets, as they are now, into the snapshot; a hash of it and of the other files
     that the filters use, "" without any."""
-    urls = [url for source in sources for url in filter_files(source.read.filters, source.read.rules)]
+    urls = [url for source in sources for each in source.read.chain() for url in each.files()]
     try:
         if job.config.decontamination.files:
             urls.append(join(job.snapshot, "decontamination.safetensors"))
@@ -360,8 +359,12 @@ def _show_what_stayed(job: Job, by_source: dict[str, Report]) -> None:
 def _document(job: Job, number: int) -> dict[str, str]:
     """The beginning of a document that was deduplicated, by its id, with its language and place."""
     (unit,), (position,) = locate(np.array([number], dtype=np.uint64))
-    found = read_text_of(job, job.plan.unit(int(unit)), int(position))
-    return found._replace(text=found.text[:SAMPLE_CHARS])._asdict()
+    document = read_text_of(job, job.plan.unit(int(unit)), int(position))
+    return {
+        "text": document.text[:SAMPLE_CHARS],
+        "language": document.language,
+        "place": document.place,
+    }
 
 
 def _write_array(url: str, array: np.ndarray) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
-from llada.data.read.formats import Part
 from llada.data.read.listing import is_as_listed, list_inputs
+from llada.data.read.parts import Part
 from llada.data.tokens.mixture import mixture_epochs
 from llada.data.work.job import Job, PrepareConfig, SourceConfig
 from llada.data.work.units import Plan, SeenFiles, cut_file, read_plan, write_plan

@@ -38,12 +38,12 @@ sys.path.insert(0, str(HERE.parents[1]))
 from llada.data.batching import batches  # noqa: E402
 from llada.data.dedup.steps import DedupConfig, deduplicate, plan_dedup  # noqa: E402
 from llada.data.outcomes import Report, merge  # noqa: E402
-from llada.data.read.formats import InputFile, Part  # noqa: E402
-from llada.data.read.reading import ReadConfig  # noqa: E402
+from llada.data.read.parts import InputFile, Part  # noqa: E402
 from llada.data.tokens.shards import write_index  # noqa: E402
 from llada.data.work.group_tasks import group_shards  # noqa: E402
 from llada.data.work.job import Job, PrepareConfig  # noqa: E402
 from llada.data.work.pack_tasks import _ENCODED_CHARS  # noqa: E402
+from llada.data.work.read_config import ReadConfig  # noqa: E402
 from llada.data.work.units import UNITS_PER_GROUP, SeenFiles, write_plan  # noqa: E402
 from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer  # noqa: E402
 from pipelines.corpus.duplicates import KeysUrls  # noqa: E402

@@ -11,10 +11,10 @@ import pytest
 from mlflow import MlflowClient
 
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig
 from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
 from llada.data.work.job import Job, PrepareConfig
 from llada.data.work.pack_tasks import pack_unit
+from llada.data.work.read_config import ReadConfig
 from llada.data.work.read_tasks import sample_unit
 from llada.data.work.units import cut_file, write_plan
 from llada.files import filesystem

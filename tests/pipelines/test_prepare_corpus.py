@@ -20,9 +20,9 @@ import pytest
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig
 from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
 from llada.data.work.job import PrepareConfig, SourceConfig
+from llada.data.work.read_config import ReadConfig
 from llada.data.work.units import cut_file, write_plan
 from llada.presets import tiny
 from llada.settings import to_json

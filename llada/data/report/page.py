@@ -22,7 +22,6 @@ from llada.data.report.funnel import (
     DUPLICATE,
     DUPLICATES,
     NOTHING,
-    STEPS,
     amount_of,
     amount_read,
     by_outcome,
@@ -31,6 +30,7 @@ from llada.data.report.funnel import (
     refused_by_step,
     step_name,
     step_of,
+    steps,
 )
 from llada.data.report.html import (
     Markup,
@@ -161,7 +161,7 @@ def _funnel(report: Report, active: set[str]) -> Markup:
     """Documents and bytes left after each step that is switched on or refused something."""
     refused, read = refused_by_step(report), amount_read(report)
     left, rows = read, [("Read", "", format_count(read.documents), "100%", format_bytes(read.bytes), bar(1))]
-    for step in in_order({*refused, *(active & set(STEPS))}):
+    for step in in_order({*refused, *(active & set(steps()))}):
         lost = refused.get(step, NOTHING)
         left = left.plus(-lost.documents, -lost.bytes)
         documents = format_count(left.documents), format_share(left.documents, read.documents)
@@ -238,7 +238,7 @@ def _duplicates(total: Report, config: PrepareConfig, clusters: Clusters | None)
         ]
         origin = _origin({**sample, "value": None})  # the value is an internal number
         pairs.append(tag("article", origin, tag("div", *columns, class_="columns")))
-    counts = (f"{STEPS[outcome]}: {format_count(total.documents(outcome))}" for outcome in DUPLICATES)
+    counts = (f"{steps()[outcome]}: {format_count(total.documents(outcome))}" for outcome in DUPLICATES)
     shown = [details("Samples, with the words that differ marked", *pairs)] if pairs else []
     return join(note(" · ".join(counts)), _clusters(clusters), *shown)
 

@@ -17,9 +17,10 @@ from typing import Any, Literal
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
 from llada.data.dedup.steps import Plan as DedupPlan
-from llada.data.read.reading import ReadConfig
+from llada.data.filters.chain import plugin_settings
 from llada.data.tokens.chat import TooLong
 from llada.data.tokens.packing import Packing
+from llada.data.work.read_config import ReadConfig
 from llada.data.work.units import Plan, Unit
 from llada.files import join, read_bytes
 
@@ -119,7 +120,6 @@ class PrepareConfig:
             if source.max_tokens is not None and source.max_tokens <= 0:
                 raise ValueError(f"source {source.name}: max_tokens must be positive")
         for read in [self.read, *(source.read for source in self.sources)]:
-            read.validate()
             if self.kind == "sft" and (read.filters or self.deduplicates or self.decontamination.files):
                 raise ValueError("filters, dedup and decontamination are for kind pretrain")
 
@@ -137,6 +137,9 @@ class PrepareConfig:
         weights and the inputs' places are not among them."""
         settings = {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
         settings["sources"] = {source.name: asdict(source.read) for source in self.sources}
+        names = [name for read in (self.read, *(s.read for s in self.sources)) for name in read.filters]
+        if plugins := plugin_settings(names):
+            settings["plugins"] = plugins
         return settings
 
 

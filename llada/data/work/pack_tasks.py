@@ -11,11 +11,11 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -23,14 +23,16 @@ from transformers import PreTrainedTokenizerFast
 
 from llada.data.batching import batches
 from llada.data.dedup.steps import read_removals, remove_lines
-from llada.data.outcomes import KEPT, Report
-from llada.data.read.reading import Reading, Text, patiently
-from llada.data.tokens.chat import encode_example, prompt_answer_pairs
+from llada.data.document import prompt_answer_pairs
+from llada.data.outcomes import KEPT, Report, timed
+from llada.data.read.documents import patiently
+from llada.data.tokens.chat import encode_example
 from llada.data.tokens.packing import answer_tokens, best_fit, concatenate_and_cut, one_per_row, take_tokens
 from llada.data.tokens.shards import write_shard
 from llada.data.work.job import SPLITS, Job, PrepareConfig, read_report, unit_inputs
 from llada.data.work.read_tasks import (
     Item,
+    Reading,
     finish_reading,
     new_reading,
     read_texts_of,
@@ -42,7 +44,6 @@ from llada.data.work.units import Unit
 from llada.files import file_sizes, filesystem, join, local_path, read_bytes, write_bytes
 from llada.tokenizer import encode_texts, load_tokenizer, vocab_size
 
-T = TypeVar("T")
 _ENCODED_CHARS = (
     1 << 18
 )  # in one call: the tokenizers library takes about 100 bytes for each, and the caches are small
@@ -103,33 +104,20 @@ def _unique_items(job: Job, unit: Unit, index: int, report: Report) -> Iterator[
             *read_removals(job.dedup_folder("lines"), job.lines_dedup, index), strict=True
         ):
             lines.setdefault(int(position), []).append(int(number))
-    for position, text in _timed(read_texts_of(job, unit), report, "store"):
+    for position, document in timed(read_texts_of(job, unit), "store", report):
         root = removed.get(position)
         if root is not None:
             outcome = "duplicate" if root else "duplicate_of_earlier_snapshot"
-            report.add(outcome, text.text, text.language, text.place, root or None)
+            report.add(outcome, document, root or None)
             continue
         if position in lines:
             report.add_edits("duplicate_lines", len(lines[position]))
-            rest = remove_lines(text.text, np.array(lines[position])).strip("\n")
+            rest = remove_lines(document.text, np.array(lines[position])).strip("\n")
             if len(rest) < max(1, config.read_of(unit.source).min_chars):
-                report.add("duplicate_lines", text.text, text.language, text.place, len(lines[position]))
+                report.add("duplicate_lines", document, len(lines[position]))
                 continue
-            text = text._replace(text=rest)
-        yield split_of(text.text, config), len(text.text), text
-
-
-def _timed(items: Iterator[T], report: Report, step: str) -> Iterator[T]:
-    """The items; the CPU time they take is noted in the report."""
-    while True:
-        begun = time.thread_time()
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        finally:
-            report.add_seconds(step, time.thread_time() - begun)
-        yield item
+            document = replace(document, text=rest)
+        yield split_of(document.text, config), document
 
 
 def _write_shards(job: Job, name: str, items: Iterator[Item], report: Report) -> list[dict[str, Any]]:
@@ -138,14 +126,13 @@ def _write_shards(job: Job, name: str, items: Iterator[Item], report: Report) ->
     pad_id = tokenizer.eos_token_id
     writers = {split: _ShardWriter(split, name, job, pad_id, size) for split in SPLITS}
     documents = Counter[str]()
-    for (split, _, content), result in _encoded(items, job.config, tokenizer, report):
-        text, language, place = content if isinstance(content, Text) else (_opening(content), "und", "")
+    for (split, document), result in _encoded(items, job.config, tokenizer, report):
         fitting = [item for item in result if item is not None]
         if not fitting:
-            report.add("example_longer_than_row", text, language, place)
+            report.add("example_longer_than_row", document)
             continue
         report.add_edits("examples_longer_than_row", len(result) - len(fitting))
-        report.add(KEPT, text, language, place)
+        report.add(KEPT, document)
         tokens = fitting
         if job.config.kind == "sft":
             report.add_edits("truncated_prompts", sum(example.is_truncated for example in fitting))
@@ -165,10 +152,6 @@ def _write_shards(job: Job, name: str, items: Iterator[Item], report: Report) ->
     seen = np.flatnonzero(counts)
     write_bytes(join(job.output, "units", f"{name}.unigrams"), save({"ids": seen, "counts": counts[seen]}))
     return shards
-
-
-def _opening(messages: Sequence[dict[str, str]]) -> str:
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 @functools.lru_cache(maxsize=1)
@@ -202,7 +185,7 @@ def _encoded(
 
     with ThreadPoolExecutor(1) as thread:
         running: tuple[list[Item], Future[tuple[list[list], float]]] | None = None
-        for batch in batches(items, lambda item: item[1], _ENCODED_CHARS):
+        for batch in batches(items, lambda item: item[1].size, _ENCODED_CHARS):
             ready, running = running, (batch, thread.submit(encode, batch))
             if ready:
                 yield from finish(*ready)
@@ -215,14 +198,14 @@ def _encode(batch: list[Item], config: PrepareConfig, tokenizer: PreTrainedToken
     does not fit a row."""
     if config.kind == "pretrain":
         eos = [tokenizer.eos_token_id]
-        encoded = encode_texts(tokenizer, [content.text for _, _, content in batch])
+        encoded = encode_texts(tokenizer, [document.text for _, document in batch])
         # array is three times as fast as np.array on a list.
         return [[np.frombuffer(array("I", ids + eos), dtype=np.uint32)] for ids in encoded]
     results: list[list] = []
-    for _, _, messages in batch:
+    for _, document in batch:
         examples = (
             encode_example(tokenizer, history, answer, row_length=config.row_length, too_long=config.too_long)
-            for history, answer in prompt_answer_pairs(messages)
+            for history, answer in prompt_answer_pairs(document.messages)
         )
         results.append(list(examples))
     return results

@@ -13,25 +13,38 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llada.data.batching import batches
-from llada.data.dedup.decontaminate import DecontaminationIndex
+from llada.data.dedup.decontaminate import Decontamination, DecontaminationIndex
 from llada.data.dedup.minhash import MinHasher
 from llada.data.dedup.steps import document_rows, line_rows, read_removals, write_unit_rows
-from llada.data.outcomes import Report
-from llada.data.read.formats import Rejects
-from llada.data.read.reading import Reading, Text, patiently, read_dialogues, read_texts
+from llada.data.document import Document
+from llada.data.filters.chain import FilterChain, filter_documents
+from llada.data.outcomes import Rejects, Report, timed
+from llada.data.read.cleaning import clean
+from llada.data.read.dialogues import read_dialogues
+from llada.data.read.documents import patiently, read, read_documents
 from llada.data.work.job import Job, PrepareConfig, read_report, unit_inputs
+from llada.data.work.read_config import ReadConfig
 from llada.data.work.units import Unit
 from llada.files import filesystem, join, write_bytes, writing
 
-Item = tuple[str, int, Any]  # (split, characters, Text | messages)
+Item = tuple[str, Document]  # its split
+
+
+@dataclass
+class Reading:
+    """What becomes of the documents of a unit while they are read: how they are, and what is noted."""
+
+    config: ReadConfig
+    report: Report
+    decontamination: DecontaminationIndex | None = None
+    rejects: Rejects = field(default_factory=Rejects)
 
 
 def sample_unit(job: Job, index: int, budget_bytes: int) -> tuple[list[str], Rejects, Counter[str]]:
@@ -39,19 +52,19 @@ def sample_unit(job: Job, index: int, budget_bytes: int) -> tuple[list[str], Rej
     unit = job.plan.unit(index)
     reading = new_reading(job, unit)
 
-    def read(skip: frozenset[str]) -> list[str]:
+    def sample(skip: frozenset[str]) -> list[str]:
         texts: list[str] = []
         used = 0
-        for split, _, content in unit_items(unit, job.config, reading, skip):
+        for split, document in unit_items(unit, job.config, reading, skip):
             if used >= budget_bytes:
                 break
             if split == "train":
-                found = [content.text] if isinstance(content, Text) else [m["content"] for m in content]
-                texts += found
-                used += sum(len(text.encode()) for text in found)
+                own = [m["content"] for m in document.messages] or [document.text]
+                texts += own
+                used += sum(len(text.encode()) for text in own)
         return texts
 
-    return patiently(read)[0], reading.rejects, reading.report.refused()
+    return patiently(sample)[0], reading.rejects, reading.report.refused()
 
 
 def filter_unit(job: Job, index: int) -> dict[str, int]:
@@ -63,13 +76,13 @@ def filter_unit(job: Job, index: int) -> dict[str, int]:
     if found and found["inputs"] == unit_inputs(unit) and not found["report"]["unreadable_files"]:
         return found["counts"]  # a file that could not be read is tried again
 
-    def read(skip: frozenset[str]) -> tuple[dict[str, int], Reading]:
+    def store(skip: frozenset[str]) -> tuple[dict[str, int], Reading]:
         reading = new_reading(job, unit)
-        texts = read_texts(unit, reading, skip)
         url = join(job.output, "documents", f"{name}.parquet")
-        return _write_documents(job, unit, url, texts, reading.report), reading
+        documents = filtered_documents(unit, reading, skip)
+        return _write_documents(job, unit, url, documents, reading.report), reading
 
-    (counts, reading), unreadable = patiently(read)
+    (counts, reading), unreadable = patiently(store)
     report = finish_reading(job, unit, reading, unreadable, name)
     # Adds up over units, whatever their order: tells the deduplication whether it looks at the same documents.
     counts["fingerprint"] = int(hashlib.sha256(f"{name} {counts} {unreadable}".encode()).hexdigest()[:10], 16)
@@ -78,16 +91,32 @@ def filter_unit(job: Job, index: int) -> dict[str, int]:
     return counts
 
 
-def _write_documents(job: Job, unit: Unit, url: str, texts: Iterator[Text], report: Report) -> dict[str, int]:
+def filtered_documents(
+    unit: Unit, reading: Reading, skip: frozenset[str] = frozenset()
+) -> Iterator[Document]:
+    """The documents of a unit that pass all filters, in order."""
+    config, report = reading.config, reading.report
+    filters = config.chain()
+    if reading.decontamination is not None:
+        filters.append(Decontamination(reading.decontamination, report.matches))
+    documents = read(unit.parts, read_documents, config.options, report, reading.rejects, skip=skip)
+    documents = clean(documents, config.section_chars)
+    documents = filter_documents(documents, FilterChain(filters), report)
+    return timed(documents, "filter", report)
+
+
+def _write_documents(
+    job: Job, unit: Unit, url: str, documents: Iterator[Document], report: Report
+) -> dict[str, int]:
     """Store the documents in row groups of a batch each, and their keys."""
     dedup = job.config.dedup
     hasher = MinHasher(dedup.ngram, dedup.bands, dedup.rows, dedup.seed)
     schema = pa.schema([("text", pa.large_string()), ("language", pa.string()), ("place", pa.string())])
     keys, count = [np.empty((0, 2), np.uint64)], 0
     with writing(url) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in batches(texts, lambda text: len(text.text)):
+        for batch in batches(documents, lambda document: document.size):
             begun = time.thread_time()
-            columns = list(zip(*batch, strict=True))
+            columns = list(zip(*((d.text, d.language, d.place) for d in batch), strict=True))
             arrays = [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema))
             report.add_seconds("store", time.thread_time() - begun)
@@ -101,18 +130,19 @@ def _write_documents(job: Job, unit: Unit, url: str, texts: Iterator[Text], repo
     return {"documents": count, "rows": written}
 
 
-def read_texts_of(job: Job, unit: Unit) -> Iterator[tuple[int, Text]]:
-    """(position, text) of every document that `filter_unit` kept."""
+def read_texts_of(job: Job, unit: Unit) -> Iterator[tuple[int, Document]]:
+    """(position, document) of every document that `filter_unit` kept."""
     fs, path = filesystem(join(job.output, "documents", f"{job.documents_name(unit)}.parquet"))
     position = 0
     with fs.open(path, "rb") as stream:
         for batch in pq.ParquetFile(stream).iter_batches(1024):
             for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield position, Text(*row)
+                text, language, place = row
+                yield position, Document(text, place, language=language)
                 position += 1
 
 
-def read_text_of(job: Job, unit: Unit, position: int) -> Text:
+def read_text_of(job: Job, unit: Unit, position: int) -> Document:
     """One document that `filter_unit` kept; reads its row group alone."""
     fs, path = filesystem(join(job.output, "documents", f"{job.documents_name(unit)}.parquet"))
     with fs.open(path, "rb") as stream:
@@ -121,7 +151,8 @@ def read_text_of(job: Job, unit: Unit, position: int) -> Text:
             rows = file.metadata.row_group(group).num_rows
             if position < rows:
                 row = file.read_row_group(group).slice(position, 1)
-                return Text(*(column[0].as_py() for column in row.columns))
+                text, language, place = (column[0].as_py() for column in row.columns)
+                return Document(text, place, language=language)
             position -= rows
     raise ValueError(
         f"{path} ends before the document that is asked for; delete documents/ and run prepare again"
@@ -181,13 +212,14 @@ def finish_reading(job: Job, unit: Unit, reading: Reading, unreadable: Sequence[
 def unit_items(unit: Unit, config: PrepareConfig, reading: Reading, skip: frozenset[str]) -> Iterator[Item]:
     """The documents (pretrain) or dialogues (sft) of a unit, each with its split."""
     if config.kind == "pretrain":
-        for text in read_texts(unit, reading, skip):
-            yield split_of(text.text, config), len(text.text), text
+        for document in filtered_documents(unit, reading, skip):
+            yield split_of(document.text, config), document
         return
-    for messages in read_dialogues(unit, reading, skip):
+    options = reading.config.options
+    for document in read(unit.parts, read_dialogues, options, reading.report, reading.rejects, skip=skip):
         # By what opens the dialogue: several answers to one question must not fall into different splits.
-        opening = next(m["content"] for m in messages if m["role"] == "user")
-        yield split_of(opening, config), sum(len(m["content"]) for m in messages), messages
+        opening = next(m["content"] for m in document.messages if m["role"] == "user")
+        yield split_of(opening, config), document
 
 
 def split_of(text: str, config: PrepareConfig) -> str:

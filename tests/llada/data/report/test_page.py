@@ -10,15 +10,17 @@ import pytest
 from llada.data.dedup.clusters import Clusters
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
+from llada.data.document import Document
 from llada.data.filters.chain import FILTERS
 from llada.data.outcomes import KEPT, Report, merge
-from llada.data.read.formats import Part
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig, Reading, read_texts
-from llada.data.report.funnel import STEPS
+from llada.data.read.parts import Part
+from llada.data.report.funnel import steps
 from llada.data.report.html import format_bytes, histogram
 from llada.data.report.page import render_report
 from llada.data.work.job import PrepareConfig, SourceConfig
+from llada.data.work.read_config import ReadConfig
+from llada.data.work.read_tasks import Reading, filtered_documents
 from llada.data.work.units import Plan, Unit
 
 ATTACK = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;</style></details>"
@@ -113,7 +115,7 @@ def test_the_funnel_takes_away_what_each_filter_refused() -> None:
 
 
 def test_the_funnel_knows_every_filter_in_its_order() -> None:
-    assert [step for step in STEPS if step in FILTERS] == [name for name in FILTERS if name != "pii"]
+    assert [step for step in steps() if step in FILTERS] == [name for name in FILTERS if name != "pii"]
 
 
 def test_steps_that_are_off_and_refused_nothing_are_not_in_the_funnel() -> None:
@@ -271,7 +273,7 @@ def test_texts_of_every_script_stand_there_in_their_direction() -> None:
     }
     report = Report()
     for language, text in texts.items():
-        report.add(KEPT, text, language, f"s3://{language}.jsonl:1")
+        report.add(KEPT, Document(text, f"s3://{language}.jsonl:1", language=language))
     page = Page(_render(report).encode("utf-8").decode("utf-8"))
     for language, text in texts.items():
         assert page.texts("div", dir="auto", lang=language.replace("_", "-")) == [text]
@@ -284,9 +286,9 @@ def test_a_file_name_that_is_no_text_does_not_stop_the_report() -> None:
 
 def test_a_refused_document_says_what_failed() -> None:
     report = Report()
-    report.add("gopher_quality.few_words", "too few words", "en", "s3://a.jsonl:7", 3, 50)
-    report.add("gopher_quality.hashes", "# # #", "en", "s3://a.jsonl:8", 0.123456, 0.1)
-    report.add("url.domain", "x", "und", "s3://a.jsonl:9", "bad.example")
+    report.add("gopher_quality.few_words", Document("too few words", "s3://a.jsonl:7", language="en"), 3, 50)
+    report.add("gopher_quality.hashes", Document("# # #", "s3://a.jsonl:8", language="en"), 0.123456, 0.1)
+    report.add("url.domain", Document("x", "s3://a.jsonl:9", language="und"), "bad.example")
     page = Page(_render(report))
     assert page.texts("summary")[:3] == [
         "url.domain – 1 of 1", "gopher_quality.few_words – 1 of 1", "gopher_quality.hashes – 1 of 1",
@@ -310,7 +312,7 @@ def test_near_duplicates_stand_side_by_side_with_their_differences_marked(
     removed: str, stayed: str, marked: list[str]
 ) -> None:
     report = Report()
-    report.add("duplicate", removed, "en", "s3://a.jsonl:1", 987654321)
+    report.add("duplicate", Document(removed, "s3://a.jsonl:1", language="en"), 987654321)
     report.samples["duplicate"][0]["kept_text"] = stayed
     page = Page(_render(report, CONFIG))
     assert page.texts("div", **{"class": "text"}) == [removed, stayed]
@@ -385,9 +387,10 @@ def test_the_report_of_real_documents_adds_up(shared_dir: Path) -> None:
     for source, file in (("web", "text/c4_200.jsonl.gz"), ("labelled", "web/quality_labels.jsonl")):
         (listed,) = list_inputs([str(shared_dir / "data" / file)])
         unit = Unit((Part(listed, listed.size),), source)
-        reading = Reading(ReadConfig(filters=("gopher_repetition", "c4", "fineweb")), Report(source))
-        for text in read_texts(unit, reading):
-            reading.report.add(KEPT, text.text, text.language, text.place)
+        config = ReadConfig(filters=("gopher_repetition", "c4", "fineweb"))
+        reading = Reading(config, Report(source))
+        for document in filtered_documents(unit, reading):
+            reading.report.add(KEPT, document)
         reports[source] = reading.report
     page = Page(render_report(reports, plan=PLAN, config=PrepareConfig()))
     total = merge(reports.values())

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 from llada.data.dedup.steps import DedupConfig
 from llada.data.outcomes import Report
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig
 from llada.data.work.group_tasks import group_reports, group_shards, group_unigrams, merge_group
 from llada.data.work.job import Job, PrepareConfig, SourceConfig
 from llada.data.work.pack_tasks import finished_report, pack_unit
+from llada.data.work.read_config import ReadConfig
 from llada.data.work.read_tasks import sample_unit
 from llada.data.work.units import UNITS_PER_GROUP, SeenFiles, cut_file, read_plan, write_plan
 from llada.tokenizer import encode_texts, save_tokenizer, train_tokenizer
@@ -365,9 +365,6 @@ def test_special_tokens_in_documents_stay_text(tmp_path, tokenizer):
         ({"validation_fraction": 1.0}, r"validation_fraction must lie in \[0, 1\)"),
         ({"train_tokenizer_vocab": None}, "give either tokenizer or train_tokenizer_vocab"),
         ({"tokenizer": "x"}, "give either tokenizer or train_tokenizer_vocab"),
-        ({"read": ReadConfig(max_chars=5, min_chars=6)}, "max_chars must be at least min_chars"),
-        ({"read": ReadConfig(filters=("gophre",))}, "no filter 'gophre'; there are web"),
-        ({"read": ReadConfig(filters=("classifier",))}, r"needs rules\.classifier\.model"),
         ({"kind": "sft", "dedup": DedupConfig()}, "are for kind pretrain"),
         ({"sources": (SourceConfig("a", ()), SourceConfig("a", ()))}, "two sources are called 'a'"),
         (
