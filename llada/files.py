@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -103,6 +103,37 @@ def read_bytes(url: str) -> bytes:
         return with_retries(lambda: fs.cat_file(path), url)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {url}") from None
+
+
+@contextlib.contextmanager
+def open_text(url: str) -> Iterator[TextIO]:
+    """For a `with` block, a UTF-8 text file to read line by line, decompressed as its name says. Raises
+    FileNotFoundError naming the URL."""
+    fs, path = filesystem(url)
+    try:
+        opened = with_retries(lambda: fs.open(path, "rt", encoding="utf-8", compression="infer"), url)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {url}") from None
+    with opened as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def local_copy(url: str) -> Iterator[str]:
+    """For a `with` block, the path of a file on this machine: the file itself, or a copy of a remote one. Raises
+    FileNotFoundError naming the URL."""
+    fs, path = filesystem(url)
+    with tempfile.TemporaryDirectory() as folder:
+        here = path
+        try:
+            if local_path(url) is not None:
+                fs.info(path)
+            else:
+                here = os.path.join(folder, posixpath.basename(path))
+                with_retries(lambda: fs.get_file(path, here), url)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no file at {url}") from None
+        yield here
 
 
 def sha256(url: str) -> str:

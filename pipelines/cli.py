@@ -23,9 +23,9 @@ import yaml
 
 from llada.config import Recipe
 from llada.data.filters.classifier import ClassifierConfig, read_labels, train_classifier
-from llada.data.read.reading import ReadConfig
 from llada.data.tokens.packing import Packing
 from llada.data.work.config import PrepareConfig, SourceConfig
+from llada.data.work.read_config import ReadConfig
 from llada.files import exists, join
 from llada.model.hf import Layout
 from llada.model.transformer import ModelConfig

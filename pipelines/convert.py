@@ -6,7 +6,6 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from llada.data.tokens.megatron import export_megatron, import_megatron_shards
 from llada.data.tokens.manifest import (
     DatasetEntry,
     SplitEntry,
@@ -14,6 +13,7 @@ from llada.data.tokens.manifest import (
     resolve_snapshot,
     write_index,
 )
+from llada.data.tokens.megatron import export_megatron, import_megatron_shards
 from llada.data.tokens.packing import Packing
 from llada.data.tokens.shards import write_unigram_counts
 from llada.errors import UserError

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import llada
-from llada.data.tokens.chat import RecordError, parse_dialogue
+from llada.data.read.dialogues import RecordError, parse_dialogue
 from llada.files import absolute, join, read_bytes, write_bytes
 from llada.sampling.sampler import SamplingConfig
 from llada.sampling.text import complete_texts

@@ -26,7 +26,6 @@ from llada.data.prepare import pack_unit
 from llada.data.work.config import PrepareConfig
 from llada.data.work.job import Job, Removals, Snapshot
 from llada.data.work.tasks import merge_group
-from llada.errors import UserError
 from llada.files import absolute, join, local_path
 from pipelines.corpus.duplicates import clean_up, find_removals, left_to_clean
 from pipelines.corpus.finish import finish_snapshot
@@ -58,10 +57,7 @@ def prepare(
     with storage_errors(output):
         earlier = finished_snapshots(output)
         snapshot = Snapshot(output, len(earlier))
-        try:
-            plan = open_plan(config, sources, snapshot, earlier)
-        except FileNotFoundError as error:
-            raise UserError(str(error)) from error
+        plan = open_plan(config, sources, snapshot, earlier)
     log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
     log_dir = local_path(log_dir) or log_dir
     if unclean := left_to_clean(config, earlier):

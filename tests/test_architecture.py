@@ -29,7 +29,12 @@ ROOMS: dict[str, set[str]] = {
     "llada.data.batching": set(),
     "llada.data.document": set(),
     "llada.data.outcomes": {"llada.data.document"},
-    "llada.data.tokens": {"llada.data.document", "llada.tokenizer"},
+    "llada.data.tokens": {
+        "llada.data.batching",
+        "llada.data.document",
+        "llada.data.outcomes",
+        "llada.tokenizer",
+    },
     "llada.data.read": {"llada.data.batching", "llada.data.document", "llada.data.outcomes"},
     "llada.data.filters": {
         "llada.data.batching",
@@ -59,6 +64,7 @@ ROOMS: dict[str, set[str]] = {
         "llada.data.outcomes",
         "llada.data.filters",
         "llada.data.dedup",
+        "llada.data.tokens",
         "llada.data.work",
     },
     "llada.data.prepare": {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llada.data.read.reading import ReadConfig
+from llada.data.work.read_config import ReadConfig
 from pipelines.cli import load_mixture, main
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,7 +30,9 @@ from llada.data.work.writing import Writing
 def before(reading: Reading) -> Iterator[Document]:
     """What is decided about each document by itself."""
     unit, config, report = reading.unit, reading.config, reading.report
-    documents = read(unit.parts, reading.documents_of, config.options, report, reading.rejects, skip=reading.skip)
+    documents = read(
+        unit.parts, reading.documents_of, config.options, report, reading.rejects, skip=reading.skip
+    )
     if reading.is_dialogues:  # whose messages are cleaned as they are read; filters are for texts
         return documents
     documents = clean(documents, config.section_chars)

@@ -21,10 +21,7 @@ def settle_sources(config: PrepareConfig, inputs: Sequence[str]) -> list[SourceC
     sources = list(config.sources) or [SourceConfig("", tuple(inputs), read=config.read)]
     sources = [replace(s, input=tuple(_absolute(url) for url in s.input)) for s in sources]
     for source in sources:
-        try:
-            next(list_inputs(source.input))  # before anything is written
-        except FileNotFoundError as error:
-            raise UserError(str(error)) from error
+        next(list_inputs(source.input))  # before anything is written
     return sources
 
 
@@ -37,10 +34,10 @@ def settle_resources(config: PrepareConfig, snapshot: Snapshot, sources: Sequenc
     """Put the index of the evaluation sets, as they are now, into the snapshot; a hash of it and of the other files
     that the filters use, "" without any."""
     urls = [url for source in sources for each in source.read.chain() for url in each.files()]
+    if config.decontamination.files:
+        urls.append(snapshot.evaluation_index_url)
+        build_index(config.decontamination).save(urls[-1])
     try:
-        if config.decontamination.files:
-            urls.append(snapshot.evaluation_index_url)
-            build_index(config.decontamination).save(urls[-1])
         return config_hash({"files": [sha256(url) for url in urls]}) if urls else ""
     except FileNotFoundError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"a filter's settings name a file that is not there: {error}") from error

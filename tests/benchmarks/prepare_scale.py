@@ -26,7 +26,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -248,7 +247,13 @@ def drive(units: int) -> None:
         for group in range(plan.groups):
             shards = [
                 ShardEntry(
-                    "train", f"train/{unit.name()}-000.safetensors", 4096, 9000, 16 << 20, 1 << 26, f"{group:064x}"
+                    "train",
+                    f"train/{unit.name()}-000.safetensors",
+                    4096,
+                    9000,
+                    16 << 20,
+                    1 << 26,
+                    f"{group:064x}",
                 )
                 for unit in plan.group(group)
             ]

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llada.data.read.reading import ReadConfig
 from llada.data.tokens.shards import TokenDataset
+from llada.data.work.read_config import ReadConfig
 from llada.presets import get_preset
 from llada.settings import to_json
 from pipelines.cli import STAGES, load_mixture, main

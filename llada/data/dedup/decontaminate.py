@@ -21,7 +21,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -29,8 +30,13 @@ from safetensors.numpy import load, save
 
 from llada.data.batching import batches
 from llada.data.dedup.minhash import comparison_words
-from llada.data.read.formats import Part, Rejects, read_records
+from llada.data.document import Document
+from llada.data.filters.filter import Filter, Filtered, Verdict
+from llada.data.filters.view import TextView
+from llada.data.outcomes import EvaluationMatch, Rejects
+from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
+from llada.data.read.parts import Part
 from llada.errors import UserError
 from llada.files import read_bytes, safetensors_layout, write_bytes
 from llada.mixing import GOLDEN_GAMMA
@@ -38,7 +44,6 @@ from llada.settings import check_limits, limited, require
 
 FORMAT = "llada-decontamination-1"
 _MAX_KNOWN_WORDS = 1 << 20
-_MAX_RECORD_BYTES = 64 << 20
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _SIEVE_BITS = (16, 24)  # 64 KB to 16 MB
 _WORDS_AT_ONCE = 1 << 14  # their hashes stay in the cache
@@ -209,6 +214,25 @@ class DecontaminationIndex:
         return cls(described["names"], arrays["files"], arrays["lines"], ngrams, described["fold_chinese"])
 
 
+@dataclass(frozen=True)
+class Decontamination(Filter):
+    """The last filter of a chain: refuses documents that hold an evaluation row, and notes where in `matches`."""
+
+    index: DecontaminationIndex
+    matches: list[EvaluationMatch]
+
+    label: ClassVar = "Decontamination"
+    reasons: ClassVar = MappingProxyType({"contaminated": "an n-gram of an evaluation row stands in it"})
+
+    def __call__(self, document: Document, view: TextView) -> Filtered:
+        if (match := self.index.match(document.text)) is None:
+            return Filtered(document)
+        self.matches.append(
+            {"place": document.place, "file": match.file, "line": match.line, "words": match.words}
+        )
+        return Filtered(document, Verdict("contaminated", match.words))
+
+
 def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
     """The index of all evaluation rows; where several rows hold an n-gram, the first one is named.
 
@@ -221,7 +245,7 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
     pieces_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for number, file in enumerate(files):
         rejects = Rejects()
-        for record in read_records(Part(file, file.size), rejects, max_record_bytes=_MAX_RECORD_BYTES):
+        for record in read_records(Part(file, file.size), rejects):
             text = "\n".join(_strings(record.fields, config.fields, f"{file.url}:{record.line}"))
             words = _words(text, config.fold_chinese)
             if len(words) < config.min_words:

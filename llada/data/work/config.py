@@ -98,8 +98,7 @@ class PrepareConfig:
         require(len(weighted) < 2, "give all sources a weight, or none")
         is_filtered = any(read.filters for read in (self.read, *(source.read for source in self.sources)))
         require(
-            self.kind == "pretrain"
-            or not (is_filtered or self.deduplicates or self.decontamination.files),
+            self.kind == "pretrain" or not (is_filtered or self.deduplicates or self.decontamination.files),
             "filters, dedup and decontamination are for kind pretrain",
         )
 

@@ -1,6 +1,6 @@
 """Work units: the pieces of the input that one task reads, of about equal size, with names that identify their content.
 
-Large uncompressed JSON lines and parquet files are cut by bytes; compressed files, texts and WARCs stay whole;
+Large uncompressed files are cut by bytes where their format allows it (JSON lines, parquet); others stay whole;
 neighbouring small files share a unit. The units of a run are written down in files of 256 (a group), so that nobody
 holds them all:
     <folder>/000000.jsonl, ...   a unit per line        plan.json  {units, groups, files, bytes, ...}, written last
@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from llada.data.read.formats import InputFile, Part, file_format
+from llada.data.read.formats import is_divisible
+from llada.data.read.parts import InputFile, Part
 from llada.files import join, read_bytes, write_bytes
 
 UNITS_PER_GROUP = 256
@@ -157,8 +158,7 @@ def plan_units(parts: Iterable[tuple[str, Part]], unit_bytes: int) -> Iterator[U
 
 def cut_file(file: InputFile, unit_bytes: int) -> Iterator[Part]:
     """The parts of a file, each at most `unit_bytes` where the format allows it."""
-    kind, compression = file_format(file.url)
-    if file.size <= unit_bytes or compression or kind not in ("jsonl", "parquet"):
+    if file.size <= unit_bytes or not is_divisible(file.url):
         yield Part(file, file.size)
         return
     for start in range(0, file.size, unit_bytes):

@@ -42,9 +42,7 @@ class Writing:
         """What the deduplication found of this unit."""
         removals, documents, lines = self.job.removals, {}, {}
         if removals.documents is not None:
-            documents = repeated_documents(
-                self.job.dedup_folder("documents"), removals.documents, self.index
-            )
+            documents = repeated_documents(self.job.dedup_folder("documents"), removals.documents, self.index)
         if removals.lines is not None:
             lines = repeated_lines(self.job.dedup_folder("lines"), removals.lines, self.index)
         return Repeats(documents, lines)

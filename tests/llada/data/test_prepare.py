@@ -148,7 +148,6 @@ def test_a_finished_unit_is_not_done_again(corpus, tokenizer, tmp_path):
     assert finished_unit(dataclasses.replace(other, snapshot=job.snapshot), other.plan.unit(0)) is None
 
 
-
 def test_a_plan_cuts_large_files_and_groups_small_ones(tmp_path, corpus, tokenizer):
     for i in range(5):
         (tmp_path / f"small{i}.txt").write_text("x" * 400)
@@ -166,8 +165,6 @@ def test_a_plan_cuts_large_files_and_groups_small_ones(tmp_path, corpus, tokeniz
         pack_unit(job, index)
     found = [finished_unit(job, unit).report for unit in units_of(job)]
     assert sum(report.documents() for report in found) == 5 + 3 * len(TEXTS)
-
-
 
 
 def test_groups_add_up(corpus, tokenizer, tmp_path):

@@ -14,8 +14,8 @@ from llada.data.dedup.clusters import read_clusters
 from llada.data.dedup.minhash import MinHasher, comparison_words
 from llada.data.dedup.steps import (
     DedupConfig,
-    Index,
     DedupPlan,
+    Index,
     deduplicate,
     document_ids,
     document_rows,

@@ -328,7 +328,9 @@ def test_near_duplicates_stand_side_by_side_with_their_differences_marked(
 
 
 def test_clusters_of_duplicates_have_sizes_and_their_largest_is_shown() -> None:
-    documents = {number: Document(text, "s3://x:1", language="en") for number, text in ((5, "a b c"), (9, "d b c"))}
+    documents = {
+        number: Document(text, "s3://x:1", language="en") for number, text in ((5, "a b c"), (9, "d b c"))
+    }
     clusters = Clusters(700, 2500, Counter({1: 699, 10: 1}), [Cluster(1234, (5, 9))])
     report = Report(outcomes={"en": {"duplicate": [1800, 9000]}})
     page = Page(render_report({"": report}, plan=PLAN, config=CONFIG, clusters=clusters, documents=documents))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada.data.tokens.megatron import export_megatron, import_megatron, import_megatron_shards
 from llada.data.tokens.manifest import write_index
+from llada.data.tokens.megatron import export_megatron, import_megatron, import_megatron_shards
 from llada.data.tokens.packing import best_fit, concatenate_and_cut, one_per_row, take_tokens
 from llada.data.tokens.shards import TokenDataset, write_shard
 from llada.files import join, write_bytes

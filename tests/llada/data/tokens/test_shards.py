@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from llada.data.tokens.packing import concatenate_and_cut, one_per_row
 from llada.data.tokens.manifest import ShardError, write_index
+from llada.data.tokens.packing import concatenate_and_cut, one_per_row
 from llada.data.tokens.shards import TokenDataset, write_shard
 from llada.files import join, write_bytes
 

@@ -24,7 +24,10 @@ from llada.data.work.read_config import ReadConfig
         ({"kind": "sft", "read": ReadConfig(filters=("c4",))}, "are for kind pretrain"),
         ({"kind": "sft", "decontamination": DecontaminationConfig(("x",))}, "are for kind pretrain"),
         ({"sources": (SourceConfig("a", ()), SourceConfig("a", ()))}, "two sources are called 'a'"),
-        ({"sources": (SourceConfig("a", (), 1.0), SourceConfig("b", ()))}, "give all sources a weight, or none"),
+        (
+            {"sources": (SourceConfig("a", (), 1.0), SourceConfig("b", ()))},
+            "give all sources a weight, or none",
+        ),
     ],
 )
 def test_senseless_settings(changes, message):

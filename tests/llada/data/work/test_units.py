@@ -1,8 +1,5 @@
 """Planning the work units of an input (their processing: tests/llada/data/test_prepare.py)."""
 
-import dataclasses
-import json
-
 from llada.data.read.listing import list_inputs
 from llada.data.work.units import UNITS_PER_GROUP, SeenFiles, cut_file, read_plan, write_plan
 
