@@ -239,7 +239,14 @@ def test_the_top_level_is_fixed():
 
 
 # Source files that need no test file of their own, and why.
-TESTED_ELSEWHERE: dict[str, str] = {}
+TESTED_ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(
+        ("llada.data.work.tasks", "llada.data.work.reading", "llada.data.work.writing"),
+        "the tasks over whole units: tests/llada/data/test_prepare.py",
+    ),
+    "llada.data.report.sections": "the sections on their page: tests/llada/data/report/test_page.py",
+    "llada.data.report.cost_tables": "the tables of the estimates: tests/llada/data/report/test_cost.py and test_page.py",
+}
 
 
 def test_every_source_file_has_its_test_file():

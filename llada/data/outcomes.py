@@ -7,12 +7,14 @@ Counts add up; samples are kept by the hash of their text, so that the same ones
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import operator
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TypedDict, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict, TypeVar
 
 from llada.data.document import Document
 
@@ -62,31 +64,70 @@ class RejectedRecord(TypedDict):
     text: str
 
 
+# --- Sums of reports: each field of a report says how it is added up ---------------------------------------------------
+
+
+def _added(total: Any, more: Any) -> Any:
+    """The sum of two figures of one form: numbers, or lists or dictionaries of such."""
+    if isinstance(more, dict):
+        sums = dict(total)
+        for key, value in more.items():
+            sums[key] = _added(sums[key], value) if key in sums else copy.deepcopy(value)
+        return sums
+    if isinstance(more, list):
+        return [_added(one, other) for one, other in zip(total, more, strict=True)]
+    return total + more
+
+
+def _common(total: str, more: str) -> str:
+    return total if total == more else ""
+
+
+def _smallest(total: dict[str, list[Sample]], more: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+    """By outcome, the samples with the smallest hashes."""
+    samples = dict(total)
+    for outcome, others in more.items():
+        ranked = sorted([*samples.get(outcome, []), *others], key=lambda sample: sample["hash"])
+        samples[outcome] = ranked[:SAMPLES_PER_OUTCOME]
+    return samples
+
+
+def _first(total: list[T], more: list[T]) -> list[T]:
+    return [*total, *more][:_MAX_NAMED]
+
+
+def _merged(how: Callable[[Any, Any], Any], form: Callable[[], Any]) -> Any:
+    """A field, empty as form() is, of which how(total, more) is the sum."""
+    return field(default_factory=form, metadata={"merge": how})
+
+
 @dataclass
 class Report:
     """Documents, bytes and files of one unit or of many."""
 
-    source: str = ""
-    units: int = 0
-    input_bytes: int = 0
-    outcomes: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    source: str = _merged(_common, str)
+    """Empty when there are several."""
+    units: int = _merged(_added, int)
+    input_bytes: int = _merged(_added, int)
+    outcomes: dict[str, dict[str, list[int]]] = _merged(_added, dict)
     """{language: {outcome: [documents, bytes of UTF-8]}}; an outcome is "kept" or the rule that refused."""
-    rejected: Counts = field(default_factory=dict)
+    rejected: Counts = _merged(_added, dict)
     """Records that could not be read, by reason."""
-    skipped: Counts = field(default_factory=dict)
+    skipped: Counts = _merged(_added, dict)
     """Sound records that hold no document, by reason."""
-    edits: Counts = field(default_factory=dict)
+    edits: Counts = _merged(_added, dict)
     """Of kept documents: addresses replaced, lines and examples removed."""
-    histograms: dict[str, Counts] = field(default_factory=dict)
+    histograms: dict[str, Counts] = _merged(_added, dict)
     """{"characters" | "tokens" of the kept: {k: documents with 2^k <= length < 2^(k+1)}}"""
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: dict[str, list[Sample]] = _merged(_smallest, dict)
     """By outcome."""
-    matches: list[EvaluationMatch] = field(default_factory=list)
-    damaged_files: list[str] = field(default_factory=list)
-    unreadable_files: list[str] = field(default_factory=list)
-    splits: dict[str, Counts] = field(default_factory=dict)
+    matches: list[EvaluationMatch] = _merged(_first, list)
+    damaged_files: list[str] = _merged(_first, list)
+    unreadable_files: list[str] = _merged(operator.add, list)
+    """All: they are tried again."""
+    splits: dict[str, Counts] = _merged(_added, dict)
     """{split: {documents, rows, tokens}}"""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = _merged(_added, dict)
     """CPU time by step, summed over workers."""
 
     def add(
@@ -116,7 +157,7 @@ class Report:
                 "place": document.place,
                 "language": language,
             }
-            self.samples[outcome] = _smallest([*samples, sample])
+            self.samples = _smallest(self.samples, {outcome: [sample]})
 
     def add_length(self, of: str, length: int) -> None:
         """Note the length of a kept document in `of` ("characters", "tokens")."""
@@ -185,42 +226,14 @@ def timed(items: Iterable[T], step: str, report: Report) -> Iterator[T]:
 
 
 def merge(reports: Iterable[Report]) -> Report:
-    """The sum of reports; of samples the ones with the smallest hashes stay."""
+    """The sum of reports, field by field."""
     total: Report | None = None
     for report in reports:
-        if total is None:
-            total = Report(report.source)
-        if report.source != total.source:
-            total.source = ""
-        total.units += report.units
-        total.input_bytes += report.input_bytes
-        for language, by_outcome in report.outcomes.items():
-            sums = total.outcomes.setdefault(language, {})
-            for outcome, (documents, size) in by_outcome.items():
-                counts = sums.setdefault(outcome, [0, 0])
-                counts[0] += documents
-                counts[1] += size
-        for name in ("rejected", "skipped", "edits", "seconds"):
-            _add(getattr(total, name), getattr(report, name))
-        for name in ("histograms", "splits"):
-            for key, counts_of in getattr(report, name).items():
-                _add(getattr(total, name).setdefault(key, {}), counts_of)
-        for outcome, samples in report.samples.items():
-            total.samples[outcome] = _smallest([*total.samples.get(outcome, []), *samples])
-        for name in ("matches", "damaged_files"):
-            named = getattr(total, name)
-            named += getattr(report, name)[: _MAX_NAMED - len(named)]
-        total.unreadable_files += report.unreadable_files  # all: they are tried again
+        total = total or Report(report.source)
+        for figure in fields(Report):
+            of_total, of_report = getattr(total, figure.name), getattr(report, figure.name)
+            setattr(total, figure.name, figure.metadata["merge"](of_total, of_report))
     return total or Report()
-
-
-def _add(counts: dict, more: dict) -> None:
-    for key, value in more.items():
-        counts[key] = counts.get(key, 0) + value
-
-
-def _smallest(samples: list[Sample]) -> list[Sample]:
-    return sorted(samples, key=lambda sample: sample["hash"])[:SAMPLES_PER_OUTCOME]
 
 
 def _bin(length: int) -> str:
