@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llada.data.work.job import PrepareConfig
+from llada.data.work.config import PrepareConfig
 from llada.model.transformer import ModelConfig
 from llada.sampling.config import SamplingConfig
 from llada.training.trainer import RunConfig

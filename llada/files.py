@@ -1,4 +1,5 @@
-"""Whole files at any fsspec URL (local path, s3://, gs://, memory://), written so that a reader never sees half a file.
+"""Files at any fsspec URL (local path, s3://, gs://, memory://), written so that a reader never sees half a file, read
+whole or by byte ranges.
 
 Local files are written under a temporary name and renamed; object stores publish a put only when it is complete,
 so there one put is enough. A leftover temporary file starts with a dot and is ignored by every listing here.
@@ -9,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import posixpath
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -113,6 +115,37 @@ def read_bytes(url: str) -> bytes:
         raise FileNotFoundError(f"no file at {url}") from None
 
 
+@contextlib.contextmanager
+def open_text(url: str) -> Iterator[TextIO]:
+    """For a `with` block, a UTF-8 text file to read line by line, decompressed as its name says. Raises
+    FileNotFoundError naming the URL."""
+    fs, path = filesystem(url)
+    try:
+        opened = with_retries(lambda: fs.open(path, "rt", encoding="utf-8", compression="infer"), url)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {url}") from None
+    with opened as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def local_copy(url: str) -> Iterator[str]:
+    """For a `with` block, the path of a file on this machine: the file itself, or a copy of a remote one. Raises
+    FileNotFoundError naming the URL."""
+    fs, path = filesystem(url)
+    with tempfile.TemporaryDirectory() as folder:
+        here = path
+        try:
+            if local_path(url) is not None:
+                fs.info(path)
+            else:
+                here = os.path.join(folder, posixpath.basename(path))
+                with_retries(lambda: fs.get_file(path, here), url)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no file at {url}") from None
+        yield here
+
+
 def sha256(url: str) -> str:
     """The hexadecimal SHA-256 of a file of any size."""
     fs, path = filesystem(url)
@@ -167,3 +200,55 @@ def file_sizes(url: str) -> dict[str, int]:
     root = path.rstrip("/") + "/"
     sizes = {name[len(root) :]: int(info["size"]) for name, info in found.items() if name.startswith(root)}
     return {name: size for name, size in sizes.items() if not any(p.startswith(".") for p in name.split("/"))}
+
+
+# --- Parts of files ---------------------------------------------------------------------------------------------------
+
+
+def fetch_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """The bytes of (url, start, end) ranges of one file system, fetched together; empty ranges cost no request.
+
+    A range that reaches past the end of its file gives what is there. Raises FileNotFoundError.
+    """
+    asked = [(url, start, end) for url, start, end in ranges if end > start]
+    if not asked:
+        return [b""] * len(ranges)
+    fs, _ = filesystem(asked[0][0])
+    paths = [fs._strip_protocol(url) for url, _, _ in asked]
+    starts, ends = [start for _, start, _ in asked], [end for _, _, end in asked]
+    pieces = with_retries(lambda: fs.cat_ranges(paths, starts, ends, on_error="raise"), asked[0][0])
+    fetched = iter(pieces)
+    return [bytes(next(fetched)) if end > start else b"" for _, start, end in ranges]
+
+
+class TensorPlace(NamedTuple):
+    """Where a tensor lies in a safetensors file: bytes start .. end - 1 from the beginning of the file."""
+
+    dtype: str
+    """As safetensors spells it: "U32"."""
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def safetensors_layout(head: bytes) -> tuple[dict[str, str], dict[str, TensorPlace]]:
+    """(metadata, {tensor: its place}) from the first bytes of a safetensors file: u64 size of the header, the header.
+
+    Raises ValueError when that is no such file, or `head` ends inside the header.
+    """
+    size = int.from_bytes(head[:8], "little")
+    try:
+        header = json.loads(head[8 : 8 + size])
+        metadata = header.pop("__metadata__", {})
+        places = {
+            name: TensorPlace(
+                tensor["dtype"],
+                tuple(tensor["shape"]),
+                8 + size + tensor["data_offsets"][0],
+                8 + size + tensor["data_offsets"][1],
+            )
+            for name, tensor in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no safetensors header: {error}") from None
+    return metadata, places

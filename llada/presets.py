@@ -15,8 +15,8 @@ from typing import Any
 
 from llada.config import Recipe
 from llada.data.dedup.steps import DedupConfig
-from llada.data.read.reading import ReadConfig
-from llada.data.work.job import PrepareConfig
+from llada.data.work.config import PrepareConfig
+from llada.data.work.read_config import ReadConfig
 from llada.diffusion.objective import ObjectiveConfig
 from llada.diffusion.time import TimeConfig
 from llada.model.transformer import ModelConfig

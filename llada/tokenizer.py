@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -174,7 +175,7 @@ def _pieces(text: str) -> Iterable[str]:
     yield text[start:]
 
 
-def render_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def render_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """The ids of a conversation followed by the open assistant header: the prompt of a reply.
 
     `messages` are {"role", "content"} mappings. Works with a template that honours add_generation_prompt and with one

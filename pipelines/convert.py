@@ -4,24 +4,28 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import tyro
 
+from llada.data.tokens.manifest import (
+    DatasetEntry,
+    SplitEntry,
+    load_dataset_entry,
+    resolve_snapshot,
+    write_index,
+)
 from llada.data.tokens.megatron import export_megatron, import_megatron_shards
 from llada.data.tokens.packing import Packing
-from llada.data.tokens.shards import resolve_snapshot, write_index
+from llada.data.tokens.shards import write_unigram_counts
 from llada.errors import UserError
-from llada.files import exists, file_sizes, join, local_path, read_bytes, write_bytes
+from llada.files import exists, file_sizes, join, local_path, read_bytes
 from llada.model.hf import Layout, convert
-from llada.tokenizer import END_OF_TURN, ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
-from pipelines.stage.artifact import fetch_folder, find_manifest, open_output, put_folder, read_manifest
+from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
+from pipelines.stage.artifact import fetch_folder, find_manifest, open_output, put_folder
 from pipelines.stage.command import parse, run_command
 
 
@@ -89,9 +93,10 @@ def convert_tokens(
     """A prepared folder to `target`-train.idx/.bin and `target`-validation.idx/.bin, or an .idx to a prepared folder."""
     if not source.endswith(".idx"):
         lines = []
-        for split, entry in read_manifest(source)["dataset"]["splits"].items():
-            if entry["rows"]:
-                totals = export_megatron(resolve_snapshot(source), split, f"{target}-{split}")
+        snapshot = resolve_snapshot(source)
+        for split, entry in load_dataset_entry(snapshot).splits.items():
+            if entry.rows:
+                totals = export_megatron(snapshot, split, f"{target}-{split}")
                 lines.append(
                     f"{target}-{split}.idx: {totals['documents']:,} documents, {totals['tokens']:,} tokens"
                 )
@@ -130,32 +135,24 @@ def _import(source: str, target: str, tokenizer_url: str, row_length: int, packi
             raise UserError(f"{source} holds no tokens")
         files = {"train.parquet": write_index(join(target, "train.parquet"), shards)}
         files["validation.parquet"] = write_index(join(target, "validation.parquet"), [])
-        buffer = io.BytesIO()
-        np.save(buffer, counts)
-        write_bytes(join(target, "unigram_counts.npy"), buffer.getvalue())
-        totals: dict[str, Any] = {unit: sum(shard[unit] for shard in shards) for unit in ("rows", "tokens")}
-        splits = {
-            "train": {**totals, "indexes": ["train.parquet"]},
-            "validation": {"rows": 0, "tokens": 0, "indexes": ["validation.parquet"]},
-        }
-        dataset = {
-            "kind": "pretrain",
-            **config,
-            "vocab_size": size,
-            "mask_token_id": tokenizer.mask_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eot_token_id": tokenizer.get_vocab().get(END_OF_TURN),
-            "tokenizer_hash": digest[:16],
-            "root": ".",
-            "splits": splits,
-            "epochs": {},
-        }
-        folder.finish(totals, kind="tokens", files=files, dataset=dataset)
+        write_unigram_counts(target, counts)
+        rows, tokens = sum(shard.rows for shard in shards), sum(shard.tokens for shard in shards)
+        dataset = DatasetEntry.of(
+            tokenizer,
+            kind="pretrain",
+            row_length=row_length,
+            packing=packing,
+            tokenizer_hash=digest[:16],
+            splits={
+                "train": SplitEntry(rows=rows, tokens=tokens, indexes=("train.parquet",)),
+                "validation": SplitEntry(indexes=("validation.parquet",)),
+            },
+        )
+        totals = {"rows": rows, "tokens": tokens}
+        folder.finish(totals, kind="tokens", files=files, dataset=dataset.to_json())
     assert folder.manifest is not None
-    totals = folder.manifest["counts"]
-    return f"{target}: {totals['tokens']:,} tokens in {totals['rows']:,} rows"
+    counted = folder.manifest["counts"]
+    return f"{target}: {counted['tokens']:,} tokens in {counted['rows']:,} rows"
 
 
 if __name__ == "__main__":

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 
 import llada
-from llada.data.tokens.shards import TokenDataset, load_unigram_counts, resolve_snapshot
+from llada.data.tokens.manifest import resolve_snapshot
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts
 from llada.diffusion.likelihood import bound_samples, summarise_bound
 from llada.errors import UserError
 from llada.files import absolute, join, write_bytes
 from llada.model.hf import read_config
 from llada.model.predict import resolve_mask_id
 from llada.sampling.config import SamplingConfig
-from llada.sampling.text import complete_texts
+from llada.sampling.text import TextCompletion, complete_texts
 from llada.settings import check_limits, limited
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.runners.actors import Block, map_blocks, require_checkpoint
@@ -241,7 +242,7 @@ class _Scorer:
         }
 
 
-def _samples(config: EvaluateConfig, model: str, output: str) -> list[dict[str, Any]]:
+def _samples(config: EvaluateConfig, model: str, output: str) -> list[TextCompletion]:
     network, tokenizer = llada.load(fetch_folder(model), device=training_device())
     if tokenizer is None:
         raise UserError(f"{model} has no tokenizer, which the task samples needs")

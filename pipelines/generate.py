@@ -16,7 +16,7 @@ from functools import partial
 from typing import Annotated, Any, TypedDict
 
 import llada
-from llada.data.tokens.chat import RecordError, parse_dialogue
+from llada.data.read.dialogues import RecordError, parse_dialogue
 from llada.errors import UserError
 from llada.files import absolute, join, read_bytes, write_bytes
 from llada.sampling.config import SamplingConfig

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Annotated
 
 from llada.config import Recipe
-from llada.data.tokens.shards import load_unigram_counts, resolve_snapshot
+from llada.data.tokens.manifest import resolve_snapshot
+from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.files import absolute, join
 from llada.model.transformer import ModelConfig

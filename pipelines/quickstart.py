@@ -21,7 +21,7 @@ import httpx
 from llada.config import Recipe
 from llada.data.read.listing import list_inputs
 from llada.data.read.python_docs import python_documents, python_questions
-from llada.data.work.job import PrepareConfig
+from llada.data.work.config import PrepareConfig
 from llada.errors import UserError
 from llada.files import write_bytes
 from llada.model.transformer import Transformer

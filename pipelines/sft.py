@@ -13,7 +13,8 @@ from typing import Annotated
 import torch
 
 from llada.config import Recipe
-from llada.data.tokens.shards import load_unigram_counts, resolve_snapshot
+from llada.data.tokens.manifest import resolve_snapshot
+from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.errors import UserError
 from llada.files import absolute, join

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from llada.data.tokens.manifest import load_dataset_entry, read_index, resolve_snapshot
+from llada.files import join, sha256
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -115,3 +118,17 @@ def local_ray(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     with connect(ClusterConfig(num_cpus=2), tmp_path_factory.mktemp("ray")) as log:
         yield log
+
+
+@pytest.fixture(scope="session")
+def verify_shards() -> Callable[[str, str], None]:
+    """verify_shards(url, split): all shards of a prepared folder are there, with the checksums that are listed."""
+
+    def verify(url: str, split: str) -> None:
+        snapshot = resolve_snapshot(url)
+        root, index = join(snapshot, load_dataset_entry(snapshot).root), read_index(snapshot, split)
+        checksums = zip(index["name"].to_pylist(), index["sha256"].to_pylist(), strict=True)
+        changed = [name for name, expected in checksums if sha256(join(root, name)) != expected]
+        assert not changed, changed
+
+    return verify

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llada.data.read.reading import ReadConfig
+from llada.data.work.read_config import ReadConfig
 from pipelines.cli import main
 from pipelines.prepare import load_mixture
 

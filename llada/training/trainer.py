@@ -272,8 +272,8 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
     dataset = TokenDataset(data, "train")
     info, where = dataset.info, dataset.url
     require(
-        info["vocab_size"] <= model.vocab_size,
-        f"{where} was tokenised with {info['vocab_size']} ids, the model has {model.vocab_size} rows: "
+        info.vocab_size <= model.vocab_size,
+        f"{where} was tokenised with {info.vocab_size} ids, the model has {model.vocab_size} rows: "
         "prepare the data with the model's tokenizer, or set model.vocab_size",
     )
     require(
@@ -281,8 +281,8 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
         "the model has no mask_token_id, which masked diffusion needs: set model.mask_token_id",
     )
     require(
-        model.mask_token_id is None or info["mask_token_id"] == model.mask_token_id,
-        f"{where} has mask id {info['mask_token_id']}, the model {model.mask_token_id}: "
+        model.mask_token_id is None or info.mask_token_id == model.mask_token_id,
+        f"{where} has mask id {info.mask_token_id}, the model {model.mask_token_id}: "
         "they must be of one tokenizer",
     )
     require(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llada.data.tokens.order import permutation
+from llada.data.tokens.order import Permutation
 from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.batch import Batch
 from llada.diffusion.likelihood import nelbo_rows, row_sums
@@ -34,7 +34,7 @@ class Validation:
             raise UserError(
                 f"{dataset.url} has no validation rows: prepare it with a larger validation_fraction"
             )
-        ids = permutation(len(dataset), seed, 0)(np.arange(n))
+        ids = Permutation(len(dataset), seed, 0)(np.arange(n))
         pad_to = int(dataset.lengths(ids).max()) if dataset.kind == "sft" else None
         rows = dataset.rows(ids, pad_to=pad_to)
         sample_ids, slots = torch.from_numpy(ids), torch.arange(n)

@@ -4,61 +4,60 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from llada.data.dedup.steps import Index, deduplicate, open_index, plan_dedup, units_per_group
+from llada.data.dedup.steps import DedupPlan, Index, deduplicate, open_index, plan_dedup, units_per_group
 from llada.data.dedup.steps import Kind as DedupKind
-from llada.data.dedup.steps import Plan as DedupPlan
-from llada.data.work.group_tasks import remove_documents
-from llada.data.work.job import Job, PrepareConfig, dedup_folder
-from llada.data.work.read_tasks import filter_unit, line_unit
-from llada.data.work.units import read_plan
-from llada.files import exists, filesystem, join, write_bytes
-from pipelines.corpus.snapshots import snapshot_url
+from llada.data.prepare import filter_unit
+from llada.data.work.config import PrepareConfig
+from llada.data.work.job import Job, PackJob, Removals
+from llada.data.work.results import FilterCounts
+from llada.data.work.tasks import LineCounts, line_unit, remove_documents
+from llada.files import exists, filesystem, write_bytes
+from pipelines.corpus.snapshots import Finished
 from pipelines.runners.tasks import TaskRun
 from pipelines.stage.artifact import config_hash
 
 
-def find_all_duplicates(run: TaskRun, earlier: Sequence[dict[str, Any]]) -> Job:
-    """Read and filter all units, and find what of them is to be removed; the job that knows it."""
-    job, dedup = run.job, run.job.config.dedup
-    found, largest = _count_rows(run, "read", filter_unit)
-    ids = [manifest["counts"]["dedup_id"] for manifest in earlier]
-    dedup_id = config_hash({"plan": job.plan.id, "documents": found["fingerprint"], "earlier": ids})
-    job = run.job = replace(job, dedup_id=dedup_id)
+def find_removals(run: TaskRun, job: Job, tokenizer_hash: str, earlier: Sequence[Finished]) -> Removals:
+    """Read and filter all units, and find what of them is to be removed."""
+    dedup, units = job.config.dedup, job.plan.units
+    counts, largest = _count_rows(run, "read", partial(filter_unit, job), units)
+    ids = [finished.dedup_id for finished in earlier]
+    dedup_id = config_hash({"plan": job.plan.id, "documents": counts["fingerprint"], "earlier": ids})
+    documents = lines = None
     if dedup.exact or dedup.fuzzy:
-        job = run.job = replace(
-            job, documents_dedup=_find_duplicates(run, "documents", found["rows"], largest, ids)
-        )
+        packing = job.packing(tokenizer_hash, Removals(dedup_id))
+        documents = _find_duplicates(run, packing, "documents", counts["rows"], largest, earlier)
     if dedup.lines:
-        found, largest = _count_rows(run, "lines", line_unit)
-        job = run.job = replace(job, lines_dedup=_find_duplicates(run, "lines", found["rows"], largest, ids))
-    return job
+        packing = job.packing(tokenizer_hash, Removals(dedup_id, documents))
+        counts, largest = _count_rows(run, "lines", partial(line_unit, packing), units)
+        lines = _find_duplicates(run, packing, "lines", counts["rows"], largest, earlier)
+    return Removals(dedup_id, documents, lines)
 
 
 def _count_rows(
-    run: TaskRun, label: str, function: Callable[[Job, int], dict[str, int]]
+    run: TaskRun, label: str, task: Callable[[int], FilterCounts | LineCounts], units: int
 ) -> tuple[Counter[str], int]:
-    """Run function(job, unit) for all units; (the sum of what they return, the most "rows" of a group of units)."""
+    """Run task(unit) for all units; (the sum of what they return, the most "rows" of a group of units)."""
     total, of_group = Counter[str](), Counter[int]()
-    group = units_per_group(run.job.plan.units)
-    for number, counts in run.map(label, partial(function, run.job), range(run.job.plan.units)):
+    group = units_per_group(units)
+    for number, counts in run.map(label, task, range(units)):
         total.update(counts)
         of_group[number // group] += counts["rows"]
     return total, max(of_group.values())
 
 
 def _find_duplicates(
-    run: TaskRun, kind: DedupKind, rows: int, largest_group: int, earlier: Sequence[str]
+    run: TaskRun, job: PackJob, kind: DedupKind, rows: int, largest_group: int, earlier: Sequence[Finished]
 ) -> DedupPlan:
-    """Deduplicate against `earlier`, the dedup ids of the snapshots so far; how the work was divided."""
-    job, config = run.job, run.job.config.dedup
+    """Deduplicate against the snapshots so far; how the work was divided."""
+    config = job.config.dedup
     indexes: list[Index] = []
-    for number, dedup_id in enumerate(earlier):
-        folder = dedup_folder(snapshot_url(job.output, number), dedup_id, kind)
-        indexes.append(open_index(join(folder, "index"), kind, config))
+    for finished in earlier:
+        url = finished.snapshot.dedup_index_url(finished.dedup_id, kind)
+        indexes.append(open_index(url, kind, config))
     planned = partial(
         plan_dedup,
         kind,
@@ -80,36 +79,34 @@ def _find_duplicates(
     return plan
 
 
-def left_to_clean(config: PrepareConfig, output: str, earlier: Sequence[dict[str, Any]]) -> list[Job]:
+def left_to_clean(config: PrepareConfig, earlier: Sequence[Finished]) -> list[PackJob]:
     """The finished snapshots' jobs that were interrupted between their manifest and the end of `clean_up`."""
-    jobs: list[Job] = []
+    jobs: list[PackJob] = []
     if not config.deduplicates or config.keep_documents:
         return jobs
-    for number, manifest in enumerate(earlier):
-        folder = snapshot_url(output, number)
-        plan = read_plan(join(folder, "plan"))
-        if plan is not None and not exists(join(folder, "clean.json")):
-            hashes = manifest["counts"]["resources_hash"], manifest["dataset"]["tokenizer_hash"]
-            jobs.append(Job(config, output, folder, plan, *hashes, dedup_id=manifest["counts"]["dedup_id"]))
+    for finished in earlier:
+        plan = finished.read_plan()
+        if plan is not None and not exists(finished.snapshot.cleaned_url):
+            job = Job(config, finished.snapshot, plan, finished.resources_hash)
+            jobs.append(job.packing(finished.dataset.tokenizer_hash, Removals(finished.dedup_id)))
     return jobs
 
 
-def clean_up(run: TaskRun) -> None:
+def clean_up(run: TaskRun, job: PackJob) -> None:
     """Delete what the deduplication needed and wrote on its way; its index stays for later snapshots."""
-    job = run.job
-    run.step("clean up", remove_documents, range(job.plan.groups))
-    fs, path = filesystem(join(job.snapshot, "dedup"))
+    run.step("clean up", partial(remove_documents, job), range(job.plan.groups))
+    fs, path = filesystem(job.snapshot.dedup_url)
     for kind in fs.ls(path, detail=False):
         for step in fs.ls(kind, detail=False):
-            if job.dedup_id not in kind or not step.rstrip("/").endswith("/index"):
+            if job.removals.dedup_id not in kind or not step.rstrip("/").endswith("/index"):
                 fs.rm(step, recursive=True)
-    write_bytes(join(job.snapshot, "clean.json"), b"{}")
+    write_bytes(job.snapshot.cleaned_url, b"{}")
 
 
 class KeysUrls(Sequence[str]):
     """The keys' URLs of all units, made when they are asked for."""
 
-    def __init__(self, job: Job, kind: DedupKind) -> None:
+    def __init__(self, job: PackJob, kind: DedupKind) -> None:
         self.job, self.kind = job, kind
 
     def __len__(self) -> int:

@@ -7,51 +7,80 @@ kept until it is finished, so that a run that was interrupted goes on with the s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
-from llada.data.read.formats import Part
 from llada.data.read.listing import is_as_listed, list_inputs
+from llada.data.read.parts import Part
+from llada.data.tokens.manifest import MANIFEST, DatasetEntry
 from llada.data.tokens.mixture import mixture_epochs
-from llada.data.work.job import Job, PrepareConfig, SourceConfig
+from llada.data.work.config import PrepareConfig, SourceConfig
+from llada.data.work.job import Snapshot
 from llada.data.work.units import Plan, SeenFiles, cut_file, read_plan, write_plan
 from llada.errors import UserError
 from llada.files import join, write_bytes
-from pipelines.stage.artifact import Output, config_hash, find_manifest, to_json
+from pipelines.stage.artifact import Manifest, Output, config_hash, find_manifest, to_json
 
 
-def snapshot_url(output: str, number: int) -> str:
-    return join(output, "snapshots", f"{number:04d}")
+@dataclass(frozen=True)
+class Finished:
+    """A finished snapshot, and what its manifest says."""
+
+    snapshot: Snapshot
+    manifest: Manifest
+
+    @property
+    def dataset(self) -> DatasetEntry:
+        return DatasetEntry.from_json(self.manifest["dataset"])
+
+    @property
+    def dedup_id(self) -> str:
+        return self.manifest["counts"]["dedup_id"]
+
+    @property
+    def resources_hash(self) -> str:
+        return self.manifest["counts"]["resources_hash"]
+
+    @property
+    def unreadable_files(self) -> list[str]:
+        """Labels of the parts of this and earlier snapshots that could not be read."""
+        return self.manifest["counts"]["unreadable_files"]
+
+    def read_plan(self) -> Plan | None:
+        """Its work units."""
+        return read_plan(self.snapshot.plan_url)
 
 
-def open_snapshot(
-    config: PrepareConfig, sources: Sequence[SourceConfig], output: str
-) -> tuple[Job | None, list[dict[str, Any]]]:
-    """(the unfinished or next snapshot's job, or None when there is no new file; the manifests of the finished ones)."""
-    earlier: list[dict[str, Any]] = []
+def finished_snapshots(output: str) -> list[Finished]:
+    """Those of a prepared folder, from the first on."""
+    finished: list[Finished] = []
     for number in count():
-        folder = snapshot_url(output, number)
-        if (manifest := find_manifest(folder)) is None:
+        snapshot = Snapshot(output, number)
+        if (manifest := find_manifest(snapshot.url)) is None:
             break
-        earlier.append(manifest)
-    plan_folder, listed = join(folder, "plan"), config_hash({s.name: s.input for s in sources})
-    plan = read_plan(plan_folder)
-    if plan is None or plan.inputs != listed:
-        plan = write_plan(
-            plan_folder, _new_parts(config, sources, output, earlier), config.unit_bytes, listed
-        )
-    return (Job(config, output, folder, plan) if plan else None), earlier
+        finished.append(Finished(snapshot, manifest))
+    return finished
+
+
+def open_plan(
+    config: PrepareConfig, sources: Sequence[SourceConfig], snapshot: Snapshot, earlier: Sequence[Finished]
+) -> Plan | None:
+    """The work units of an unfinished or new snapshot; None when there is no new file."""
+    listed = config_hash({source.name: source.input for source in sources})
+    plan = read_plan(snapshot.plan_url)
+    if plan is not None and plan.inputs == listed:
+        return plan
+    return write_plan(snapshot.plan_url, _new_parts(config, sources, earlier), config.unit_bytes, listed)
 
 
 def _new_parts(
-    config: PrepareConfig, sources: Sequence[SourceConfig], output: str, earlier: Sequence[dict[str, Any]]
+    config: PrepareConfig, sources: Sequence[SourceConfig], earlier: Sequence[Finished]
 ) -> Iterator[tuple[str, Part]]:
     """(source, part) of what no earlier snapshot holds: what could not be read then and is there now, and new files."""
-    found = [read_plan(join(snapshot_url(output, number), "plan")) for number in range(len(earlier))]
-    plans = [plan for plan in found if plan]
+    plans = [plan for plan in (finished.read_plan() for finished in earlier) if plan]
     seen = SeenFiles(plans) if plans else None
-    unreadable = set(earlier[-1]["counts"]["unreadable_files"]) if earlier else set()
+    unreadable = set(earlier[-1].unreadable_files) if earlier else set()
     never_read = {_url(label) for label in unreadable}
     for plan in plans if unreadable else ():
         for unit in (unit for group in range(plan.groups) for unit in plan.group(group)):
@@ -65,33 +94,32 @@ def _new_parts(
                 continue
             is_changed = seen and seen.is_changed(source.name, file) and file.url not in never_read
             if is_changed and not config.dedup.exact:
-                raise ValueError(
+                raise UserError(
                     f"{file.url} has changed since it was prepared, so what is in it twice would come twice: "
                     "restore it, give the new text another name, switch dedup.exact on, or choose another --output"
                 )
             yield from ((source.name, part) for part in cut_file(file, config.unit_bytes))
 
 
-def refresh(
-    folder: Output, sources: Sequence[SourceConfig], earlier: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def refresh(folder: Output, sources: Sequence[SourceConfig], earlier: Sequence[Finished]) -> Manifest:
     """The newest manifest; its mixture follows the sources' weights, which may change without any work."""
     if not earlier:
         raise UserError("there is no file to read in " + ", ".join(url for s in sources for url in s.input))
     newest, top = earlier[-1], find_manifest(folder.url)
-    epochs = source_epochs(sources, newest["dataset"]["sources"])
-    name = f"snapshots/{len(earlier) - 1:04d}"
-    if top is None or (top["snapshot"], top["dataset"]["epochs"]) != (name, epochs):
-        newest = {**newest, "dataset": {**newest["dataset"], "epochs": epochs}}
-        top = publish(folder, newest, len(earlier) - 1)
+    epochs = source_epochs(sources, newest.dataset.sources or {})
+    if top is None or (top["snapshot"], top["dataset"]["epochs"]) != (newest.snapshot.name, epochs):
+        manifest = newest.manifest.copy()
+        manifest["dataset"] = {**manifest["dataset"], "epochs": epochs}
+        top = publish(manifest, newest.snapshot)
     return top
 
 
-def publish(folder: Output, manifest: dict[str, Any], number: int) -> dict[str, Any]:
+def publish(manifest: Manifest, snapshot: Snapshot) -> Manifest:
     """Write a snapshot's manifest, and then the folder's own, which names it; the latter."""
-    top = {**manifest, "snapshot": f"snapshots/{number:04d}"}
-    for url, content in ((snapshot_url(folder.url, number), manifest), (folder.url, top)):
-        write_bytes(join(url, "manifest.json"), to_json(content))
+    top = manifest.copy()
+    top["snapshot"] = snapshot.name
+    write_bytes(snapshot.manifest_url, to_json(manifest))
+    write_bytes(join(snapshot.output, MANIFEST), to_json(top))
     return top
 
 
@@ -109,7 +137,10 @@ def _url(label: str) -> str:
     return re.sub(r"#\d+-\d*$", "", label)
 
 
-def source_epochs(sources: Sequence[SourceConfig], trained: dict[str, dict[str, int]]) -> dict[str, float]:
+def source_epochs(
+    sources: Sequence[SourceConfig], trained: Mapping[str, Mapping[str, int]]
+) -> dict[str, float]:
     """The passes over each source; empty when every row comes once."""
-    epochs = mixture_epochs(sources, {name: counts["tokens"] for name, counts in trained.items()})
+    shares = [source.share for source in sources]
+    epochs = mixture_epochs(shares, {name: counts["tokens"] for name, counts in trained.items()})
     return {} if all(passes == 1 for passes in epochs.values()) else epochs

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
-from llada.data.work.job import Job
 from pipelines.runners.failures import Failure, as_failure
 from pipelines.stage.cluster import ClusterConfig
 
@@ -61,23 +58,22 @@ def map_tasks(
 
 
 class TaskRun:
-    """The job's tasks on the cluster, with a progress bar for each step."""
+    """Runs numbered tasks on the cluster, with a progress bar for each step."""
 
-    def __init__(self, job: Job, cluster: ClusterConfig, progress: bool) -> None:
-        self.job, self.cluster, self.progress = job, cluster, progress
+    def __init__(self, cluster: ClusterConfig, progress: bool) -> None:
+        self.cluster, self.progress = cluster, progress
 
     def map(
         self, label: str, function: Callable[[int], Any], numbers: Sequence[int]
     ) -> Iterator[tuple[int, Any]]:
+        """(number, function(number)) for all numbers, as they finish."""
         bar = tqdm(total=len(numbers), desc=label, unit="task", disable=not self.progress, leave=False)
         with bar:
             for number, result in map_tasks(function, numbers, self.cluster):
                 yield number, result
                 bar.update(1)
 
-    def step(self, label: str, function: Callable[[Job, int], Any], numbers: Sequence[int]) -> Counter[str]:
-        """Run function(job, number) for all numbers; the sum of what they return."""
-        total: Counter[str] = Counter()
-        for _, result in self.map(label, partial(function, self.job), numbers):
-            total.update(result if isinstance(result, dict) else {"": result})
-        return total
+    def step(self, label: str, function: Callable[[int], Any], numbers: Sequence[int]) -> None:
+        """Run function(number) for all numbers: a barrier."""
+        for _ in self.map(label, function, numbers):
+            pass

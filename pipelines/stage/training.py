@@ -26,7 +26,7 @@ from llada.training.events import (
     event_to_json,
 )
 from llada.training.trainer import TrainResult
-from pipelines.stage.artifact import Output, fetch_folder, put_folder, storage_errors
+from pipelines.stage.artifact import Manifest, Output, fetch_folder, put_folder, storage_errors
 from pipelines.stage.tracking import Tracker
 
 CHECKPOINTS = "checkpoints"
@@ -89,7 +89,7 @@ def save_weights(output: str, result: TrainResult, model: ModelConfig) -> None:
 
 def finish_training(
     folder: Output, result: TrainResult, *, tokenizer: str, tracker: Tracker | None
-) -> dict[str, Any]:
+) -> Manifest:
     """Complete the folder of a run that is through: tokenizer (a folder's URL), loss.png, the manifest; returns that."""
     with storage_errors(folder.url):
         put_folder(fetch_folder(tokenizer), folder.url)

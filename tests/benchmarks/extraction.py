@@ -203,7 +203,7 @@ def compare_languages(shared: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def compare_pii(shared: Path, datatrove_python: str | None, repeats: int) -> list[dict[str, Any]]:
-    from llada.data.filters.pii import PiiConfig, scrub
+    from llada.data.filters.pii import PiiFilter, scrub
 
     data = shared / "data"
     with gzip.open(data / "text" / "c4_200.jsonl.gz", "rt", encoding="utf-8") as lines:
@@ -215,8 +215,8 @@ def compare_pii(shared: Path, datatrove_python: str | None, repeats: int) -> lis
     rows = []
     print(f"\n{'PII':<36}    MB/s  replaced")
     for name, config in (
-        ("llada, e-mail, IP, telephone", PiiConfig()),
-        ("llada, e-mail, IP", PiiConfig(phones=False)),
+        ("llada, e-mail, IP, telephone", PiiFilter()),
+        ("llada, e-mail, IP", PiiFilter(phones=False)),
     ):
         seconds, results = best_time(lambda text, config=config: scrub(text, config), texts, repeats)
         counts: Counter[str] = Counter()
@@ -236,16 +236,16 @@ def compare_pii(shared: Path, datatrove_python: str | None, repeats: int) -> lis
 
 
 def measure_urls(entries: int, repeats: int) -> dict[str, float]:
-    from llada.data.filters.urls import UrlConfig, UrlFilter
+    from llada.data.filters.urls import UrlFilter, UrlLists
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "domains.txt")
         path.write_text("".join(f"site-{i}.example{i % 97}.com\n" for i in range(entries)))
         start = time.process_time()
-        url_filter = UrlFilter(UrlConfig(domains=(str(path),), pages=(str(path),)))
+        lists = UrlLists(UrlFilter(domains=(str(path),), pages=(str(path),)))
         loading = time.process_time() - start
     urls = [f"https://www.news-{i}.example.org/2024/03/story-{i}.html?page=2" for i in range(20_000)]
-    seconds, _ = best_time(url_filter.verdict, urls, repeats)
+    seconds, _ = best_time(lists.verdict, urls, repeats)
     report = {
         "entries": 2 * entries,
         "entries_per_s": 2 * entries / loading,

@@ -96,49 +96,27 @@ def timed(decide: Callable[[str], str | None], texts: list[str]) -> dict:
 
 
 def run_ours(texts: list[str]) -> dict[str, dict]:
+    from llada.data.document import Document
     from llada.data.filters import words
-    from llada.data.filters.quality import (
-        C4Config,
-        FineWebConfig,
-        GopherQualityConfig,
-        c4_quality,
-        fineweb_quality,
-        gopher_quality,
-    )
-    from llada.data.filters.repetition import GopherRepetitionConfig, gopher_repetition
-    from llada.data.filters.view import TextView
+    from llada.data.filters.chain import FilterChain, FilterSettings, chosen_filters
 
-    repetition, quality, c4, fineweb = (
-        GopherRepetitionConfig(),
-        GopherQualityConfig(),
-        C4Config(),
-        FineWebConfig(),
-    )
+    def decide_with(names: tuple[str, ...]) -> Callable[[str], str | None]:
+        chain = FilterChain(chosen_filters(names, FilterSettings()))
 
-    def chain(text: str) -> str | None:
-        view = TextView(text)
-        verdict = gopher_repetition(view, repetition, "en") or gopher_quality(view, quality, "en")
-        if verdict is None:
-            rewritten, verdict = c4_quality(view, c4, "en")
-            if verdict is None:
-                view = view if rewritten is text else TextView(rewritten)
-                verdict = fineweb_quality(view, fineweb, "en")
-        return verdict and verdict.rule
+        def decide(text: str) -> str | None:
+            verdict = chain(Document(text, language="en")).verdict
+            return verdict and verdict.rule
 
-    filters = {
-        "gopher_repetition": lambda text: gopher_repetition(TextView(text), repetition, "en"),
-        "gopher_quality": lambda text: gopher_quality(TextView(text), quality, "en"),
-        "c4_quality": lambda text: c4_quality(TextView(text), c4, "en")[1],
-        "fineweb_quality": lambda text: fineweb_quality(TextView(text), fineweb, "en"),
-        "chain": chain,
-    }
+        return decide
+
+    names = {"gopher_repetition": "gopher_repetition", "gopher_quality": "gopher_quality",
+             "c4_quality": "c4", "fineweb_quality": "fineweb"}  # fmt: skip
+    chain = decide_with(tuple(names.values()))
     results = {}
-    for name, decide in filters.items():
+    for stage in STAGES:
         words._PIECES.clear()
         words._remembered_record.cache_clear()
-        results[name] = timed(decide, texts)
-        if name != "chain":
-            results[name]["rules"] = [verdict and verdict.rule for verdict in results[name]["rules"]]
+        results[stage] = timed(chain if stage == "chain" else decide_with((names[stage],)), texts)
     results["chain, words remembered"] = timed(chain, texts)
     return results
 

@@ -93,7 +93,7 @@ def recall_by_similarity(pieces: list[str]) -> list[dict]:
     """Of pieces and copies with 0 to 16 % of the words changed: the share that meets in a band, by true Jaccard."""
     import numpy as np
 
-    from llada.data.dedup.minhash import MinHasher, duplicate_probability, split_words
+    from llada.data.dedup.minhash import MinHasher, comparison_words
 
     rng = np.random.default_rng(0)
     chosen = [piece for piece in pieces if len(piece.split()) > 100][:2000]
@@ -105,7 +105,7 @@ def recall_by_similarity(pieces: list[str]) -> list[dict]:
         copies.append(" ".join(words))
 
     def ngrams(text: str) -> set[tuple[str, ...]]:
-        words = split_words(text)
+        words = comparison_words(text)
         return {tuple(words[at : at + 5]) for at in range(len(words) - 4)}
 
     sets = [(ngrams(a), ngrams(b)) for a, b in zip(chosen, copies, strict=True)]
@@ -119,7 +119,7 @@ def recall_by_similarity(pieces: list[str]) -> list[dict]:
         inside = (similarity >= low) & ((similarity < high) | (high == 1.0))
         if not inside.any():
             continue
-        expected = float(np.mean([duplicate_probability(s) for s in similarity[inside]]))
+        expected = float(np.mean(1 - (1 - similarity[inside] ** hasher.rows) ** hasher.bands))
         row = {"from": low, "to": high, "pairs": int(inside.sum()), "found": float(found[inside].mean())}
         table.append(row | {"expected": expected})
         print(f"{low:.1f} .. {high:.1f} {row['pairs']:10} {row['found']:6.3f} {expected:9.3f}")
@@ -132,12 +132,12 @@ def run_graph(documents: int, partitions: int, folder: str) -> dict:
     """All steps after the keys, on synthetic ones; CPU seconds by step, peak memory of this process."""
     import numpy as np
 
-    from llada.data.dedup.exchange import mix64
-    from llada.data.dedup.steps import DedupConfig, Plan, deduplicate, write_unit_rows
+    from llada.data.dedup.steps import DedupConfig, DedupPlan, deduplicate, write_unit_rows
+    from llada.mixing import mix64
 
     per_unit = 2500
     units = documents // per_unit
-    plan = Plan("documents", units, min(units, 20), 1, partitions)
+    plan = DedupPlan("documents", units, min(units, 20), 1, partitions)
     urls = []
     for unit in range(units):
         number = np.arange(unit * per_unit, (unit + 1) * per_unit, dtype=np.uint64)[:, None]

@@ -26,7 +26,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -38,12 +37,14 @@ sys.path.insert(0, str(HERE.parents[1]))
 from llada.data.batching import batches  # noqa: E402
 from llada.data.dedup.steps import DedupConfig, deduplicate, plan_dedup  # noqa: E402
 from llada.data.outcomes import Report, merge  # noqa: E402
-from llada.data.read.formats import InputFile, Part  # noqa: E402
-from llada.data.read.reading import ReadConfig  # noqa: E402
-from llada.data.tokens.shards import write_index  # noqa: E402
-from llada.data.work.group_tasks import group_shards  # noqa: E402
-from llada.data.work.job import Job, PrepareConfig  # noqa: E402
-from llada.data.work.pack_tasks import _ENCODED_CHARS  # noqa: E402
+from llada.data.read.parts import InputFile, Part  # noqa: E402
+from llada.data.tokens.encoding import ENCODED_CHARS  # noqa: E402
+from llada.data.tokens.manifest import ShardEntry, write_index  # noqa: E402
+from llada.data.work.config import PrepareConfig  # noqa: E402
+from llada.data.work.job import Job, Snapshot  # noqa: E402
+from llada.data.work.read_config import ReadConfig  # noqa: E402
+from llada.data.work.results import write_list  # noqa: E402
+from llada.data.work.tasks import group_reports, group_shards  # noqa: E402
 from llada.data.work.units import UNITS_PER_GROUP, SeenFiles, write_plan  # noqa: E402
 from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer  # noqa: E402
 from pipelines.corpus.duplicates import KeysUrls  # noqa: E402
@@ -55,9 +56,8 @@ MIB = 1 << 20
 TURNS = 5
 SPEED_BYTES = 48 << 20  # of text for each core
 UNITS_PER_CORE = 3
-ROWS_PER_TASK = (
-    1 << 17
-)  # of the deduplication: the default, 2^24, would be one task for all that is measured here
+# Of the deduplication: the default, 2^24, would be one task for all that is measured here.
+ROWS_PER_TASK = 1 << 17
 COPIES = 4  # at 1 x: enough for a worker's caches of words to fill
 
 
@@ -96,7 +96,7 @@ def bare(arguments: tuple[str, list[str]]) -> tuple[int, float, float]:
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
     tokenizer.encode_batch_fast(texts[:100])
     begin, tokens = time.time(), 0
-    for batch in batches(texts, len, _ENCODED_CHARS):
+    for batch in batches(texts, len, ENCODED_CHARS):
         tokens += sum(len(e.ids) for e in tokenizer.encode_batch_fast(batch, add_special_tokens=False))
     return tokens, begin, time.time()
 
@@ -234,17 +234,10 @@ def drive(units: int) -> None:
             )
             for n in range(units)
         )
-        plan = write_plan(f"{folder}/plan", files, 64 * MIB)
+        snapshot = Snapshot(folder, 0)
+        plan = write_plan(snapshot.plan_url, files, 64 * MIB)
         assert plan is not None
-        job = Job(PrepareConfig(), folder, f"{folder}/snapshot", plan)
-        shard = {
-            "split": "train",
-            "source": "",
-            "rows": 4096,
-            "segments": 9000,
-            "tokens": 16 << 20,
-            "bytes": 1 << 26,
-        }
+        job = Job(PrepareConfig(), snapshot, plan).packing("")
         report = Report(
             "",
             UNITS_PER_GROUP,
@@ -253,13 +246,19 @@ def drive(units: int) -> None:
         )
         for group in range(plan.groups):
             shards = [
-                {**shard, "name": f"train/{unit.name()}-000.safetensors", "sha256": f"{group:064x}"}
+                ShardEntry(
+                    "train",
+                    f"train/{unit.name()}-000.safetensors",
+                    4096,
+                    9000,
+                    16 << 20,
+                    1 << 26,
+                    f"{group:064x}",
+                )
                 for unit in plan.group(group)
             ]
-            stem = Path(folder, "snapshot/groups", f"{group:06d}")
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            Path(f"{stem}.shards").write_text(json.dumps(shards))
-            Path(f"{stem}.reports").write_text(json.dumps([asdict(report)]))
+            write_list(snapshot.group_url(group, "shards"), shards)
+            write_list(snapshot.group_url(group, "reports"), [report])
         before = psutil.Process().memory_full_info().uss
         with connect(ClusterConfig(num_cpus=os.cpu_count()), f"{folder}/logs"), Watch() as watch:
             begin = time.time()
@@ -279,8 +278,7 @@ def drive(units: int) -> None:
             )
             total = Report()
             for group in range(plan.groups):
-                path = Path(folder, "snapshot/groups", f"{group:06d}.reports")
-                total = merge([total, *(Report(**entry) for entry in json.loads(path.read_text()))])
+                total = merge([total, *group_reports(job, group)])
             assert total.units == UNITS_PER_GROUP * plan.groups
             write_index(
                 f"{folder}/train.parquet", (s for g in range(plan.groups) for s in group_shards(job, g))

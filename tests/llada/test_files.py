@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import threading
 from pathlib import Path
 
+import fsspec
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from llada.data.read.listing import list_inputs
 from llada.errors import UserError
-from llada.files import exists, file_sizes, filesystem, join, read_bytes, write_bytes, writing
+from llada.files import (
+    exists,
+    fetch_ranges,
+    file_sizes,
+    filesystem,
+    join,
+    local_copy,
+    open_text,
+    read_bytes,
+    safetensors_layout,
+    write_bytes,
+    writing,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +56,18 @@ def test_a_store_that_is_away_for_a_moment_is_waited_for(s3_url, s3_gateway, tmp
     s3fs.S3FileSystem.clear_instance_cache()
     write_bytes(f"{s3_url}/away/a.jsonl", b"{}")
     (tmp_path / "list.txt").write_text(f"{s3_url}/away/a.jsonl")
+
+    def read_text() -> bool:
+        with open_text(f"{s3_url}/away/a.jsonl") as lines:
+            return list(lines) == ["{}"]
+
+    def copy() -> bool:
+        with local_copy(f"{s3_url}/away/a.jsonl") as path:
+            return Path(path).read_bytes() == b"{}"
+
     calls = (
+        read_text,
+        copy,
         lambda: write_bytes(f"{s3_url}/away/b", b"meanwhile"),
         lambda: read_bytes(f"{s3_url}/away/a.jsonl") == b"{}",
         lambda: exists(f"{s3_url}/away/a.jsonl"),
@@ -82,3 +109,53 @@ def test_a_url_that_cannot_be_opened_is_the_users_to_mend():
     if importlib.util.find_spec("gcsfs") is None:
         with pytest.raises(UserError, match=r"^gs://bucket/x: .*gcsfs"):
             filesystem("gs://bucket/x")
+
+
+@pytest.mark.parametrize("place", ["{tmp_path}", "memory://copies"])
+def test_texts_and_copies(tmp_path, place):
+    url = place.format(tmp_path=tmp_path)
+    write_bytes(f"{url}/a.txt.gz", gzip.compress("é\nb\n".encode()))
+    with open_text(f"{url}/a.txt.gz") as lines:
+        assert list(lines) == ["é\n", "b\n"]
+    with local_copy(f"{url}/a.txt.gz") as path:
+        assert gzip.decompress(Path(path).read_bytes()).decode() == "é\nb\n"
+        assert path.startswith(str(tmp_path)) == (url == str(tmp_path))
+    assert Path(path).exists() == (url == str(tmp_path))
+    for opened in (open_text, local_copy):
+        with pytest.raises(FileNotFoundError, match=r"no file at .*none"), opened(f"{url}/none"):
+            pass
+        with pytest.raises(FileNotFoundError, match=r"^ours$"), opened(f"{url}/a.txt.gz"):
+            raise FileNotFoundError("ours")
+
+
+@pytest.mark.parametrize("root", ["local", "memory://files-ranges"])
+def test_ranges_are_fetched_together_and_empty_ones_cost_nothing(root, tmp_path, monkeypatch):
+    root = str(tmp_path) if root == "local" else root
+    for name in "ab":
+        write_bytes(join(root, name), name.encode() + b"0123456789")
+    calls = []
+    kind = type(fsspec.core.url_to_fs(root)[0])
+    fetch = kind.cat_ranges
+    monkeypatch.setattr(kind, "cat_ranges", lambda self, *a, **k: calls.append(a[0]) or fetch(self, *a, **k))
+    ranges = [(join(root, "b"), 0, 2), (join(root, "a"), 5, 5), (join(root, "a"), 9, 99)]
+    assert fetch_ranges(ranges) == [b"b0", b"", b"89"]
+    assert [len(paths) for paths in calls] == [2]
+    assert fetch_ranges([(join(root, "missing"), 3, 3)]) == [b""]
+    assert fetch_ranges([]) == []
+    assert len(calls) == 1
+    with pytest.raises(FileNotFoundError):
+        fetch_ranges([(join(root, "missing"), 0, 3)])
+
+
+def test_a_safetensors_header_says_where_its_tensors_lie():
+    arrays = {"a": np.arange(6, dtype=np.uint32).reshape(2, 3), "b": np.array([7], dtype=np.uint64)}
+    data = save(arrays, metadata={"format": "x"})
+    metadata, places = safetensors_layout(data[:4096])
+    assert metadata == {"format": "x"}
+    assert (places["a"].dtype, places["a"].shape, places["b"].dtype) == ("U32", (2, 3), "U64")
+    for name, place in places.items():
+        assert data[place.start : place.end] == arrays[name].tobytes()
+    assert safetensors_layout(save(arrays))[0] == {}
+    for damaged in (data[:30], b"", b"\xff" * 100, (5).to_bytes(8, "little") + b"[1,2]"):
+        with pytest.raises(ValueError, match="no safetensors header"):
+            safetensors_layout(damaged)

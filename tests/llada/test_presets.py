@@ -28,7 +28,7 @@ def test_presets_build_and_fit_together(name):
         model = Transformer(recipe.model)
     count = sum(p.numel() for p in model.parameters())
     assert count == recipe.model.num_parameters == PARAMETERS.get(name, count)
-    recipe.prepare.validate() if recipe.prepare.train_tokenizer_vocab or recipe.prepare.tokenizer else None
+    assert recipe.prepare.tokenizer or recipe.prepare.train_tokenizer_vocab
     for config, run in ((recipe.prepare, recipe.pretrain), (recipe.sft_prepare, recipe.sft)):
         assert config.row_length <= recipe.model.max_length
         assert run.train.global_batch_tokens % config.row_length == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llada.config import Recipe
-from llada.data.read.reading import ReadConfig
+from llada.data.work.read_config import ReadConfig
 from llada.presets import tiny
 from pipelines import cli
 from pipelines.stage.cluster import ClusterConfig

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from llada.data.prepare import pack_unit, sample_unit
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig
-from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
-from llada.data.work.job import Job, PrepareConfig
-from llada.data.work.pack_tasks import pack_unit
-from llada.data.work.read_tasks import sample_unit
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts
+from llada.data.work.config import PrepareConfig
+from llada.data.work.job import Job, Snapshot
+from llada.data.work.read_config import ReadConfig
 from llada.data.work.units import cut_file, write_plan
 from llada.errors import UserError
 from llada.files import filesystem
@@ -67,7 +67,7 @@ def prepared(local_ray, corpus, tmp_path_factory) -> Path:
     return output
 
 
-def test_the_folder_is_complete_and_readable(prepared, corpus):
+def test_the_folder_is_complete_and_readable(prepared, corpus, verify_shards):
     manifest = read_manifest(str(prepared))
     counts = manifest["counts"]
     assert counts["units"] >= 3
@@ -106,8 +106,8 @@ def test_plain_python_makes_the_same_bytes(prepared, corpus, tmp_path):
     found = [("", p) for file in list_inputs([str(corpus)]) for p in cut_file(file, CONFIG.unit_bytes)]
     plan = write_plan(str(tmp_path / "plan"), found, CONFIG.unit_bytes)
     digest = read_manifest(str(prepared))["dataset"]["tokenizer_hash"]
-    job = Job(CONFIG, str(tmp_path), str(tmp_path / "snapshot"), plan, tokenizer_hash=digest)
-    texts = [text for index in range(plan.units) for text in sample_unit(job, index, 10**9)[0]]
+    job = Job(CONFIG, Snapshot(str(tmp_path), 0), plan).packing(digest)
+    texts = [text for index in range(plan.units) for text in sample_unit(job, index, 10**9)["texts"]]
     save_tokenizer(train_tokenizer(texts, 400), tmp_path / "tokenizer")
     for index in reversed(range(plan.units)):
         pack_unit(job, index)
@@ -150,7 +150,7 @@ def test_another_configuration_needs_another_folder(prepared, corpus):
         run(dataclasses.replace(CONFIG, row_length=64), corpus, prepared)
 
 
-def test_s3(local_ray, s3_url, corpus, prepared, tmp_path, monkeypatch):
+def test_s3(local_ray, s3_url, corpus, prepared, tmp_path, monkeypatch, verify_shards):
     monkeypatch.setenv("LLADA_CACHE", str(tmp_path))
     fs, root = filesystem(f"{s3_url}/{corpus.name}")
     for path in corpus.iterdir():
@@ -222,7 +222,7 @@ def test_nothing_left(local_ray, tmp_path):
     ("changes", "inputs", "message"),
     [
         ({}, "none.jsonl", r"no input at .*none\.jsonl"),
-        ({"row_length": 3}, "", "row_length must be at least 8"),
+        ({"train_tokenizer_vocab": None}, "", "give a tokenizer's folder"),
         (
             {"tokenizer": "/nowhere", "train_tokenizer_vocab": None},
             "a.jsonl",

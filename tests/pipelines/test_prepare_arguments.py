@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from llada.data.read.reading import ReadConfig
-from llada.data.work.job import PrepareConfig
+from llada.data.work.config import PrepareConfig
+from llada.data.work.read_config import ReadConfig
 from llada.errors import UserError
 from llada.presets import get_preset
 from pipelines.prepare import load_mixture, parse_words, settle_vocabulary

@@ -20,17 +20,20 @@ import pytest
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig
-from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
-from llada.data.work.job import PrepareConfig, SourceConfig
+from llada.data.tokens.manifest import resolve_snapshot
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts
+from llada.data.work.config import PrepareConfig, SourceConfig
+from llada.data.work.job import Snapshot
+from llada.data.work.read_config import ReadConfig
 from llada.data.work.units import cut_file, write_plan
 from llada.errors import UserError
 from llada.presets import tiny
 from llada.settings import to_json
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from pipelines.corpus.snapshots import open_snapshot
-from pipelines.prepare import _given_tokenizer_hash, _settle_resources, prepare
-from pipelines.stage.artifact import config_hash, newest_snapshot, open_output, read_manifest
+from pipelines.corpus.inputs import settle_resources
+from pipelines.corpus.tokenizer import given_tokenizer
+from pipelines.prepare import prepare
+from pipelines.stage.artifact import config_hash, open_output, read_manifest
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -107,7 +110,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_corpus_that_grows_gets_the_next_snapshot(local_ray, config, tmp_path):
+def test_a_corpus_that_grows_gets_the_next_snapshot(local_ray, config, tmp_path, verify_shards):
     texts = [sentence(i) for i in range(40)]
     write(tmp_path / "corpus/2024/a.jsonl", [*texts[:20], texts[3], near(texts[4])])
     first = run(config, tmp_path / "corpus", tmp_path / "out")
@@ -126,7 +129,7 @@ def test_a_corpus_that_grows_gets_the_next_snapshot(local_ray, config, tmp_path)
     assert second["counts"]["filtered"] == {"duplicate": 1, "duplicate_of_earlier_snapshot": 2}
     assert documents(tmp_path / "out") == sorted(texts)
     assert documents(tmp_path / "out/snapshots/0000") == before  # still readable
-    assert newest_snapshot(str(tmp_path / "out")) == str(tmp_path / "out/snapshots/0001")
+    assert resolve_snapshot(str(tmp_path / "out")) == str(tmp_path / "out/snapshots/0001")
     for split in ("train", "validation"):
         verify_shards(str(tmp_path / "out"), split)
     data = TokenDataset(str(tmp_path / "out"))
@@ -260,9 +263,7 @@ def test_a_file_that_cannot_be_read_is_named_and_tried_again(local_ray, config, 
 def listed_before(config: PrepareConfig, inputs: Path, output: Path) -> None:
     """Begin a run: list the input and write the plan."""
     found = [("", part) for file in list_inputs([str(inputs)]) for part in cut_file(file, config.unit_bytes)]
-    tokenizer_id = "tokenizer " + _given_tokenizer_hash(str(config.tokenizer))
-    given = [{"url": str(config.tokenizer), "id": tokenizer_id}]
-    open_output(str(output), stage="prepare", config=config.content(), inputs=given)
+    open_output(str(output), stage="prepare", config=config.content(), inputs=given_tokenizer(config))
     listed = config_hash({"": (str(inputs),)})
     write_plan(str(output / "snapshots/0000/plan"), found, config.unit_bytes, listed)
 
@@ -284,18 +285,13 @@ def test_a_file_that_changes_after_it_was_listed_comes_with_the_next_run(
 
 
 def test_evaluation_sets_are_read_anew_by_an_unfinished_run(config, tmp_path):
-    write(tmp_path / "corpus/a.jsonl", [sentence(i) for i in range(10)])
     write(tmp_path / "eval.jsonl", [sentence(500)])
-    settings = DecontaminationConfig(files=(str(tmp_path / "eval.jsonl"),))
-    job, _ = open_snapshot(
-        replace(config, decontamination=settings),
-        [SourceConfig("", (str(tmp_path / "corpus"),))],
-        str(tmp_path / "out"),
-    )
-    before = _settle_resources(job, [])
-    assert _settle_resources(job, []) == before
+    config = replace(config, decontamination=DecontaminationConfig(files=(str(tmp_path / "eval.jsonl"),)))
+    snapshot = Snapshot(str(tmp_path / "out"), 0)
+    before = settle_resources(config, snapshot, [])
+    assert settle_resources(config, snapshot, []) == before
     write(tmp_path / "eval.jsonl", [sentence(500), sentence(501)])
-    assert _settle_resources(job, []) != before
+    assert settle_resources(config, snapshot, []) != before
 
 
 def test_a_crash_at_the_very_end_is_made_good(local_ray, config, tmp_path):

@@ -1,4 +1,4 @@
-"""Clusters of duplicates: how many there are of which size, and the largest ones. Tasks on files, like dedup.py.
+"""Clusters of duplicates: how many there are of which size, and the largest ones. Tasks on files, like steps.py.
 
     tally      per group of units: how many documents of the group go for the sake of which other
     summarise  per partition of those others: their clusters' sizes -> `read_clusters`
@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -32,6 +31,14 @@ _MEMBERS = 3  # that are named, beside the one that stays
 _THREADS = 16
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Some of its documents by their ids (see steps.py): the one that stays, and the first that go for it."""
+
+    size: int
+    ids: tuple[int, ...]
+
+
 @dataclass
 class Clusters:
     """Those of a snapshot: the documents in them are `documents`, of which `number` stay."""
@@ -40,8 +47,8 @@ class Clusters:
     documents: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
     """{k: clusters of 2^k to 2^(k+1) - 1 documents}"""
-    largest: list[dict[str, Any]] = field(default_factory=list)
-    """{size, ids}, largest first: the id of the document that stays and of the first that go (see dedup.py)."""
+    largest: list[Cluster] = field(default_factory=list)
+    """Largest first."""
 
 
 def tally(folder: str, group: int, removals: np.ndarray, partitions: int) -> None:
@@ -65,8 +72,8 @@ def summarise(folder: str, groups: int, partitions: int, partition: int) -> int:
     largest = []
     for place in np.lexsort((rows[starts, 0], -sizes))[:_LARGEST]:
         members = np.unique(rows[starts[place] : ends[place], 2:])[:_MEMBERS]
-        ids = [int(rows[starts[place], 0]), *map(int, members)]
-        largest.append({"size": int(sizes[place]), "ids": ids})
+        ids = (int(rows[starts[place], 0]), *map(int, members))
+        largest.append(asdict(Cluster(int(sizes[place]), ids)))
     bins = Counter((np.frexp(sizes)[1] - 1).tolist())  # exact: sizes are below 2^53
     described = {"documents": int(sizes.sum()), "sizes": bins, "largest": largest}
     write_bytes(_summary_url(folder, partition), json.dumps(described).encode())
@@ -79,12 +86,13 @@ def read_clusters(folder: str) -> Clusters:
     total = Clusters()
     with ThreadPoolExecutor(_THREADS) as pool:
         for data in pool.map(lambda number: read_bytes(_summary_url(folder, number)), range(partitions)):
-            found = json.loads(data)
-            sizes = Counter({int(k): number for k, number in found["sizes"].items()})
+            summary = json.loads(data)
+            sizes = Counter({int(k): number for k, number in summary["sizes"].items()})
             total.number += sizes.total()
-            total.documents += found["documents"]
+            total.documents += summary["documents"]
             total.sizes += sizes
-            ranked = sorted([*total.largest, *found["largest"]], key=lambda c: (-c["size"], c["ids"][0]))
+            largest = [Cluster(entry["size"], tuple(entry["ids"])) for entry in summary["largest"]]
+            ranked = sorted([*total.largest, *largest], key=lambda c: (-c.size, c.ids[0]))
             total.largest = ranked[:_LARGEST]
     return total
 

@@ -23,7 +23,6 @@ from llada.data.dedup.exchange import (
     MapTasks,
     find_sorted,
     hash_partition,
-    mix64,
     part_url,
     part_urls,
     read_partition,
@@ -33,6 +32,7 @@ from llada.data.dedup.exchange import (
     write_exchange,
 )
 from llada.files import join
+from llada.mixing import mix64
 
 _LOCAL_PASSES = 4  # of small-star over what one task holds; rounds do the rest
 

@@ -21,21 +21,29 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from llada.data.dedup.minhash import split_words
-from llada.data.read.formats import Part, Rejects, read_records
+from llada.data.batching import batches
+from llada.data.dedup.minhash import comparison_words
+from llada.data.document import Document
+from llada.data.filters.filter import Filter, Filtered, Verdict
+from llada.data.filters.view import TextView
+from llada.data.outcomes import EvaluationMatch, Rejects
+from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
-from llada.files import read_bytes, write_bytes
+from llada.data.read.parts import Part
+from llada.errors import UserError
+from llada.files import read_bytes, safetensors_layout, write_bytes
+from llada.mixing import GOLDEN_GAMMA
+from llada.settings import check_limits, limited, require
 
 FORMAT = "llada-decontamination-1"
-_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 _MAX_KNOWN_WORDS = 1 << 20
-_MAX_RECORD_BYTES = 64 << 20
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _SIEVE_BITS = (16, 24)  # 64 KB to 16 MB
 _WORDS_AT_ONCE = 1 << 14  # their hashes stay in the cache
@@ -47,9 +55,9 @@ class DecontaminationConfig:
 
     files: tuple[str, ...] = ()
     """Files, folders or globs of evaluation sets: JSON lines or parquet at any URL."""
-    ngram: int = 13
+    ngram: int = limited(13, low=1)
     """Words in a row that make a match."""
-    min_words: int = 8
+    min_words: int = limited(8, low=1)
     """Rows of min_words to ngram - 1 words are looked for as a whole; shorter ones are left out: they are chance."""
     fields: tuple[str, ...] | None = None
     """Top-level fields that make a row's text, in this order; None takes every string in it."""
@@ -57,19 +65,23 @@ class DecontaminationConfig:
     """Compare Chinese characters by their simplified form. Needs the package opencc when there are any."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_words <= self.ngram:
-            raise ValueError(
-                f"decontamination: min_words={self.min_words} must lie between 1 and ngram={self.ngram}"
-            )
+        check_limits(self, "decontamination")
+        require(
+            self.min_words <= self.ngram,
+            f"decontamination: min_words={self.min_words} must lie between 1 and ngram={self.ngram}",
+        )
 
 
 class Match(NamedTuple):
     """The first place in a text that also stands in an evaluation row."""
 
     file: str
-    line: int  # of the row, from 1
-    words: str  # all matched words in a row, normalised
-    ngrams: int  # matched n-grams in the whole text: few when it is a chance, many when a question was copied
+    line: int
+    """Of the row, from 1."""
+    words: str
+    """All matched words in a row, normalised."""
+    ngrams: int
+    """Matched n-grams in the whole text: few when it is a chance, many when a question was copied."""
 
 
 class _WordHashes(dict[str, int]):
@@ -103,9 +115,9 @@ class _Table(NamedTuple):
         maybe = np.flatnonzero(self.sieve.take(leading.view(np.int64)))
         if not len(maybe):
             return maybe, self.owners[:0]
-        found = np.minimum(np.searchsorted(self.hashes, hashes[maybe]), len(self.hashes) - 1)
-        hit = self.hashes[found] == hashes[maybe]
-        return maybe[hit], self.owners[found[hit]]
+        nearest = np.minimum(np.searchsorted(self.hashes, hashes[maybe]), len(self.hashes) - 1)
+        hit = self.hashes[nearest] == hashes[maybe]
+        return maybe[hit], self.owners[nearest[hit]]
 
 
 class DecontaminationIndex:
@@ -135,15 +147,10 @@ class DecontaminationIndex:
     def match_all(self, texts: Iterable[str]) -> list[Match | None]:
         """`match` of each text; of short ones much faster than one by one."""
         results: list[Match | None] = []
-        group: list[list[str]] = []
-        held = 0
-        for text in texts:
-            group.append(_words(text, self._fold))
-            held += len(group[-1])
-            if held >= _WORDS_AT_ONCE:
-                results += self._match_group(group)
-                group, held = [], 0
-        return results + self._match_group(group)
+        documents = (_words(text, self._fold) for text in texts)
+        for group in batches(documents, len, _WORDS_AT_ONCE):
+            results += self._match_group(group)
+        return results
 
     def _match_group(self, documents: list[list[str]]) -> list[Match | None]:
         matches: list[Match | None] = [None] * len(documents)
@@ -188,18 +195,17 @@ class DecontaminationIndex:
 
     @classmethod
     def load(cls, url: str) -> DecontaminationIndex:
-        """Read what `save` wrote. Raises ValueError naming a file that is missing, foreign or damaged."""
+        """Read what `save` wrote. Raises UserError naming a file that is missing, foreign or damaged."""
         try:
             data = read_bytes(url)
             arrays = load(data)
-            size = int.from_bytes(data[:8], "little")
-            described = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["index"])
+            described = json.loads(safetensors_layout(data)[0]["index"])
             if described["format"] != FORMAT:
                 raise ValueError
         except FileNotFoundError:
-            raise ValueError(f"no decontamination index at {url}; build it again") from None
+            raise UserError(f"no decontamination index at {url}; build it again") from None
         except (SafetensorError, ValueError, KeyError):
-            raise ValueError(f"{url} is no {FORMAT} file or is damaged; build it again") from None
+            raise UserError(f"{url} is no {FORMAT} file or is damaged; build it again") from None
         ends = np.cumsum(arrays["counts"]).tolist()
         ngrams = {
             size: (arrays["hashes"][start:end], arrays["owners"][start:end])
@@ -208,34 +214,53 @@ class DecontaminationIndex:
         return cls(described["names"], arrays["files"], arrays["lines"], ngrams, described["fold_chinese"])
 
 
+@dataclass(frozen=True)
+class Decontamination(Filter):
+    """The last filter of a chain: refuses documents that hold an evaluation row, and notes where in `matches`."""
+
+    index: DecontaminationIndex
+    matches: list[EvaluationMatch]
+
+    label: ClassVar = "Decontamination"
+    reasons: ClassVar = MappingProxyType({"contaminated": "an n-gram of an evaluation row stands in it"})
+
+    def __call__(self, document: Document, view: TextView) -> Filtered:
+        if (match := self.index.match(document.text)) is None:
+            return Filtered(document)
+        self.matches.append(
+            {"place": document.place, "file": match.file, "line": match.line, "words": match.words}
+        )
+        return Filtered(document, Verdict("contaminated", match.words))
+
+
 def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
     """The index of all evaluation rows; where several rows hold an n-gram, the first one is named.
 
-    Raises ValueError for a row that cannot be read or lacks one of `fields`, FileNotFoundError for a missing file: a
+    Raises UserError for a row that cannot be read or lacks one of `fields`, FileNotFoundError for a missing file: a
     question that is not in the index would stay in the data unnoticed.
     """
     hasher = _NgramHasher()
     files = list(list_inputs(config.files)) if config.files else []
     rows: list[tuple[int, int]] = []
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    pieces_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for number, file in enumerate(files):
         rejects = Rejects()
-        for record in read_records(Part(file, file.size), rejects, max_record_bytes=_MAX_RECORD_BYTES):
+        for record in read_records(Part(file, file.size), rejects):
             text = "\n".join(_strings(record.fields, config.fields, f"{file.url}:{record.line}"))
             words = _words(text, config.fold_chinese)
             if len(words) < config.min_words:
                 continue
             size = min(config.ngram, len(words))
             hashes = hasher.of_words(words).ngrams(size)
-            found.setdefault(size, []).append((hashes, np.full(len(hashes), len(rows), dtype=np.uint32)))
+            pieces_of.setdefault(size, []).append((hashes, np.full(len(hashes), len(rows), dtype=np.uint32)))
             rows.append((number, record.line))
         if rejects.counts:
-            raise ValueError(
+            raise UserError(
                 f"evaluation file {file.url}: cannot read {rejects.counts.total()} rows "
                 f"({', '.join(rejects.counts)}); mend the file or leave it out"
             )
     ngrams = {}
-    for size, pieces in found.items():
+    for size, pieces in pieces_of.items():
         hashes, owners = (np.concatenate(column) for column in zip(*pieces, strict=True))
         unique, first = np.unique(hashes, return_index=True)
         ngrams[size] = (unique, owners[first])
@@ -250,7 +275,7 @@ def _words(text: str, fold_chinese: bool) -> list[str]:
         text = unicodedata.normalize("NFKC", text)
         if fold_chinese and _CHINESE.search(text):
             text = text.translate(_simplified)
-    return split_words(text)
+    return comparison_words(text)
 
 
 class _Simplified(dict[int, str]):
@@ -283,7 +308,7 @@ def _strings(row: dict[str, Any], fields: tuple[str, ...] | None, place: str) ->
         return
     for name in fields:
         if name not in row:
-            raise ValueError(f"evaluation row {place} has no field {name!r}; it has {', '.join(row)}")
+            raise UserError(f"evaluation row {place} has no field {name!r}; it has {', '.join(row)}")
         yield from _strings_in(row[name])
 
 
@@ -313,7 +338,8 @@ class _NgramHasher:
         self._grow(2 * _WORDS_AT_ONCE)
 
     def _grow(self, size: int) -> None:
-        factors = np.full((2, size), [[_MULTIPLIER], [pow(_MULTIPLIER, -1, 1 << 64)]], dtype=np.uint64)
+        # The multiplier is odd, so it has an inverse modulo 2^64.
+        factors = np.full((2, size), [[GOLDEN_GAMMA], [pow(GOLDEN_GAMMA, -1, 1 << 64)]], dtype=np.uint64)
         factors[:, 0] = 1
         self._powers, self._inverse_powers = np.cumprod(factors, axis=1, dtype=np.uint64)
 

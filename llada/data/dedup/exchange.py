@@ -18,13 +18,14 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import save
 
-from llada.files import exists, filesystem, join, read_bytes, with_retries, write_bytes
+from llada.errors import UserError
+from llada.files import exists, fetch_ranges, join, read_bytes, safetensors_layout, write_bytes
 
 FORMAT = "llada-exchange-1"
 _HEAD_BYTES = 8192  # the JSON header (about 250) and the offsets of up to 990 partitions in one request
 _REMEDY = "delete the folder it is in and run the step that writes it again"
 
-MapTasks = Callable[[Callable[[int], int], Iterable[int]], Iterable[int]]
+MapTasks = Callable[[Callable[[int], int], Sequence[int]], Iterable[int]]
 """Runs a function on task numbers, in any order, on any machine: `map` does it here."""
 
 
@@ -34,16 +35,12 @@ class _Place(NamedTuple):
     rows: int
     offsets: int
     columns: int
-    first: int  # the first partition that the file holds
-    held: int  # how many it holds
-    partitions: int  # of how many
-
-
-def mix64(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64, a bijection of uint64: every input bit changes about half of the output bits."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    first: int
+    """The first partition that the file holds."""
+    number: int
+    """How many it holds,"""
+    partitions: int
+    """of how many."""
 
 
 def hash_partition(hashes: np.ndarray, num_partitions: int) -> np.ndarray:
@@ -67,9 +64,8 @@ def row_order(rows: np.ndarray) -> np.ndarray:
     order = np.argsort(rows[:, 0])
     leading = rows[order, 0]
     equal = leading[1:] == leading[:-1]
-    if (
-        rows.shape[1] > 1 and equal.any()
-    ):  # the general sort is slow: only where the first column does not decide
+    # The general sort is slow: only where the first column does not decide.
+    if rows.shape[1] > 1 and equal.any():
         tied = np.flatnonzero(np.r_[equal, False] | np.r_[False, equal])
         undecided = order[tied]
         order[tied] = undecided[np.lexsort(rows[undecided].T[::-1])]
@@ -142,22 +138,22 @@ def write_exchange(
     num_partitions: int,
     *,
     first: int = 0,
-    held: int | None = None,
+    count: int | None = None,
 ) -> int:
     """Write rows uint64 (n, C) with their partitions (n,), all or nothing; returns n. Same rows, same bytes.
 
-    The file holds the partitions first .. first + held - 1 of `num_partitions`, all of them by default.
+    The file holds the partitions first .. first + count - 1 of `num_partitions`, all of them by default.
     """
-    held = num_partitions if held is None else held
-    if len(rows) and not first <= partition.min() <= partition.max() < first + held:
+    count = num_partitions if count is None else count
+    if len(rows) and not first <= partition.min() <= partition.max() < first + count:
         raise ValueError(
-            f"{url}: partitions {partition.min()}..{partition.max()} are outside {first}..{first + held - 1}"
+            f"{url}: partitions {partition.min()}..{partition.max()} are outside {first}..{first + count - 1}"
         )
     order = row_order(rows)
     partition = partition[order].astype(np.min_scalar_type(num_partitions))  # up to 16 bits sort much faster
     by_partition = np.argsort(partition, kind="stable")
     order = order[by_partition]
-    bounds = np.arange(first, first + held + 1).astype(partition.dtype)
+    bounds = np.arange(first, first + count + 1).astype(partition.dtype)
     offsets = np.searchsorted(partition[by_partition], bounds)
     arrays = {"offsets": offsets.astype(np.uint64), "rows": np.ascontiguousarray(rows[order])}
     described = {"format": FORMAT, "first": first, "partitions": num_partitions}
@@ -174,7 +170,7 @@ def read_partition(urls: Sequence[str], partition: int, num_partitions: int) -> 
 def read_slices(urls: Sequence[str], partition: int, num_partitions: int) -> list[np.ndarray]:
     """The rows uint64 (n, C) of one partition, file by file. `num_partitions` divides what the files were written with.
 
-    The byte ranges of all files are fetched together. Raises ValueError naming a file that is missing or damaged.
+    The byte ranges of all files are fetched together. Raises UserError naming a file that is missing or damaged.
     """
     heads = _fetch([(url, 0, _HEAD_BYTES) for url in urls])
     places = [_place(url, head) for url, head in zip(urls, heads, strict=True)]
@@ -182,8 +178,8 @@ def read_slices(urls: Sequence[str], partition: int, num_partitions: int) -> lis
     for url, place in zip(urls, places, strict=True):
         finer, rest = divmod(place.partitions, num_partitions)
         begin = partition * finer - place.first
-        if rest or begin < 0 or begin + finer > place.held:
-            raise ValueError(
+        if rest or begin < 0 or begin + finer > place.number:
+            raise UserError(
                 f"{url} does not hold partition {partition} of {num_partitions}: it was written with "
                 f"{place.partitions}; {_REMEDY}"
             )
@@ -196,7 +192,7 @@ def read_slices(urls: Sequence[str], partition: int, num_partitions: int) -> lis
     slices = []
     for (url, start, end), place, data in zip(ranges, places, _fetch(ranges), strict=True):
         if len(data) != end - start:
-            raise ValueError(f"{url} is shorter than its header says; {_REMEDY}")
+            raise UserError(f"{url} is shorter than its header says; {_REMEDY}")
         slices.append(np.frombuffer(data, dtype="<u8").reshape(-1, place.columns))
     return slices
 
@@ -206,8 +202,8 @@ def _offsets(
 ) -> list[tuple[int, int]]:
     """(first row, end row) of the partitions (first, end) of each file; fetched where the head does not hold them."""
     wanted = [
-        (place.offsets + 8 * number, number_at)
-        for number_at, (place, bound) in enumerate(zip(places, bounds, strict=True))
+        (place.offsets + 8 * number, file)
+        for file, (place, bound) in enumerate(zip(places, bounds, strict=True))
         for number in bound
     ]
     missing = [(urls[file], start, start + 8) for start, file in wanted if start + 8 > len(heads[file])]
@@ -223,38 +219,24 @@ def _offsets(
 
 def _place(url: str, head: bytes) -> _Place:
     try:
-        size = int.from_bytes(head[:8], "little")
-        header = json.loads(head[8 : 8 + size])
-        described, offsets, rows = (
-            json.loads(header["__metadata__"]["exchange"]),
-            header["offsets"],
-            header["rows"],
-        )
-        if described["format"] != FORMAT:
-            raise ValueError
-        return _Place(
-            8 + size + rows["data_offsets"][0],
-            8 + size + offsets["data_offsets"][0],
-            rows["shape"][1],
-            described["first"],
-            offsets["shape"][0] - 1,
-            described["partitions"],
-        )
+        metadata, arrays = safetensors_layout(head)
+        described, rows, offsets = json.loads(metadata["exchange"]), arrays["rows"], arrays["offsets"]
+        if described["format"] == FORMAT:
+            return _Place(
+                rows=rows.start,
+                offsets=offsets.start,
+                columns=rows.shape[1],
+                first=described["first"],
+                number=offsets.shape[0] - 1,
+                partitions=described["partitions"],
+            )
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{url} is no {FORMAT} file or is damaged; {_REMEDY}") from None
+        pass
+    raise UserError(f"{url} is no {FORMAT} file or is damaged; {_REMEDY}")
 
 
 def _fetch(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-    """The bytes of (url, start, end) ranges, fetched together; empty ranges cost no request."""
-    asked = [r for r in ranges if r[2] > r[1]]
-    if not asked:
-        return [b""] * len(ranges)
-    fs, _ = filesystem(asked[0][0])
-    paths = [fs._strip_protocol(url) for url, _, _ in asked]
     try:
-        starts, ends = [r[1] for r in asked], [r[2] for r in asked]
-        pieces = with_retries(lambda: fs.cat_ranges(paths, starts, ends, on_error="raise"), asked[0][0])
+        return fetch_ranges(ranges)
     except FileNotFoundError as error:
-        raise ValueError(f"missing exchange file {error}; {_REMEDY}") from None
-    fetched = iter(pieces)
-    return [bytes(next(fetched)) if end > start else b"" for _, start, end in ranges]
+        raise UserError(f"missing exchange file {error}; {_REMEDY}") from None

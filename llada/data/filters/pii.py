@@ -14,12 +14,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 from zlib import crc32
+
+from llada.data.document import Document
+from llada.data.filters.filter import Filter, Filtered
+from llada.data.filters.view import TextView
+from llada.settings import require
 
 
 @dataclass(frozen=True)
-class PiiConfig:
+class PiiFilter(Filter):
     """What is replaced, and by what: each match by one of the replacements of its kind."""
 
     emails: bool = True
@@ -30,23 +36,34 @@ class PiiConfig:
     ipv6_replacements: tuple[str, ...] = ("2001:db8::17", "2001:db8:5:2a::1")
     phone_replacements: tuple[str, ...] = ("555-0100", "555-0123", "555-0142", "555-0199")
 
+    label: ClassVar = "Personal data"
+
     def __post_init__(self) -> None:
         for name in ("email", "ipv4", "ipv6", "phone"):
-            if not getattr(self, f"{name}_replacements"):
-                raise ValueError(f"{name}_replacements must not be empty; to keep this kind, switch it off")
+            require(
+                bool(getattr(self, f"{name}_replacements")),
+                f"{name}_replacements must not be empty; to keep this kind, switch it off",
+            )
+
+    def __call__(self, document: Document, view: TextView) -> Filtered:
+        text, counts = scrub(document.text, self)
+        return Filtered(replace(document, text=text) if counts else document, None, counts)
+
+    def redact(self, text: str) -> str:
+        return scrub(text, self)[0]
 
 
-def scrub(text: str, config: PiiConfig) -> tuple[str, dict[str, int]]:
+def scrub(text: str, settings: PiiFilter) -> tuple[str, dict[str, int]]:
     """The text with its personal data replaced, and how many were, by kind: "email", "ip", "phone"."""
     counts: dict[str, int] = {}
-    if config.emails and "@" in text:
-        text = _replace(text, _emails(text), config.email_replacements, "email", counts)
-    if config.ips:
-        text = _replace(text, _ipv4(text), config.ipv4_replacements, "ip", counts)
+    if settings.emails and "@" in text:
+        text = _replace(text, _emails(text), settings.email_replacements, "email", counts)
+    if settings.ips:
+        text = _replace(text, _ipv4(text), settings.ipv4_replacements, "ip", counts)
         if "::" in text or text.count(":") >= 7:
-            text = _replace(text, _ipv6(text), config.ipv6_replacements, "ip", counts)
-    if config.phones:
-        text = _replace(text, _phones(text), config.phone_replacements, "phone", counts)
+            text = _replace(text, _ipv6(text), settings.ipv6_replacements, "ip", counts)
+    if settings.phones:
+        text = _replace(text, _phones(text), settings.phone_replacements, "phone", counts)
     return text, counts
 
 

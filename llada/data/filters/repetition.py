@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 
-from llada.data.filters.view import TextView, Verdict
+from llada.data.document import Document
+from llada.data.filters.filter import Filter, Filtered, Verdict
+from llada.data.filters.view import TextView
 
 _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
 _HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: no bit of a word's key is lost
@@ -22,7 +26,7 @@ Limits = tuple[tuple[int, float], ...]  # (n, largest share)
 
 
 @dataclass(frozen=True)
-class GopherRepetitionConfig:
+class GopherRepetition(Filter):
     """Largest shares that a document may have; None switches a rule off."""
 
     max_duplicate_paragraphs: float | None = 0.3
@@ -43,36 +47,49 @@ class GopherRepetitionConfig:
     unsegmented_ngram_scale: int = 2
     """In scripts without spaces, where a word is a character: the n-grams of n words have this many times n."""
 
+    label: ClassVar = "Gopher repetition"
+    reasons: ClassVar = MappingProxyType(
+        {
+            "gopher_repetition.empty": "there is no text",
+            "gopher_repetition.duplicate_paragraphs": "share of the paragraphs above `max_duplicate_paragraphs`",
+            "gopher_repetition.duplicate_paragraph_chars": "their characters above `max_duplicate_paragraph_chars`",
+            "gopher_repetition.duplicate_lines": "share of the lines above `max_duplicate_lines`",
+            "gopher_repetition.duplicate_line_chars": "their characters above `max_duplicate_line_chars`",
+            "gopher_repetition.top_N_gram": "the most frequent N-gram has more than `max_top_ngram_chars`",
+            "gopher_repetition.duplicate_N_gram": "repeated N-grams have more than `max_duplicate_ngram_chars`",
+        }
+    )
 
-def gopher_repetition(
-    view: TextView, config: GopherRepetitionConfig, language: str | None = None
-) -> Verdict | None:
-    """The first rule that a text fails, or None. The language does not matter here; the script does."""
-    text = view.text
-    stripped = text.strip()
-    if not stripped:
-        return Verdict("gopher_repetition.empty", 0, 1)
-    checks = (
-        ("paragraph", _paragraphs(stripped), config.max_duplicate_paragraphs, config.max_duplicate_paragraph_chars),
-        ("line", _lines(text), config.max_duplicate_lines, config.max_duplicate_line_chars),
-    )  # fmt: skip
-    for unit, parts, max_share, max_chars in checks:
-        count, chars = _duplicates(parts)
-        if max_share is not None and count / len(parts) > max_share:
-            return Verdict(f"gopher_repetition.duplicate_{unit}s", count / len(parts), max_share)
-        if max_chars is not None and chars / len(text) > max_chars:
-            return Verdict(f"gopher_repetition.duplicate_{unit}_chars", chars / len(text), max_chars)
-    grams = _Ngrams(view)
-    scale = config.unsegmented_ngram_scale if view.is_unsegmented else 1
-    top_limits = tuple((n * scale, limit) for n, limit in config.max_top_ngram_chars)
-    duplicate_limits = tuple((n * scale, limit) for n, limit in config.max_duplicate_ngram_chars)
-    if top := _top_ngram(grams, top_limits, view.is_unsegmented):
-        n, share, limit = top
-        return Verdict(f"gopher_repetition.top_{n // scale}_gram", share, limit)
-    if duplicate := _duplicate_ngram(grams, duplicate_limits):
-        n, share, limit = duplicate
-        return Verdict(f"gopher_repetition.duplicate_{n // scale}_gram", share, limit)
-    return None
+    def __call__(self, document: Document, view: TextView) -> Filtered:
+        return Filtered(document, self.verdict(view))
+
+    def verdict(self, view: TextView) -> Verdict | None:
+        """The first rule that a text fails, or None. The language does not matter here; the script does."""
+        text = view.text
+        stripped = text.strip()
+        if not stripped:
+            return Verdict("gopher_repetition.empty", 0, 1)
+        checks = (
+            ("paragraph", _paragraphs(stripped), self.max_duplicate_paragraphs, self.max_duplicate_paragraph_chars),
+            ("line", _lines(text), self.max_duplicate_lines, self.max_duplicate_line_chars),
+        )  # fmt: skip
+        for unit, parts, max_share, max_chars in checks:
+            count, chars = _duplicates(parts)
+            if max_share is not None and count / len(parts) > max_share:
+                return Verdict(f"gopher_repetition.duplicate_{unit}s", count / len(parts), max_share)
+            if max_chars is not None and chars / len(text) > max_chars:
+                return Verdict(f"gopher_repetition.duplicate_{unit}_chars", chars / len(text), max_chars)
+        grams = _Ngrams(view)
+        scale = self.unsegmented_ngram_scale if view.is_unsegmented else 1
+        top_limits = tuple((n * scale, limit) for n, limit in self.max_top_ngram_chars)
+        duplicate_limits = tuple((n * scale, limit) for n, limit in self.max_duplicate_ngram_chars)
+        if top := _top_ngram(grams, top_limits, view.is_unsegmented):
+            n, share, limit = top
+            return Verdict(f"gopher_repetition.top_{n // scale}_gram", share, limit)
+        if duplicate := _duplicate_ngram(grams, duplicate_limits):
+            n, share, limit = duplicate
+            return Verdict(f"gopher_repetition.duplicate_{n // scale}_gram", share, limit)
+        return None
 
 
 def _paragraphs(text: str) -> list[str]:

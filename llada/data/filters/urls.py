@@ -8,17 +8,24 @@ mistake.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from types import MappingProxyType
+from typing import ClassVar
 
-import fsspec
 import numpy as np
 
-from llada.data.filters.view import Verdict
+from llada.data.document import Document
+from llada.data.filters.filter import Filter, Filtered, Verdict
+from llada.data.filters.view import TextView
+from llada.errors import UserError
+from llada.files import open_text
+from llada.settings import check_limits, limited
 
 _URL = re.compile(
     r"\s*(?:(?:[a-z][a-z0-9+.-]*:)?//)?(?:[^/?#@]*@)?"  # scheme and user
@@ -30,32 +37,54 @@ _PATH_END = re.compile(r"[/?&]")
 
 
 @dataclass(frozen=True)
-class UrlConfig:
-    """URLs of the list files; an empty tuple switches a rule off."""
+class UrlFilter(Filter):
+    """URLs of the list files; an empty tuple switches a rule off. Documents without a URL pass."""
 
-    domains: tuple[str, ...] = ()  # blocked with everything below them: example.com stops a.example.com
-    pages: tuple[str, ...] = ()  # a page, or a folder with everything below it: example.com/~joe
-    banned_words: tuple[str, ...] = ()  # one of them as a whole word of the URL is enough
-    soft_words: tuple[str, ...] = ()  # `soft_word_threshold` different ones are needed
-    banned_subwords: tuple[str, ...] = ()  # anywhere in the URL's letters and digits, across word limits
-    soft_word_threshold: int = 2
+    domains: tuple[str, ...] = ()
+    """Blocked with everything below them: example.com stops a.example.com."""
+    pages: tuple[str, ...] = ()
+    """A page, or a folder with everything below it: example.com/~joe."""
+    banned_words: tuple[str, ...] = ()
+    """One of them as a whole word of the URL is enough."""
+    soft_words: tuple[str, ...] = ()
+    """`soft_word_threshold` different ones are needed."""
+    banned_subwords: tuple[str, ...] = ()
+    """Anywhere in the URL's letters and digits, across word limits."""
+    soft_word_threshold: int = limited(2, low=1)
+
+    label: ClassVar = "URL lists"
+    reasons: ClassVar = MappingProxyType(
+        {
+            "url.domain": "its domain, or one above it, is in `domains`",
+            "url.page": "the page, or a folder above it, is in `pages`",
+            "url.banned_word": "a word of the URL is in `banned_words`",
+            "url.soft_words": "`soft_word_threshold` words of the URL are in `soft_words`",
+            "url.banned_subword": "the URL holds one of `banned_subwords`",
+        }
+    )
 
     def __post_init__(self) -> None:
-        if self.soft_word_threshold < 1:
-            raise ValueError(f"soft_word_threshold must be at least 1, not {self.soft_word_threshold}")
+        check_limits(self, "url")
+
+    def __call__(self, document: Document, view: TextView) -> Filtered:
+        return Filtered(document, _load(self).verdict(document.url) if document.url else None)
+
+    def files(self) -> list[str]:
+        lists = (self.domains, self.pages, self.banned_words, self.soft_words, self.banned_subwords)
+        return [url for urls in lists for url in urls]
 
 
-class UrlFilter:
-    """The lists of a `UrlConfig`, read once. Raises FileNotFoundError or ValueError naming the list."""
+class UrlLists:
+    """The lists of a `UrlFilter`, read once. Raises UserError naming the list."""
 
-    def __init__(self, config: UrlConfig) -> None:
-        self._domains = _HashSet(_domain(entry) for entry in _entries(config.domains))
-        self._pages = _HashSet("".join(_split(entry)) for entry in _entries(config.pages))
-        self._banned_words = _words(_entries(config.banned_words))
-        self._soft_words = _words(_entries(config.soft_words))
-        subwords = sorted(_words(_entries(config.banned_subwords)))
+    def __init__(self, settings: UrlFilter) -> None:
+        self._domains = _HashSet(_domain(entry) for entry in _entries(settings.domains))
+        self._pages = _HashSet("".join(_split(entry)) for entry in _entries(settings.pages))
+        self._banned_words = _words(_entries(settings.banned_words))
+        self._soft_words = _words(_entries(settings.soft_words))
+        subwords = sorted(_words(_entries(settings.banned_subwords)))
         self._banned_subwords = re.compile("|".join(subwords)) if subwords else None
-        self._soft_word_threshold = config.soft_word_threshold
+        self._soft_word_threshold = settings.soft_word_threshold
 
     def verdict(self, url: str) -> Verdict | None:
         """Why documents of this URL are refused, with what was found as the value, or None."""
@@ -75,6 +104,9 @@ class UrlFilter:
         if self._banned_subwords and (match := self._banned_subwords.search("".join(words))):
             return Verdict("url.banned_subword", match[0])
         return None
+
+
+_load = functools.cache(UrlLists)
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -112,14 +144,16 @@ def _words(entries: Iterable[str]) -> frozenset[str]:
 def _entries(urls: tuple[str, ...]) -> Iterator[str]:
     for url in urls:
         try:
-            with fsspec.open(url, "rt", encoding="utf-8", compression="infer") as lines:
+            with open_text(url) as lines:
                 for line in lines:
                     if (entry := line.strip()) and not entry.startswith("#"):
                         yield entry
         except UnicodeDecodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"the URL list {url} is not UTF-8 text ({error}): give one entry a line"
             ) from None
+        except FileNotFoundError:
+            raise UserError(f"no URL list at {url}: give the file of a list, or leave it out") from None
 
 
 class _HashSet:

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 
+from llada.data.document import UNKNOWN
 from llada.data.filters.words import LATIN, NO_LETTER, UNSEGMENTED, encode_words
-
-
-class Verdict(NamedTuple):
-    """Why a document is refused: the rule, the value that failed and the limit it failed against."""
-
-    rule: str  # "gopher_quality.few_words"
-    value: float | str
-    limit: float | str | None = None
 
 
 class TextView:
@@ -59,8 +51,9 @@ class TextView:
         """Whether most words are characters of a script without spaces: Chinese, Japanese, Thai…"""
         return self.script == UNSEGMENTED
 
-    def is_english(self, language: str | None) -> bool:
-        """Whether rules made for English apply: the language is English, or unknown and in Latin letters (or none)."""
-        if language is None:
+    def is_english(self, language: str) -> bool:
+        """Whether rules made for English apply: the language is English ("en", "eng_Latn"), or unknown and in Latin
+        letters (or none)."""
+        if language == UNKNOWN:
             return self.script in (LATIN, NO_LETTER)
         return language.lower().replace("_", "-").split("-")[0] in ("en", "eng")

@@ -1,9 +1,13 @@
-"""Clean a text and decide whether its length is acceptable. Nothing here looks at more than one document."""
+"""Clean texts, and cut long ones into sections."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from llada.data.document import Document
 
 _LINE_BREAKS = re.compile("[\u0085\u2028\u2029]")
 # Control characters (tab and newline excepted), the byte order mark and the soft hyphen: invisible, never wanted.
@@ -34,10 +38,19 @@ def clean_text(text: str) -> str:
     return text.strip("\n")
 
 
-def length_reason(text: str, min_chars: int, max_chars: int | None) -> str | None:
-    """Why a text is refused for its length ("too_short", "too_long"), or None when it is kept."""
-    if len(text) < min_chars:
-        return "too_short"
-    if max_chars is not None and len(text) > max_chars:
-        return "too_long"
-    return None
+def clean(documents: Iterable[Document], section_chars: int | None = None) -> Iterator[Document]:
+    """The documents with clean texts, each cut into sections of about `section_chars` characters, if given."""
+    for document in documents:
+        for section in _sections(clean_text(document.text), section_chars):
+            yield replace(document, text=section)
+
+
+def _sections(text: str, section_chars: int | None) -> Iterator[str]:
+    """A text cut at empty lines, or at any line end, failing that."""
+    while section_chars is not None and len(text) > section_chars:
+        cut = text.rfind("\n\n", section_chars // 2, section_chars)
+        cut = cut if cut >= 0 else text.rfind("\n", section_chars // 2, section_chars)
+        cut = cut if cut >= 0 else section_chars
+        yield text[:cut].strip("\n")
+        text = text[cut:].strip("\n")
+    yield text

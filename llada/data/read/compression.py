@@ -1,9 +1,21 @@
-"""Incremental decompression of gzip and zstd, one compressed member (frame) at a time."""
+"""Compressed files: which a name promises, and incremental decompression, one member (frame) at a time."""
 
 from __future__ import annotations
 
+import os
 import zlib
 from typing import Any
+
+from llada.errors import UserError
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def split_compression(url: str) -> tuple[str, str | None]:
+    """(the URL in lower case without its compression's suffix, None | "gzip" | "zstd")."""
+    stem, suffix = os.path.splitext(url.lower())
+    compression = COMPRESSIONS.get(suffix)
+    return (stem, compression) if compression else (url.lower(), None)
 
 
 def decompressor(compression: str) -> Any:
@@ -13,7 +25,7 @@ def decompressor(compression: str) -> Any:
     try:
         import zstandard
     except ImportError:
-        raise ImportError("reading .zst files needs the package zstandard: pip install zstandard") from None
+        raise UserError("reading .zst files needs the package zstandard: pip install zstandard") from None
     return zstandard.ZstdDecompressor().decompressobj()
 
 

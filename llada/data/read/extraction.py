@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable
 from typing import Literal, get_args
 
+from llada.errors import UserError
+
 Extractor = Literal["resiliparse", "trafilatura"]
 
 # 7-bit encodings whose bytes are valid UTF-8 too.
@@ -65,7 +67,7 @@ def decode_html(data: bytes, charset: str | None = None) -> str:
         try:
             from resiliparse.parse.encoding import detect_encoding
         except ImportError:
-            raise ImportError(_missing("resiliparse")) from None
+            raise UserError(_missing("resiliparse")) from None
         declared = _codec(detect_encoding(data, from_html_meta=True)) or _codec(detect_encoding(data))
     return data.decode(declared or "utf-8", "replace")
 
@@ -91,18 +93,17 @@ def extract_text(html: str, extractor: Extractor = "resiliparse") -> str:
 def text_extractor(extractor: Extractor) -> Callable[[str], str]:
     """The function behind `extract_text`; it raises ValueError for a page that cannot be read.
 
-    Raises ImportError when the extractor is not installed, ValueError when there is no such.
+    Raises UserError when the extractor is not installed, or there is no such.
     """
     if extractor == "resiliparse":
         try:
             from resiliparse.extract.html2text import extract_plain_text
         except ImportError:
-            raise ImportError(_missing("resiliparse")) from None
+            raise UserError(_missing("resiliparse")) from None
 
         def by_resiliparse(html: str) -> str:
-            if (
-                _depth(html) > _MAX_DEPTH
-            ):  # its time is quadratic in the depth: 2 s at 8,000, hours for a hostile page
+            # Its time is quadratic in the depth: 2 s at 8,000, hours for a hostile page.
+            if _depth(html) > _MAX_DEPTH:
                 raise ValueError(f"the HTML elements are nested more than {_MAX_DEPTH} deep")
             return extract_plain_text(
                 html,
@@ -118,10 +119,10 @@ def text_extractor(extractor: Extractor) -> Callable[[str], str]:
         try:
             from trafilatura import extract
         except ImportError:
-            raise ImportError(_missing("trafilatura lxml_html_clean")) from None
+            raise UserError(_missing("trafilatura lxml_html_clean")) from None
         # Without its deduplication, whose result depends on the pages seen before.
         return lambda html: extract(html, favor_precision=True, include_comments=False) or ""
-    raise ValueError(f"no extractor {extractor!r}; choose one of {', '.join(get_args(Extractor))}")
+    raise UserError(f"no extractor {extractor!r}; choose one of {', '.join(get_args(Extractor))}")
 
 
 def _depth(html: str) -> int:

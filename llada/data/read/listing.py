@@ -22,8 +22,9 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from llada.data.dedup.exchange import find_sorted
-from llada.data.read.formats import SUPPORTED, InputFile, file_format
+from llada.data.read.formats import find_reader, reader_of, supported
+from llada.data.read.parts import InputFile
+from llada.errors import UserError
 from llada.files import filesystem, is_store_error
 
 _STAT_THREADS = 32  # a list of files asks the store for each size; the answers take milliseconds each
@@ -57,9 +58,7 @@ class _Marks:
 
     def add(self, mark: int) -> bool:
         """Whether it is new."""
-        if mark in self._newest or any(
-            find_sorted(a, np.array([mark], np.uint64))[1][0] for a in self._sorted
-        ):
+        if mark in self._newest or any(_holds(marks, mark) for marks in self._sorted):
             return False
         self._newest.add(mark)
         if len(self._newest) == _NEWEST_MARKS:
@@ -71,6 +70,12 @@ class _Marks:
         return True
 
 
+def _holds(marks: np.ndarray, mark: int) -> bool:
+    """Whether sorted uint64 numbers (n,) hold one."""
+    place = int(np.searchsorted(marks, np.uint64(mark)))
+    return place < len(marks) and int(marks[place]) == mark
+
+
 def list_inputs(inputs: Sequence[str]) -> Iterator[InputFile]:
     """The files behind files, folders (searched below), globs and "@" lists (one URL a line), in the order given.
 
@@ -78,28 +83,28 @@ def list_inputs(inputs: Sequence[str]) -> Iterator[InputFile]:
     inputs beside it; a listed file's is its URL. Files that are named twice come once. Hidden files, and files of a folder that
     are in no known format, are left out.
 
-    Raises FileNotFoundError or ValueError naming the input that gives nothing readable.
+    Raises UserError naming the input that gives nothing readable.
     """
     opened = _open_inputs(inputs)
     # One folder or glob cannot name a file twice.
     seen = None if len(opened) == 1 and opened[0].kind != "list" else _Marks()
     for entry in opened:
-        found = 0
+        is_empty = True
         for path, name, size, identity in _files(entry):
-            found += 1
+            is_empty = False
             url = entry.fs.unstrip_protocol(path) if "://" in entry.given or "://" in path else path
             if seen is not None:
                 mark = int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest(), "little")
                 if not seen.add(mark):
                     continue
             yield InputFile(url, entry.prefix + name, size, identity)
-        if not found:
-            raise ValueError(f"nothing to read in {entry.given}: file names must end in one of {SUPPORTED}")
+        if is_empty:
+            raise UserError(f"nothing to read in {entry.given}: file names must end in one of {supported()}")
 
 
 def _open_inputs(inputs: Sequence[str]) -> list[_Input]:
     if not inputs:
-        raise ValueError("no --input given")
+        raise UserError("no --input given")
     opened: list[_Input] = []
     labels: Counter[str] = Counter()
     for given in dict.fromkeys(inputs):
@@ -113,7 +118,7 @@ def _open_inputs(inputs: Sequence[str]) -> list[_Input]:
         elif fs.isdir(path):
             kind = "folder"
         else:
-            raise FileNotFoundError(f"no input at {given}: no such file, folder or match")
+            raise UserError(f"no input at {given}: no such file, folder or match")
         root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if kind == "glob" else path.rstrip("/")
         label = os.path.basename(root)
         labels[label] += 1
@@ -126,7 +131,7 @@ def _open_inputs(inputs: Sequence[str]) -> list[_Input]:
 def _files(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
     """(path, name below the input, bytes, identity) of each readable file of one input."""
     if entry.kind == "file":
-        file_format(entry.given)
+        reader_of(entry.given)
         yield entry.path, "", *_stat(entry.fs.info(entry.path))
         return
     if entry.kind == "list":
@@ -139,11 +144,9 @@ def _files(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
             continue
         if pattern is not None and not pattern.fullmatch(path):
             continue
-        try:
-            file_format(path)
-        except ValueError:
-            if pattern is not None:
-                raise  # asked for by its name; in a folder, a README beside the data is no error
+        if pattern is not None:
+            reader_of(path)  # asked for by its name; in a folder, a README beside the data is no error
+        elif find_reader(path) is None:
             continue
         yield path, name, *_stat(info)
 
@@ -153,25 +156,21 @@ def _listed(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
 
     def look(url: str) -> tuple[str, str, int, str]:
         fs, path = filesystem(url)
-        file_format(url)
+        reader_of(url)
         try:
             return url, url, *_stat(fs.info(path))
         except FileNotFoundError:
-            raise FileNotFoundError(f"no file at {url}, which {entry.given} lists") from None
+            raise UserError(f"no file at {url}, which {entry.given} lists") from None
 
     try:
-        with (
-            entry.fs.open(entry.path, "rt", encoding="utf-8") as lines,
-            ThreadPoolExecutor(_STAT_THREADS) as pool,
-        ):
-            urls = (line.strip() for line in lines)
-            wanted = (url for url in urls if url and not url.startswith("#"))
-            while page := list(islice(wanted, _PAGE)):
-                yield from pool.map(look, page)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            str(error) if "lists" in str(error) else f"no list at {entry.given}"
-        ) from None
+        opened = entry.fs.open(entry.path, "rt", encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"no list at {entry.given}") from None
+    with opened as lines, ThreadPoolExecutor(_STAT_THREADS) as pool:
+        urls = (line.strip() for line in lines)
+        wanted = (url for url in urls if url and not url.startswith("#"))
+        while page := list(islice(wanted, _PAGE)):
+            yield from pool.map(look, page)
 
 
 def _stat(info: dict[str, Any]) -> tuple[int, str]:

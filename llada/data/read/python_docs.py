@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from llada.data.read.formats import Document
+from llada.data.document import Document
 
 _SKIPPED = {
     "test",
@@ -43,12 +43,12 @@ def python_documents() -> Iterator[Document]:
     from pydoc_data.topics import topics
 
     for label in sorted(topics):
-        yield Document(f"topic/{label}", reflow(clean_topic(topics[label])), "python:topics")
+        yield Document(reflow(clean_topic(topics[label])), f"python:topic/{label}")
     for module, entries in _modules():
         texts = [prose for _, _, docstring in entries if (prose := clean_docstring(docstring))]
         if texts:
             text = reflow("\n\n".join(dict.fromkeys(texts)))
-            yield Document(f"module/{module}", text, f"python:{module}")
+            yield Document(text, f"python:module/{module}")
 
 
 def python_questions() -> Iterator[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""HTML pages from a WARC stream (ISO 28500: records of a header, a blank line and Content-Length bytes), one at a time.
+"""WARC: the HTML pages of a crawl (ISO 28500: records of a header, a blank line and Content-Length bytes), one at a time.
 
 fastwarc reads a record and its HTTP message. Cutting the stream into records is done here, because its iterator ends
 at the first damaged byte and gives a cut record as a whole one: here the damaged records alone are lost, what follows
@@ -11,8 +11,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+from llada.data.outcomes import Rejects
 from llada.data.read.compression import decompressor as new_decompressor
-from llada.data.read.compression import is_damage
+from llada.data.read.compression import is_damage, split_compression
+from llada.data.read.extraction import decode_html, text_extractor
+from llada.data.read.parts import Part, Reader, ReadOptions, Record
+from llada.errors import UserError
+from llada.files import filesystem
 
 _READ_BYTES = 1 << 16  # small: a member may expand a thousandfold
 _MAX_HEADER_BYTES = 1 << 16
@@ -45,6 +50,33 @@ class Lost(NamedTuple):
 
     reason: str
     detail: str
+
+
+def read_warc(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
+    """The main text of each page, as {"id", "url", "text"}. Rejected: damaged or too large records, and pages that no
+    text can be extracted from; sound responses that are no page, or have no text, are skipped."""
+    extract = text_extractor(options.extractor)
+    fs, path = filesystem(part.file.url)
+    with fs.open(path, "rb") as stream:
+        compression = split_compression(part.file.url)[1]
+        for line, page in read_pages(stream, compression, options.max_record_bytes):
+            if isinstance(page, Lost):
+                rejects.add(page.reason, part.label, line, page.detail)
+                continue
+            if isinstance(page, Skipped):
+                rejects.skipped[page.reason] += 1
+                continue
+            html = decode_html(page.html, page.charset)
+            try:
+                text = extract(html)
+            except Exception as error:  # one page that a parser fails on does not stop a crawl of billions
+                problem = f"{page.url}: {type(error).__name__}: {error}"
+                rejects.add("extraction_failed", part.label, line, problem)
+                continue
+            if text:
+                yield Record({"id": page.record_id or None, "url": page.url, "text": text}, line)
+            else:
+                rejects.skipped["no_main_content"] += 1
 
 
 def read_pages(
@@ -162,7 +194,7 @@ def _page(data: bytes, max_bytes: int) -> Page | Skipped | Lost | None:
     try:
         from fastwarc.warc import WarcRecord, WarcRecordType
     except ImportError:
-        raise ImportError("reading WARC files needs the package fastwarc: pip install fastwarc") from None
+        raise UserError("reading WARC files needs the package fastwarc: pip install fastwarc") from None
     record = WarcRecord.from_bytes(data)
     if record.record_type != WarcRecordType.response:
         return None
@@ -197,3 +229,6 @@ def _read(record: Any, max_bytes: int) -> bytes:
     while len(body) <= max_bytes and (piece := record.reader.read(min(1 << 20, max_bytes + 1 - len(body)))):
         body += piece
     return bytes(body)
+
+
+WARC = Reader((".warc",), read_warc, is_compressible=True, text_field="text")

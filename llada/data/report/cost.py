@@ -23,7 +23,7 @@ TOKEN_BYTES = 4
 # Edges and removals, which only duplicates have, are left out.
 _KEY_TRAFFIC = 4 * KEY_BYTES + 8
 _UNIT_BYTES = 64 << 20  # stored input of a work unit, as PrepareConfig.unit_bytes
-# Of llada/data/work/read_tasks.py and pack_tasks.py, per unit: input in blocks of 50 MiB, sizes, filtered text, removals,
+# Of llada/data/work/tasks.py, per unit: input in blocks of 50 MiB, sizes, filtered text, removals,
 # reports; then written: filtered text, keys, shards, unigrams, two reports.
 _UNIT_READS, _UNIT_WRITES = 12, 6
 _SLICE_READS = 2  # the head of an exchange file and a byte range of it
@@ -186,10 +186,10 @@ def rates_of(report: Report) -> Rates:
         "passed_share": (passed, text),
         "kept_share": (kept, text),
     }
-    found = {name: above / below for name, (above, below) in ratios.items() if above and below}
-    if "kept_share" not in found:  # a run that kept nothing says nothing about what a corpus loses
-        found.pop("passed_share", None)
-    return replace(Rates(), **found, measured=frozenset(found))
+    measured = {name: above / below for name, (above, below) in ratios.items() if above and below}
+    if "kept_share" not in measured:  # a run that kept nothing says nothing about what a corpus loses
+        measured.pop("passed_share", None)
+    return replace(Rates(), **measured, measured=frozenset(measured))
 
 
 def estimate_cost(

@@ -41,8 +41,8 @@ def cost_tables(rates: Rates) -> Markup:
     ]
     clusters: list[tuple[object, ...]] = []
     for nodes in _NODES:
-        found = [estimate_cost(t, rates, prices, Cluster(nodes=nodes)) for t in CORPORA]
-        clusters.append((f"{nodes} nodes of {cluster.cores} cores", *map(_cluster_cell, found)))
+        sized = [estimate_cost(t, rates, prices, Cluster(nodes=nodes)) for t in CORPORA]
+        clusters.append((f"{nodes} nodes of {cluster.cores} cores", *map(_cluster_cell, sized)))
     assumed = [
         (name, format_rate(name, rates) if name in steps else f"{getattr(rates, name):,.4g}",
          "this run" if name in rates.measured else "default")

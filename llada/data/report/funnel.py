@@ -6,27 +6,38 @@ import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from llada.data.filters.chain import FILTERS
+from llada.data.dedup.decontaminate import Decontamination
+from llada.data.filters.chain import FILTERS, running_order
+from llada.data.filters.filter import Filter
+from llada.data.filters.length import LengthLimits
 from llada.data.outcomes import KEPT, Report
 
 DUPLICATE = "duplicate"
-# What can end a document, in order. "pii" is not among them: it rewrites.
-STEPS = {
-    "length": "Length limits",
-    "url": "URL lists",
-    "language": "Language",
-    "gopher_repetition": "Gopher repetition",
-    "gopher_quality": "Gopher quality",
-    "c4": "C4",
-    "fineweb": "FineWeb",
-    "classifier": "Classifier",
-    "contaminated": "Decontamination",
-    DUPLICATE: "Duplicates",
-    "duplicate_of_earlier_snapshot": "Duplicates of earlier snapshots",
-    "duplicate_lines": "Duplicate lines",
-    "example_longer_than_row": "Longer than a row",
-}
 DUPLICATES = (DUPLICATE, "duplicate_of_earlier_snapshot", "duplicate_lines")
+
+
+def _filters() -> dict[str, type[Filter]]:
+    """What refuses single documents, in order."""
+    named = {name: FILTERS[name] for name in running_order()}
+    return {"length": LengthLimits, **named, "contaminated": Decontamination}
+
+
+@functools.cache
+def steps() -> dict[str, str]:
+    """{step: what a reader calls it} of all that can end a document, in order. What only rewrites is not among them."""
+    return {
+        **{name: each.label for name, each in _filters().items() if each.reasons},
+        DUPLICATE: "Duplicates",
+        "duplicate_of_earlier_snapshot": "Duplicates of earlier snapshots",
+        "duplicate_lines": "Duplicate lines",
+        "example_longer_than_row": "Longer than a row",
+    }
+
+
+@functools.cache
+def _step_of_rules() -> dict[str, str]:
+    """{the beginning of a rule's name: the step it belongs to}"""
+    return {rule.split(".")[0]: name for name, each in _filters().items() for rule in each.reasons}
 
 
 class Amount(NamedTuple):
@@ -45,21 +56,18 @@ NOTHING = Amount()
 def step_of(outcome: str) -> str:
     """The step that ends a document with this outcome: "c4" of "c4_quality.lorem_ipsum"."""
     name = outcome.split(".")[0]
-    if name in ("too_short", "too_long"):
-        return "length"
-    short = name.removesuffix("_quality")
-    return short if name not in FILTERS and short in FILTERS else name
+    return _step_of_rules().get(name, name)
 
 
 def step_name(step: str) -> str:
     """What a reader calls it."""
-    return STEPS.get(step, step)
+    return steps().get(step, step)
 
 
 def rank(outcome: str) -> int:
     """Where in the order of the steps an outcome comes; unknown ones last."""
     step = step_of(outcome)
-    return list(STEPS).index(step) if step in STEPS else len(STEPS)
+    return list(steps()).index(step) if step in steps() else len(steps())
 
 
 def in_order(steps: Iterable[str]) -> list[str]:

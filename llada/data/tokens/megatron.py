@@ -9,29 +9,22 @@ Here a document is one sequence, which is what GPT data sets sample. Source: meg
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import load
 
-from llada.data.tokens.packing import (
-    PackedRows,
-    Packing,
-    answer_tokens,
-    best_fit,
-    concatenate_and_cut,
-    take_tokens,
-)
-from llada.data.tokens.shards import load_dataset_entry, read_index, resolve_snapshot, write_shard
+from llada.data.tokens.manifest import ShardEntry, load_dataset_entry, read_index, resolve_snapshot
+from llada.data.tokens.packing import PackedRows, Packing, RowLayout, answer_tokens
+from llada.data.tokens.writer import ShardWriter
+from llada.errors import UserError
 from llada.files import exists, filesystem, join, local_path, read_bytes, write_bytes
 
 _HEAD = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
-_DTYPES: dict[int, np.dtype] = {
-    4: np.dtype("<i4"),
-    8: np.dtype("<u2"),
-}  # by Megatron's code; the others hold no token ids
+# By Megatron's code; the others hold no token ids.
+_DTYPES: dict[int, np.dtype] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
 _LARGEST_U16_VOCABULARY = 65_535
 
 
@@ -39,9 +32,12 @@ class _Index(NamedTuple):
     """A checked .idx: S sequences of D documents; document d is the sequences documents[d]:documents[d + 1]."""
 
     dtype: np.dtype
-    lengths: np.ndarray  # (S,) tokens
-    pointers: np.ndarray  # (S,) bytes
-    documents: np.ndarray  # (D + 1,)
+    lengths: np.ndarray
+    """(S,) tokens"""
+    pointers: np.ndarray
+    """(S,) bytes"""
+    documents: np.ndarray
+    """(D + 1,)"""
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------
@@ -55,15 +51,15 @@ def export_megatron(data_url: str, split: str, prefix: str) -> dict[str, int]:
     the end of its row. Of best-fit rows (the manifest's `packing`), every segment becomes a document: the pieces of one
     longer than a row lie apart. Stored rows are written once, whatever the passes of a mixture. The index is written
     last and removed first, so what has one is complete. One shard is in memory at a time.
-    Raises ValueError for SFT data, whose answer masks the format has no place for.
+    Raises UserError for SFT data, whose answer masks the format has no place for.
     """
     data_url = resolve_snapshot(data_url)
     info = load_dataset_entry(data_url)
-    if info["kind"] != "pretrain":
-        raise ValueError(
-            f"{data_url} holds {info['kind']} data; Megatron's format has no answer masks: export pretraining data"
+    if info.kind != "pretrain":
+        raise UserError(
+            f"{data_url} holds {info.kind} data; Megatron's format has no answer masks: export pretraining data"
         )
-    code = 4 if info["vocab_size"] > _LARGEST_U16_VOCABULARY else 8
+    code = 4 if info.vocab_size > _LARGEST_U16_VOCABULARY else 8
     fs, path = filesystem(f"{prefix}.bin")
     fs.makedirs(fs._parent(path), exist_ok=True)
     if exists(f"{prefix}.idx"):
@@ -71,11 +67,11 @@ def export_megatron(data_url: str, split: str, prefix: str) -> dict[str, int]:
     ends, written = [np.zeros(1, dtype=np.int64)], 0  # in tokens from the start of the file
     with fs.open(path, "wb") as stream:
         for name in read_index(data_url, split)["name"].to_pylist():
-            rows = PackedRows(**load(read_bytes(join(data_url, info.get("root", "."), name))))
+            rows = PackedRows(**load(read_bytes(join(data_url, info.root, name))))
             last = rows.segments[:, 2]
             row = np.repeat(np.arange(len(rows.tokens)), np.diff(rows.segment_offsets).astype(np.int64))
-            closed = (last < info["row_length"]) | (rows.tokens[row, last - 1] == info["eos_token_id"])
-            if info.get("packing") == "best_fit":
+            closed = (last < info.row_length) | (rows.tokens[row, last - 1] == info.eos_token_id)
+            if info.packing == "best_fit":
                 closed[:] = True
             segment_ends = np.cumsum(last - rows.segments[:, 0], dtype=np.int64) + written
             ends.append(segment_ends[closed])
@@ -100,7 +96,7 @@ def _write_index(url: str, code: int, lengths: np.ndarray) -> None:
 
 
 def _read_index(prefix: str) -> _Index:
-    """PREFIX.idx, checked against itself and the size of PREFIX.bin. Raises ValueError naming what is wrong with it."""
+    """PREFIX.idx, checked against itself and the size of PREFIX.bin. Raises UserError naming what is wrong with it."""
     url = f"{prefix}.idx"
     local = local_path(url)
     try:
@@ -108,22 +104,22 @@ def _read_index(prefix: str) -> _Index:
         fs, path = filesystem(f"{prefix}.bin")
         available = fs.size(path)
     except FileNotFoundError:
-        raise ValueError(f"no {prefix}.idx and .bin; give their common path without the ending") from None
+        raise UserError(f"no {prefix}.idx and .bin; give their common path without the ending") from None
     except ValueError:  # a memory map cannot be empty
         data = np.empty(0, np.uint8)
     if bytes(data[:9]) != _MAGIC:
-        raise ValueError(f"{url} is no Megatron index (it does not begin with MMIDIDX); check the path")
+        raise UserError(f"{url} is no Megatron index (it does not begin with MMIDIDX); check the path")
     if len(data) < _HEAD.size:
-        raise ValueError(f"{url} ends in its header; copy it again")
+        raise UserError(f"{url} ends in its header; copy it again")
     _, version, code, sequences, borders = _HEAD.unpack(bytes(data[: _HEAD.size]))
     if version != _VERSION or code not in _DTYPES:
         known = ", ".join(f"{c} ({dtype.name})" for c, dtype in _DTYPES.items())
-        raise ValueError(
+        raise UserError(
             f"{url} has version {version} and dtype code {code}; readable: version 1, codes {known}"
         )
     expected = _HEAD.size + 12 * sequences + 8 * borders
     if len(data) != expected:
-        raise ValueError(
+        raise UserError(
             f"{url} has {len(data)} bytes instead of {expected}; copy it again (multimodal sets are not read)"
         )
     lengths_end, pointers_end = _HEAD.size + 4 * sequences, _HEAD.size + 12 * sequences
@@ -133,17 +129,17 @@ def _read_index(prefix: str) -> _Index:
     dtype = _DTYPES[code]
     inside = borders and documents[0] == 0 and documents[-1] == sequences and (np.diff(documents) >= 0).all()
     if not inside or (lengths < 0).any() or (pointers < 0).any():
-        raise ValueError(f"{url} is damaged: its lengths, pointers or documents make no sense; copy it again")
+        raise UserError(f"{url} is damaged: its lengths, pointers or documents make no sense; copy it again")
     needed = int((pointers + lengths.astype(np.int64) * dtype.itemsize).max(initial=0))
     if available < needed:
-        raise ValueError(f"{prefix}.bin has {available} bytes, its index needs {needed}; copy it again")
+        raise UserError(f"{prefix}.bin has {available} bytes, its index needs {needed}; copy it again")
     return _Index(dtype, lengths, pointers, documents)
 
 
 def import_megatron(prefix: str) -> Iterator[np.ndarray]:
     """The documents of PREFIX.bin, uint32 (tokens,), in order; the sequences of a document are joined.
 
-    Read as a stream from any fsspec URL. Raises ValueError for a damaged index or file, or for a negative token.
+    Read as a stream from any fsspec URL. Raises UserError for a damaged index or file, or for a negative token.
     """
     index = _read_index(prefix)
     fs, path = filesystem(f"{prefix}.bin")
@@ -155,7 +151,7 @@ def import_megatron(prefix: str) -> Iterator[np.ndarray]:
                 pieces.append(stream.read(int(index.lengths[sequence]) * index.dtype.itemsize))
             tokens = np.frombuffer(b"".join(pieces), dtype=index.dtype)
             if len(tokens) and tokens.min() < 0:
-                raise ValueError(f"{prefix}.bin: document {number} holds {tokens.min()}, which is no token")
+                raise UserError(f"{prefix}.bin: document {number} holds {tokens.min()}, which is no token")
             yield tokens.astype(np.uint32)
 
 
@@ -169,40 +165,22 @@ def import_megatron_shards(
     eos_id: int,
     packing: Packing = "concatenate_and_cut",
     rows_per_shard: int = 16384,
-) -> tuple[list[dict[str, Any]], np.ndarray]:
+) -> tuple[list[ShardEntry], np.ndarray]:
     """Make token shards OUTPUT/<split>/megatron-00000.safetensors ... of the documents of PREFIX.
 
-    Returns (the shards' entries for the manifest, how often each token occurs: int64 (vocab_size,)). A document that
+    Returns (the shards, how often each token occurs: int64 (vocab_size,)). A document that
     does not end in EOS gets one, as our own shards have it; empty ones are left out. Padding is EOS. With "best_fit",
-    shards have about `rows_per_shard` rows. Raises ValueError when a token is not below `vocab_size`.
+    shards have about `rows_per_shard` rows. Raises UserError when a token is not below `vocab_size`.
     """
-    shards: list[dict[str, Any]] = []
-    counts = np.zeros(vocab_size, dtype=np.int64)
-
-    def write(documents: Sequence[np.ndarray]) -> None:
-        pack = best_fit if packing == "best_fit" else concatenate_and_cut
-        rows = pack(documents, row_length, eos_id)
-        name = f"{split}/megatron-{len(shards):05d}.safetensors"
-        shards.append({"name": name, **write_shard(join(output, name), rows)})
-        counts[:] += np.bincount(answer_tokens(rows), minlength=vocab_size)
-
-    held: list[np.ndarray] = []
-    held_tokens, full = 0, rows_per_shard * row_length
+    layout = RowLayout(row_length, eos_id, packing)
+    writer = ShardWriter(output, split, "megatron-{:05d}", layout, rows_per_shard, vocab_size)
     for number, document in enumerate(import_megatron(prefix)):
         if not len(document):
             continue
         if document.max() >= vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"{prefix}.bin: document {number} holds token {document.max()}, the tokenizer has {vocab_size}; "
                 "give the tokenizer that the tokens were made with"
             )
-        closed = document if document[-1] == eos_id else np.append(document, np.uint32(eos_id))
-        held.append(closed)
-        held_tokens += len(closed)
-        while held_tokens >= full:
-            head, held = take_tokens(held, full) if packing == "concatenate_and_cut" else (held, [])
-            write(head)
-            held_tokens = sum(map(len, held))
-    if held:
-        write(held)
-    return shards, counts
+        writer.add(document if document[-1] == eos_id else np.append(document, np.uint32(eos_id)))
+    return writer.close(), writer.counts

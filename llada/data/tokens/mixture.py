@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from llada.data.work.job import SourceConfig
+
+class SourceShare(NamedTuple):
+    """How much of a mixture a source is to be."""
+
+    name: str
+    weight: float | None = None
+    """Of its tokens, relative to the other sources' weights; all have one or none has."""
+    epochs: float = 1.0
+    """Passes over its rows; with weights, at the most."""
+    max_tokens: int | None = None
+    """In one pass over the mixture."""
 
 
-def mixture_epochs(sources: Sequence[SourceConfig], tokens: Mapping[str, int]) -> dict[str, float]:
+def mixture_epochs(sources: Sequence[SourceShare], tokens: Mapping[str, int]) -> dict[str, float]:
     """{source: passes over its rows in one pass over the mixture}, for `tokens` in the training split of each.
 
     Without weights a source comes `epochs` times, or less where `max_tokens` says so. With weights the mixture is the

@@ -1,6 +1,6 @@
 """The order of samples as arithmetic: no list is stored, any position of any epoch is computed directly.
 
-global position i -> epoch i // n, and inside it permutation(n, seed, epoch)(i % n)
+global position i -> epoch i // n, and inside it Permutation(n, seed, epoch)(i % n)
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import hashlib
 
 import numpy as np
 
-from llada.data.dedup.exchange import mix64
+from llada.mixing import mix64
 
 _ROUNDS = 8
 _U64 = np.uint64
 
 
 class Permutation:
-    """A pseudo-random bijection of 0..n-1 in constant memory.
+    """The order of n rows in one epoch, a pseudo-random bijection of 0..n-1 in constant memory.
 
     A Feistel network permutes 0..4**k - 1, the smallest such range that holds n; a result of n or more is permuted
     again until it falls below n (cycle walking), which keeps the map one-to-one. On average that is < 4 rounds.
@@ -50,11 +50,6 @@ class Permutation:
         return (left << self._half_bits) | right
 
 
-def permutation(n: int, seed: int, epoch: int) -> Permutation:
-    """The order of the n rows in one epoch: permutation(n, seed, epoch)(positions) -> rows."""
-    return Permutation(n, seed, epoch)
-
-
 def stream_indices(n: int, seed: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(epochs, rows), int64 (count,), of the positions start..start+count-1 of the endless stream over n rows."""
     positions = np.arange(start, start + count, dtype=np.int64)
@@ -62,5 +57,5 @@ def stream_indices(n: int, seed: int, start: int, count: int) -> tuple[np.ndarra
     rows = np.empty_like(positions)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        rows[here] = permutation(n, seed, int(epoch))(positions[here] % n)
+        rows[here] = Permutation(n, seed, int(epoch))(positions[here] % n)
     return epochs, rows

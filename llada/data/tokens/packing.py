@@ -3,6 +3,7 @@
     concatenate_and_cut  documents end to end, cut every L tokens (LLaDA's way): no padding, documents are cut anywhere
     best_fit             only documents longer than a row are cut; about 1 % padding or less (arXiv 2404.10830)
     one_per_row          one example a row (SFT)
+A `RowLayout` says which of them makes a folder's rows.
 
 L row length, R rows, S segments. A segment is a stretch of one row that belongs to one document:
     segments[s] = (start, answer_start, end) in columns, and row r owns segments[segment_offsets[r]:segment_offsets[r+1]].
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +28,39 @@ class PackedRows:
     tokens: np.ndarray
     segments: np.ndarray
     segment_offsets: np.ndarray
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How the rows of a folder are made: of documents (1-D arrays of tokens), or for kind "sft" of examples
+    (`llada.data.tokens.chat.Example`)."""
+
+    row_length: int
+    pad_id: int
+    packing: Packing = "concatenate_and_cut"
+    kind: Literal["pretrain", "sft"] = "pretrain"
+
+    def size(self, item: Any) -> int:
+        """What an item takes of a `capacity`."""
+        return len(item) if self.kind == "pretrain" else 1
+
+    def capacity(self, rows: int) -> int:
+        """What fills `rows` rows: tokens, or of "sft" examples."""
+        return rows * self.row_length if self.kind == "pretrain" else rows
+
+    def take(self, items: list[Any], capacity: int) -> tuple[list[Any], list[Any]]:
+        """(the items of the next rows, those left), of items that fill `capacity`."""
+        if self.kind == "pretrain" and self.packing == "concatenate_and_cut":
+            return take_tokens(items, capacity)
+        return items, []
+
+    def rows(self, items: Sequence[Any]) -> PackedRows:
+        """The items as rows; the last one may be padded."""
+        if self.kind == "sft":
+            examples = [(example.tokens, example.answer_start) for example in items]
+            return one_per_row(examples, self.row_length, self.pad_id)
+        pack = best_fit if self.packing == "best_fit" else concatenate_and_cut
+        return pack(items, self.row_length, self.pad_id)
 
 
 def take_tokens(documents: Sequence[np.ndarray], count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -102,9 +136,8 @@ def best_fit(documents: Sequence[np.ndarray], row_length: int, pad_id: int) -> P
 def _assign_best_fit(lengths: np.ndarray, row_length: int) -> np.ndarray:
     """The row int64 (n,) of each piece, in the order given; constant time per piece but for operations on L bits."""
     rows_with: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by the space that they have left
-    spaces = (
-        0  # bit s is set when rows_with[s] is not empty: the next space that fits is the lowest bit from n on
-    )
+    # Bit s is set when rows_with[s] is not empty: the next space that fits is the lowest bit from n on.
+    spaces = 0
     row_of = np.empty(len(lengths), dtype=np.int64)
     opened = 0
     for piece, length in enumerate(lengths.tolist()):

@@ -2,12 +2,8 @@
 
 One shard is one uncompressed safetensors file (R rows of L tokens, S segments; see packing.py for their meaning):
     tokens uint32 (R, L) · segments uint32 (S, 3) · segment_offsets uint64 (R + 1,)
-A row is a byte range, so any row is read at the same cost, from a local disk or an object store. The shards are listed
-in parquet files (an index: a line per shard, see INDEX_SCHEMA), which manifest.json names in its "dataset" entry:
-    {kind, row_length, vocab_size, mask_token_id, eos_token_id, pad_token_id, root,
-     splits: {split: {rows, tokens, indexes: [url, ...]}}, epochs: {source: passes}}
-Indexes are named relative to the folder, shards to `root`. A corpus that grows has such a folder for each snapshot,
-snapshots/0000 and so on; the manifest at its top names the newest in "snapshot".
+A row is a byte range, so any row is read at the same cost, from a local disk or an object store. Which shards there are
+stands in the folder's manifest and the lists that it names (manifest.py).
 """
 
 from __future__ import annotations
@@ -16,76 +12,53 @@ import functools
 import hashlib
 import io
 import json
-import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from llada.data.tokens.order import permutation, stream_indices
+from llada.data.tokens.manifest import (
+    REMEDY,
+    ShardEntry,
+    ShardError,
+    load_dataset_entry,
+    read_index,
+    resolve_snapshot,
+)
 from llada.data.tokens.packing import PackedRows
-from llada.errors import UserError
 from llada.files import (
-    filesystem,
+    TensorPlace,
+    fetch_ranges,
     join,
     local_path,
     read_bytes,
-    sha256,
-    with_retries,
+    safetensors_layout,
     write_bytes,
-    writing,
 )
-
-__all__ = [
-    "Rows",
-    "ShardError",
-    "TokenDataset",
-    "load_dataset_entry",
-    "load_unigram_counts",
-    "permutation",
-    "resolve_snapshot",
-    "stream_indices",
-    "verify_shards",
-    "write_index",
-    "write_shard",
-]
 
 FORMAT = "llada-tokens-1"
-INDEX_SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),
-        ("source", pa.string()),
-        ("rows", pa.int64()),
-        ("segments", pa.int64()),
-        ("tokens", pa.int64()),
-        ("bytes", pa.int64()),
-        ("sha256", pa.string()),
-    ]
-)
-_INDEX_ROWS = 1 << 12  # shards in a row group of an index: what its writer holds
+UNIGRAM_COUNTS = "unigram_counts.npy"
 _DTYPES: dict[str, np.dtype] = {"U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
 _HEADER_BYTES = 4096  # of which a shard's header needs about 400
 _OPEN_SHARDS = 256  # a memory map holds a file descriptor, a remote index some memory
-
-
-class ShardError(UserError):
-    """A prepared folder or one of its files is missing or damaged; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """A batch of B rows, L columns. Padding is neither in a segment nor, in pretraining, maskable."""
 
-    tokens: np.ndarray  # int64 (B, L)
-    segment_ids: np.ndarray  # int32 (B, L), -1 on padding
-    maskable: np.ndarray  # bool (B, L)
-    lengths: np.ndarray  # int64 (B,), columns up to the end of the last segment
+    tokens: np.ndarray
+    """int64 (B, L)"""
+    segment_ids: np.ndarray
+    """int32 (B, L), -1 on padding"""
+    maskable: np.ndarray
+    """bool (B, L)"""
+    lengths: np.ndarray
+    """int64 (B,), columns up to the end of the last segment"""
 
 
 @dataclass(frozen=True)
@@ -99,97 +72,35 @@ class _Shard:
     tokens_start: int
 
 
-def write_shard(url: str, rows: PackedRows) -> dict[str, Any]:
-    """Write one shard, all or nothing. Returns {rows, segments, tokens, bytes, sha256}; tokens excludes padding."""
+def write_shard(root: str, split: str, stem: str, rows: PackedRows, source: str = "") -> ShardEntry:
+    """Write `root`/<split>/<stem>.safetensors, all or nothing; the shard as a list of shards describes it."""
+    name = f"{split}/{stem}.safetensors"
     arrays = {"tokens": rows.tokens, "segments": rows.segments, "segment_offsets": rows.segment_offsets}
     data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata={"format": FORMAT})
-    write_bytes(url, data)
-    return {
-        "rows": len(rows.tokens),
-        "segments": len(rows.segments),
-        "tokens": int((rows.segments[:, 2].astype(np.int64) - rows.segments[:, 0]).sum()),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-
-
-def write_index(url: str, shards: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Write the list of a split's shards, each as `write_shard` describes it and with its name (and source), as they
-    come. Returns {bytes, sha256} of the file."""
-    entries = iter(shards)
-    with writing(url) as path:
-        with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
-            while page := list(islice(entries, _INDEX_ROWS)):
-                rows = [{"source": "", **{k: v for k, v in shard.items() if k != "split"}} for shard in page]
-                writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-        return {"bytes": os.path.getsize(path), "sha256": sha256(path)}
-
-
-def read_index(url: str, split: str) -> pa.Table:
-    """All shards of one split of a prepared folder (INDEX_SCHEMA)."""
-    url = resolve_snapshot(url)
-    entry = _split_entry(url, load_dataset_entry(url), split)
-    try:
-        tables = [pq.read_table(pa.BufferReader(read_bytes(join(url, name)))) for name in entry["indexes"]]
-    except FileNotFoundError as error:
-        raise ShardError(f"missing list of shards: {error}; {_REMEDY}") from None
-    except pa.ArrowInvalid as error:
-        raise ShardError(f"a list of shards in {url} is damaged ({error}); {_REMEDY}") from None
-    return pa.concat_tables(tables).combine_chunks() if tables else INDEX_SCHEMA.empty_table()
-
-
-def resolve_snapshot(url: str) -> str:
-    """The newest snapshot of a prepared folder; `url` itself when it is one."""
-    newest = _load_manifest(url).get("snapshot")
-    return join(url, newest) if newest else url
-
-
-def load_dataset_entry(url: str) -> dict[str, Any]:
-    """The "dataset" entry of a prepared folder's manifest (its keys: see the top of this file)."""
-    manifest = _load_manifest(url)
-    if "dataset" not in manifest:
-        raise ShardError(f"{url} holds the output of stage {manifest.get('stage')!r}, not token shards")
-    return manifest["dataset"]
-
-
-def _load_manifest(url: str) -> dict[str, Any]:
-    try:
-        return json.loads(read_bytes(join(url, "manifest.json")))
-    except FileNotFoundError:
-        raise ShardError(
-            f"no manifest.json in {url}: it is no prepared folder, or its preparation is not finished"
-        ) from None
-    except ValueError:
-        raise ShardError(f"{join(url, 'manifest.json')} is not JSON; prepare the folder again") from None
+    write_bytes(join(root, name), data)
+    return ShardEntry(
+        split=split,
+        name=name,
+        rows=len(rows.tokens),
+        segments=len(rows.segments),
+        tokens=int((rows.segments[:, 2].astype(np.int64) - rows.segments[:, 0]).sum()),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        source=source,
+    )
 
 
 def load_unigram_counts(url: str) -> np.ndarray:
     """How often each token is trained on in the train split, int64 (V,), of a prepared folder."""
-    return np.load(io.BytesIO(read_bytes(join(resolve_snapshot(url), "unigram_counts.npy"))))
+    return np.load(io.BytesIO(read_bytes(join(resolve_snapshot(url), UNIGRAM_COUNTS))))
 
 
-def verify_shards(url: str, split: str) -> None:
-    """Read every shard of a split and compare its checksum. Raises ShardError naming the files that differ."""
-    url = resolve_snapshot(url)
-    root = join(url, load_dataset_entry(url).get("root", "."))
-    index = read_index(url, split)
-    bad = []
-    for name, expected in zip(index["name"].to_pylist(), index["sha256"].to_pylist(), strict=True):
-        try:
-            same = sha256(join(root, name)) == expected
-        except FileNotFoundError:
-            same = False
-        if not same:
-            bad.append(name)
-    if bad:
-        raise ShardError(f"missing or changed in {url}: {', '.join(bad)}; delete them and run prepare again")
-
-
-def _split_entry(url: str, dataset: dict[str, Any], split: str) -> dict[str, Any]:
-    splits = dataset["splits"]
-    if split not in splits:
-        raise ShardError(f"{url} has no split {split!r}; it has {', '.join(sorted(splits))}")
-    return splits[split]
+def write_unigram_counts(url: str, counts: np.ndarray) -> bytes:
+    """Write what `load_unigram_counts` reads into the folder `url`; the file's bytes."""
+    buffer = io.BytesIO()
+    np.save(buffer, counts)
+    write_bytes(join(url, UNIGRAM_COUNTS), buffer.getvalue())
+    return buffer.getvalue()
 
 
 class TokenDataset:
@@ -201,19 +112,18 @@ class TokenDataset:
     of all indices.
 
     Attributes: `kind` ("pretrain" or "sft"), `row_length`, `fingerprint` (hash of the shards' names, checksums and
-    passes: equal fingerprints mean equal rows in equal order), `info` (the manifest's dataset entry).
+    passes: equal fingerprints mean equal rows in equal order), `info` (a `DatasetEntry`: what the manifest says).
     """
 
     def __init__(self, url: str, split: str = "train") -> None:
         self.url, self.split = resolve_snapshot(url), split
         self.info = load_dataset_entry(self.url)
-        self.kind: str = self.info["kind"]
-        self.row_length: int = self.info["row_length"]
+        self.kind, self.row_length = self.info.kind, self.info.row_length
         index = read_index(self.url, split)
-        epochs = self.info.get("epochs", {}) if split == "train" else {}
+        epochs = self.info.epochs if split == "train" else {}
         if epochs:
             index = index.take(pc.sort_indices(index["source"])).combine_chunks()  # stable
-        self._names, self._root = index["name"], join(self.url, self.info.get("root", "."))
+        self._names, self._root = index["name"], join(self.url, self.info.root)
         self._bytes = index["bytes"].to_numpy()
         self._ends = np.cumsum(index["rows"].to_numpy())
         digest = hashlib.sha256(json.dumps(sorted(epochs.items())).encode())
@@ -288,13 +198,12 @@ class TokenDataset:
 
     def _segments(self, places: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
         """The (S_row, 3) segments of each row at `places` (see `_locate`)."""
-        found = []
+        segments = []
         for number, row in zip(*places, strict=True):
             shard = self._open(int(number))
-            found.append(
-                shard.segments[int(shard.segment_offsets[row]) : int(shard.segment_offsets[row + 1])]
-            )
-        return found
+            start, end = int(shard.segment_offsets[row]), int(shard.segment_offsets[row + 1])
+            segments.append(shard.segments[start:end])
+        return segments
 
     def _tokens(self, places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """uint32 (B, L). Rows of remote shards come in one request call for the whole batch."""
@@ -309,7 +218,7 @@ class TokenDataset:
                 remote.append((slot, shard.url, shard.tokens_start + int(row) * width))
         if remote:
             ranges = [(url, start, start + width) for _, url, start in remote]
-            for (slot, url, _), data in zip(remote, _fetch(ranges), strict=True):
+            for (slot, url, _), data in zip(remote, fetch_ranges(ranges), strict=True):
                 tokens[slot] = _array(url, data, np.dtype("<u4"), (self.row_length,))
         return tokens
 
@@ -320,19 +229,23 @@ class TokenDataset:
             if path is not None:
                 mapped = np.memmap(path, dtype=np.uint8, mode="r")
                 if len(mapped) != size:
-                    raise ShardError(f"{url} has {len(mapped)} bytes instead of {size}; {_REMEDY}")
+                    raise ShardError(f"{url} has {len(mapped)} bytes instead of {size}; {REMEDY}")
                 places = _layout(url, bytes(mapped[:_HEADER_BYTES]))
                 arrays = {
-                    k: mapped[a:b].view(dtype).reshape(shape) for k, (dtype, shape, a, b) in places.items()
+                    name: mapped[place.start : place.end].view(_DTYPES[place.dtype]).reshape(place.shape)
+                    for name, place in places.items()
                 }
                 return _Shard(url, arrays["segments"], arrays["segment_offsets"], arrays["tokens"], 0)
-            places = _layout(url, _fetch([(url, 0, min(_HEADER_BYTES, size))])[0])
-            index = ("segments", "segment_offsets")
-            pieces = _fetch([(url, places[k][2], places[k][3]) for k in index])
-            segments, offsets = (_array(url, p, *places[k][:2]) for k, p in zip(index, pieces, strict=True))
-            return _Shard(url, segments, offsets, None, places["tokens"][2])
+            places = _layout(url, fetch_ranges([(url, 0, min(_HEADER_BYTES, size))])[0])
+            index = [places["segments"], places["segment_offsets"]]
+            pieces = fetch_ranges([(url, place.start, place.end) for place in index])
+            segments, offsets = (
+                _array(url, piece, _DTYPES[place.dtype], place.shape)
+                for place, piece in zip(index, pieces, strict=True)
+            )
+            return _Shard(url, segments, offsets, None, places["tokens"].start)
         except FileNotFoundError:
-            raise ShardError(f"missing shard {url}; {_REMEDY}") from None
+            raise ShardError(f"missing shard {url}; {REMEDY}") from None
 
 
 @dataclass(frozen=True)
@@ -350,7 +263,7 @@ def _columns_used(segments: list[np.ndarray]) -> np.ndarray:
     return np.array([bounds[-1, 2] if len(bounds) else 0 for bounds in segments], dtype=np.int64)
 
 
-def _passes(index: pa.Table, epochs: dict[str, float]) -> list[_Passes]:
+def _passes(index: pa.Table, epochs: Mapping[str, float]) -> list[_Passes]:
     """The sources of a list of shards (sorted by source, unless all rows come once)."""
     rows = index["rows"].to_numpy()
     if not epochs:
@@ -367,39 +280,18 @@ def _passes(index: pa.Table, epochs: dict[str, float]) -> list[_Passes]:
     return passes
 
 
-_REMEDY = "delete it and run prepare again with the same output, or copy the folder again"
-
-
-def _fetch(ranges: list[tuple[str, int, int]]) -> list[bytes]:
-    """The bytes of (url, start, end) ranges, fetched together."""
-    fs, _ = filesystem(ranges[0][0])
-    paths = [fs._strip_protocol(url) for url, _, _ in ranges]
-    starts, ends = [r[1] for r in ranges], [r[2] for r in ranges]
-    pieces = with_retries(lambda: fs.cat_ranges(paths, starts, ends, on_error="raise"), ranges[0][0])
-    return [bytes(piece) for piece in pieces]
-
-
 def _array(url: str, data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     if len(data) != dtype.itemsize * int(np.prod(shape)):
-        raise ShardError(f"{url} is shorter than its manifest says; {_REMEDY}")
+        raise ShardError(f"{url} is shorter than its manifest says; {REMEDY}")
     return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
-def _layout(url: str, head: bytes) -> dict[str, tuple[np.dtype, tuple[int, ...], int, int]]:
-    """{tensor name: (dtype, shape, first byte, end byte)} from the head of a safetensors file."""
+def _layout(url: str, head: bytes) -> dict[str, TensorPlace]:
+    """The places of a shard's arrays, from the head of its file."""
     try:
-        size = int.from_bytes(head[:8], "little")
-        header = json.loads(head[8 : 8 + size])
-        if header.pop("__metadata__")["format"] != FORMAT:
-            raise ValueError
-        return {
-            name: (
-                _DTYPES[t["dtype"]],
-                tuple(t["shape"]),
-                8 + size + t["data_offsets"][0],
-                8 + size + t["data_offsets"][1],
-            )
-            for name, t in header.items()
-        }
-    except (ValueError, KeyError, TypeError):
-        raise ShardError(f"{url} is no {FORMAT} shard or is damaged; {_REMEDY}") from None
+        metadata, places = safetensors_layout(head)
+        if metadata.get("format") == FORMAT and all(place.dtype in _DTYPES for place in places.values()):
+            return places
+    except ValueError:
+        pass
+    raise ShardError(f"{url} is no {FORMAT} shard or is damaged; {REMEDY}")

@@ -1,188 +1,185 @@
-"""What `llada prepare` makes, and what all its tasks share: the configuration and the job of one snapshot.
+"""Where everything of a prepared folder lies, and what all tasks of one snapshot share.
 
-The tasks are plain Python; pipelines/prepare.py runs them on Ray:
-    read_tasks.py    sample_unit, filter_unit, line_unit       pack_tasks.py    pack_unit
-    group_tasks.py   merge_group, remove_documents             dedup.py         the steps of the deduplication
-A task is a pure function of its input and the `Job`: who runs it, when and how often changes no byte. Its report is
+    Snapshot   the folder of one snapshot, below the output
+    Job        what the tasks that read share; names the documents of a unit
+    PackJob    what the tasks after them share: a Job, with the tokenizer and what is to be removed; names the shards
+A task is a pure function of its input and its job: who runs it, when and how often changes no byte. Its report is
 written last and means that it is done; the name holds a hash of all it depends on, so nothing stale is ever reused.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from llada.data.dedup.decontaminate import DecontaminationConfig
-from llada.data.dedup.steps import DedupConfig
-from llada.data.dedup.steps import Plan as DedupPlan
-from llada.data.read.reading import ReadConfig
-from llada.data.tokens.chat import TooLong
-from llada.data.tokens.packing import Packing
+from llada.data.dedup.steps import DedupPlan
+from llada.data.dedup.steps import Kind as DedupKind
+from llada.data.tokens.manifest import MANIFEST
+from llada.data.tokens.shards import UNIGRAM_COUNTS
+from llada.data.work.config import PrepareConfig
 from llada.data.work.units import Plan, Unit
-from llada.files import join, read_bytes
-
-SPLITS = ("train", "validation")
-# Settings that say where something lies or when to give up: they change no byte of a shard.
-_NOT_CONTENT = ("tokenizer", "max_invalid_fraction", "max_unreadable_fraction", "keep_documents")
+from llada.files import join
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    """One of the corpora of a mixture."""
+class Snapshot:
+    """What one run adds to the folder `output`: <output>/snapshots/NNNN."""
 
-    name: str
-    input: tuple[str, ...]
-    """Files, folders, globs, or "@" and a list of files."""
-    weight: float | None = None
-    """Share of the mixture's tokens, relative to the other sources' weights; None: as much as there is."""
-    epochs: float = 1.0
-    """How often its rows come in one pass over the mixture; with weights, at the most."""
-    max_tokens: int | None = None
-    """No more of its tokens than this in one pass."""
-    read: ReadConfig = field(default_factory=ReadConfig)
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """What the token shards contain. Where and with how many workers they are made is no part of it."""
-
-    kind: Literal["pretrain", "sft"] = "pretrain"
-    """"pretrain": documents, packed into rows. "sft": one (prompt, answer) example per row."""
-    row_length: int = 1024
-    """Tokens per row; the longest context that a model can be trained on with this data."""
-    packing: Packing = "concatenate_and_cut"
-    """"concatenate_and_cut": LLaDA's way, no padding. "best_fit": documents are cut only when longer than a row."""
-    tokenizer: str | None = None
-    """Folder (any URL) of the tokenizer to use; None trains one, see `train_tokenizer_vocab`."""
-    train_tokenizer_vocab: int | None = None
-    """Entries of the byte-level BPE to train on this data when no tokenizer is given."""
-    tokenizer_sample_bytes: int = 256 << 20
-    """Text to train the tokenizer on, taken evenly from the beginning of the work units."""
-    read: ReadConfig = field(default_factory=ReadConfig)
-    """How documents are read and filtered, for sources that do not say it themselves."""
-    sources: tuple[SourceConfig, ...] = ()
-    """The mixture; empty: one source, the stage's inputs."""
-    dedup: DedupConfig = field(default_factory=lambda: DedupConfig(exact=False, fuzzy=False))
-    """Global deduplication (pretrain)."""
-    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
-    """Evaluation sets whose rows must not stand in the data (pretrain)."""
-    validation_fraction: float = 0.01
-    """Share of the documents (SFT: of the dialogues) that go to the validation split, chosen by their hash."""
-    split_seed: int = 0
-    """Changes which documents are held out for validation."""
-    too_long: TooLong = "drop"
-    """What happens to an example longer than a row: "drop", or "truncate_prompt" (sft)."""
-    rows_per_shard: int = 16384
-    """Rows in one shard file; a unit's last shard holds what is left."""
-    unit_bytes: int = 64 << 20
-    """Input of one work unit; what is redone after a crash. Compressed files are never cut."""
-    max_invalid_fraction: float = 0.1
-    """Give up when a larger share of the records cannot be read."""
-    max_unreadable_fraction: float = 0.01
-    """Give up when the store does not deliver a larger share of the files (and more than one)."""
-    keep_documents: bool = False
-    """Keep the filtered text (documents/) that the deduplication works on."""
-
-    def validate(self) -> None:
-        """Raises ValueError naming the first setting that makes no sense."""
-        self.dedup.validate()
-        checks = {
-            "kind must be pretrain or sft": self.kind in ("pretrain", "sft"),
-            "row_length must be at least 8 tokens": self.row_length >= 8,
-            "row_length must be at most 1048576 tokens": self.row_length <= 1 << 20,
-            "packing must be concatenate_and_cut or best_fit": self.packing
-            in ("concatenate_and_cut", "best_fit"),
-            "give either tokenizer or train_tokenizer_vocab": (self.tokenizer is None)
-            != (not self.train_tokenizer_vocab),
-            "tokenizer_sample_bytes must be positive": self.tokenizer_sample_bytes > 0,
-            "validation_fraction must lie in [0, 1)": 0 <= self.validation_fraction < 1,
-            "too_long must be drop or truncate_prompt": self.too_long in ("drop", "truncate_prompt"),
-            "rows_per_shard must be positive": self.rows_per_shard > 0,
-            "unit_bytes must be positive": self.unit_bytes > 0,
-            "max_invalid_fraction must lie in [0, 1]": 0 <= self.max_invalid_fraction <= 1,
-            "max_unreadable_fraction must lie in [0, 1]": 0 <= self.max_unreadable_fraction <= 1,
-        }
-        for problem, fine in checks.items():
-            if not fine:
-                value = getattr(self, problem.split()[0], "both or neither")
-                raise ValueError(f"{problem} (it is {value!r})")
-        names = [source.name for source in self.sources]
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"two sources are called {repeated[0]!r}")
-        if len({source.weight is None for source in self.sources}) > 1:
-            raise ValueError("give all sources a weight, or none")
-        for source in self.sources:
-            if min(source.epochs, 1 if source.weight is None else source.weight) <= 0:
-                raise ValueError(f"source {source.name}: weight and epochs must be positive")
-            if source.max_tokens is not None and source.max_tokens <= 0:
-                raise ValueError(f"source {source.name}: max_tokens must be positive")
-        for read in [self.read, *(source.read for source in self.sources)]:
-            read.validate()
-            if self.kind == "sft" and (read.filters or self.deduplicates or self.decontamination.files):
-                raise ValueError("filters, dedup and decontamination are for kind pretrain")
+    output: str
+    number: int
 
     @property
-    def deduplicates(self) -> bool:
-        """Whether there is a global step between reading and packing."""
-        return self.dedup.exact or self.dedup.fuzzy or self.dedup.lines
+    def name(self) -> str:
+        """Below the output."""
+        return f"snapshots/{self.number:04d}"
 
-    def read_of(self, source: str) -> ReadConfig:
-        """How to read the documents of a source."""
-        return next((s.read for s in self.sources if s.name == source), self.read)
+    @property
+    def url(self) -> str:
+        return join(self.output, self.name)
 
-    def content(self) -> dict[str, Any]:
-        """The settings that decide the bytes of the shards: what a hash of this configuration covers. The mixture's
-        weights and the inputs' places are not among them."""
-        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
-        settings["sources"] = {source.name: asdict(source.read) for source in self.sources}
-        return settings
+    @property
+    def plan_url(self) -> str:
+        """Folder of the work units."""
+        return join(self.url, "plan")
+
+    @property
+    def manifest_url(self) -> str:
+        """The last file that is written."""
+        return join(self.url, MANIFEST)
+
+    @property
+    def report_url(self) -> str:
+        return join(self.url, "report.html")
+
+    @property
+    def tokenizer_url(self) -> str:
+        return join(self.url, "tokenizer")
+
+    @property
+    def unigram_counts_url(self) -> str:
+        return join(self.url, UNIGRAM_COUNTS)
+
+    @property
+    def evaluation_index_url(self) -> str:
+        """The n-grams of the evaluation sets, for the decontamination."""
+        return join(self.url, "decontamination.safetensors")
+
+    @property
+    def dedup_url(self) -> str:
+        return join(self.url, "dedup")
+
+    @property
+    def cleaned_url(self) -> str:
+        """Says that nothing is left that only the deduplication needed."""
+        return join(self.url, "clean.json")
+
+    def dedup_folder(self, dedup_id: str, kind: DedupKind) -> str:
+        """Where the duplicates of one set of documents are found."""
+        return join(self.dedup_url, f"{kind}-{dedup_id}")
+
+    def dedup_index_url(self, dedup_id: str, kind: DedupKind) -> str:
+        """What later snapshots ask for duplicates."""
+        return join(self.dedup_folder(dedup_id, kind), "index")
+
+    def index_name(self, split: str) -> str:
+        """The list of a split's shards, in the snapshot."""
+        return f"{split}.parquet"
+
+    def beside(self, name: str) -> str:
+        """A file of this snapshot, as the manifest of a later one calls it; a name that another one gave stays."""
+        return name if "/" in name else join("..", f"{self.number:04d}", name)
+
+    def group_url(self, group: int, content: str) -> str:
+        """The sum over a group of units: its "reports", "shards" or "unigrams"."""
+        return join(self.url, "groups", f"{group:06d}.{content}")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks of one snapshot share."""
+    """What the tasks that read the units of a snapshot share."""
 
     config: PrepareConfig
-    output: str
-    snapshot: str
-    """URL of the snapshot's own folder, below `output`."""
+    snapshot: Snapshot
     plan: Plan
     resources_hash: str = ""
     """Of the evaluation sets, URL lists and models that the filters use: they may change in their place."""
-    tokenizer_hash: str = ""
-    documents_dedup: DedupPlan | None = None
-    lines_dedup: DedupPlan | None = None
-    dedup_id: str = ""
-    """Names the units and the earlier snapshots between which duplicates were looked for; empty without."""
+
+    @property
+    def output(self) -> str:
+        return self.snapshot.output
+
+    @property
+    def tokenizer_url(self) -> str:
+        return tokenizer_url(self.output)
 
     def documents_name(self, unit: Unit) -> str:
         return unit.name(self.config.content(), self.resources_hash)
 
+    def documents_url(self, unit: Unit) -> str:
+        """The documents that passed the filters, when there is a deduplication."""
+        return join(self.output, "documents", f"{self.documents_name(unit)}.parquet")
+
+    def filtered_url(self, unit: Unit) -> str:
+        """The report beside them."""
+        return join(self.output, "documents", f"{self.documents_name(unit)}.json")
+
+    def document_keys_url(self, unit: Unit) -> str:
+        """The keys by which the documents are deduplicated."""
+        return join(self.output, "documents", f"{self.documents_name(unit)}.documents.keys")
+
+    def quarantine_url(self, name: str) -> str:
+        """The records that could not be read, by the name under which the unit was read."""
+        return join(self.output, "quarantine", f"{name}.jsonl")
+
+    def packing(self, tokenizer_hash: str, removals: Removals | None = None) -> PackJob:
+        """The job of the tasks after the barrier."""
+        settled = (self.config, self.snapshot, self.plan, self.resources_hash)
+        return PackJob(*settled, tokenizer_hash, removals or Removals())
+
+
+@dataclass(frozen=True)
+class Removals:
+    """What the deduplication found, and under which id; of an empty one nothing is removed."""
+
+    dedup_id: str = ""
+    """Names the units and the earlier snapshots between which duplicates were looked for; empty without."""
+    documents: DedupPlan | None = None
+    lines: DedupPlan | None = None
+
+
+@dataclass(frozen=True)
+class PackJob(Job):
+    """What the tasks that make shards share: all that their bytes depend on."""
+
+    tokenizer_hash: str = ""
+    removals: Removals = Removals()
+
     def shards_name(self, unit: Unit) -> str:
-        return unit.name(self.config.content(), self.resources_hash, self.tokenizer_hash, self.dedup_id)
+        settled = (self.resources_hash, self.tokenizer_hash, self.removals.dedup_id)
+        return unit.name(self.config.content(), *settled)
 
-    def keys_url(self, kind: str, unit: Unit) -> str:
-        """Of a unit's rows for the deduplication of `kind`."""
-        name = self.documents_name(unit) if kind == "documents" else self.shards_name(unit)
-        return join(self.output, "documents", f"{name}.{kind}.keys")
+    def packed_url(self, unit: Unit) -> str:
+        """The report of a unit whose shards are written."""
+        return join(self.output, "units", f"{self.shards_name(unit)}.json")
 
-    def dedup_folder(self, kind: str) -> str:
-        return dedup_folder(self.snapshot, self.dedup_id, kind)
+    def unigrams_url(self, unit: Unit) -> str:
+        """How often each token is trained on in the unit."""
+        return join(self.output, "units", f"{self.shards_name(unit)}.unigrams")
+
+    def line_keys_url(self, unit: Unit) -> str:
+        """The keys by which the lines of the documents that stay are deduplicated."""
+        return join(self.output, "documents", f"{self.shards_name(unit)}.lines.keys")
+
+    def line_counts_url(self, unit: Unit) -> str:
+        """Says that the keys of the unit's lines are written, and how many."""
+        return self.line_keys_url(unit) + ".json"
+
+    def keys_url(self, kind: DedupKind, unit: Unit) -> str:
+        return self.document_keys_url(unit) if kind == "documents" else self.line_keys_url(unit)
+
+    def dedup_folder(self, kind: DedupKind) -> str:
+        return self.snapshot.dedup_folder(self.removals.dedup_id, kind)
 
 
-def dedup_folder(snapshot: str, dedup_id: str, kind: str) -> str:
-    """Where the duplicates of one set of documents are found; `index` in it is what later snapshots ask."""
-    return join(snapshot, "dedup", f"{kind}-{dedup_id}")
-
-
-def unit_inputs(unit: Unit) -> list[list[str]]:
-    return [[part.file.name, part.file.identity] for part in unit.parts]
-
-
-def read_report(url: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(read_bytes(url))
-    except (FileNotFoundError, ValueError):
-        return None
+def tokenizer_url(output: str) -> str:
+    """The tokenizer of all snapshots."""
+    return join(output, "tokenizer")

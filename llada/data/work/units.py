@@ -1,6 +1,6 @@
 """Work units: the pieces of the input that one task reads, of about equal size, with names that identify their content.
 
-Large uncompressed JSON lines and parquet files are cut by bytes; compressed files, texts and WARCs stay whole;
+Large uncompressed files are cut by bytes where their format allows it (JSON lines, parquet); others stay whole;
 neighbouring small files share a unit. The units of a run are written down in files of 256 (a group), so that nobody
 holds them all:
     <folder>/000000.jsonl, ...   a unit per line        plan.json  {units, groups, files, bytes, ...}, written last
@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from llada.data.read.formats import InputFile, Part, file_format
+from llada.data.read.formats import is_divisible
+from llada.data.read.parts import InputFile, Part
 from llada.files import join, read_bytes, write_bytes
 
 UNITS_PER_GROUP = 256
@@ -100,34 +101,36 @@ def write_plan(
     folder: str, parts: Iterable[tuple[str, Part]], unit_bytes: int, inputs: str = ""
 ) -> Plan | None:
     """Write the units of (source, part)s, as they come, and then plan.json; None, and no plan, without any part."""
-    counts: dict[str, Any] = {"units": 0, "files": 0, "bytes": 0, "inputs": inputs}
+    units = files = size = 0
     digest = hashlib.sha256()
 
     def counted() -> Iterator[tuple[str, Part]]:
+        nonlocal files, size
         for source, part in parts:
-            counts["files"] += part.start == 0
-            counts["bytes"] += part.size
+            files += part.start == 0
+            size += part.size
             yield source, part
 
     group: list[str] = []
 
     def flush() -> None:
-        write_bytes(_group_url(folder, (counts["units"] - 1) // UNITS_PER_GROUP), "".join(group).encode())
+        write_bytes(_group_url(folder, (units - 1) // UNITS_PER_GROUP), "".join(group).encode())
         group.clear()
 
     for unit in plan_units(counted(), unit_bytes):
         group.append(json.dumps(asdict(unit)) + "\n")
         digest.update(unit.name().encode())  # not the place: a moved corpus is the same
-        counts["units"] += 1
+        units += 1
         if len(group) == UNITS_PER_GROUP:
             flush()
     if group:
         flush()
-    if not counts["units"]:
+    if not units:
         return None
-    counts["id"] = digest.hexdigest()[:16]
-    write_bytes(join(folder, "plan.json"), json.dumps(counts).encode())
-    return Plan(folder, **counts)
+    plan = Plan(folder, units, files, size, digest.hexdigest()[:16], inputs)
+    stored = {name: getattr(plan, name) for name in ("units", "files", "bytes", "inputs", "id")}
+    write_bytes(join(folder, "plan.json"), json.dumps(stored).encode())
+    return plan
 
 
 def read_plan(folder: str) -> Plan | None:
@@ -141,22 +144,21 @@ def read_plan(folder: str) -> Plan | None:
 def plan_units(parts: Iterable[tuple[str, Part]], unit_bytes: int) -> Iterator[Unit]:
     """Units of about `unit_bytes` each, in the order of the (source, part)s: neighbouring small ones of one source
     share a unit."""
-    held: list[Part] = []
+    waiting: list[Part] = []
     source = ""
     for new_source, part in parts:
-        if held and (new_source != source or sum(p.size for p in held) + part.size > unit_bytes):
-            yield Unit(tuple(held), source)
-            held = []
-        held.append(part)
+        if waiting and (new_source != source or sum(p.size for p in waiting) + part.size > unit_bytes):
+            yield Unit(tuple(waiting), source)
+            waiting = []
+        waiting.append(part)
         source = new_source
-    if held:
-        yield Unit(tuple(held), source)
+    if waiting:
+        yield Unit(tuple(waiting), source)
 
 
 def cut_file(file: InputFile, unit_bytes: int) -> Iterator[Part]:
     """The parts of a file, each at most `unit_bytes` where the format allows it."""
-    kind, compression = file_format(file.url)
-    if file.size <= unit_bytes or compression or kind not in ("jsonl", "parquet"):
+    if file.size <= unit_bytes or not is_divisible(file.url):
         yield Part(file, file.size)
         return
     for start in range(0, file.size, unit_bytes):
@@ -187,9 +189,8 @@ def _version_hash(source: str, file: InputFile) -> int:
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
-    )
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _contains(values: np.ndarray, wanted: int) -> bool:

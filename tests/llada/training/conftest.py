@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import llada
+from llada.data.tokens.manifest import write_index
 from llada.data.tokens.packing import PackedRows, answer_tokens, concatenate_and_cut, one_per_row
-from llada.data.tokens.shards import write_index, write_shard
+from llada.data.tokens.shards import write_shard
 from llada.diffusion.objective import ObjectiveConfig
 from llada.model.transformer import ModelConfig
 from llada.training.events import Event, StepDone
@@ -40,12 +41,11 @@ def write_folder(path: Path, kind: str, train_shards: list[PackedRows], validati
     for split, shards in (("train", train_shards), ("validation", [validation])):
         entries = []
         for number, rows in enumerate(shards):
-            name = f"{split}-{number}.safetensors"
-            entries.append({"name": name, **write_shard(f"{path}/{name}", rows)})
+            entries.append(write_shard(str(path), split, str(number), rows))
         write_index(f"{path}/{split}.parquet", entries)
         splits[split] = {
-            "rows": sum(e["rows"] for e in entries),
-            "tokens": sum(e["tokens"] for e in entries),
+            "rows": sum(e.rows for e in entries),
+            "tokens": sum(e.tokens for e in entries),
             "indexes": [f"{split}.parquet"],
         }
     dataset = {

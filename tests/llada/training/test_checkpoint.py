@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada.data.tokens.shards import read_index, write_index
+from llada.data.tokens.manifest import ShardEntry, read_index, write_index
 from llada.errors import UserError
 from llada.training.checkpoint import complete_checkpoints
 
@@ -70,7 +70,7 @@ def test_other_data_is_refused(
 ) -> None:
     run_here(make_config(), pretrain_folder, tmp_path / "run", stop_at=1)
     folder = shutil.copytree(pretrain_folder.url, tmp_path / "copy")
-    shards = read_index(pretrain_folder.url, "train").to_pylist()
+    shards = [ShardEntry("train", **row) for row in read_index(pretrain_folder.url, "train").to_pylist()]
     write_index(f"{folder}/train.parquet", reversed(shards))
     moved = type(pretrain_folder)(str(folder), pretrain_folder.counts)
     with pytest.raises(UserError, match=r"another run \(data differ"):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada.data.dedup.clusters import Clusters, read_clusters, summarise, tally
+from llada.data.dedup.clusters import Cluster, Clusters, read_clusters, summarise, tally
 from llada.files import join, write_bytes
 
 
@@ -40,9 +40,9 @@ def test_sizes_are_those_of_counting(root_of, groups, partitions):
     assert found.documents == sum(sizes.values()) + len(sizes)
     assert found.sizes == Counter((size + 1).bit_length() - 1 for size in sizes.values())
     ranked = sorted(sizes, key=lambda root: (-sizes[root], root))[:8]
-    assert [(c["size"], c["ids"][0]) for c in found.largest] == [(sizes[root] + 1, root) for root in ranked]
+    assert [(c.size, c.ids[0]) for c in found.largest] == [(sizes[root] + 1, root) for root in ranked]
     for cluster in found.largest:
-        root, *members = cluster["ids"]
+        root, *members = cluster.ids
         assert members == sorted(d for d, r in root_of.items() if r == root)[: len(members)]
         assert len(members) == min(3, sizes[root])
 
@@ -51,4 +51,4 @@ def test_sizes_are_those_of_counting(root_of, groups, partitions):
 def test_a_cluster_of_any_size(tmp_path, size):
     found = clusters_of([(document, 1) for document in range(2, size + 1)], str(tmp_path), 3, 2)
     assert found.sizes == {size.bit_length() - 1: 1}
-    assert found.largest == [{"size": size, "ids": list(range(1, min(size, 4) + 1))}]
+    assert found.largest == [Cluster(size, tuple(range(1, min(size, 4) + 1)))]

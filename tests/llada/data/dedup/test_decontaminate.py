@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada.data.dedup.decontaminate import DecontaminationConfig, DecontaminationIndex, build_index
+from llada.data.dedup.decontaminate import (
+    Decontamination,
+    DecontaminationConfig,
+    DecontaminationIndex,
+    build_index,
+)
+from llada.data.document import Document
+from llada.data.filters.view import TextView
+from llada.errors import UserError
 
 QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
 
@@ -38,6 +46,17 @@ def test_a_question_is_found_whatever_its_case_and_punctuation(tmp_path):
         wild.replace("friends", "good friends"),
     ):
         assert index.match(other) is None
+
+
+def test_the_filter_refuses_and_notes_where(tmp_path):
+    matches = []
+    contaminated = Decontamination(index_of(tmp_path / "gsm.jsonl", [{"q": QUESTION}]), matches)
+    fine, bad = Document("Natalia sold clips.", "a:1"), Document(f"Well: {QUESTION}", "a:2")
+    assert contaminated(fine, TextView(fine.text)) == (fine, None, {})
+    verdict = contaminated(bad, TextView(bad.text)).verdict
+    (match,) = matches
+    assert verdict == ("contaminated", match["words"], None)
+    assert list(match.items())[:3] == [("place", "a:2"), ("file", f"{tmp_path}/gsm.jsonl"), ("line", 1)]
 
 
 def test_thirteen_words_match_and_twelve_do_not(tmp_path):
@@ -87,7 +106,7 @@ def test_unreadable_evaluation_rows_are_no_small_matter(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"q": QUESTION}) + "\n{broken\n")
     with pytest.raises(ValueError, match=r"a\.jsonl: cannot read 1 rows \(invalid_json\)"):
         build_index(DecontaminationConfig((str(tmp_path / "a.jsonl"),)))
-    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+    with pytest.raises(UserError, match=r"no input at .*none\.jsonl"):
         build_index(DecontaminationConfig((str(tmp_path / "none.jsonl"),)))
     with pytest.raises(ValueError, match="min_words=14 must lie between 1 and ngram=13"):
         DecontaminationConfig(min_words=14)

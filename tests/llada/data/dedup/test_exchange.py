@@ -9,7 +9,6 @@ from llada.data.dedup.exchange import (
     choose_partitions,
     find_sorted,
     hash_partition,
-    mix64,
     part_url,
     read_partition,
     read_slices,
@@ -18,6 +17,7 @@ from llada.data.dedup.exchange import (
     unique_rows,
     write_exchange,
 )
+from llada.mixing import mix64
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -79,7 +79,7 @@ def test_every_row_is_in_its_partition_of_every_division(url, partitions):
 def test_a_file_may_hold_a_range_of_the_partitions(url):
     rows = random_rows(100)
     upper = rows[hash_partition(rows[:, 0], 8) >= 4]
-    write_hashed(part_url(url, 0), upper, 8, first=4, held=4)
+    write_hashed(part_url(url, 0), upper, 8, first=4, count=4)
     assert (read_partition([part_url(url, 0)], 1, 2) == sort_rows(upper)).all()
     five = upper[hash_partition(upper[:, 0], 8) == 5]
     assert len(five)
@@ -87,7 +87,7 @@ def test_a_file_may_hold_a_range_of_the_partitions(url):
     with pytest.raises(ValueError, match=r"000000.safetensors does not hold partition 3 of 8"):
         read_partition([part_url(url, 0)], 3, 8)
     with pytest.raises(ValueError, match=r"partitions \d..\d are outside 4..7"):
-        write_hashed(part_url(url, 1), rows, 8, first=4, held=4)
+        write_hashed(part_url(url, 1), rows, 8, first=4, count=4)
 
 
 def test_wrong_files_are_named(tmp_path):

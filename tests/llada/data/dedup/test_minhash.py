@@ -7,10 +7,15 @@ import unicodedata
 import numpy as np
 import pytest
 
-from llada.data.dedup.minhash import MinHasher, duplicate_probability, split_words
+from llada.data.dedup.minhash import MinHasher, comparison_words
 
 LETTERS = str.maketrans("0123456789", "abcdefghij")  # words must not be numbers: those are all alike
 WORDS = [str(number).translate(LETTERS) for number in range(400)]
+
+
+def duplicate_probability(similarity: float) -> float:
+    """That two documents of a Jaccard similarity share one of the 14 band keys of 8 hashes each."""
+    return 1 - (1 - similarity**8) ** 14
 
 
 def pair_of_similarity(rng: np.random.Generator, shared: int, own: int) -> tuple[str, str]:
@@ -67,7 +72,7 @@ def test_published_curve():
     ],
 )
 def test_words(text, words):
-    assert split_words(text) == [unicodedata.normalize("NFD", word) for word in words]
+    assert comparison_words(text) == [unicodedata.normalize("NFD", word) for word in words]
 
 
 def test_numbers_are_alike_and_order_counts():

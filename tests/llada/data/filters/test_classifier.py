@@ -6,14 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llada.data.document import Document
 from llada.data.filters.classifier import (
     ClassifierConfig,
+    ClassifierFilter,
     QualityClassifier,
     area_under_curve,
     read_labels,
     train_classifier,
 )
 from llada.data.filters.view import TextView
+from llada.errors import UserError
 
 SMALL = ClassifierConfig(hash_bits=12, epochs=5)
 GOOD = [f"The committee of year {i} described its methods and the results in detail." for i in range(12)]
@@ -95,26 +98,39 @@ def test_labels(tmp_path):
         ({"text": None, "label": 1}, r"labels\.jsonl:3: field 'text' holds no text"),
     ):
         path.write_text('{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n' + json.dumps(row) + "\n")
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             list(read_labels([str(path)]))
     path.write_text('{"text": "a", "label": 1}\n{"text": \n')
-    with pytest.raises(ValueError, match=r"cannot read 1 rows \(invalid_json\)"):
+    with pytest.raises(UserError, match=r"cannot read 1 rows \(invalid_json\)"):
         list(read_labels([str(path)]))
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(ValueError, match="3 examples have label 1 and 12 label 0; 5 folds need 5 of each"):
+    with pytest.raises(UserError, match="3 examples have label 1 and 12 label 0; 5 folds need 5 of each"):
         train_classifier(EXAMPLES[9:], SMALL)
-    with pytest.raises(ValueError, match="folds=1 must lie between 2 and 1000"):
+    with pytest.raises(UserError, match="classifier: folds must be at least 2"):
         ClassifierConfig(folds=1)
     folder = tmp_path / "c"
-    with pytest.raises(ValueError, match=r"no quality classifier in .*c: .*train one"):
+    with pytest.raises(UserError, match=r"no quality classifier in .*c: .*train one"):
         QualityClassifier.load(str(folder))
     train_classifier(EXAMPLES, SMALL)[0].save(str(folder))
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"c is no llada-quality-classifier-1 folder or is damaged"):
+    with pytest.raises(UserError, match=r"c is no llada-quality-classifier-1 folder or is damaged"):
         QualityClassifier.load(str(folder))
+
+
+def test_the_filter_refuses_what_scores_low(tmp_path, trained):
+    folder = str(tmp_path / "classifier")
+    trained.save(folder)
+    score = float(trained.score([BAD[0]])[0])
+    view = TextView(BAD[0])
+    refused = ClassifierFilter(model=folder)(Document(BAD[0]), view)
+    assert refused.verdict == ("classifier.low_score", score, 0.5)
+    assert ClassifierFilter(model=folder, threshold=score)(Document(BAD[0]), view).verdict is None
+    assert ClassifierFilter(model=folder).files() == [f"{folder}/weights.safetensors"]
+    assert ClassifierFilter(model=folder).problem() is None
+    assert "rules.classifier.model" in ClassifierFilter().problem()
 
 
 def test_human_labels_of_web_pages(shared_dir, record_property):

@@ -15,43 +15,28 @@ from pathlib import Path
 
 import pytest
 
-from llada.data.filters.quality import (
-    C4Config,
-    FineWebConfig,
-    GopherQualityConfig,
-    c4_quality,
-    fineweb_quality,
-    gopher_quality,
-)
-from llada.data.filters.repetition import GopherRepetitionConfig, gopher_repetition
+from llada.data.document import UNKNOWN, Document
+from llada.data.filters.chain import FilterChain, FilterSettings, chosen_filters
 from llada.data.filters.view import TextView
 from llada.data.read.cleaning import clean_text
 
 GOLDEN = Path(__file__).with_name("golden_filter_decisions.json")
 
 
-def decide(text: str, language: str | None) -> list[str | None]:
-    """The rule by which each filter refuses a text, or None."""
-    view = TextView(text)
-    verdicts = [
-        gopher_repetition(view, GopherRepetitionConfig(), language),
-        gopher_quality(view, GopherQualityConfig(), language),
-        c4_quality(view, C4Config(), language)[1],
-        fineweb_quality(view, FineWebConfig(), language),
-    ]
+FILTERS = chosen_filters(("gopher_repetition", "gopher_quality", "c4", "fineweb"), FilterSettings())
+CHAIN = FilterChain(FILTERS)
+
+
+def decide(text: str, language: str) -> list[str | None]:
+    """The rule by which each filter alone refuses a text, or None."""
+    document, view = Document(text, language=language), TextView(text)
+    verdicts = [decide(document, view).verdict for decide in FILTERS]
     return [verdict and verdict.rule for verdict in verdicts]
 
 
-def survives(text: str, language: str | None) -> bool:
+def survives(text: str, language: str) -> bool:
     """Whether all four keep a text, one after the other."""
-    view = TextView(text)
-    rewritten, refused = c4_quality(view, C4Config(), language)
-    return not (
-        gopher_repetition(view, GopherRepetitionConfig(), language)
-        or gopher_quality(view, GopherQualityConfig(), language)
-        or refused
-        or fineweb_quality(TextView(rewritten), FineWebConfig(), language)
-    )
+    return CHAIN(Document(text, language=language)).verdict is None
 
 
 def records(path: Path) -> Iterator[dict]:
@@ -119,7 +104,7 @@ def test_human_judges_agree_that_what_is_kept_is_better(shared_dir):
 
 
 @pytest.mark.parametrize(
-    ("documents", "language"), [(poems, "zh"), (poems, None), (reviews, "ko"), (reviews, None)]
+    ("documents", "language"), [(poems, "zh"), (poems, UNKNOWN), (reviews, "ko"), (reviews, UNKNOWN)]
 )
 def test_chinese_and_korean_survive(shared_dir, documents, language):
     texts = documents(shared_dir)[:200]

@@ -5,8 +5,20 @@ import shutil
 
 import pytest
 
-from llada.data.filters.language import LanguageConfig, identify, language_verdict
+from llada.data.document import Document
+from llada.data.filters.language import LanguageFilter, identify
+from llada.data.filters.view import TextView
+from llada.errors import UserError
 from llada.settings import from_dict
+
+
+def decide(text, **settings):
+    """(the language that the document learned, why it is refused)."""
+    document, verdict, edits = LanguageFilter(**settings)(Document(text), TextView(text))
+    assert document.text == text
+    assert not edits
+    return document.language, verdict
+
 
 # UDHR's name of the file: lid.176's code; the most widely spoken languages
 EXPECTED = {
@@ -71,7 +83,7 @@ def test_a_few_sentences():
 @pytest.mark.parametrize("text", ["", " \n\t", "\x85\u2028"])
 def test_nothing_to_tell_the_language_by(text):
     assert identify(text) == ("und", 0.0)
-    assert language_verdict(text, LanguageConfig())[1] == ("language.low_score", 0.0, 0.65)
+    assert decide(text)[1] == ("language.low_score", 0.0, 0.65)
 
 
 def test_only_the_beginning_counts():
@@ -83,27 +95,27 @@ def test_only_the_beginning_counts():
 def test_verdicts():
     german = "Das ist ein deutscher Satz über das Wetter in Berlin."
     _, score = identify(german)
-    assert language_verdict(german, LanguageConfig()) == ("de", None)
-    assert language_verdict(german, LanguageConfig(allowed=("en", "de"))) == ("de", None)
-    assert language_verdict(german, LanguageConfig(allowed=("en", "fr")))[1] == (
+    assert decide(german) == ("de", None)
+    assert decide(german, allowed=("en", "de")) == ("de", None)
+    assert decide(german, allowed=("en", "fr"))[1] == (
         "language.not_allowed",
         "de",
         "en,fr",
     )
-    strict = LanguageConfig(threshold=0.1, thresholds=(("de", 1.0), ("en", 0.2)))
+    strict = {"threshold": 0.1, "thresholds": (("de", 1.0), ("en", 0.2))}
     assert score < 1
-    assert language_verdict(german, strict) == ("de", ("language.low_score", score, 1.0))
-    lenient = LanguageConfig(threshold=1.0, thresholds=(("de", score),))
-    assert language_verdict(german, lenient)[1] is None
+    assert decide(german, **strict) == ("de", ("language.low_score", score, 1.0))
+    lenient = {"threshold": 1.0, "thresholds": (("de", score),)}
+    assert decide(german, **lenient)[1] is None
     mixed = "qwpo zxmn 123 vbnm"
-    assert language_verdict(mixed, LanguageConfig())[1][0] == "language.low_score"
+    assert decide(mixed)[1][0] == "language.low_score"
 
 
 def test_settings_come_from_plain_values():
-    config = from_dict(LanguageConfig, {"allowed": ["zh"], "thresholds": [["zh", 0.5]]})
-    assert config == LanguageConfig(allowed=("zh",), thresholds=(("zh", 0.5),))
-    with pytest.raises(ValueError, match="language threshold ko=7 must be between 0 and 1"):
-        LanguageConfig(thresholds=(("ko", 7),))
+    config = from_dict(LanguageFilter, {"allowed": ["zh"], "thresholds": [["zh", 0.5]]})
+    assert config == LanguageFilter(allowed=("zh",), thresholds=(("zh", 0.5),))
+    with pytest.raises(UserError, match="language threshold ko=7 must be between 0 and 1"):
+        LanguageFilter(thresholds=(("ko", 7),))
 
 
 def test_a_model_of_the_users_own(tmp_path, s3_url):
@@ -117,9 +129,9 @@ def test_a_model_of_the_users_own(tmp_path, s3_url):
     text = "Das ist ein deutscher Satz."
     assert identify(text, str(tmp_path / "own.bin")) == identify(text, f"{s3_url}/own.bin") == identify(text)
     with pytest.raises(
-        ValueError, match="no language model at .*nothing.bin: give the file of a fastText model"
+        UserError, match="no language model at .*nothing.bin: give the file of a fastText model"
     ):
         identify(text, str(tmp_path / "nothing.bin"))
     (tmp_path / "text.bin").write_text("no model")
-    with pytest.raises(ValueError, match="text.bin is no fastText model"):
+    with pytest.raises(UserError, match="text.bin is no fastText model"):
         identify(text, str(tmp_path / "text.bin"))

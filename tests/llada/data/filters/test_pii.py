@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llada.data.filters.pii import PiiConfig, scrub
+from llada.data.filters.pii import PiiFilter, scrub
 
-CONFIG = PiiConfig()
+CONFIG = PiiFilter()
 
 
 def rows(path) -> list[dict]:
@@ -234,11 +234,11 @@ def test_the_same_address_has_the_same_replacement():
 def test_each_kind_can_be_switched_off():
     text = "joe@x.org 93.184.216.34 2a00:1450::5 212-555-1234"
     assert changed(text) == {"email": 1, "ip": 2, "phone": 1}
-    assert scrub(text, PiiConfig(emails=False))[1] == {"ip": 2, "phone": 1}
-    assert scrub(text, PiiConfig(ips=False))[1] == {"email": 1, "phone": 1}
-    assert scrub(text, PiiConfig(phones=False))[1] == {"email": 1, "ip": 2}
+    assert scrub(text, PiiFilter(emails=False))[1] == {"ip": 2, "phone": 1}
+    assert scrub(text, PiiFilter(ips=False))[1] == {"email": 1, "phone": 1}
+    assert scrub(text, PiiFilter(phones=False))[1] == {"email": 1, "ip": 2}
     with pytest.raises(ValueError, match="phone_replacements must not be empty"):
-        PiiConfig(phone_replacements=())
+        PiiFilter(phone_replacements=())
 
 
 def test_the_addresses_that_dolmas_tagger_names_are_found(shared_dir):

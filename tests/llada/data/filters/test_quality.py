@@ -1,13 +1,11 @@
 import pytest
 
+from llada.data.document import UNKNOWN
 from llada.data.filters.quality import (
-    C4Config,
-    FineWebConfig,
-    GopherQualityConfig,
-    c4_quality,
+    C4Quality,
+    FineWebQuality,
+    GopherQuality,
     count_sentences,
-    fineweb_quality,
-    gopher_quality,
 )
 from llada.data.filters.view import TextView
 
@@ -15,17 +13,17 @@ SENTENCE = "People have asked the council to mend that road with care. "
 
 
 def gopher(text, language="en", **settings):
-    verdict = gopher_quality(TextView(text), GopherQualityConfig(**settings), language)
+    verdict = GopherQuality(**settings).verdict(TextView(text), language)
     return verdict and verdict.rule.removeprefix("gopher_quality.")
 
 
 def fineweb(text, language="en", **settings):
-    verdict = fineweb_quality(TextView(text), FineWebConfig(**settings), language)
+    verdict = FineWebQuality(**settings).verdict(TextView(text))
     return verdict and verdict.rule.removeprefix("fineweb_quality.")
 
 
 def c4(text, **settings):
-    rewritten, verdict = c4_quality(TextView(text), C4Config(**settings), "en")
+    rewritten, verdict = C4Quality(**settings).rewrite(TextView(text))
     return verdict.rule.removeprefix("c4_quality.") if verdict else rewritten
 
 
@@ -58,7 +56,7 @@ def test_mean_length_of_words(letters, found):
 )
 def test_mean_length_of_words_in_other_languages(letters, found):
     assert gopher(" ".join(["q" * letters] * 60), language="fi") == found
-    assert gopher(" ".join(["ы" * letters] * 60), language=None) == found
+    assert gopher(" ".join(["ы" * letters] * 60), language=UNKNOWN) == found
 
 
 def test_number_signs_and_ellipses():
@@ -96,7 +94,7 @@ def test_stop_words():
     assert gopher(text + "the (of)") is None, "beside punctuation too"
     assert gopher(text + "The Of") == "stop_words", "lower case"
     assert gopher(text, language="de") is None
-    assert gopher(text, language=None) == "stop_words", "Latin letters may be English"
+    assert gopher(text, language=UNKNOWN) == "stop_words", "Latin letters may be English"
     assert gopher(text, min_stop_words=None) is None
 
 
@@ -206,9 +204,9 @@ def test_line_breaks_per_word():
 
 
 def test_published_limits():
-    assert GopherQualityConfig() == GopherQualityConfig(
+    assert GopherQuality() == GopherQuality(
         50, 100_000, 3, 10, 2, 20, 0.1, 0.9, 0.3, 0.8, 0.6, 2,
         ("the", "be", "to", "of", "and", "that", "have", "with"),
     )  # fmt: skip
-    assert C4Config() == C4Config(1000, True, False, 3, True, True, True, True, 5)
-    assert FineWebConfig() == FineWebConfig(0.12, 30, 10, 0.67, 0.01, 0.3)
+    assert C4Quality() == C4Quality(1000, True, False, 3, True, True, True, True, 5)
+    assert FineWebQuality() == FineWebQuality(0.12, 30, 10, 0.67, 0.01, 0.3)

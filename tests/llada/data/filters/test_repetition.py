@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llada.data.filters.repetition import GopherRepetitionConfig, gopher_repetition
+from llada.data.filters.repetition import GopherRepetition
 from llada.data.filters.view import TextView
 from llada.data.filters.words import split_words
 
@@ -20,12 +20,12 @@ NONE = {
 
 
 def rule(text, **limits):
-    verdict = gopher_repetition(TextView(text), GopherRepetitionConfig(**{**NONE, **limits}))
+    verdict = GopherRepetition(**{**NONE, **limits}).verdict(TextView(text))
     return verdict and (verdict.rule.removeprefix("gopher_repetition."), verdict.value)
 
 
 def test_nothing_is_refused_as_empty():
-    assert gopher_repetition(TextView(" \n "), GopherRepetitionConfig()).rule == "gopher_repetition.empty"
+    assert GopherRepetition().verdict(TextView(" \n ")).rule == "gopher_repetition.empty"
 
 
 @pytest.mark.parametrize(("breaks", "unit"), [("\n", "line"), ("\n\n", "paragraph"), ("\n\n\n", "paragraph")])
@@ -69,7 +69,7 @@ def test_characters_are_twice_as_many_where_they_are_words():
 
 
 def test_published_limits():
-    config = GopherRepetitionConfig()
+    config = GopherRepetition()
     assert config.max_top_ngram_chars == ((2, 0.20), (3, 0.18), (4, 0.16))
     assert config.max_duplicate_ngram_chars == (
         (5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10)
@@ -124,8 +124,8 @@ VOCABULARY = st.sampled_from(
 def test_the_short_cuts_change_no_decision(words, distinct):
     # Words that never repeat dilute the repeats: texts on both sides of every limit.
     text = " ".join([*words, *(f"word{i}" for i in range(distinct))])
-    config = GopherRepetitionConfig()
-    verdict = gopher_repetition(TextView(text), config)
+    config = GopherRepetition()
+    verdict = config.verdict(TextView(text))
     assert (verdict and (verdict.rule.removeprefix("gopher_repetition."), verdict.value)) == by_definition(
         text, config
     )

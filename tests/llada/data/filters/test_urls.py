@@ -5,11 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada.data.filters.urls import UrlConfig, UrlFilter
+from llada.data.document import Document
+from llada.data.filters.urls import UrlFilter, UrlLists
+from llada.data.filters.view import TextView
+from llada.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def url_filter(tmp_path_factory) -> UrlFilter:
+def url_lists(tmp_path_factory) -> UrlLists:
     folder = tmp_path_factory.mktemp("lists")
     lists = {
         "domains": "# a comment\n\nexample.co.uk\nWWW.Bad.org\nhttp.net\nbücher.example\n  spaced.net \r\n",
@@ -23,7 +26,7 @@ def url_filter(tmp_path_factory) -> UrlFilter:
         path = folder / f"{name}.txt"
         path.write_text(text, encoding="utf-8")
         urls[name] = (str(path),)
-    return UrlFilter(UrlConfig(**urls))
+    return UrlLists(UrlFilter(**urls))
 
 
 @pytest.mark.parametrize(
@@ -51,8 +54,8 @@ def url_filter(tmp_path_factory) -> UrlFilter:
         ("http://fine.com/xy-zz_y", "banned_subword", "xyzzy"),
     ],
 )
-def test_refused(url_filter, url, rule, value):
-    verdict = url_filter.verdict(url)
+def test_refused(url_lists, url, rule, value):
+    verdict = url_lists.verdict(url)
     assert verdict is not None
     assert (verdict.rule, verdict.value) == (f"url.{rule}", value)
 
@@ -77,31 +80,31 @@ def test_refused(url_filter, url, rule, value):
         "not a url at all",
     ],
 )
-def test_kept(url_filter, url):
-    assert url_filter.verdict(url) is None
+def test_kept(url_lists, url):
+    assert url_lists.verdict(url) is None
 
 
 @given(st.text(max_size=80))
-def test_whatever_follows_it_a_blocked_domain_is_blocked(url_filter, url):
+def test_whatever_follows_it_a_blocked_domain_is_blocked(url_lists, url):
     """And any other URL, however broken, is answered: kept, or refused for something that is on a list."""
-    assert url_filter.verdict(f"http://example.co.uk/{url}") == ("url.domain", "example.co.uk", None)
-    assert url_filter.verdict(f"https://a.example.co.uk?{url}") == ("url.domain", "example.co.uk", None)
+    assert url_lists.verdict(f"http://example.co.uk/{url}") == ("url.domain", "example.co.uk", None)
+    assert url_lists.verdict(f"https://a.example.co.uk?{url}") == ("url.domain", "example.co.uk", None)
     for odd in (url, "http://" + url):
-        verdict = url_filter.verdict(odd)
+        verdict = url_lists.verdict(odd)
         assert verdict is None or verdict.value
 
 
 def test_without_lists_everything_is_kept():
-    assert UrlFilter(UrlConfig()).verdict("http://example.com/") is None
+    assert UrlLists(UrlFilter()).verdict("http://example.com/") is None
 
 
 def test_the_threshold_of_soft_words(tmp_path):
     (tmp_path / "soft").write_text("a\nb\nc\n")
-    config = UrlConfig(soft_words=(str(tmp_path / "soft"),), soft_word_threshold=3)
-    assert UrlFilter(config).verdict("http://x.org/a/b/a") is None
-    assert UrlFilter(config).verdict("http://x.org/a/b/c") == ("url.soft_words", "a b c", 3)
-    with pytest.raises(ValueError, match="soft_word_threshold must be at least 1"):
-        UrlConfig(soft_word_threshold=0)
+    config = UrlFilter(soft_words=(str(tmp_path / "soft"),), soft_word_threshold=3)
+    assert UrlLists(config).verdict("http://x.org/a/b/a") is None
+    assert UrlLists(config).verdict("http://x.org/a/b/c") == ("url.soft_words", "a b c", 3)
+    with pytest.raises(UserError, match="soft_word_threshold must be at least 1"):
+        UrlFilter(soft_word_threshold=0)
 
 
 def test_lists_from_s3_compressed_and_several(s3_url, tmp_path):
@@ -110,29 +113,43 @@ def test_lists_from_s3_compressed_and_several(s3_url, tmp_path):
     with fsspec.open(f"{s3_url}/urls/domains.txt.gz", "wb") as stream:
         stream.write(gzip.compress(b"one.com\n"))
     (tmp_path / "more.txt").write_text("two.com\n")
-    url_filter = UrlFilter(UrlConfig(domains=(f"{s3_url}/urls/domains.txt.gz", str(tmp_path / "more.txt"))))
-    assert url_filter.verdict("http://a.one.com/")
-    assert url_filter.verdict("http://two.com/")
-    assert not url_filter.verdict("http://three.com/")
+    url_lists = UrlLists(UrlFilter(domains=(f"{s3_url}/urls/domains.txt.gz", str(tmp_path / "more.txt"))))
+    assert url_lists.verdict("http://a.one.com/")
+    assert url_lists.verdict("http://two.com/")
+    assert not url_lists.verdict("http://three.com/")
 
 
 def test_a_list_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"binary is not UTF-8 text .*: give one entry a line"):
-        UrlFilter(UrlConfig(pages=(str(tmp_path / "binary"),)))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        UrlFilter(UrlConfig(pages=(str(tmp_path / "nowhere"),)))
+    with pytest.raises(UserError, match=r"binary is not UTF-8 text .*: give one entry a line"):
+        UrlLists(UrlFilter(pages=(str(tmp_path / "binary"),)))
+    with pytest.raises(UserError, match="no URL list at .*nowhere"):
+        UrlLists(UrlFilter(pages=(str(tmp_path / "nowhere"),)))
 
 
 def test_an_entry_takes_eight_bytes(tmp_path):
     count = 50_000
     (tmp_path / "domains").write_text("".join(f"site-{i}.example.com\n" for i in range(count)))
-    config = UrlConfig(domains=(str(tmp_path / "domains"),))
-    UrlFilter(config)  # modules and file systems are loaded once
+    config = UrlFilter(domains=(str(tmp_path / "domains"),))
+    UrlLists(config)  # modules and file systems are loaded once
     tracemalloc.start()
-    url_filter = UrlFilter(config)
+    url_lists = UrlLists(config)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 10 * count
-    assert all(url_filter.verdict(f"http://a.site-{i}.example.com/") for i in (0, 1, count // 2, count - 1))
-    assert not url_filter.verdict(f"http://site-{count}.example.com/")
+    assert all(url_lists.verdict(f"http://a.site-{i}.example.com/") for i in (0, 1, count // 2, count - 1))
+    assert not url_lists.verdict(f"http://site-{count}.example.com/")
+
+
+def test_documents_without_a_url_pass_and_the_lists_are_read_once(tmp_path):
+    path = tmp_path / "domains"
+    path.write_text("bad.org\n")
+    settings = UrlFilter(domains=(str(path),), pages=(f"{path}.pages",))
+    document, view = Document("text", "x:1"), TextView("text")
+    assert settings(document, view) == (document, None, {})  # no list is asked for
+    assert settings.files() == [str(path), f"{path}.pages"]
+    settings = UrlFilter(domains=(str(path),))
+    bad = Document("text", "x:1", url="http://a.bad.org/")
+    assert settings(bad, view).verdict == ("url.domain", "bad.org", None)
+    path.unlink()
+    assert settings(bad, view).verdict

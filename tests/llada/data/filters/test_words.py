@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llada.data.filters.view import TextView
 from llada.data.filters.words import (
     LATIN,
     NO_LETTER,
@@ -118,28 +117,3 @@ def test_junk_without_spaces_takes_linear_time(unit):
     start = time.process_time()
     encode_words([unit * 250, unit * 30_000])
     assert time.process_time() - start < 2
-
-
-def test_a_view_of_a_text():
-    view = TextView("One two.\n\n three\x0bfour")
-    assert view.lines == ["One two.", "", " three", "four"]
-    assert view.pieces == ["One", "two.", "three", "four"]
-    assert len(view.words) == 5
-    assert view.script == LATIN
-
-
-@pytest.mark.parametrize(
-    ("text", "language", "english"),
-    [
-        ("Plain words", None, True),
-        ("123 456 ×", None, True),
-        ("Привет мир, hello", None, False),
-        ("Plain words", "fr", False),
-        ("Plain words", "enm", False),
-        ("Привет", "en", True),
-        ("Plain", "eng_Latn", True),
-        ("Plain", "en-GB", True),
-    ],
-)
-def test_rules_for_english_apply_to_english(text, language, english):
-    assert TextView(text).is_english(language) is english

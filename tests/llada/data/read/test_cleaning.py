@@ -1,11 +1,13 @@
 import re
 import unicodedata
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llada.data.document import Document
 from llada.data.read import cleaning
-from llada.data.read.cleaning import clean_text, length_reason
+from llada.data.read.cleaning import clean, clean_text
 
 
 def test_clean_text():
@@ -31,7 +33,18 @@ def test_cleaning_is_every_step_in_turn(text):
     assert clean_text(text) == text_.strip("\n")
 
 
-def test_length_reason():
-    assert length_reason("ab", 1, None) is None
-    assert length_reason("", 1, None) == "too_short"
-    assert length_reason("abc", 1, 2) == "too_long"
+def test_documents_are_cleaned_and_cut_into_sections():
+    text = "\n\n".join(f"{number} " + "x" * 50 for number in range(10)) + " \n"
+    whole, short = Document(text, "a:1", url="http://a.org"), Document("b\r\n", "a:2")
+    assert list(clean([whole, short])) == [replace(whole, text=text.rstrip()), replace(short, text="b")]
+    *sections, last = clean([whole, short], section_chars=120)
+    assert last == replace(short, text="b")
+    assert len(sections) == 5
+    assert all(len(section.text) <= 120 and section.url == whole.url for section in sections)
+    assert "\n\n".join(section.text for section in sections) == text.rstrip()
+
+
+def test_sections_without_empty_lines_end_at_a_line_or_anywhere():
+    by_line = [d.text for d in clean([Document("y" * 80 + "\n" + "z" * 80)], 100)]
+    assert by_line == ["y" * 80, "z" * 80]
+    assert [d.text for d in clean([Document("y" * 250)], 100)] == ["y" * 100, "y" * 100, "y" * 50]

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llada.data.document import text_problem
 from llada.data.read.extraction import decode_html, extract_text
-from llada.data.read.formats import text_problem
 from llada.data.read.warc import Page, read_pages
+from llada.errors import UserError
 
 ARTICLE = "".join(
     f"<p>Paragraph number {i} of the article says something long enough to count as its content, with a "
@@ -81,7 +82,7 @@ def test_an_extractor_that_is_not_there(monkeypatch):
     with pytest.raises(ValueError, match="no extractor 'boilerpipe'; choose one of resiliparse, trafilatura"):
         extract_text(PAGE, "boilerpipe")
     monkeypatch.setitem(sys.modules, "trafilatura", None)
-    with pytest.raises(ImportError, match="pip install trafilatura lxml_html_clean"):
+    with pytest.raises(UserError, match="pip install trafilatura lxml_html_clean"):
         extract_text(PAGE, "trafilatura")
 
 

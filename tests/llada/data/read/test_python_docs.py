@@ -25,10 +25,10 @@ def test_reflow():
 
 def test_documents():
     found = list(python_documents())
-    ids = [document.id for document in found]
+    ids = [document.place for document in found]
     assert len(set(ids)) == len(ids) > 300
-    assert ids == [document.id for document in python_documents()]
-    assert {"topic/assert", "module/json", "module/os.path"} <= set(ids)
+    assert ids == [document.place for document in python_documents()]
+    assert {"python:topic/assert", "python:module/json", "python:module/os.path"} <= set(ids)
     assert sum(len(document.text) for document in found) > 1_000_000
     assert not any(document.text.isspace() or not document.text for document in found)
     assert not any("idlelib" in i or ".test." in i for i in ids)

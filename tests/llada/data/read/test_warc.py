@@ -11,7 +11,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llada.data.outcomes import Rejects
+from llada.data.read.documents import read_documents
+from llada.data.read.formats import read_records
+from llada.data.read.listing import list_inputs
+from llada.data.read.parts import Part, ReadOptions
 from llada.data.read.warc import Lost, Page, Skipped, read_pages
+from llada.files import write_bytes
 
 LIMIT = 1 << 20
 HTML = b"<html><body>caf\xc3\xa9</body></html>"
@@ -44,7 +50,7 @@ def record(
     return "\r\n".join(fields).encode() + block + b"\r\n\r\n"
 
 
-def read(data: bytes, compression: str | None = None, limit: int = LIMIT) -> list:
+def pages(data: bytes, compression: str | None = None, limit: int = LIMIT) -> list:
     return [found for _, found in read_pages(io.BytesIO(data), compression, limit)]
 
 
@@ -89,7 +95,7 @@ def test_a_file_compressed_as_a_whole():
         ("gzip", gzip.compress(b"".join(records))),
         ("zstd", zstandard.compress(b"".join(records))),
     ):
-        assert ids(read(data, compression)) == list(range(30))
+        assert ids(pages(data, compression)) == list(range(30))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def test_a_file_compressed_as_a_whole():
     ],
 )
 def test_http_encodings_are_undone(encoding, body):
-    (page,) = read(record(1, body, headers=("Content-Type: text/html", encoding)))
+    (page,) = pages(record(1, body, headers=("Content-Type: text/html", encoding)))
     assert page.html == HTML
     assert page.charset is None
 
@@ -129,7 +135,7 @@ def test_http_encodings_are_undone(encoding, body):
     ],
 )
 def test_what_is_no_page(options, expected):
-    found = read(record(1, **options) + record(2))
+    found = pages(record(1, **options) + record(2))
     assert ids(found) == [2]
     assert found[0] == expected if isinstance(expected, Skipped) else losses(found) == [expected]
 
@@ -144,13 +150,13 @@ def test_what_is_no_page(options, expected):
     ],
 )
 def test_what_is_a_page(options):
-    assert ids(read(record(1, **options))) == [1]
+    assert ids(pages(record(1, **options))) == [1]
 
 
 def test_a_response_without_http_is_damaged():
     broken = record(1).replace(b"HTTP/1.1 200 OK", b"garbage\x00\x01\x02 text")
-    assert losses(read(broken + record(2))) == ["damaged_record"]
-    assert ids(read(broken + record(2))) == [2]
+    assert losses(pages(broken + record(2))) == ["damaged_record"]
+    assert ids(pages(broken + record(2))) == [2]
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
@@ -162,7 +168,7 @@ def test_large_records_are_rejected_and_passed_over(compression):
         record(4, HTML * 1000, kind="resource"),
         record(5),
     ]
-    found = read(ONE_BY_ONE[compression](records), compression, limit=10_000)
+    found = pages(ONE_BY_ONE[compression](records), compression, limit=10_000)
     assert ids(found) == [1, 3, 5]
     assert losses(found) == ["too_large"]
 
@@ -173,7 +179,7 @@ def test_a_page_that_grows_too_large_when_decoded():
         gzip.compress(b"<html>" + bytes(50 << 20)),
         headers=("Content-Type: text/html", "Content-Encoding: gzip"),
     )
-    found = read(bomb + record(2), limit=1 << 20)
+    found = pages(bomb + record(2), limit=1 << 20)
     assert ids(found) == [2]
     assert losses(found) == ["too_large"]
 
@@ -188,7 +194,7 @@ def test_damage_in_the_middle_loses_only_the_damaged_records(compression, seed):
     data[at : at + 20] = rng.randbytes(20)
     starts = [sum(map(len, members[:i])) for i in range(31)]
     hit = {i for i in range(30) if starts[i] < at + 20 and at < starts[i + 1]}
-    found = read(bytes(data), compression)
+    found = pages(bytes(data), compression)
     assert set(range(30)) - set(ids(found)) <= hit
     assert set(losses(found)) <= {"damaged_record", "truncated_file"}
     if compression == "gzip":  # has a checksum; zstd only when its writer added one
@@ -204,10 +210,10 @@ def test_junk_between_records_and_at_the_start():
         + b"more junk"
         + b"".join(map(gzip.compress, records[1:]))
     )
-    found = read(data, "gzip")
+    found = pages(data, "gzip")
     assert ids(found) == list(range(6))
     assert losses(found) == ["damaged_record"] * 2
-    plain = read(b"junk" + records[0] + b"more junk" + records[1])
+    plain = pages(b"junk" + records[0] + b"more junk" + records[1])
     assert ids(plain) == [0, 1]
     assert losses(plain) == ["damaged_record"] * 2
 
@@ -218,14 +224,14 @@ def test_what_was_read_of_a_damaged_record_is_dropped():
     for limit, reasons in ((LIMIT, ["damaged_record"]), (100_000, ["too_large", "damaged_record"])):
         damaged = bytearray(gzip.compress(record(1, long)))
         damaged[-100_000:-99_000] = b"\xff" * 1000
-        found = read(gzip.compress(record(0)) + bytes(damaged) + gzip.compress(record(2)), "gzip", limit)
+        found = pages(gzip.compress(record(0)) + bytes(damaged) + gzip.compress(record(2)), "gzip", limit)
         assert ids(found) == [0, 2]
         assert losses(found) == reasons
 
 
 def test_what_only_looks_like_a_member_is_no_second_loss():
     junk = b"junk\x1f\x8b\x08\xff\xff\x1f\x8b\x08\xff\xff"
-    found = read(gzip.compress(record(0)) + junk + gzip.compress(record(1)), "gzip")
+    found = pages(gzip.compress(record(0)) + junk + gzip.compress(record(1)), "gzip")
     assert ids(found) == [0, 1]
     assert losses(found) == ["damaged_record"]
 
@@ -233,7 +239,7 @@ def test_what_only_looks_like_a_member_is_no_second_loss():
 def test_a_crawler_that_was_killed_and_started_again():
     """A member is cut, the next run's records follow it directly."""
     first, second, third = map(gzip.compress, varied(3))
-    found = read(first + second[: len(second) // 2] + third, "gzip")
+    found = pages(first + second[: len(second) // 2] + third, "gzip")
     assert ids(found) == [0, 2]
     assert losses(found) == ["damaged_record"]
 
@@ -241,7 +247,7 @@ def test_a_crawler_that_was_killed_and_started_again():
 @pytest.mark.parametrize("header", [b"Content-Length: x", b"Content-Length: -5", b"X-Length: 50"])
 def test_a_header_without_a_length(header):
     broken = re.sub(rb"Content-Length: \d+", header, record(1))
-    found = read(record(0) + broken + record(2))
+    found = pages(record(0) + broken + record(2))
     assert ids(found) == [0, 2]
     assert losses(found) == ["damaged_record"]
 
@@ -253,7 +259,7 @@ def test_a_truncated_file_keeps_all_before_the_cut(compression, share):
     data = b"".join(members)
     cut = int(share * len(data))
     whole = sum(sum(map(len, members[: i + 1])) <= cut for i in range(8))
-    found = read(data[:cut], compression)
+    found = pages(data[:cut], compression)
     assert ids(found)[:whole] == list(range(whole))
     assert len(ids(found)) <= whole + 1  # the record may be complete before its last bytes, the line breaks
     at_border = cut in {sum(map(len, members[:i])) for i in range(9)}
@@ -263,8 +269,8 @@ def test_a_truncated_file_keeps_all_before_the_cut(compression, share):
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([None, "gzip", "zstd"]), st.binary(max_size=300))
 def test_no_bytes_raise(compression, data):
-    read(data, compression)
-    found = read(ONE_BY_ONE[compression]([record(1)]) + data, compression)
+    pages(data, compression)
+    found = pages(ONE_BY_ONE[compression]([record(1)]) + data, compression)
     assert ids(found)[:1] == [1]
 
 
@@ -292,9 +298,83 @@ def test_the_memory_of_a_file_compressed_as_a_whole():
 
 def test_the_sample_of_a_real_crawl(shared_dir):
     data = (shared_dir / "data/web/sample.warc.gz").read_bytes()
-    found = read(data, "gzip")
+    found = pages(data, "gzip")
     assert len(found) == len(ids_of := [page.record_id for page in found if isinstance(page, Page)]) == 15
     assert len(set(ids_of)) == 15
     assert found[0].url == "https://creativecommons.org/"  # wget writes <...> around it
     assert all(page.html.rstrip().endswith(b"</html>") for page in found)
-    assert found == read(gzip.decompress(data), None)
+    assert found == pages(gzip.decompress(data), None)
+
+
+# --- As documents ------------------------------------------------------------------------------------------------------
+
+
+def web_page(number: int, words: str) -> bytes:
+    """One WARC response with an HTML page of these words."""
+    body = f"<html><body><div><article><p>{words}</p></article></div></body></html>".encode()
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + body
+    header = (
+        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:{number}>\r\n"
+        f"WARC-Target-URI: http://example.com/{number}\r\nContent-Type: application/http; msgtype=response\r\n"
+        f"Content-Length: {len(http)}\r\n\r\n"
+    )
+    return header.encode() + http + b"\r\n\r\n"
+
+
+WARC_TEXTS = [f"The page number {i} has some wörds of its own, 中文 too. " * 5 for i in range(12)]
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_the_pages_of_a_warc_are_documents(tmp_path, s3_url, name, place):
+    pack = {"c": bytes, "z": gzip.compress, "t": zstandard.compress}[name[-1]]
+    data = b"".join(pack(web_page(i, text)) for i, text in enumerate(WARC_TEXTS))
+    url = f"{s3_url}/{name}" if place == "s3" else str(tmp_path / name)
+    write_bytes(url, data)
+    (file,) = list_inputs([url])
+    rejects = Rejects()
+    part = Part(file, file.size)
+    found = list(read_documents(part, rejects, ReadOptions(text_field="body")))
+    assert [r.fields["id"] for r in read_records(part, Rejects())] == [f"<urn:uuid:{i}>" for i in range(12)]
+    assert [d.text for d in found] == [text.strip() for text in WARC_TEXTS]
+    assert [d.url for d in found] == [f"http://example.com/{i}" for i in range(12)]
+    assert [d.place for d in found] == [f"{url}:{i + 1}" for i in range(12)]
+    assert not rejects.counts
+    assert not rejects.skipped
+
+
+@pytest.mark.parametrize("extractor", ["resiliparse", "trafilatura"])
+def test_both_extractors_read_the_real_sample(shared_dir, extractor):
+    (file,) = list_inputs([str(shared_dir / "data/web/sample.warc.gz")])
+    rejects = Rejects()
+    part = Part(file, file.size)
+    found = list(read_documents(part, rejects, ReadOptions(extractor=extractor)))
+    assert len(found) == 15
+    assert sum(d.url == "https://allenai.org/" for d in found) == 3
+    assert "Creative Commons is an international nonprofit organization" in found[0].text
+    assert not rejects.counts
+    assert not rejects.skipped
+
+
+def test_warc_records_that_are_no_documents_are_counted(tmp_path, read):
+    records = [
+        web_page(0, WARC_TEXTS[0]),
+        web_page(1, WARC_TEXTS[1]).replace(b"200 OK", b"404 NO"),
+        web_page(2, WARC_TEXTS[2]).replace(b"text/html", b"image/png"),
+        web_page(3, ""),
+        web_page(4, "<div>" * 5000),
+        web_page(5, "x" * 60_000),
+        web_page(6, WARC_TEXTS[6]),
+    ]
+    path = tmp_path / "a.warc.gz"
+    data = b"".join(map(gzip.compress, records))
+    path.write_bytes(data[:-20])
+    texts, rejects = read(path, max_record_bytes=50_000)
+    assert texts == [WARC_TEXTS[0].strip()]
+    assert dict(rejects.skipped) == {"not_200": 1, "not_html": 1, "no_main_content": 1}
+    assert dict(rejects.counts) == {"extraction_failed": 1, "too_large": 1, "truncated_file": 1}
+    assert [(e["reason"], e["line"]) for e in rejects.examples] == [
+        ("extraction_failed", 5),
+        ("too_large", 6),
+        ("truncated_file", 7),
+    ]

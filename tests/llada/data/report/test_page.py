@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from llada.data.dedup.clusters import Clusters
+from llada.data.dedup.clusters import Cluster, Clusters
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
+from llada.data.document import Document
 from llada.data.filters.chain import FILTERS
 from llada.data.outcomes import KEPT, Report, merge
-from llada.data.read.formats import Part
+from llada.data.prepare import before
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig, Reading, read_texts
-from llada.data.report.funnel import STEPS
-from llada.data.report.html import format_bytes, histogram
-from llada.data.report.page import render_report
-from llada.data.work.job import PrepareConfig, SourceConfig
+from llada.data.read.parts import Part
+from llada.data.report.funnel import steps
+from llada.data.report.html import Markup, histogram, note
+from llada.data.report.page import SECTIONS, render_report
+from llada.data.report.sections import Facts
+from llada.data.work.config import PrepareConfig, SourceConfig
+from llada.data.work.job import Job, Snapshot
+from llada.data.work.read_config import ReadConfig
+from llada.data.work.reading import Reading
 from llada.data.work.units import Plan, Unit
 
 ATTACK = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>&amp;</style></details>"
@@ -113,7 +118,7 @@ def test_the_funnel_takes_away_what_each_filter_refused() -> None:
 
 
 def test_the_funnel_knows_every_filter_in_its_order() -> None:
-    assert [step for step in STEPS if step in FILTERS] == [name for name in FILTERS if name != "pii"]
+    assert [step for step in steps() if step in FILTERS] == [name for name in FILTERS if name != "pii"]
 
 
 def test_steps_that_are_off_and_refused_nothing_are_not_in_the_funnel() -> None:
@@ -189,7 +194,7 @@ def test_nothing_from_the_data_becomes_html() -> None:
     report.samples = {
         KEPT: [sample],
         f"url.{ATTACK}": [sample],
-        "duplicate": [{**sample, "kept_text": ATTACK + " x"}],
+        "duplicate": [{**sample, "value": 1}],
     }
     report.rejected = report.skipped = report.edits = {ATTACK: 2}
     report.damaged_files = report.unreadable_files = [ATTACK]
@@ -202,10 +207,15 @@ def test_nothing_from_the_data_becomes_html() -> None:
         decontamination=DecontaminationConfig(files=(ATTACK,)),
         sources=(SourceConfig(ATTACK, (ATTACK,)), SourceConfig("b", ())),
     )
-    text = {"text": ATTACK, "language": ATTACK, "place": ATTACK}
-    clusters = Clusters(1, 3, Counter({1: 1}), [{"size": 3, "ids": [1, 2], "texts": [text, text]}])
-    plan = Plan("", 1, 1, 1, ATTACK)
-    page = render_report({ATTACK: report, "b": Report("b")}, plan=plan, config=config, clusters=clusters)
+    document = Document(ATTACK + " x", ATTACK, language=ATTACK)
+    clusters = Clusters(1, 3, Counter({1: 1}), [Cluster(3, (1, 2))])
+    page = render_report(
+        {ATTACK: report, "b": Report("b")},
+        plan=Plan("", 1, 1, 1, ATTACK),
+        config=config,
+        clusters=clusters,
+        documents={1: document, 2: document},
+    )
     harmless = Page(_render(_report()))
     attacked = Page(page)
     extra = {name for name, _, _ in attacked.elements} - {name for name, _, _ in harmless.elements}
@@ -271,7 +281,7 @@ def test_texts_of_every_script_stand_there_in_their_direction() -> None:
     }
     report = Report()
     for language, text in texts.items():
-        report.add(KEPT, text, language, f"s3://{language}.jsonl:1")
+        report.add(KEPT, Document(text, f"s3://{language}.jsonl:1", language=language))
     page = Page(_render(report).encode("utf-8").decode("utf-8"))
     for language, text in texts.items():
         assert page.texts("div", dir="auto", lang=language.replace("_", "-")) == [text]
@@ -284,9 +294,9 @@ def test_a_file_name_that_is_no_text_does_not_stop_the_report() -> None:
 
 def test_a_refused_document_says_what_failed() -> None:
     report = Report()
-    report.add("gopher_quality.few_words", "too few words", "en", "s3://a.jsonl:7", 3, 50)
-    report.add("gopher_quality.hashes", "# # #", "en", "s3://a.jsonl:8", 0.123456, 0.1)
-    report.add("url.domain", "x", "und", "s3://a.jsonl:9", "bad.example")
+    report.add("gopher_quality.few_words", Document("too few words", "s3://a.jsonl:7", language="en"), 3, 50)
+    report.add("gopher_quality.hashes", Document("# # #", "s3://a.jsonl:8", language="en"), 0.123456, 0.1)
+    report.add("url.domain", Document("x", "s3://a.jsonl:9"), "bad.example")
     page = Page(_render(report))
     assert page.texts("summary")[:3] == [
         "url.domain – 1 of 1", "gopher_quality.few_words – 1 of 1", "gopher_quality.hashes – 1 of 1",
@@ -310,20 +320,21 @@ def test_near_duplicates_stand_side_by_side_with_their_differences_marked(
     removed: str, stayed: str, marked: list[str]
 ) -> None:
     report = Report()
-    report.add("duplicate", removed, "en", "s3://a.jsonl:1", 987654321)
-    report.samples["duplicate"][0]["kept_text"] = stayed
-    page = Page(_render(report, CONFIG))
+    report.add("duplicate", Document(removed, "s3://a.jsonl:1", language="en"), 987654321)
+    documents = {987654321: Document(stayed)}
+    page = Page(render_report({"": report}, plan=PLAN, config=CONFIG, documents=documents))
     assert page.texts("div", **{"class": "text"}) == [removed, stayed]
     assert page.texts("mark") == marked
     assert "987654321" not in "".join(page.texts("main"))  # an internal number, not a value that failed
 
 
 def test_clusters_of_duplicates_have_sizes_and_their_largest_is_shown() -> None:
-    texts = [{"text": text, "language": "en", "place": f"s3://{text[0]}:1"} for text in ("a b c", "d b c")]
-    largest = [{"size": 1234, "ids": [5, 9], "texts": texts}]
-    clusters = Clusters(700, 2500, Counter({1: 699, 10: 1}), largest)
+    documents = {
+        number: Document(text, "s3://x:1", language="en") for number, text in ((5, "a b c"), (9, "d b c"))
+    }
+    clusters = Clusters(700, 2500, Counter({1: 699, 10: 1}), [Cluster(1234, (5, 9))])
     report = Report(outcomes={"en": {"duplicate": [1800, 9000]}})
-    page = Page(render_report({"": report}, plan=PLAN, config=CONFIG, clusters=clusters))
+    page = Page(render_report({"": report}, plan=PLAN, config=CONFIG, clusters=clusters, documents=documents))
     assert "2,500 documents stand in 700 clusters" in "".join(page.texts("main"))
     assert "1,234 documents, 2 of them shown" in page.texts("summary")
     assert page.texts("title")[-10:][0] == "2 to 4: 699 clusters"
@@ -353,13 +364,6 @@ def test_bars_are_as_high_as_their_numbers() -> None:
     assert page.texts("title")[2] == "128 to 256: 40 documents"
 
 
-def test_sizes_have_three_digits() -> None:
-    sizes = (0, 999, 999.6, 1000, 65_432, 999_499, 999_600, 7.5e12, 2.5e18)
-    assert [format_bytes(size) for size in sizes] == [
-        "0 bytes", "999 bytes", "1.00 kB", "1.00 kB", "65.4 kB", "999 kB", "1.00 MB", "7.50 TB", "2.50e+03 PB",
-    ]  # fmt: skip
-
-
 def test_settings_that_were_changed_stand_first() -> None:
     read = ReadConfig(filters=("c4",))
     config = PrepareConfig(row_length=4096, sources=(SourceConfig("web", ("a", "b"), read=read),))
@@ -385,9 +389,10 @@ def test_the_report_of_real_documents_adds_up(shared_dir: Path) -> None:
     for source, file in (("web", "text/c4_200.jsonl.gz"), ("labelled", "web/quality_labels.jsonl")):
         (listed,) = list_inputs([str(shared_dir / "data" / file)])
         unit = Unit((Part(listed, listed.size),), source)
-        reading = Reading(ReadConfig(filters=("gopher_repetition", "c4", "fineweb")), Report(source))
-        for text in read_texts(unit, reading):
-            reading.report.add(KEPT, text.text, text.language, text.place)
+        config = PrepareConfig(read=ReadConfig(filters=("gopher_repetition", "c4", "fineweb")))
+        reading = Reading.of(Job(config, Snapshot("unused", 0), PLAN), unit)
+        for document in before(reading):
+            reading.report.add(KEPT, document)
         reports[source] = reading.report
     page = Page(render_report(reports, plan=PLAN, config=PrepareConfig()))
     total = merge(reports.values())
@@ -397,3 +402,13 @@ def test_the_report_of_real_documents_adds_up(shared_dir: Path) -> None:
     assert refused == total.documents() - total.documents(KEPT) > 0
     shown = page.texts("div", **{"class": "text"})
     assert {sample["text"] for samples in total.samples.values() for sample in samples} == set(shown)
+
+
+def test_a_section_is_a_function_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weather(facts: Facts) -> Markup:
+        return note(f"{facts.total.documents()} clouds")
+
+    monkeypatch.setitem(SECTIONS._entries, "Weather", weather)
+    page = Page(_render(_report()))
+    assert page.texts("section", id="weather") == ["Weather100 clouds"]
+    assert page.texts("a", href="#weather") == ["Weather"]

@@ -1,9 +1,6 @@
-import gzip
-import json
-
 import pytest
 
-from llada.data.tokens.chat import RecordError, encode_example, parse_dialogue, prompt_answer_pairs
+from llada.data.tokens.chat import encode_example
 from llada.tokenizer import encode_texts, render_chat, train_tokenizer
 
 DIALOGUE = [
@@ -18,44 +15,6 @@ DIALOGUE = [
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer(["user assistant system hello"], 270)
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-        {"prompt": "q", "response": "a"},
-        {"question": "q", "answer": "a"},
-        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-    ],
-)
-def test_four_formats(record):
-    assert prompt_answer_pairs(parse_dialogue(record)) == [([{"role": "user", "content": "q"}], "a")]
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ({"text": "x"}, "unknown_sft_format"),
-        ({"messages": []}, "no_messages"),
-        ({"messages": "hello"}, "no_messages"),
-        ({"messages": ["hello"]}, "message_not_an_object"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "unknown_role"),
-        ({"messages": [{"content": "x"}]}, "unknown_role"),
-        ({"prompt": "q", "response": None}, "null_text"),
-        ({"prompt": "q", "response": 4}, "text_not_a_string"),
-        ({"prompt": "", "response": "x"}, "empty_text"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "no_answer"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "no_answer"),
-    ],
-)
-def test_bad_records(record, reason):
-    with pytest.raises(RecordError, match=f"^{reason}$"):
-        prompt_answer_pairs(parse_dialogue(record))
-
-
-def test_an_n_turn_dialogue_gives_n_pairs():
-    assert prompt_answer_pairs(DIALOGUE) == [(DIALOGUE[:2], "Hello"), (DIALOGUE[:4], " 4 ")]
 
 
 def test_an_example_is_prompt_answer_eot_eos(tokenizer):
@@ -91,11 +50,3 @@ def test_an_answer_is_never_cut(tokenizer):
     assert (
         encode_example(tokenizer, DIALOGUE[:2], "y" * 90, row_length=100, too_long="truncate_prompt") is None
     )
-
-
-def test_the_development_data(shared_dir):
-    folder = shared_dir / "data/sft"
-    turns = [json.loads(line) for line in (folder / "multiturn_500.jsonl").open()]
-    assert sum(len(prompt_answer_pairs(parse_dialogue(r))) for r in turns) == 167 + 2 * 166 + 3 * 167
-    with gzip.open(folder / "gsm8k_train.jsonl.gz") as stream:
-        assert all(len(prompt_answer_pairs(parse_dialogue(json.loads(line)))) == 1 for line in stream)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llada.data.tokens.manifest import write_index
 from llada.data.tokens.megatron import export_megatron, import_megatron, import_megatron_shards
 from llada.data.tokens.packing import best_fit, concatenate_and_cut, one_per_row, take_tokens
-from llada.data.tokens.shards import TokenDataset, write_index, write_shard
+from llada.data.tokens.shards import TokenDataset, write_shard
 from llada.files import join, write_bytes
 
 EOS = 0
@@ -18,8 +19,7 @@ ROW = 8
 
 
 def write_dataset(url, shards, *, vocab_size, kind="pretrain", packing="concatenate_and_cut"):
-    entries = [{"name": f"train/{i}.safetensors"} for i in range(len(shards))]
-    entries = [e | write_shard(join(url, e["name"]), rows) for e, rows in zip(entries, shards, strict=True)]
+    entries = [write_shard(url, "train", str(i), rows) for i, rows in enumerate(shards)]
     dataset = {
         "kind": kind,
         "row_length": ROW,
@@ -93,7 +93,7 @@ def test_there_and_back(lists, rows_per_shard):
         prefix, "memory://megatron/back", split="train", row_length=ROW, vocab_size=200_001, eos_id=EOS,
         rows_per_shard=rows_per_shard,
     )  # fmt: skip
-    assert [shard["rows"] for shard in shards[:-1]] == [rows_per_shard] * (len(shards) - 1)
+    assert [shard.rows for shard in shards[:-1]] == [rows_per_shard] * (len(shards) - 1)
     names = {"row_length": ROW, "kind": "pretrain", "splits": {"train": {"indexes": ["train.parquet"]}}}
     write_index("memory://megatron/back/train.parquet", shards)
     write_bytes("memory://megatron/back/manifest.json", json.dumps({"dataset": names}).encode())

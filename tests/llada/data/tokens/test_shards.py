@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 
@@ -6,14 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from llada.data.tokens.manifest import ShardError, write_index
 from llada.data.tokens.packing import concatenate_and_cut, one_per_row
-from llada.data.tokens.shards import ShardError, TokenDataset, verify_shards, write_index, write_shard
+from llada.data.tokens.shards import TokenDataset, write_shard
 from llada.files import join, write_bytes
 
 
 def write_dataset(url: str, kind: str, shards: list, row_length: int = 8, **more: object) -> None:
-    entries = [{"name": f"train/{i}.safetensors"} for i in range(len(shards))]
-    entries = [e | write_shard(join(url, e["name"]), rows) for e, rows in zip(entries, shards, strict=True)]
+    entries = [write_shard(url, "train", str(i), rows) for i, rows in enumerate(shards)]
     dataset = {
         "kind": kind,
         "row_length": row_length,
@@ -42,15 +43,17 @@ def url(request, tmp_path):
 
 
 def test_shard_file_is_plain_safetensors(tmp_path):
-    info = write_shard(str(tmp_path / "a.safetensors"), SHARDS[0])
-    stored = load_file(tmp_path / "a.safetensors")
+    shard = write_shard(str(tmp_path), "train", "a", SHARDS[0])
+    assert (shard.split, shard.name) == ("train", "train/a.safetensors")
+    stored = load_file(tmp_path / "train/a.safetensors")
     assert stored["tokens"].dtype == np.uint32
     assert stored["segments"].tolist() == [[0, 0, 5], [5, 5, 8], [0, 0, 6], [6, 6, 7]]
     assert stored["segment_offsets"].tolist() == [0, 2, 4]
-    assert (info["rows"], info["tokens"]) == (2, 15)
-    assert info["bytes"] == (tmp_path / "a.safetensors").stat().st_size
-    assert write_shard(str(tmp_path / "b.safetensors"), SHARDS[0]) == info
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert (shard.rows, shard.tokens) == (2, 15)
+    assert shard.bytes == (tmp_path / "train/a.safetensors").stat().st_size
+    again = write_shard(str(tmp_path), "train", "b", SHARDS[0])
+    assert again == dataclasses.replace(shard, name="train/b.safetensors")
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["a.safetensors", "b.safetensors"]
 
 
 def test_rows_in_any_order(url):
@@ -130,7 +133,7 @@ def test_a_dataset_travels_to_another_process(tmp_path):
     assert len(pickle.loads(copied)) == 5
 
 
-def test_errors_name_the_file_and_the_remedy(tmp_path):
+def test_errors_name_the_file_and_the_remedy(tmp_path, verify_shards):
     url = str(tmp_path)
     with pytest.raises(ShardError, match=r"no manifest\.json"):
         TokenDataset(url)
@@ -149,7 +152,7 @@ def test_errors_name_the_file_and_the_remedy(tmp_path):
     with pytest.raises(ShardError, match=r"1\.safetensors is no llada-tokens-1 shard"):
         TokenDataset(url).rows(np.array([2]))
     path.write_bytes(good[:-1] + b"\xff")
-    with pytest.raises(ShardError, match=r"train/1\.safetensors"):
+    with pytest.raises(AssertionError, match=r"train/1\.safetensors"):
         verify_shards(url, "train")
     path.unlink()
     with pytest.raises(ShardError, match="missing shard"):

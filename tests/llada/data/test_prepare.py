@@ -1,4 +1,4 @@
-"""llada/data/work/units.py and prepare.py: planning, processing and re-using work units (the stage around it: tests/pipelines)."""
+"""The way of documents through work units: processing and re-using them (the stage around it: tests/pipelines)."""
 
 import dataclasses
 import gzip
@@ -10,15 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from llada.data.dedup.steps import DedupConfig
-from llada.data.outcomes import Report
+from llada.data.prepare import pack_unit, sample_unit
 from llada.data.read.listing import list_inputs
-from llada.data.read.reading import ReadConfig
-from llada.data.work.group_tasks import group_reports, group_shards, group_unigrams, merge_group
-from llada.data.work.job import Job, PrepareConfig, SourceConfig
-from llada.data.work.pack_tasks import finished_report, pack_unit
-from llada.data.work.read_tasks import sample_unit
-from llada.data.work.units import UNITS_PER_GROUP, SeenFiles, cut_file, read_plan, write_plan
+from llada.data.work.config import PrepareConfig, SourceConfig
+from llada.data.work.job import Job, PackJob, Snapshot
+from llada.data.work.read_config import ReadConfig
+from llada.data.work.tasks import finished_unit, group_reports, group_shards, group_unigrams, merge_group
+from llada.data.work.units import cut_file, write_plan
 from llada.tokenizer import encode_texts, save_tokenizer, train_tokenizer
 
 TEXTS = [f"Document number {i} speaks of {i * i} things.\n" * (1 + i % 7) for i in range(120)]
@@ -52,10 +50,11 @@ def parts(unit_bytes, *inputs):
     )
 
 
-def job_of(config, path, tokenizer, output) -> Job:
+def job_of(config, path, tokenizer, output) -> PackJob:
     save_tokenizer(tokenizer, output / "tokenizer")
-    plan = write_plan(str(output / "plan"), parts(config.unit_bytes, path), config.unit_bytes)
-    return Job(config, str(output), str(output / "snapshot"), plan, tokenizer_hash="hash")
+    snapshot = Snapshot(str(output), 0)
+    plan = write_plan(snapshot.plan_url, parts(config.unit_bytes, path), config.unit_bytes)
+    return Job(config, snapshot, plan).packing("hash")
 
 
 def units_of(job):
@@ -63,21 +62,20 @@ def units_of(job):
 
 
 def run(config, path, tokenizer, output):
-    """What every unit left behind, in order: {report, shards, ...}."""
+    """What every unit left behind, in order."""
     job = job_of(config, path, tokenizer, output)
     for index in range(job.plan.units):
         pack_unit(job, index)
-    found = [finished_report(job, unit) for unit in units_of(job)]
-    return [f | {"report": Report(**f["report"])} for f in found]
+    return [finished_unit(job, unit) for unit in units_of(job)]
 
 
 def stream(output, found, split):
     """All tokens of a split in order, padding cut away."""
     pieces = [np.empty(0, np.uint32)]
-    for shard in (s for f in found for s in f["shards"] if s["split"] == split):
-        stored = load_file(output / shard["name"])
-        assert stored["tokens"].shape == (shard["rows"], 32)
-        pieces.append(stored["tokens"].reshape(-1)[: shard["tokens"]])
+    for shard in (s for f in found for s in f.shards if s.split == split):
+        stored = load_file(output / shard.name)
+        assert stored["tokens"].shape == (shard.rows, 32)
+        pieces.append(stored["tokens"].reshape(-1)[: shard.tokens])
     return np.concatenate(pieces).tolist()
 
 
@@ -90,17 +88,17 @@ def shards(folder):
 def test_every_document_lands_once_in_one_split(corpus, tokenizer, tmp_path):
     found = run(config(), corpus, tokenizer, tmp_path / "out")
     (unit,) = found
-    assert len([s for s in unit["shards"] if s["split"] == "train"]) > 1  # rows_per_shard cuts
+    assert len([s for s in unit.shards if s.split == "train"]) > 1  # rows_per_shard cuts
     texts = []
     for split in ("train", "validation"):
         text = tokenizer.decode(stream(tmp_path / "out", found, split))
         documents = text.split("<|endoftext|>")
         assert documents.pop() == ""  # every document is closed
-        assert len(documents) == unit["report"].splits[split]["documents"]
+        assert len(documents) == unit.report.splits[split]["documents"]
         texts += documents
     assert sorted(texts) == sorted(text.rstrip("\n") for text in TEXTS)
-    assert 8 <= unit["report"].splits["validation"]["documents"] <= 45
-    assert unit["report"].documents() == unit["report"].documents("kept") == len(TEXTS)
+    assert 8 <= unit.report.splits["validation"]["documents"] <= 45
+    assert unit.report.documents() == unit.report.documents("kept") == len(TEXTS)
 
 
 def test_the_split_depends_on_the_text_alone(corpus, tokenizer, tmp_path):
@@ -114,7 +112,7 @@ def test_the_split_depends_on_the_text_alone(corpus, tokenizer, tmp_path):
         b = tokenizer.decode(stream(tmp_path / "b", second, split)).split("<|endoftext|>")
         assert sorted(a) == sorted(b)
     moved = run(config(split_seed=1), corpus, tokenizer, tmp_path / "c")
-    assert moved[0]["shards"] != first[0]["shards"]
+    assert moved[0].shards != first[0].shards
 
 
 def test_a_moved_corpus_gives_the_same_bytes(corpus, tokenizer, tmp_path):
@@ -134,39 +132,20 @@ def test_a_finished_unit_is_not_done_again(corpus, tokenizer, tmp_path):
     pack_unit(job, 0)
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
     for victim in (
-        found["shards"][0]["name"],
-        f"units/{found['name']}.json",
-        f"units/{found['name']}.unigrams",
+        found.shards[0].name,
+        f"units/{found.name}.json",
+        f"units/{found.name}.unigrams",
     ):
         (out / victim).unlink()
-        assert finished_report(job, job.plan.unit(0)) is None
+        assert finished_unit(job, job.plan.unit(0)) is None
         pack_unit(job, 0)
         assert shards(out) == before
         assert (out / victim).exists()
     changed = corpus.read_bytes().replace(b"speaks", b"SPEAKS")  # same name and size, another content
     corpus.write_bytes(changed)
-    (out / "plan/plan.json").unlink()
+    (out / "snapshots/0000/plan/plan.json").unlink()
     other = job_of(settings, corpus, tokenizer, tmp_path / "again")
-    assert finished_report(dataclasses.replace(other, output=str(out)), other.plan.unit(0)) is None
-
-
-def test_names_change_with_everything_that_changes_bytes(corpus, tokenizer, tmp_path):
-    job = job_of(config(), corpus, tokenizer, tmp_path / "out")
-    unit = job.plan.unit(0)
-    changes = (
-        {"config": config(row_length=64)},
-        {"config": config(read=ReadConfig(min_chars=2))},
-        {"config": config(dedup=DedupConfig())},
-        {"config": config(packing="best_fit")},
-        {"tokenizer_hash": "other"},
-        {"dedup_id": "other"},
-        {"resources_hash": "other"},
-    )
-    names = {job.shards_name(unit)} | {dataclasses.replace(job, **c).shards_name(unit) for c in changes}
-    assert len(names) == 1 + len(changes)
-    assert dataclasses.replace(unit, source="code").name() != unit.name()
-    same = config(tokenizer="/x", train_tokenizer_vocab=400, max_invalid_fraction=1.0, keep_documents=True)
-    assert same.content() == config().content()
+    assert finished_unit(dataclasses.replace(other, snapshot=job.snapshot), other.plan.unit(0)) is None
 
 
 def test_a_plan_cuts_large_files_and_groups_small_ones(tmp_path, corpus, tokenizer):
@@ -184,35 +163,8 @@ def test_a_plan_cuts_large_files_and_groups_small_ones(tmp_path, corpus, tokeniz
     assert job.plan.files == 8
     for index in range(job.plan.units):
         pack_unit(job, index)
-    found = [Report(**finished_report(job, unit)["report"]) for unit in units_of(job)]
+    found = [finished_unit(job, unit).report for unit in units_of(job)]
     assert sum(report.documents() for report in found) == 5 + 3 * len(TEXTS)
-
-
-def test_a_plan_is_written_in_groups_and_read_back(tmp_path):
-    for i in range(2 * UNITS_PER_GROUP + 3):
-        (tmp_path / f"{i:04d}.txt").write_text(str(i))
-    plan = write_plan(str(tmp_path / "plan"), parts(1, tmp_path), unit_bytes=1)
-    assert (plan.units, plan.groups, plan.files) == (2 * UNITS_PER_GROUP + 3, 3, 2 * UNITS_PER_GROUP + 3)
-    assert read_plan(str(tmp_path / "plan")) == plan
-    names = [plan.unit(i).parts[0].file.name.rpartition("/")[2] for i in (0, 300, 514)]
-    assert names == ["0000.txt", "0300.txt", "0514.txt"]
-    assert len(plan.group(2)) == 3
-    (tmp_path / "plan/plan.json").unlink()
-    assert read_plan(str(tmp_path / "plan")) is None
-    assert write_plan(str(tmp_path / "none"), iter(()), 1) is None
-
-
-def test_seen_files_are_known_by_name_and_version(tmp_path):
-    for name in "ab":
-        (tmp_path / f"{name}.txt").write_text(name)
-    plan = write_plan(str(tmp_path / "plan"), parts(1, tmp_path / "*.txt"), unit_bytes=1)
-    seen = SeenFiles([plan])
-    (tmp_path / "b.txt").write_text("another text")
-    (tmp_path / "c.txt").write_text("c")
-    a, b, c = list_inputs([f"{tmp_path}/*.txt"])
-    assert [seen.is_known("", file) for file in (a, b, c)] == [True, False, False]
-    assert [seen.is_changed("", file) for file in (a, b, c)] == [False, True, False]
-    assert not seen.is_known("another source", a)
 
 
 def test_groups_add_up(corpus, tokenizer, tmp_path):
@@ -224,7 +176,7 @@ def test_groups_add_up(corpus, tokenizer, tmp_path):
     assert report.documents("kept") == len(TEXTS)
     assert sum(report.histograms["characters"].values()) == len(TEXTS)
     listed = group_shards(job, 0)
-    assert [shard["name"] for shard in listed] == [s["name"] for f in found for s in f["shards"]]
+    assert [shard.name for shard in listed] == [s.name for f in found for s in f.shards]
     train = stream(tmp_path / "out", found, "train")
     assert np.array_equal(
         group_unigrams(job, 0, len(tokenizer)), np.bincount(train, minlength=len(tokenizer))
@@ -236,10 +188,10 @@ def test_lengths_and_sections(tmp_path, tokenizer):
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(TEXTS))
     (whole,) = run(config(read=ReadConfig(max_chars=1000)), path, tokenizer, tmp_path / "a")
-    assert whole["report"].refused() == {"too_long": 1}
-    assert whole["shards"] == []
+    assert whole.report.refused() == {"too_long": 1}
+    assert whole.shards == []
     found = run(config(read=ReadConfig(section_chars=500)), path, tokenizer, tmp_path / "b")
-    assert found[0]["report"].documents() > 30
+    assert found[0].report.documents() > 30
     text = tokenizer.decode(
         stream(tmp_path / "b", found, "train") + stream(tmp_path / "b", found, "validation")
     )
@@ -249,9 +201,9 @@ def test_lengths_and_sections(tmp_path, tokenizer):
 def test_best_fit_cuts_only_what_is_longer_than_a_row(corpus, tokenizer, tmp_path):
     found = run(config(packing="best_fit"), corpus, tokenizer, tmp_path / "out")
     lengths = [len(ids) + 1 for ids in encode_texts(tokenizer, [t.rstrip("\n") for t in TEXTS])]
-    segments = sum(shard["segments"] for shard in found[0]["shards"])
+    segments = sum(shard.segments for shard in found[0].shards)
     assert segments == sum(-(-length // 32) for length in lengths)
-    assert sum(shard["tokens"] for shard in found[0]["shards"]) == sum(lengths)
+    assert sum(shard.tokens for shard in found[0].shards) == sum(lengths)
 
 
 def test_each_source_is_read_its_own_way(tmp_path, tokenizer):
@@ -271,7 +223,7 @@ def test_each_source_is_read_its_own_way(tmp_path, tokenizer):
     assert [unit.source for unit in units_of(job)] == ["a", "b"]
     for index in range(2):
         pack_unit(job, index)
-    a, b = (Report(**finished_report(job, unit)["report"]) for unit in units_of(job))
+    a, b = (finished_unit(job, unit).report for unit in units_of(job))
     assert (
         a.documents("kept")
         == sum(len(t.rstrip("\n")) >= 60 for t in TEXTS)
@@ -286,10 +238,10 @@ def test_rejects_are_reported_and_quarantined(tmp_path, tokenizer):
     broken = tmp_path / "b.jsonl.gz"
     broken.write_bytes(gzip.compress(b'{"text": "fine"}\n' * 50)[:-9])
     (found,) = run(config(), tmp_path / "*.jsonl*", tokenizer, tmp_path / "out")
-    assert found["report"].rejected == {"invalid_json": 1, "null_text": 1, "truncated_file": 1}
-    assert found["report"].damaged_files == [str(broken)]
+    assert found.report.rejected == {"invalid_json": 1, "null_text": 1, "truncated_file": 1}
+    assert found.report.damaged_files == [str(broken)]
     quarantined = [
-        json.loads(x) for x in (tmp_path / f"out/quarantine/{found['name']}.jsonl").read_text().splitlines()
+        json.loads(x) for x in (tmp_path / f"out/quarantine/{found.name}.jsonl").read_text().splitlines()
     ]
     assert [(q["reason"], q["line"], q["text"]) for q in quarantined[:2]] == [
         ("invalid_json", 2, "broken"),
@@ -303,16 +255,16 @@ def test_sft_units(tmp_path, tokenizer):
     records += [{"prompt": "long", "response": "y" * 3000}, {"prompt": "no answer"}]
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     (found,) = run(config(kind="sft", row_length=96), path, tokenizer, tmp_path / "out")
-    report = found["report"]
+    report = found.report
     assert report.refused() == {"example_longer_than_row": 1}
     assert report.rejected == {"unknown_sft_format": 1}
     assert (
         sum(report.splits[s]["documents"] for s in ("train", "validation")) == report.documents("kept") == 40
     )
-    assert sum(s["rows"] for s in found["shards"]) == 40
-    train = [s for s in found["shards"] if s["split"] == "train"]
-    assert [s["rows"] for s in train[:-1]] == [16] * (len(train) - 1)
-    stored = load_file(tmp_path / "out" / train[0]["name"])
+    assert sum(s.rows for s in found.shards) == 40
+    train = [s for s in found.shards if s.split == "train"]
+    assert [s.rows for s in train[:-1]] == [16] * (len(train) - 1)
+    stored = load_file(tmp_path / "out" / train[0].name)
     _, start, end = stored["segments"][0]
     row = stored["tokens"][0].tolist()
     assert row[end - 2 : end] == [tokenizer.convert_tokens_to_ids("<|eot_id|>"), tokenizer.eos_token_id]
@@ -333,14 +285,14 @@ def test_turns_that_do_not_fit_are_counted(tmp_path, tokenizer, too_long, rows, 
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     settings = config(kind="sft", row_length=96, too_long=too_long, validation_fraction=0.0)
     (found,) = run(settings, tmp_path / "a.jsonl", tokenizer, tmp_path / "out")
-    assert found["report"].edits == edits
-    assert found["report"].documents("kept") == 1
-    assert sum(shard["rows"] for shard in found["shards"]) == rows
+    assert found.report.edits == edits
+    assert found.report.documents("kept") == 1
+    assert sum(shard.rows for shard in found.shards) == rows
 
 
 def test_sampling_takes_the_beginning_of_the_train_split(corpus, tokenizer, tmp_path):
     job = job_of(config(), corpus, tokenizer, tmp_path / "out")
-    everything, some = (sample_unit(job, 0, budget)[0] for budget in (10**9, 1000))
+    everything, some = (sample_unit(job, 0, budget)["texts"] for budget in (10**9, 1000))
     assert len(everything) < len(TEXTS)  # without the validation documents
     assert some == everything[: len(some)]
     assert 1000 <= sum(map(len, some)) < 1500
@@ -353,30 +305,3 @@ def test_special_tokens_in_documents_stay_text(tmp_path, tokenizer):
     tokens = stream(tmp_path / "out", found, "train")
     assert tokens == [*encode_texts(tokenizer, ["a <|mdm_mask|> b"])[0], 0]
     assert tokenizer.mask_token_id not in tokens
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"row_length": 0}, "row_length must be at least 8 tokens"),
-        ({"row_length": 1 << 30}, "row_length must be at most"),
-        ({"kind": "other"}, "kind must be pretrain or sft"),
-        ({"packing": "tight"}, "packing must be concatenate_and_cut or best_fit"),
-        ({"validation_fraction": 1.0}, r"validation_fraction must lie in \[0, 1\)"),
-        ({"train_tokenizer_vocab": None}, "give either tokenizer or train_tokenizer_vocab"),
-        ({"tokenizer": "x"}, "give either tokenizer or train_tokenizer_vocab"),
-        ({"read": ReadConfig(max_chars=5, min_chars=6)}, "max_chars must be at least min_chars"),
-        ({"read": ReadConfig(filters=("gophre",))}, "no filter 'gophre'; there are web"),
-        ({"read": ReadConfig(filters=("classifier",))}, r"needs rules\.classifier\.model"),
-        ({"kind": "sft", "dedup": DedupConfig()}, "are for kind pretrain"),
-        ({"sources": (SourceConfig("a", ()), SourceConfig("a", ()))}, "two sources are called 'a'"),
-        (
-            {"sources": (SourceConfig("a", (), 1.0), SourceConfig("b", ()))},
-            "give all sources a weight, or none",
-        ),
-        ({"sources": (SourceConfig("a", (), epochs=0.0),)}, "source a: weight and epochs must be positive"),
-    ],
-)
-def test_senseless_settings(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(config(), **changes).validate()

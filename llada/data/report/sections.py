@@ -1,0 +1,407 @@
+"""The sections of the report: each a function of the facts of a run that gives its HTML, or None when it has nothing to say."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from llada.data.dedup.clusters import Clusters
+from llada.data.document import Document
+from llada.data.filters.chain import resolve_filters
+from llada.data.outcomes import KEPT, SAMPLE_CHARS, Counts, Report, Sample, merge
+from llada.data.report.cost import Rates, rates_of
+from llada.data.report.cost_tables import cost_tables, format_rate
+from llada.data.report.funnel import (
+    DUPLICATE,
+    DUPLICATES,
+    NOTHING,
+    amount_of,
+    amount_read,
+    by_outcome,
+    in_order,
+    rank,
+    refused_by_step,
+    step_name,
+    step_of,
+    steps,
+)
+from llada.data.report.html import (
+    Markup,
+    bar,
+    cell,
+    details,
+    format_bytes,
+    format_count,
+    format_number,
+    format_share,
+    histogram,
+    join,
+    note,
+    table,
+    tag,
+)
+from llada.data.tokens.splits import SPLITS
+from llada.data.work.config import PrepareConfig, SourceConfig
+from llada.data.work.units import Plan
+
+_MAX_LANGUAGES = 20
+_MAX_ROWS = 100  # of a list of files, matches or reasons
+_MAX_SOURCES = 20  # with a funnel of their own
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run of `prepare` found."""
+
+    by_source: Mapping[str, Report]
+    """By the name of the source, "" the only one."""
+    plan: Plan
+    config: PrepareConfig
+    clusters: Clusters | None = None
+    """Those of the deduplication."""
+    documents: Mapping[int, Document] = field(default_factory=dict)
+    """{id: the beginning of a document} of those that clusters and samples of duplicates name."""
+
+    @cached_property
+    def total(self) -> Report:
+        return merge(self.by_source.values())
+
+    @cached_property
+    def rates(self) -> Rates:
+        return rates_of(self.total)
+
+
+def overview(facts: Facts) -> Markup:
+    total, plan = facts.total, facts.plan
+    read, kept = amount_read(total), amount_of(total, KEPT)
+    tokens, seconds = _tokens(total), sum(total.seconds.values())
+    rejected = sum(total.rejected.values())
+    splits = (f"{name} {format_count(total.splits.get(name, {}).get('tokens', 0))}" for name in SPLITS)
+    steps = (f"{step} {spent:,.1f}" for step, spent in total.seconds.items())
+    speed = format_count(tokens / seconds) if seconds else "–"
+    figures = [
+        ("Documents read", format_count(read.documents), f"{format_count(rejected)} records rejected"),
+        ("Documents kept", format_count(kept.documents), f"{format_share(kept.documents, read.documents)} of those read"),
+        ("Tokens", format_count(tokens), " · ".join(splits)),
+        ("Text kept", format_bytes(kept.bytes), f"of {format_bytes(read.bytes)} read"),
+        ("Input", format_bytes(plan.bytes), f"{format_count(plan.files)} files · {format_count(plan.units)} units"),
+        ("Tokens per second and core", speed, f"CPU seconds: {', '.join(steps) or '–'}"),
+    ]  # fmt: skip
+    tiles = [
+        tag("div", tag("dt", name), tag("dd", value), tag("dd", remark, class_="note"))
+        for name, value, remark in figures
+    ]
+    return join(
+        tag("dl", *tiles, class_="figures"),
+        note(f"Plan {plan.id}. Sizes are decimal: 1 MB is 1,000,000 bytes."),
+    )
+
+
+def funnels(facts: Facts) -> Markup:
+    reports, total, config = facts.by_source, facts.total, facts.config
+    active = {
+        name: {*resolve_filters(config.read_of(name).filters), *_global_steps(config)} for name in reports
+    }
+    everywhere: set[str] = set().union(*active.values())
+    parts = [_funnel(total, everywhere)]
+    parts.append(
+        note(
+            "Bytes are those of a text when its fate was decided: C4 and the scrubbing of personal data rewrite."
+        )
+    )
+    if len(reports) > 1:
+        largest = sorted(reports, key=lambda name: -amount_read(reports[name]).bytes)
+        rows = []
+        for name in largest:
+            read, kept = amount_read(reports[name]), amount_of(reports[name], KEPT)
+            counts = (
+                format_count(read.documents),
+                format_count(kept.documents),
+                format_share(kept.documents, read.documents),
+            )
+            rows.append(
+                (
+                    name,
+                    *counts,
+                    format_bytes(read.bytes),
+                    format_bytes(kept.bytes),
+                    format_count(_tokens(reports[name])),
+                )
+            )
+        head = ("Source", "Read", "Kept", "Share", "Text read", "Text kept", "Tokens")
+        parts += [tag("h3", "By source"), table(head, rows, "lrrrrrr")]
+        parts += [details(name, _funnel(reports[name], active[name])) for name in largest[:_MAX_SOURCES]]
+    return join(*parts)
+
+
+def _global_steps(config: PrepareConfig) -> Iterator[str]:
+    """The steps after the filters that are switched on."""
+    if config.decontamination.files:
+        yield "contaminated"
+    if config.dedup.exact or config.dedup.fuzzy:
+        yield DUPLICATE
+    if config.dedup.lines:
+        yield "duplicate_lines"
+
+
+def _funnel(report: Report, active: set[str]) -> Markup:
+    """Documents and bytes left after each step that is switched on or refused something."""
+    refused, read = refused_by_step(report), amount_read(report)
+    left, rows = read, [("Read", "", format_count(read.documents), "100%", format_bytes(read.bytes), bar(1))]
+    for step in in_order({*refused, *(active & set(steps()))}):
+        lost = refused.get(step, NOTHING)
+        left = left.plus(-lost.documents, -lost.bytes)
+        documents = format_count(left.documents), format_share(left.documents, read.documents)
+        size = format_bytes(left.bytes), bar(left.bytes / read.bytes if read.bytes else 0)
+        rows.append((step_name(step), format_count(lost.documents), *documents, *size))
+    return table(("After", "Refused", "Documents left", "Share", "Bytes left", ""), rows, "lrrrrb")
+
+
+def languages(facts: Facts) -> Markup:
+    total = facts.total
+    by_language = {code: Report(outcomes={code: counts}) for code, counts in total.outcomes.items()}
+    ranked = sorted(by_language, key=lambda code: (-by_language[code].documents(), code))
+    shown = [(code, by_language[code]) for code in ranked[:_MAX_LANGUAGES]]
+    if rest := ranked[_MAX_LANGUAGES:]:
+        shown.append((f"{len(rest)} more", merge(by_language[code] for code in rest)))
+    steps = in_order(refused_by_step(total))
+    rows = []
+    for code, report in shown:
+        refused, read, kept = refused_by_step(report), report.documents(), report.documents(KEPT)
+        counts = (format_count(refused[step].documents) if step in refused else "·" for step in steps)
+        rows.append((code, format_count(read), format_count(kept), format_share(kept, read), *counts))
+    head = ("Language", "Read", "Kept", "Share", *map(step_name, steps))
+    explained = (
+        "und: not identified, or refused before that. After the share: documents that each step refused."
+    )
+    return join(table(head, rows, "lrrr" + "r" * len(steps)), note(explained))
+
+
+def rules(facts: Facts) -> Markup:
+    total = facts.total
+    by_rule, by_step = by_outcome(total), refused_by_step(total)
+    by_rule.pop(KEPT, None)
+    rows = []
+    for rule in sorted(by_rule, key=lambda rule: (rank(rule), -by_rule[rule].documents, rule)):
+        (documents, size), step = by_rule[rule], step_of(rule)
+        shares = format_share(documents, by_step[step].documents), format_share(documents, total.documents())
+        rows.append(
+            (step_name(step), tag("code", rule), format_count(documents), *shares, format_bytes(size))
+        )
+    head = ("Filter", "Rule", "Documents", "Of the filter's", "Of all", "Bytes")
+    return table(head, rows, "llrrrr") if rows else note("No document was refused.")
+
+
+def lengths(facts: Facts) -> Markup:
+    charts = [
+        tag("figure", tag("figcaption", f"{name.capitalize()} of the kept documents"), histogram(counts))
+        for name, counts in sorted(facts.total.histograms.items())
+        if counts
+    ]
+    return tag("div", *charts, class_="columns") if charts else note("No document was kept.")
+
+
+def samples(facts: Facts) -> Markup:
+    total = facts.total
+    documents = Counter({KEPT: total.documents(KEPT)}) + total.refused()
+    parts = []
+    for outcome in sorted(total.samples, key=lambda name: (name != KEPT, rank(name), name)):
+        if outcome != DUPLICATE:
+            chosen = total.samples[outcome]
+            title = join(tag("code", outcome), f" – {len(chosen)} of {format_count(documents[outcome])}")
+            articles = (tag("article", _origin(s), _text_box(s["text"], s["language"])) for s in chosen)
+            parts.append(details(title, *articles))
+    return join(note(f"Chosen by the hash of their text, cut at {SAMPLE_CHARS} characters."), *parts)
+
+
+def duplicates(facts: Facts) -> Markup:
+    total = facts.total
+    if not facts.config.deduplicates:
+        return note("Deduplication is off.")
+    pairs = []
+    for sample in total.samples.get(DUPLICATE, []):
+        removed, stayed = sample["text"], facts.documents.get(_document_id(sample))
+        texts = (removed,) if stayed is None else _marked_differences(removed, stayed.text)
+        columns = [
+            tag("div", tag("h4", name), _text_box(text, sample["language"]))
+            for name, text in zip(("Removed", "Stayed"), texts, strict=False)
+        ]
+        origin = _origin({**sample, "value": None})  # the value is an internal number
+        pairs.append(tag("article", origin, tag("div", *columns, class_="columns")))
+    counts = (f"{steps()[outcome]}: {format_count(total.documents(outcome))}" for outcome in DUPLICATES)
+    shown = [details("Samples, with the words that differ marked", *pairs)] if pairs else []
+    return join(note(" · ".join(counts)), _clusters(facts), *shown)
+
+
+def _document_id(sample: Sample) -> int:
+    """Of the document that stayed for a sample of duplicates; 0 when it is not known."""
+    return sample["value"] if isinstance(sample["value"], int) else 0
+
+
+def _clusters(facts: Facts) -> Markup:
+    """How large the clusters of duplicates are, and the largest ones: what stayed and some of what went for it."""
+    clusters = facts.clusters
+    if clusters is None or not clusters.number:
+        return join()
+    summary = (
+        f"{format_count(clusters.documents)} documents stand in {format_count(clusters.number)} clusters of "
+        "duplicates; of each the first one stays."
+    )
+    largest = []
+    for cluster in clusters.largest:
+        stayed, *went = (facts.documents[number] for number in cluster.ids)
+        boxes = [join(tag("h4", "Stayed"), _place(stayed), _text_box(stayed.text, stayed.language))]
+        for document in went:
+            marked = _marked_differences(document.text, stayed.text)[0]
+            boxes.append(join(tag("h4", "Removed"), _place(document), _text_box(marked, document.language)))
+        title = f"{format_count(cluster.size)} documents, {len(boxes)} of them shown"
+        largest.append(details(title, *(tag("article", box) for box in boxes)))
+    sizes = {str(k): number for k, number in clusters.sizes.items()}
+    figure = tag("figure", tag("figcaption", "Clusters by their documents"), histogram(sizes, of="clusters"))
+    return join(note(summary), figure, tag("h3", "Largest clusters"), *largest)
+
+
+def contamination(facts: Facts) -> Markup:
+    total = facts.total
+    if not facts.config.decontamination.files:
+        return note("No evaluation set was given.")
+    if not total.matches:
+        return note("No document contains a row of the evaluation sets.")
+    rows = [
+        (
+            cell(match["file"]),
+            format_count(match["line"]),
+            cell(match["place"]),
+            tag("span", cell(match["words"]), dir="auto"),
+        )
+        for match in total.matches[:_MAX_ROWS]
+    ]
+    removed = format_count(total.documents("contaminated"))
+    listed = table(("Evaluation file", "Line", "Document", "Matching words"), rows, "lrll")
+    return join(
+        note(f"Documents removed: {removed}."), details(f"Matches, {_listed(rows, total.matches)}", listed)
+    )
+
+
+def input_files(facts: Facts) -> Markup:
+    total = facts.total
+    parts: list[object] = []
+    for title, files in (
+        ("Unreadable files", total.unreadable_files),
+        ("Damaged files", total.damaged_files),
+    ):
+        if files:
+            items = [tag("li", cell(name)) for name in files[:_MAX_ROWS]]
+            parts.append(details(f"{title}: {_listed(items, files)}", tag("ul", *items), is_open=True))
+    tables = [
+        (title, counts)
+        for title, counts in (
+            ("Rejected records", total.rejected),
+            ("Skipped records", total.skipped),
+            ("Replaced or removed in kept documents", total.edits),
+        )
+        if counts
+    ]
+    columns = [tag("div", tag("h3", title), _counts_table(counts)) for title, counts in tables]
+    parts.append(tag("div", *columns, class_="columns"))
+    fine = note("Every file was read and every record was sound.")
+    return join(*parts) if any((total.unreadable_files, total.damaged_files, tables)) else fine
+
+
+def speed(facts: Facts) -> Markup:
+    total, rates = facts.total, facts.rates
+    seconds = sum(total.seconds.values())
+    rows = [
+        (name, f"{spent:,.1f}", format_share(spent, seconds),
+         format_count(_tokens(total) / spent) if spent else "–",
+         format_rate(name, rates) if name in rates.measured else "–")
+        for name, spent in total.seconds.items()
+    ]  # fmt: skip
+    head = ("Step", "CPU seconds", "Share", "Tokens per second and core", "Text per second and core")
+    explained = (
+        "Seconds of CPU time, summed over workers. A short run's include the loading of models and lists. Those of the "
+        "deduplication after its signatures (sorting and linking keys) are not measured here."
+    )
+    return join(table(head, rows, "lrrrr"), note(explained))
+
+
+def cost(facts: Facts) -> Markup | None:
+    return cost_tables(facts.rates) if facts.config.kind == "pretrain" else None
+
+
+def settings(facts: Facts) -> Markup:
+    config = facts.config
+    chosen, defaults = dict(_flat(asdict(config))), dict(_flat(asdict(PrepareConfig())))
+    for source in config.sources:
+        defaults |= _flat(asdict(SourceConfig(source.name, ())), f"sources.{source.name}.")
+    changed = {name: value for name, value in chosen.items() if defaults.get(name) != value}
+    same = {name: value for name, value in chosen.items() if name not in changed and "sources." not in name}
+    tables = [
+        table(("Setting", "Value"), [(tag("code", cell(n)), cell(value)) for n, value in rows.items()], "ll")
+        for rows in (changed, same)
+    ]
+    return join(tables[0], details("Settings left at their defaults", tables[1]))
+
+
+# --- Parts of sections ------------------------------------------------------------------------------------------------
+
+
+def _origin(sample: Sample) -> Markup:
+    """Value and limit, language and place of a sample."""
+    facts = [sample["language"], cell(sample["place"])]
+    if sample["limit"] is not None:
+        facts.insert(0, f"limit {format_number(sample['limit'])}")
+    if sample["value"] is not None:
+        facts.insert(0, f"value {format_number(sample['value'])}")
+    return tag("p", " · ".join(filter(None, facts)), class_="note")
+
+
+def _place(document: Document) -> Markup:
+    return tag("p", f"{document.language} · ", cell(document.place), class_="note")
+
+
+def _text_box(text: object, language: str) -> Markup:
+    return tag("div", text, class_="text", dir="auto", lang=language.replace("_", "-"))
+
+
+def _marked_differences(removed: str, stayed: str) -> tuple[Markup, Markup]:
+    """Both texts, with the words that the other one does not have in that place marked."""
+    by_character = len(removed) > 30 * len(removed.split())  # a script without spaces
+    left, right = (list(t) if by_character else re.split(r"(\s+)", t) for t in (removed, stayed))
+    marked: tuple[list[object], list[object]] = ([], [])
+    for kind, *ends in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+        for words, (begin, end), out in zip((left, right), (ends[:2], ends[2:]), marked, strict=True):
+            piece = "".join(words[begin:end])
+            out.append(piece if kind == "equal" or not piece.strip() else tag("mark", piece))
+    return join(*marked[0]), join(*marked[1])
+
+
+def _counts_table(counts: Counts) -> Markup:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rows = [(cell(name), format_count(number)) for name, number in ranked[:_MAX_ROWS]]
+    return table(("Reason", "Number"), rows, "lr")
+
+
+def _tokens(report: Report) -> int:
+    return sum(split.get("tokens", 0) for split in report.splits.values())
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, JSON) of every setting; the items of a list of settings are called by their name."""
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], dict):
+        value = {item.get("name", str(place)): item for place, item in enumerate(value)}
+    if not isinstance(value, dict):
+        yield prefix.removesuffix("."), json.dumps(value, ensure_ascii=False, default=str)
+        return
+    for name, item in value.items():
+        yield from _flat(item, f"{prefix}{name}.")
+
+
+def _listed(shown: Sequence[object], everything: Sequence[object]) -> str:
+    return f"{len(shown)} of {len(everything)}" if len(shown) < len(everything) else str(len(shown))

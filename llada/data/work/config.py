@@ -1,0 +1,124 @@
+"""What `llada prepare` makes: the settings that decide what the token shards contain."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from llada.data.dedup.decontaminate import DecontaminationConfig
+from llada.data.dedup.steps import DedupConfig
+from llada.data.filters.chain import plugin_settings
+from llada.data.tokens.chat import TooLong
+from llada.data.tokens.mixture import SourceShare
+from llada.data.tokens.packing import Packing
+from llada.data.work.read_config import ReadConfig
+from llada.settings import check_limits, limited, require
+
+Kind = Literal["pretrain", "sft"]
+# Settings that say where something lies or when to give up: they change no byte of a shard.
+_NOT_CONTENT = ("tokenizer", "max_invalid_fraction", "max_unreadable_fraction", "keep_documents")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One of the corpora of a mixture."""
+
+    name: str
+    input: tuple[str, ...]
+    """Files, folders, globs, or "@" and a list of files."""
+    weight: float | None = limited(None, above=0)
+    """Share of the mixture's tokens, relative to the other sources' weights; None: as much as there is."""
+    epochs: float = limited(1.0, above=0)
+    """How often its rows come in one pass over the mixture; with weights, at the most."""
+    max_tokens: int | None = limited(None, low=1)
+    """No more of its tokens than this in one pass."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """How its documents are read and filtered."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, f"source {self.name}")
+
+    @property
+    def share(self) -> SourceShare:
+        """How much of the mixture it is to be."""
+        return SourceShare(self.name, self.weight, self.epochs, self.max_tokens)
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What the token shards contain. Where and with how many workers they are made is no part of it."""
+
+    kind: Kind = "pretrain"
+    """"pretrain": documents, packed into rows. "sft": one (prompt, answer) example per row."""
+    row_length: int = limited(1024, low=8, high=1 << 20)
+    """Tokens per row; the longest context that a model can be trained on with this data."""
+    packing: Packing = "concatenate_and_cut"
+    """"concatenate_and_cut": LLaDA's way, no padding. "best_fit": documents are cut only when longer than a row."""
+    tokenizer: str | None = None
+    """Folder (any URL) of the tokenizer to use; None trains one, see `train_tokenizer_vocab`."""
+    train_tokenizer_vocab: int | None = limited(None, low=1)
+    """Entries of the byte-level BPE to train on this data when no tokenizer is given."""
+    tokenizer_sample_bytes: int = limited(256 << 20, low=1)
+    """Text to train the tokenizer on, taken evenly from the beginning of the work units."""
+    read: ReadConfig = field(default_factory=ReadConfig)
+    """How documents are read and filtered, for sources that do not say it themselves."""
+    sources: tuple[SourceConfig, ...] = ()
+    """The mixture; empty: one source, the stage's inputs."""
+    dedup: DedupConfig = field(default_factory=lambda: DedupConfig(exact=False, fuzzy=False))
+    """Global deduplication (pretrain)."""
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
+    """Evaluation sets whose rows must not stand in the data (pretrain)."""
+    validation_fraction: float = limited(0.01, low=0, below=1)
+    """Share of the documents (SFT: of the dialogues) that go to the validation split, chosen by their hash."""
+    split_seed: int = 0
+    """Changes which documents are held out for validation."""
+    too_long: TooLong = "drop"
+    """What happens to an example longer than a row: "drop", or "truncate_prompt" (sft)."""
+    rows_per_shard: int = limited(16384, low=1)
+    """Rows in one shard file; a unit's last shard holds what is left."""
+    unit_bytes: int = limited(64 << 20, low=1)
+    """Input of one work unit; what is redone after a crash. Compressed files are never cut."""
+    max_invalid_fraction: float = limited(0.1, low=0, high=1)
+    """Give up when a larger share of the records cannot be read."""
+    max_unreadable_fraction: float = limited(0.01, low=0, high=1)
+    """Give up when the store does not deliver a larger share of the files (and more than one)."""
+    keep_documents: bool = False
+    """Keep the filtered text (documents/) that the deduplication works on."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "prepare")
+        for name, kind in (("kind", Kind), ("packing", Packing), ("too_long", TooLong)):
+            value, known = getattr(self, name), get_args(kind)
+            require(value in known, f"prepare: {name} must be {' or '.join(known)}, not {value!r}")
+        names = Counter(source.name for source in self.sources)
+        repeated = [name for name, count in names.items() if count > 1]
+        require(not repeated, f"two sources are called {repeated[0]!r}" if repeated else "")
+        weighted = {source.weight is None for source in self.sources}
+        require(len(weighted) < 2, "give all sources a weight, or none")
+        is_filtered = any(read.filters for read in (self.read, *(source.read for source in self.sources)))
+        require(
+            self.kind == "pretrain" or not (is_filtered or self.deduplicates or self.decontamination.files),
+            "filters, dedup and decontamination are for kind pretrain",
+        )
+
+    @property
+    def deduplicates(self) -> bool:
+        """Whether there is a global step between reading and packing."""
+        return self.dedup.exact or self.dedup.fuzzy or self.dedup.lines
+
+    def read_of(self, source: str) -> ReadConfig:
+        """How to read the documents of a source."""
+        return next((s.read for s in self.sources if s.name == source), self.read)
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide the bytes of the shards: what a hash of this configuration covers. The mixture's
+        weights and the inputs' places are not among them, nor is what a given tokenizer makes idle."""
+        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
+        settings["sources"] = {source.name: asdict(source.read) for source in self.sources}
+        if self.tokenizer is not None:
+            settings["train_tokenizer_vocab"] = None
+        names = [name for read in (self.read, *(s.read for s in self.sources)) for name in read.filters]
+        if plugins := plugin_settings(names):
+            settings["plugins"] = plugins
+        return settings

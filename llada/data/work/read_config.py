@@ -1,0 +1,53 @@
+"""How the documents of a source become clean text, and which are kept: the settings of reading and filtering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from llada.data.filters.chain import FilterSettings, chosen_filters
+from llada.data.filters.filter import Filter
+from llada.data.filters.length import LengthLimits
+from llada.data.read.extraction import Extractor
+from llada.data.read.parts import ReadOptions
+from llada.settings import check_limits, limited, require
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """How the documents of a source become clean text, and which are kept."""
+
+    text_field: str = "text"
+    """The field that holds the text in JSON lines and parquet (pretrain)."""
+    extractor: Extractor = "resiliparse"
+    """What finds the main text of the HTML pages in a WARC."""
+    filters: tuple[str, ...] = ()
+    """Filters to run (pretrain): "web" for FineWeb's, or any of url, language, gopher_repetition, gopher_quality, c4,
+    fineweb, classifier, pii."""
+    rules: FilterSettings = field(default_factory=FilterSettings)
+    """Their settings."""
+    min_chars: int = 1
+    """Shorter documents are left out, after cleaning (pretrain)."""
+    max_chars: int | None = None
+    """Longer documents are left out; None keeps all (pretrain)."""
+    section_chars: int | None = limited(None, low=100)
+    """Cut longer documents at empty lines into sections of about this size, each a document of its own. For a corpus
+    of a few very long texts, from which whole documents cannot be held out (pretrain)."""
+    max_record_bytes: int = limited(64 << 20, low=1)
+    """Larger records are rejected before they are parsed."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "read")
+        require(
+            self.max_chars is None or self.max_chars >= self.min_chars,
+            f"read: max_chars must be at least min_chars={self.min_chars}, not {self.max_chars}",
+        )
+        self.chain()
+
+    @property
+    def options(self) -> ReadOptions:
+        """What the readers need to know."""
+        return ReadOptions(self.text_field, self.max_record_bytes, self.extractor)
+
+    def chain(self) -> list[Filter]:
+        """The filters that a document passes, in running order. Raises UserError."""
+        return [LengthLimits(self.min_chars, self.max_chars), *chosen_filters(self.filters, self.rules)]

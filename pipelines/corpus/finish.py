@@ -1,0 +1,247 @@
+"""The end of a snapshot: add the groups of units up, check the sums, write what training reads and the report."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from llada.data.dedup.clusters import Clusters, read_clusters
+from llada.data.dedup.steps import locate
+from llada.data.document import Document
+from llada.data.outcomes import KEPT, SAMPLE_CHARS, Report, merge
+from llada.data.report.page import render_report
+from llada.data.tokens.manifest import DatasetEntry, FileEntry, SplitEntry, file_entry, write_index
+from llada.data.tokens.shards import UNIGRAM_COUNTS, write_unigram_counts
+from llada.data.tokens.splits import SPLITS
+from llada.data.work.config import PrepareConfig, SourceConfig
+from llada.data.work.job import PackJob
+from llada.data.work.store import stored_document
+from llada.data.work.tasks import group_reports, group_shards, group_unigrams
+from llada.data.work.units import Plan
+from llada.errors import UserError
+from llada.files import file_sizes, filesystem, join, read_bytes, write_bytes
+from llada.tokenizer import vocab_size
+from pipelines.corpus.snapshots import Finished, publish, source_epochs, still_unread
+from pipelines.stage.artifact import Manifest, Output, fetch_folder, put_folder
+
+_log = logging.getLogger(__name__)
+_DUPLICATE = "duplicate"
+Counts = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums over all units of a snapshot."""
+
+    by_source: dict[str, Report]
+    all: Report
+    unigrams: np.ndarray
+    """int64 (vocabulary,): how often each token is trained on; of all snapshots."""
+
+
+def finish_snapshot(
+    folder: Output,
+    job: PackJob,
+    sources: Sequence[SourceConfig],
+    earlier: Sequence[Finished],
+    tokenizer: PreTrainedTokenizerFast,
+    mlflow_run_id: str | None,
+) -> Manifest:
+    """Write all that makes the snapshot complete, its manifest last; the manifest. Raises UserError when the result
+    would be no good."""
+    newest = earlier[-1] if earlier else None
+    totals = add_up(job, newest, vocab_size(tokenizer))
+    check(job, totals.all, is_first=not earlier)
+    clusters = None
+    if job.removals.documents is not None:
+        clusters = read_clusters(job.dedup_folder("documents"))
+    splits = {split: _split_entry(job, split, totals.all.splits[split], newest) for split in SPLITS}
+    trained = _trained(totals.by_source, newest)
+    dataset = DatasetEntry.of(
+        tokenizer,
+        kind=job.config.kind,
+        row_length=job.config.row_length,
+        packing=job.config.packing,
+        tokenizer_hash=job.tokenizer_hash,
+        root="../..",
+        splits=splits,
+        sources=trained,
+        epochs=source_epochs(sources, trained),
+    )
+    files = write_files(job, totals.unigrams)
+    write_report(job, totals, clusters)
+    manifest = folder.describe(
+        describe_counts(job, totals, clusters, splits, newest),
+        kind="tokens",
+        files=files,
+        mlflow_run_id=mlflow_run_id,
+        dataset=dataset.to_json(),
+    )
+    return publish(manifest, job.snapshot)
+
+
+# --- Sums -------------------------------------------------------------------------------------------------------------
+
+
+def add_up(job: PackJob, newest: Finished | None, vocabulary: int) -> Totals:
+    """The sums over the groups; the unigram counts go on from those of the newest snapshot."""
+    unigrams = np.zeros(vocabulary, dtype=np.int64)
+    by_source: dict[str, Report] = {}
+    for group in range(job.plan.groups):
+        unigrams += group_unigrams(job, group, vocabulary)
+        for report in group_reports(job, group):
+            total = by_source.get(report.source)
+            by_source[report.source] = merge([total, report] if total else [report])
+    if newest:
+        unigrams += np.load(io.BytesIO(read_bytes(newest.snapshot.unigram_counts_url)))
+    return Totals(by_source, merge(by_source.values()), unigrams)
+
+
+def _split_entry(job: PackJob, split: str, own: Counts, newest: Finished | None) -> SplitEntry:
+    """A split with what it holds of earlier snapshots."""
+    name = job.snapshot.index_name(split)
+    if newest is None:
+        return SplitEntry(**own, indexes=(name,))
+    before = newest.dataset.splits[split]
+    return SplitEntry(
+        documents=(before.documents or 0) + own["documents"],
+        rows=before.rows + own["rows"],
+        tokens=before.tokens + own["tokens"],
+        indexes=(*(newest.snapshot.beside(index) for index in before.indexes), name),
+    )
+
+
+def _trained(by_source: Mapping[str, Report], newest: Finished | None) -> dict[str, dict[str, int]]:
+    """{source: {documents, rows, tokens} of its train split}, with those of earlier snapshots."""
+    trained = {name: dict(report.splits["train"]) for name, report in by_source.items()}
+    for name, counts in ((newest.dataset.sources or {}) if newest else {}).items():
+        own = trained.get(name, {})
+        trained[name] = {unit: number + own.get(unit, 0) for unit, number in counts.items()}
+    return trained
+
+
+def check(job: PackJob, total: Report, *, is_first: bool) -> None:
+    """Raise UserError when the result would be no good; warn about what was lost."""
+    try:
+        _check(job.config, total, job.plan, job.output, is_first=is_first)
+    except UserError:
+        # The remedies change the input: list it again next time. What was read is kept for what stays the same.
+        fs, path = filesystem(join(job.plan.folder, "plan.json"))
+        fs.rm_file(path)
+        raise
+
+
+def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_first: bool) -> None:
+    lost, refused = Counter(total.rejected), total.refused()
+    seen = total.documents() + lost.total()
+    if lost.total() > config.max_invalid_fraction * seen:
+        raise UserError(
+            f"{lost.total():,} of {seen:,} records cannot be used ({reasons(lost + refused)}); see "
+            f"{join(output, 'quarantine')}, mend the input, or raise max_invalid_fraction"
+        )
+    unread = {label.split("#")[0] for label in total.unreadable_files}
+    if len(unread) > max(1, config.max_unreadable_fraction * plan.files):  # a single one never stops a run
+        raise UserError(
+            f"{len(unread):,} of {plan.files:,} files could not be read, {min(unread)} among them; "
+            "run again when they can, or raise max_unreadable_fraction"
+        )
+    if is_first and not total.splits["train"]["rows"]:
+        remedy = "check --input and the filters"
+        if total.splits["validation"]["rows"]:
+            remedy = "all went to validation: set read.section_chars to cut long documents, or lower validation_fraction"
+        raise UserError(
+            f"no training rows from {seen:,} records (left out: {reasons(lost + refused)}); {remedy}"
+        )
+    for name in total.damaged_files:
+        _log.warning("damaged, its sound records were used: %s", name)
+    for name in total.unreadable_files:
+        _log.warning("could not be read and is left out, a later run tries again: %s", name)
+
+
+def reasons(counts: Counter[str]) -> str:
+    """The most frequent reasons why something was left out: "too_short 12, invalid_json 3"."""
+    return ", ".join(f"{reason} {number:,}" for reason, number in counts.most_common(4)) or "none"
+
+
+def describe_counts(
+    job: PackJob,
+    totals: Totals,
+    clusters: Clusters | None,
+    splits: Mapping[str, SplitEntry],
+    newest: Finished | None,
+) -> dict[str, Any]:
+    """The "counts" of the manifest: figures of the snapshot, and of its splits those up to it."""
+    total = totals.all
+    unread = still_unread(job.plan, newest.unreadable_files) if newest else []
+    shares = totals.unigrams[totals.unigrams > 0] / totals.unigrams.sum()
+    return {
+        "plan_id": job.plan.id,
+        "dedup_id": job.removals.dedup_id,
+        "resources_hash": job.resources_hash,
+        "units": job.plan.units,
+        "files": job.plan.files,
+        "input_bytes": total.input_bytes,
+        "documents_read": total.documents(),
+        "documents_kept": total.documents(KEPT),
+        "records_rejected": sum(total.rejected.values()),
+        "rejected": total.rejected,
+        "filtered": dict(sorted(total.refused().items())),
+        "edits": total.edits,
+        "duplicate_clusters": clusters.number if clusters else 0,
+        "largest_duplicate_cluster": clusters.largest[0].size if clusters and clusters.largest else 0,
+        "damaged_files": total.damaged_files,
+        "unreadable_files": [*unread, *total.unreadable_files],
+        **{
+            f"{split}_{unit}": getattr(splits[split], unit)
+            for split in SPLITS
+            for unit in ("documents", "rows", "tokens")
+        },
+        "unigram_entropy": float(-(shares * np.log(shares)).sum()),  # nats per token of the train split
+    }
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def write_files(job: PackJob, unigrams: np.ndarray) -> dict[str, FileEntry]:
+    """What training reads beside the shards: unigram counts, the lists of this snapshot's shards, the tokenizer."""
+    snapshot = job.snapshot
+    files = {UNIGRAM_COUNTS: file_entry(write_unigram_counts(snapshot.url, unigrams))}
+    for split in SPLITS:
+        name = snapshot.index_name(split)
+        groups = (group_shards(job, group) for group in range(job.plan.groups))
+        own = (shard for shards in groups for shard in shards if shard.split == split)
+        files[name] = write_index(join(snapshot.url, name), own)
+    put_folder(fetch_folder(job.tokenizer_url), snapshot.tokenizer_url)
+    for name in sorted(file_sizes(snapshot.tokenizer_url)):
+        files[join("tokenizer", name)] = file_entry(read_bytes(join(snapshot.tokenizer_url, name)))
+    return files
+
+
+def write_report(job: PackJob, totals: Totals, clusters: Clusters | None) -> None:
+    """The page report.html, with the texts of the documents that its samples and clusters name."""
+    ids: set[int] = set()
+    if clusters is not None:
+        ids = {number for cluster in clusters.largest for number in cluster.ids}
+        for report in totals.by_source.values():
+            stayed = (sample["value"] for sample in report.samples.get(_DUPLICATE, []))
+            ids.update(number for number in stayed if isinstance(number, int))
+    documents = {number: _beginning(job, number) for number in sorted(ids)}
+    page = render_report(
+        totals.by_source, plan=job.plan, config=job.config, clusters=clusters, documents=documents
+    )
+    write_bytes(job.snapshot.report_url, page.encode())
+
+
+def _beginning(job: PackJob, number: int) -> Document:
+    """The beginning of a document that was deduplicated, by its id."""
+    (unit,), (position,) = locate(np.array([number], dtype=np.uint64))
+    document = stored_document(job.documents_url(job.plan.unit(int(unit))), int(position))
+    return replace(document, text=document.text[:SAMPLE_CHARS])

@@ -1,0 +1,69 @@
+"""Settings of a preparation: what makes no sense, and what of them decides the bytes of the shards."""
+
+import pytest
+
+from llada.data.dedup.decontaminate import DecontaminationConfig
+from llada.data.dedup.steps import DedupConfig
+from llada.data.work.config import PrepareConfig, SourceConfig
+from llada.data.work.read_config import ReadConfig
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"row_length": 0}, "prepare: row_length must be at least 8, not 0"),
+        ({"row_length": 1 << 30}, "row_length must be at most"),
+        ({"kind": "other"}, "kind must be pretrain or sft, not 'other'"),
+        ({"packing": "tight"}, "packing must be concatenate_and_cut or best_fit"),
+        ({"too_long": "keep"}, "too_long must be drop or truncate_prompt"),
+        ({"validation_fraction": 1.0}, "validation_fraction must be below 1, not 1.0"),
+        ({"train_tokenizer_vocab": 0}, "train_tokenizer_vocab must be at least 1"),
+        ({"max_invalid_fraction": 2.0}, "max_invalid_fraction must be at most 1"),
+        ({"unit_bytes": 0}, "unit_bytes must be at least 1"),
+        ({"kind": "sft", "dedup": DedupConfig()}, "are for kind pretrain"),
+        ({"kind": "sft", "read": ReadConfig(filters=("c4",))}, "are for kind pretrain"),
+        ({"kind": "sft", "decontamination": DecontaminationConfig(("x",))}, "are for kind pretrain"),
+        ({"sources": (SourceConfig("a", ()), SourceConfig("a", ()))}, "two sources are called 'a'"),
+        (
+            {"sources": (SourceConfig("a", (), 1.0), SourceConfig("b", ()))},
+            "give all sources a weight, or none",
+        ),
+    ],
+)
+def test_senseless_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PrepareConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0.0}, "source a: epochs must be above 0, not 0.0"),
+        ({"weight": -1.0}, "source a: weight must be above 0"),
+        ({"max_tokens": 0}, "source a: max_tokens must be at least 1"),
+    ],
+)
+def test_senseless_sources(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SourceConfig("a", (), **changes)
+
+
+def test_what_changes_no_byte_of_a_shard_is_not_its_content():
+    config = PrepareConfig(tokenizer="a")
+    # A given tokenizer is used; what would be trained without it is idle.
+    for same in (
+        PrepareConfig(tokenizer="b", train_tokenizer_vocab=400),
+        PrepareConfig(tokenizer="a", max_invalid_fraction=1.0, keep_documents=True),
+    ):
+        assert same.content() == config.content()
+    assert config.content()["train_tokenizer_vocab"] is None
+    trained = [PrepareConfig(train_tokenizer_vocab=size).content() for size in (400, 401)]
+    assert trained[0] != trained[1]
+
+
+def test_sources_count_by_how_they_are_read():
+    sources = (SourceConfig("a", ("x",), 1.0), SourceConfig("b", ("y",), 2.0))
+    moved = (SourceConfig("a", ("elsewhere",), 3.0, epochs=2.0), SourceConfig("b", ("y",), 2.0))
+    other = (SourceConfig("a", ("x",), 1.0, read=ReadConfig(min_chars=2)), SourceConfig("b", ("y",), 2.0))
+    content = PrepareConfig(sources=sources).content()
+    assert PrepareConfig(sources=moved).content() == content != PrepareConfig(sources=other).content()
