@@ -11,6 +11,22 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Threads that wait for work sleep, here and in all that is started from here: several processes share few cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On several processes (pytest -n, `make test`): what shares an expensive fixture stays on one of them, and what
+    takes longest begins first. A file's tests stay together, and so do all that use the finished pipeline run."""
+    if not hasattr(config, "workerinput"):
+        return
+
+    def uses_stages(item: pytest.Item) -> bool:
+        return "stages" in getattr(item, "fixturenames", ())
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("stages" if uses_stages(item) else str(item.path)))
+    items.sort(key=lambda item: (not uses_stages(item), item.get_closest_marker("integration") is None))
 
 
 @pytest.fixture(scope="session")
