@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On several processes (pytest -n, `make test`): what shares an expensive fixture stays on one of them, and what
     takes longest begins first. A file's tests stay together, and so do all that use the finished pipeline run."""
