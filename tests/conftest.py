@@ -8,26 +8,35 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Threads that wait for work sleep, here and in all that is started from here: several processes share few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A machine that has other things to do is no failure.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks, and pytest-xdist groups by them
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On several processes (pytest -n, `make test`): what shares an expensive fixture stays on one of them, and what
-    takes longest begins first. A file's tests stay together, and so do all that use the finished pipeline run."""
-    if not hasattr(config, "workerinput"):
-        return
+    """Whoever uses a server is an integration test. On several processes (pytest -n, `make test`) what shares an
+    expensive fixture stays on one of them: a file, and all that use the finished pipeline run; and what takes longest
+    begins first."""
 
-    def uses_stages(item: pytest.Item) -> bool:
-        return "stages" in getattr(item, "fixturenames", ())
+    def uses(item: pytest.Item, *fixtures: str) -> bool:
+        return not set(fixtures).isdisjoint(getattr(item, "fixturenames", ()))
 
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("stages" if uses_stages(item) else str(item.path)))
-    items.sort(key=lambda item: (not uses_stages(item), item.get_closest_marker("integration") is None))
+        if uses(item, "local_ray", "s3_gateway"):
+            item.add_marker(pytest.mark.integration)
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group("stages" if uses(item, "stages") else file))
+    items.sort(key=lambda item: (not uses(item, "stages"), item.get_closest_marker("integration") is None))
 
 
 @pytest.fixture(scope="session")
