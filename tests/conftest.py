@@ -8,12 +8,38 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from llada.data.tokens.manifest import load_dataset_entry, read_index, resolve_snapshot
 from llada.files import join, sha256
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Threads that wait for work sleep, here and in all that is started from here: several processes share few cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A machine that has other things to do is no failure.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks, and pytest-xdist groups by them
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whoever uses a server is an integration test. On several processes (pytest -n, `make test`) what shares an
+    expensive fixture stays on one of them: a file, and all that use the finished pipeline run; and what takes longest
+    begins first."""
+
+    def uses(item: pytest.Item, *fixtures: str) -> bool:
+        return not set(fixtures).isdisjoint(getattr(item, "fixturenames", ()))
+
+    for item in items:
+        if uses(item, "local_ray", "s3_gateway"):
+            item.add_marker(pytest.mark.integration)
+    if not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        file = item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group("stages" if uses(item, "stages") else file))
+    items.sort(key=lambda item: (not uses(item, "stages"), item.get_closest_marker("integration") is None))
 
 
 @pytest.fixture(scope="session")

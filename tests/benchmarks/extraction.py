@@ -1,12 +1,13 @@
 """HTML extraction, language identification, PII and URL lists: speed per core and quality, beside other libraries.
 
-    python tests/benchmarks/extraction.py [--shared PATH] [--datatrove-python PATH] [--repeats N]
+    python tests/benchmarks/extraction.py [--shared PATH] [--datatrove-python PATH] [--repeats N] [--results FOLDER]
 
 PATH of datatrove is the python of another environment with `pip install "datatrove==0.10.*" trafilatura
 lxml_html_clean`. Extraction: the pages of a real WARC; what an extractor keeps is compared as a bag of words with
 what trafilatura with favor_precision keeps. Languages: the passages of the declaration of human rights in 43 widespread
 languages and variants, Chinese poems, Korean reviews; py3langid and lingua take part when they are installed. All on
-one thread, in turn; the best CPU time of N counts. Prints tables and writes results/extraction.json.
+one thread, in turn; the best CPU time of N counts. Prints tables and writes extraction.json. --quick
+measures once and with short URL lists, to see that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -295,7 +296,11 @@ def main() -> None:
     parser.add_argument("--datatrove-python")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--url-entries", type=int, default=500_000)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
+    if given.quick:
+        given.repeats, given.url_entries = 1, 5000
     report = {
         "environment": environment(),
         "settings": {"repeats": given.repeats, "url_entries": given.url_entries},
@@ -304,8 +309,8 @@ def main() -> None:
         "pii": compare_pii(given.shared, given.datatrove_python, given.repeats),
         "urls": measure_urls(given.url_entries, given.repeats),
     }
-    target = HERE / "results" / "extraction.json"
-    target.parent.mkdir(exist_ok=True)
+    target = given.results / "extraction.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     print(f"written: {target}")
 

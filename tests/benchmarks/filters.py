@@ -1,12 +1,12 @@
 """The four quality filters beside datatrove's: throughput of one core and agreement of the decisions.
 
-    python tests/benchmarks/filters.py --datatrove-python PATH [--shared PATH] [--limit N]
+    python tests/benchmarks/filters.py --datatrove-python PATH [--shared PATH] [--limit N] [--results FOLDER]
 
 PATH is the python of another environment with `pip install "datatrove[processing]==0.10.*" spacy`. Both sides get the
 same real English documents, cleaned as `llada prepare` cleans them, in the same order, one after the other, on one
 thread. "chain" is FineWeb's order, ended by the first refusal: Gopher repetition, Gopher quality, C4 (which rewrites),
 FineWeb. Ours starts with nothing remembered. Prints a table and the disagreements, each with the words that differ,
-and writes results/filters.json.
+and writes filters.json. --quick takes some 100 documents, to see that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -216,7 +216,11 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=int, help="take only about this many documents, evenly from all sources"
     )
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.limit = 100
     from llada.data.read.cleaning import clean_text
 
     documents = [
@@ -292,8 +296,8 @@ def main() -> None:
         "refusals": dict(Counter(rule for rule in ours["chain"]["rules"] if rule).most_common()),
         "disagreements": disagreements,
     }
-    target = HERE / "results" / "filters.json"
-    target.parent.mkdir(exist_ok=True)
+    target = arguments.results / "filters.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print("written:", target)
 

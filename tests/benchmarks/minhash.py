@@ -1,12 +1,12 @@
 """Deduplication: signatures per second beside datatrove's, recall by similarity, and the graph steps' speed and memory.
 
-    python tests/benchmarks/minhash.py --datatrove-python PATH [--shared PATH] [--documents N]
+    python tests/benchmarks/minhash.py [--datatrove-python PATH] [--shared PATH] [--documents N] [--results FOLDER]
 
 PATH is the python of another environment with `pip install "datatrove==0.10.*" spacy "xxhash<4" tokenizers`. Signatures:
 both sides get the same real English pieces of about 2.2 kB, turn about, on one thread, three times; the best CPU time
 counts, nothing is written. The graph steps run on synthetic keys of N, 4 N and 16 N documents (15 keys each, 30 % are
 near copies of another), in a process each, with partitions of equal size: rate and memory should stay. Prints tables
-and writes results/minhash.json.
+and writes minhash.json. --quick takes little data, to see that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -222,22 +222,26 @@ def main() -> None:
     parser.add_argument(
         "--documents", type=int, default=50_000, help="of the smallest graph; a multiple of 2,500"
     )
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--graph", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.graph:
         documents, partitions, folder = arguments.graph
         print(json.dumps(run_graph(int(documents), int(partitions), folder)))
         return
+    pieces = real_pieces(arguments.shared)
+    if arguments.quick:
+        arguments.documents, pieces = 2500, pieces[::20]
     report = {
         "environment": environment(),
         "settings": {"documents": arguments.documents, "piece_chars": PIECE_CHARS},
     }
-    pieces = real_pieces(arguments.shared)
     report["signatures"] = compare_signatures(pieces, arguments.datatrove_python)
     report["recall"] = recall_by_similarity(pieces)
     report["graph"] = measure_graph(arguments.documents)
-    target = HERE / "results" / "minhash.json"
-    target.parent.mkdir(exist_ok=True)
+    target = arguments.results / "minhash.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written: {target}")
 

@@ -1,6 +1,6 @@
 """`llada prepare` on this machine: speed beside the bare tokenizer, memory of workers and driver as the input grows.
 
-    python tests/benchmarks/prepare_scale.py --text FILE.jsonl.gz --tokenizer FOLDER [--units N ...]
+    python tests/benchmarks/prepare_scale.py [--text FILE.jsonl.gz] [--tokenizer FOLDER] [--units N ...] [--results FOLDER]
 
 1. Tokenise and pack: a run without filters and deduplication on all cores, beside the tokenizer alone on the same text
    on all cores (a process each), both in tokens per second of wall time once the workers are warm.
@@ -8,7 +8,7 @@
    memory that belongs to one process alone (USS), sampled ten times a second.
 3. Memory of the driver: 1,000 to 100,000 units, written as a plan and recognised as known files, mapped on Ray with
    tasks that do nothing, deduplicated with such tasks, their (made up) reports and lists of shards put together.
-Prints tables and writes results/prepare_scale.json.
+Prints tables and writes prepare_scale.json. --quick takes little data, to see that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -53,15 +55,28 @@ from pipelines.runners.tasks import map_tasks  # noqa: E402
 from pipelines.stage.cluster import ClusterConfig, connect  # noqa: E402
 
 MIB = 1 << 20
-TURNS = 5
-SPEED_BYTES = 48 << 20  # of text for each core
 UNITS_PER_CORE = 3
 # Of the deduplication: the default, 2^24, would be one task for all that is measured here.
 ROWS_PER_TASK = 1 << 17
 COPIES = 4  # at 1 x: enough for a worker's caches of words to fill
 
 
-def read_texts(path: str) -> list[str]:
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    turns: int = 5
+    speed_bytes: int = 48 << 20
+    """Text for each core."""
+    times: tuple[int, ...] = (1, 4, 16)
+    """Copies of the text for the memory of workers, in units of COPIES."""
+    units: tuple[int, ...] = (1000, 10_000, 100_000)
+
+
+QUICK = Scale(turns=1, speed_bytes=1 << 20, times=(1,), units=(100,))
+
+
+def read_texts(path: str | Path) -> list[str]:
     with gzip.open(path, "rt") as lines:
         return [json.loads(line)["text"] for line in lines]
 
@@ -101,9 +116,9 @@ def bare(arguments: tuple[str, list[str]]) -> tuple[int, float, float]:
     return tokens, begin, time.time()
 
 
-def measure_speed(texts: list[str], tokenizer: str, cores: int, folder: Path) -> dict:
+def measure_speed(texts: list[str], tokenizer: str, cores: int, folder: Path, scale: Scale) -> dict:
     """Both on the same texts, turn by turn, each time in new processes; a work unit is a file, of equal size."""
-    texts = texts * max(1, round(SPEED_BYTES * cores / sum(map(len, texts))))
+    texts = texts * max(1, round(scale.speed_bytes * cores / sum(map(len, texts))))
     write_parts(folder / "speed", texts, UNITS_PER_CORE * cores)
     write_parts(folder / "warm", texts[:1000], UNITS_PER_CORE * cores)
     write_parts(folder / "little", ["a document"], 1)
@@ -120,7 +135,7 @@ def measure_speed(texts: list[str], tokenizer: str, cores: int, folder: Path) ->
         return counts["train_tokens"] + counts["validation_tokens"], time.time() - begin
 
     turns = []
-    for turn in range(TURNS):
+    for turn in range(scale.turns):
         with multiprocessing.get_context("spawn").Pool(cores) as pool:
             found = pool.map(bare, [(str(completed), texts[core::cores]) for core in range(cores)])
         alone = sum(f[0] for f in found) / (max(f[2] for f in found) - min(f[1] for f in found))
@@ -131,8 +146,8 @@ def measure_speed(texts: list[str], tokenizer: str, cores: int, folder: Path) ->
         rates = {"bare": alone, "prepare": tokens / (seconds - fixed), "with_fixed": tokens / seconds}
         turns.append(rates | {"fixed_seconds": fixed})
         print("tokenizer alone {bare:9,.0f} tokens/s, prepare {prepare:9,.0f}".format(**rates))
-    ratio = sorted(rates["prepare"] / rates["bare"] for rates in turns)[TURNS // 2]
-    print(f"prepare / tokenizer alone, {cores} cores, median of {TURNS} turns: {ratio:.2f}", end="")
+    ratio = sorted(rates["prepare"] / rates["bare"] for rates in turns)[scale.turns // 2]
+    print(f"prepare / tokenizer alone, {cores} cores, median of {scale.turns} turns: {ratio:.2f}", end="")
     print(" (without the second that a run takes with nothing to do)")
     return {
         "tokens": tokens,
@@ -176,7 +191,7 @@ class Watch:
                     continue
 
 
-def measure_workers(texts: list[str], tokenizer: str, cores: int, folder: Path) -> list[dict]:
+def measure_workers(texts: list[str], tokenizer: str, cores: int, folder: Path, scale: Scale) -> list[dict]:
     config = PrepareConfig(
         row_length=1024,
         tokenizer=tokenizer,
@@ -186,7 +201,7 @@ def measure_workers(texts: list[str], tokenizer: str, cores: int, folder: Path) 
         rows_per_shard=1024,
     )
     rows = []
-    for times in (1, 4, 16):
+    for times in scale.times:
         source = folder / f"x{times}"
         for copy in range(times * COPIES):
             write_parts(source, texts, 4, copy)
@@ -295,7 +310,7 @@ def drive(units: int) -> None:
         )
 
 
-def measure_driver(counts: list[int]) -> list[dict]:
+def measure_driver(counts: Iterable[int]) -> list[dict]:
     rows = []
     for units in counts:
         command = [sys.executable, __file__, "--drive", str(units)]
@@ -313,16 +328,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--text")
-    parser.add_argument("--tokenizer")
+    data = HERE.parents[2] / "shared" / "data"
+    parser.add_argument("--text", default=data / "text" / "c4_200.jsonl.gz")
+    parser.add_argument("--tokenizer", default=data / "tokenizers" / "gpt-neox-olmo-dolma-v1_5")
     parser.add_argument("--only", choices=("speed", "workers", "driver"), nargs="+")
-    parser.add_argument("--units", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--units", type=int, nargs="+", help="for the memory of the driver")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.drive:
         drive(arguments.drive)
         return
+    scale = QUICK if arguments.quick else Scale()
     texts = read_texts(arguments.text)
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True
@@ -340,18 +359,20 @@ def main() -> None:
 
     machine = {"cpu": cpu, "cores": arguments.cores, "python": platform.python_version(), "commit": commit}
     versions = {"ray": ray.__version__, "tokenizers": tokenizers.__version__}
-    path = HERE / "results" / "prepare_scale.json"
+    path = arguments.results / "prepare_scale.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(path.read_text()) if arguments.only and path.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder, tokenizer, cores = Path(temporary), arguments.tokenizer, arguments.cores
+        folder, tokenizer, cores = Path(temporary), str(arguments.tokenizer), arguments.cores
         parts = {
-            "speed": lambda: measure_speed(texts, tokenizer, cores, folder),
-            "workers": lambda: measure_workers(texts[:4000], tokenizer, cores, folder),
-            "driver": lambda: measure_driver(arguments.units),
+            "speed": lambda: measure_speed(texts, tokenizer, cores, folder, scale),
+            "workers": lambda: measure_workers(texts[:4000], tokenizer, cores, folder, scale),
+            "driver": lambda: measure_driver(arguments.units or scale.units),
         }
         for name in arguments.only or parts:
             result[name] = {"machine": machine, "versions": versions, "measured": parts[name]()}
     path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

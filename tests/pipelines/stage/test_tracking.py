@@ -18,6 +18,7 @@ pytestmark = pytest.mark.integration
 
 def test_a_run_holds_parameters_metrics_inputs_and_artifacts(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")  # seconds; MLflow's own setting
     output = str(tmp_path / "out")
     picture = tmp_path / "loss.png"
     picture.write_bytes(b"picture")
@@ -29,10 +30,14 @@ def test_a_run_holds_parameters_metrics_inputs_and_artifacts(tmp_path, monkeypat
             "s3://bucket/data", context="data", manifest={"config_hash": "abc", "mlflow_run_id": "parent"}
         )
         tracker.log_artifact(picture)
-        assert tracker.wait_started(60)
-        time.sleep(12)  # two samples of the system metrics
+        run_id = tracker.wait_started(60)
+        assert run_id
+        client = mlflow.MlflowClient(default_tracking_uri(output))
+        for _ in range(300):
+            if any(name.startswith("system/") for name in client.get_run(run_id).data.metrics):
+                break
+            time.sleep(0.1)
     assert default_tracking_uri(output) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = mlflow.MlflowClient(default_tracking_uri(output))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"

@@ -138,7 +138,7 @@ def test_human_labels_of_web_pages(shared_dir, record_property):
     assert len(examples) == 181
     figures = [train_classifier(examples, ClassifierConfig(seed=seed))[1] for seed in range(3)]
     auc, accuracy = (np.mean([f[name] for f in figures]) for name in ("auc", "accuracy"))
-    record_property("auc", auc)
+    record_property("auc", float(auc))
     print(f"5-fold cross-validated, mean of 3 seeds: AUC {auc:.3f}, accuracy {accuracy:.3f}")
     lengths = np.array([len(text) for text, _ in examples])
     by_length = area_under_curve(np.array([label for _, label in examples]), lengths)

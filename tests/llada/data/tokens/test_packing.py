@@ -154,7 +154,7 @@ def test_best_fit_wastes_little_on_real_documents(shared_dir, row_length, record
     rows = best_fit(documents, row_length, PAD)
     used = sum(map(len, documents))
     waste = 1 - used / rows.tokens.size
-    record_property("waste", waste)
+    record_property("waste", float(waste))
     print(
         f"{len(documents)} documents, {used} tokens, {len(rows.tokens)} rows of {row_length}: {waste:.2%} padding"
     )
