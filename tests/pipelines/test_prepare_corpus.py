@@ -21,7 +21,7 @@ from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
 from llada.data.read.listing import list_inputs
 from llada.data.read.reading import ReadConfig
-from llada.data.tokens.shards import TokenDataset, load_unigram_counts, verify_shards
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts, resolve_snapshot, verify_shards
 from llada.data.work.job import PrepareConfig, SourceConfig
 from llada.data.work.units import cut_file, write_plan
 from llada.errors import UserError
@@ -30,7 +30,7 @@ from llada.settings import to_json
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.corpus.snapshots import open_snapshot
 from pipelines.prepare import _given_tokenizer_hash, _settle_resources, prepare
-from pipelines.stage.artifact import config_hash, newest_snapshot, open_output, read_manifest
+from pipelines.stage.artifact import config_hash, open_output, read_manifest
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -126,7 +126,7 @@ def test_a_corpus_that_grows_gets_the_next_snapshot(local_ray, config, tmp_path)
     assert second["counts"]["filtered"] == {"duplicate": 1, "duplicate_of_earlier_snapshot": 2}
     assert documents(tmp_path / "out") == sorted(texts)
     assert documents(tmp_path / "out/snapshots/0000") == before  # still readable
-    assert newest_snapshot(str(tmp_path / "out")) == str(tmp_path / "out/snapshots/0001")
+    assert resolve_snapshot(str(tmp_path / "out")) == str(tmp_path / "out/snapshots/0001")
     for split in ("train", "validation"):
         verify_shards(str(tmp_path / "out"), split)
     data = TokenDataset(str(tmp_path / "out"))
