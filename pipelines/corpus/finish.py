@@ -52,7 +52,7 @@ def finish_snapshot(
     sources: Sequence[SourceConfig],
     earlier: Sequence[Finished],
     tokenizer: PreTrainedTokenizerFast,
-    mlflow_run_id: str | None,
+    tracker: Any,
 ) -> dict[str, Any]:
     """Write all that makes the snapshot complete, its manifest last; the manifest. Raises UserError when the result
     would be no good."""
@@ -81,7 +81,7 @@ def finish_snapshot(
         describe_counts(job, totals, clusters, splits, newest),
         kind="tokens",
         files=files,
-        mlflow_run_id=mlflow_run_id,
+        mlflow_run_id=tracker.wait_started() if tracker else None,
         dataset=dataset.to_json(),
     )
     return publish(manifest, job.snapshot)
