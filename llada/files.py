@@ -194,11 +194,11 @@ def file_sizes(url: str) -> dict[str, int]:
     """
     fs, path = filesystem(url)
     try:
-        found = fs.find(path, detail=True)
+        entries = fs.find(path, detail=True)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     root = path.rstrip("/") + "/"
-    sizes = {name[len(root) :]: int(info["size"]) for name, info in found.items() if name.startswith(root)}
+    sizes = {name[len(root) :]: int(info["size"]) for name, info in entries.items() if name.startswith(root)}
     return {name: size for name, size in sizes.items() if not any(p.startswith(".") for p in name.split("/"))}
 
 

@@ -10,7 +10,8 @@
 
 The same command again does what is missing; when the input has grown, it prepares the new files as the next snapshot,
 without what an earlier one holds already. Each step below is a barrier; its tasks (llada/data/work/tasks.py, what
-happens in them to a document: llada/data/prepare.py) need no Ray, and the result depends neither on the number of workers, nor on order, nor on interruptions.
+happens in them to a document: llada/data/prepare.py) need no Ray, and the result depends neither on the number of
+workers, nor on order, nor on interruptions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Annotated, Literal
 
 import yaml
 
-from llada.data.prepare import pack_unit
+from llada.data.prepare import filter_unit, pack_unit
 from llada.data.work.config import PrepareConfig, SourceConfig
 from llada.data.work.job import Job, Removals, Snapshot
 from llada.data.work.read_config import ReadConfig
@@ -32,7 +33,7 @@ from llada.data.work.tasks import merge_group
 from llada.errors import UserError
 from llada.files import absolute, join, local_path
 from llada.settings import from_dict, merge_settings, require
-from pipelines.corpus.duplicates import clean_up, find_removals, left_to_clean
+from pipelines.corpus.duplicates import clean_up, count_rows, find_removals, left_to_clean
 from pipelines.corpus.finish import finish_snapshot
 from pipelines.corpus.inputs import settle_resources, settle_sources
 from pipelines.corpus.snapshots import finished_snapshots, open_plan, refresh
@@ -161,12 +162,14 @@ def prepare(
     with storage_errors(output), connect(cluster, log_dir):
         job = Job(config, snapshot, plan, settle_resources(config, snapshot, sources))
         tokenizer, tokenizer_hash = settle_tokenizer(run, job)
-        removals = find_removals(run, job, tokenizer_hash, earlier) if config.deduplicates else Removals()
+        removals = Removals()
+        if config.deduplicates:
+            filtered = count_rows(run, "read", partial(filter_unit, job), plan.units)
+            removals = find_removals(run, job, tokenizer_hash, filtered, earlier)
         packing = job.packing(tokenizer_hash, removals)
         run.step("pack", partial(pack_unit, packing), range(plan.units))
         run.step("merge", partial(merge_group, packing), range(plan.groups))
-        run_id = tracker.wait_started() if tracker else None
-        manifest = finish_snapshot(folder, packing, sources, earlier, tokenizer, run_id)
+        manifest = finish_snapshot(folder, packing, sources, earlier, tokenizer, tracker)
         if tracker is not None:
             counts = manifest["counts"].items()
             tracker.log_metrics({name: n for name, n in counts if isinstance(n, int | float)})

@@ -19,7 +19,7 @@ from llada.data.outcomes import timed
 from llada.data.read.cleaning import clean
 from llada.data.read.documents import read
 from llada.data.tokens.encoding import encode
-from llada.data.tokens.manifest import ShardEntry
+from llada.data.tokens.writer import Written, write
 from llada.data.work import tasks
 from llada.data.work.job import Job, PackJob
 from llada.data.work.reading import Reading
@@ -40,11 +40,11 @@ def before(reading: Reading) -> Iterator[Document]:
     return timed(documents, "filter", report)
 
 
-def after(documents: Iterable[Document], writing: Writing) -> list[ShardEntry]:
+def after(documents: Iterable[Document], writing: Writing) -> Written:
     """What is decided about a document among all others, and its tokens."""
     documents = drop_repeats(documents, writing.repeats, writing.min_chars, writing.report)
     encoded = encode(documents, writing.encoder, writing.report)
-    return writing.write(encoded)
+    return write(encoded, writing.target, writing.report)
 
 
 def sample_unit(job: Job, index: int, budget_bytes: int) -> tasks.Sample:

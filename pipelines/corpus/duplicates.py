@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from llada.data.dedup.steps import DedupPlan, Index, deduplicate, open_index, plan_dedup, units_per_group
 from llada.data.dedup.steps import Kind as DedupKind
-from llada.data.prepare import filter_unit
 from llada.data.work.config import PrepareConfig
 from llada.data.work.job import Job, PackJob, Removals
 from llada.data.work.results import FilterCounts
@@ -20,37 +20,50 @@ from pipelines.runners.tasks import TaskRun
 from pipelines.stage.artifact import config_hash
 
 
-def find_removals(run: TaskRun, job: Job, tokenizer_hash: str, earlier: Sequence[Finished]) -> Removals:
-    """Read and filter all units, and find what of them is to be removed."""
-    dedup, units = job.config.dedup, job.plan.units
-    counts, largest = _count_rows(run, "read", partial(filter_unit, job), units)
-    ids = [finished.dedup_id for finished in earlier]
-    dedup_id = config_hash({"plan": job.plan.id, "documents": counts["fingerprint"], "earlier": ids})
-    documents = lines = None
-    if dedup.exact or dedup.fuzzy:
-        packing = job.packing(tokenizer_hash, Removals(dedup_id))
-        documents = _find_duplicates(run, packing, "documents", counts["rows"], largest, earlier)
-    if dedup.lines:
-        packing = job.packing(tokenizer_hash, Removals(dedup_id, documents))
-        counts, largest = _count_rows(run, "lines", partial(line_unit, packing), units)
-        lines = _find_duplicates(run, packing, "lines", counts["rows"], largest, earlier)
-    return Removals(dedup_id, documents, lines)
+@dataclass(frozen=True)
+class Comparable:
+    """What all units have to compare."""
+
+    rows: int
+    """Keys to compare."""
+    largest_group: int
+    """Those of the group of units that has most."""
+    fingerprint: int = 0
+    """Of documents: equal when the same ones passed."""
 
 
-def _count_rows(
+def count_rows(
     run: TaskRun, label: str, task: Callable[[int], FilterCounts | LineCounts], units: int
-) -> tuple[Counter[str], int]:
-    """Run task(unit) for all units; (the sum of what they return, the most "rows" of a group of units)."""
+) -> Comparable:
+    """Run task(unit) for all units, a barrier; what they have to compare."""
     total, of_group = Counter[str](), Counter[int]()
     group = units_per_group(units)
     for number, counts in run.map(label, task, range(units)):
         total.update(counts)
         of_group[number // group] += counts["rows"]
-    return total, max(of_group.values())
+    return Comparable(total["rows"], max(of_group.values()), total["fingerprint"])
+
+
+def find_removals(
+    run: TaskRun, job: Job, tokenizer_hash: str, filtered: Comparable, earlier: Sequence[Finished]
+) -> Removals:
+    """What is to be removed of all units, that are filtered."""
+    dedup, units = job.config.dedup, job.plan.units
+    ids = [finished.dedup_id for finished in earlier]
+    dedup_id = config_hash({"plan": job.plan.id, "documents": filtered.fingerprint, "earlier": ids})
+    documents = lines = None
+    if dedup.exact or dedup.fuzzy:
+        packing = job.packing(tokenizer_hash, Removals(dedup_id))
+        documents = _find_duplicates(run, packing, "documents", filtered, earlier)
+    if dedup.lines:
+        packing = job.packing(tokenizer_hash, Removals(dedup_id, documents))
+        counted = count_rows(run, "lines", partial(line_unit, packing), units)
+        lines = _find_duplicates(run, packing, "lines", counted, earlier)
+    return Removals(dedup_id, documents, lines)
 
 
 def _find_duplicates(
-    run: TaskRun, job: PackJob, kind: DedupKind, rows: int, largest_group: int, earlier: Sequence[Finished]
+    run: TaskRun, job: PackJob, kind: DedupKind, counted: Comparable, earlier: Sequence[Finished]
 ) -> DedupPlan:
     """Deduplicate against the snapshots so far; how the work was divided."""
     config = job.config.dedup
@@ -62,8 +75,8 @@ def _find_duplicates(
         plan_dedup,
         kind,
         job.plan.units,
-        rows,
-        largest_group=largest_group,
+        counted.rows,
+        largest_group=counted.largest_group,
         rows_per_task=config.rows_per_task,
     )
     plan = planned(config.partitions)

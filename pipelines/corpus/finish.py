@@ -30,6 +30,7 @@ from llada.files import file_sizes, filesystem, join, read_bytes, write_bytes
 from llada.tokenizer import vocab_size
 from pipelines.corpus.snapshots import Finished, publish, source_epochs, still_unread
 from pipelines.stage.artifact import Manifest, Output, fetch_folder, put_folder
+from pipelines.stage.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 _DUPLICATE = "duplicate"
@@ -52,7 +53,7 @@ def finish_snapshot(
     sources: Sequence[SourceConfig],
     earlier: Sequence[Finished],
     tokenizer: PreTrainedTokenizerFast,
-    mlflow_run_id: str | None,
+    tracker: Tracker | None,
 ) -> Manifest:
     """Write all that makes the snapshot complete, its manifest last; the manifest. Raises UserError when the result
     would be no good."""
@@ -81,7 +82,7 @@ def finish_snapshot(
         describe_counts(job, totals, clusters, splits, newest),
         kind="tokens",
         files=files,
-        mlflow_run_id=mlflow_run_id,
+        mlflow_run_id=tracker.wait_started() if tracker else None,
         dataset=dataset.to_json(),
     )
     return publish(manifest, job.snapshot)

@@ -77,20 +77,20 @@ def in_order(steps: Iterable[str]) -> list[str]:
 
 def by_outcome(report: Report) -> dict[str, Amount]:
     """{outcome: how much}, "kept" among them."""
-    found: dict[str, Amount] = {}
+    amounts: dict[str, Amount] = {}
     for counts_of in report.outcomes.values():
         for outcome, counts in counts_of.items():
-            found[outcome] = found.get(outcome, NOTHING).plus(*counts)
-    return found
+            amounts[outcome] = amounts.get(outcome, NOTHING).plus(*counts)
+    return amounts
 
 
 def refused_by_step(report: Report) -> dict[str, Amount]:
     """{step: how much it refused}, in no order."""
-    found: dict[str, Amount] = {}
+    amounts: dict[str, Amount] = {}
     for outcome, amount in by_outcome(report).items():
         if outcome != KEPT:
-            found[step_of(outcome)] = found.get(step_of(outcome), NOTHING).plus(*amount)
-    return found
+            amounts[step_of(outcome)] = amounts.get(step_of(outcome), NOTHING).plus(*amount)
+    return amounts
 
 
 def amount_of(report: Report, outcome: str) -> Amount:

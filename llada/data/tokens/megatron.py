@@ -17,7 +17,7 @@ from safetensors.numpy import load
 
 from llada.data.tokens.manifest import ShardEntry, load_dataset_entry, read_index, resolve_snapshot
 from llada.data.tokens.packing import PackedRows, Packing, RowLayout, answer_tokens
-from llada.data.tokens.writer import ShardWriter
+from llada.data.tokens.writer import ShardWriter, Target
 from llada.errors import UserError
 from llada.files import exists, filesystem, join, local_path, read_bytes, write_bytes
 
@@ -173,7 +173,7 @@ def import_megatron_shards(
     shards have about `rows_per_shard` rows. Raises UserError when a token is not below `vocab_size`.
     """
     layout = RowLayout(row_length, eos_id, packing)
-    writer = ShardWriter(output, split, "megatron-{:05d}", layout, rows_per_shard, vocab_size)
+    writer = ShardWriter(split, Target(output, "megatron-{:05d}", layout, rows_per_shard, vocab_size))
     for number, document in enumerate(import_megatron(prefix)):
         if not len(document):
             continue

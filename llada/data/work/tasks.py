@@ -29,6 +29,7 @@ from llada.data.outcomes import RejectedRecord, Report, merge, timed
 from llada.data.read.documents import patiently
 from llada.data.tokens.manifest import ShardEntry
 from llada.data.tokens.splits import SPLITS, split_of
+from llada.data.tokens.writer import Written
 from llada.data.work.job import Job, PackJob
 from llada.data.work.reading import Reading
 from llada.data.work.results import FilterCounts, FilteredUnit, PackedUnit, read_json, unit_inputs, write_list
@@ -38,7 +39,7 @@ from llada.data.work.writing import Writing
 from llada.files import filesystem, join, read_bytes, write_bytes
 
 Before = Callable[[Reading], Iterator[Document]]
-After = Callable[[Iterable[Document], Writing], list[ShardEntry]]
+After = Callable[[Iterable[Document], Writing], Written]
 _READERS = 16
 
 
@@ -138,7 +139,9 @@ def pack_unit(job: PackJob, index: int, before: Before, after: After) -> PackCou
     packed = finished_unit(job, unit)
     if packed is None:
         pack = _pack_stored if job.config.deduplicates else partial(_pack_input, before)
-        report, shards = pack(after, job, unit, index)
+        report, (shards, unigrams) = pack(after, job, unit, index)
+        seen = np.flatnonzero(unigrams)
+        write_bytes(job.unigrams_url(unit), save({"ids": seen, "counts": unigrams[seen]}))
         packed = PackedUnit(job.shards_name(unit), unit_inputs(unit), report, shards)
         packed.write(job.packed_url(unit))
     splits = [packed.report.splits[split] for split in SPLITS]
@@ -164,18 +167,16 @@ def finished_unit(job: PackJob, unit: Unit) -> PackedUnit | None:
     return packed
 
 
-def _pack_input(
-    before: Before, after: After, job: PackJob, unit: Unit, index: int
-) -> tuple[Report, list[ShardEntry]]:
-    def pack(skip: frozenset[str]) -> tuple[Reading, list[ShardEntry]]:
+def _pack_input(before: Before, after: After, job: PackJob, unit: Unit, index: int) -> tuple[Report, Written]:
+    def pack(skip: frozenset[str]) -> tuple[Reading, Written]:
         reading = Reading.of(job, unit, skip)
         return reading, after(before(reading), Writing(job, unit, index, reading.report))
 
-    (reading, shards), unreadable = patiently(pack)
-    return reading.finish(unreadable, job.shards_name(unit)), shards
+    (reading, written), unreadable = patiently(pack)
+    return reading.finish(unreadable, job.shards_name(unit)), written
 
 
-def _pack_stored(after: After, job: PackJob, unit: Unit, index: int) -> tuple[Report, list[ShardEntry]]:
+def _pack_stored(after: After, job: PackJob, unit: Unit, index: int) -> tuple[Report, Written]:
     filtered = FilteredUnit.read(job.filtered_url(unit))
     assert filtered is not None  # filter_unit has run
     report = filtered.report

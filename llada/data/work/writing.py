@@ -1,30 +1,22 @@
-"""One pass from the documents of a work unit to its shards: what the steps of it need, and what they fill."""
+"""One pass from the documents of a work unit to its shards: what the steps of it need."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from safetensors.numpy import save
 from transformers import PreTrainedTokenizerFast
 
 from llada.data.dedup.removal import Repeats, repeated_documents, repeated_lines
-from llada.data.document import Document
 from llada.data.outcomes import Report
 from llada.data.tokens.encoding import Encoder
-from llada.data.tokens.manifest import ShardEntry
 from llada.data.tokens.packing import RowLayout
-from llada.data.tokens.splits import SPLITS, split_of
-from llada.data.tokens.writer import ShardWriter
+from llada.data.tokens.writer import Target
 from llada.data.work.job import PackJob
 from llada.data.work.units import Unit
-from llada.files import file_sizes, join, local_path, read_bytes, write_bytes
+from llada.files import file_sizes, join, local_path, read_bytes
 from llada.tokenizer import load_tokenizer, vocab_size
 
 
@@ -58,38 +50,22 @@ class Writing:
         return Encoder(self._tokenizer, config.kind, config.row_length, config.too_long)
 
     @property
+    def target(self) -> Target:
+        config = self.job.config
+        return Target(
+            root=self.job.output,
+            stem=self.job.shards_name(self.unit) + "-{:03d}",
+            layout=RowLayout(config.row_length, self._tokenizer.eos_token_id, config.packing, config.kind),
+            rows_per_shard=config.rows_per_shard,
+            vocab_size=vocab_size(self._tokenizer),
+            validation_fraction=config.validation_fraction,
+            split_seed=config.split_seed,
+            source=self.unit.source,
+        )
+
+    @property
     def _tokenizer(self) -> PreTrainedTokenizerFast:
         return _load_tokenizer(self.job.tokenizer_url, self.job.tokenizer_hash)
-
-    def write(self, encoded: Iterable[tuple[Document, list[Any]]]) -> list[ShardEntry]:
-        """Pack the documents of each split and write them, with how often each token is trained on."""
-        config, name = self.job.config, self.job.shards_name(self.unit)
-        size = vocab_size(self._tokenizer)
-        layout = RowLayout(config.row_length, self._tokenizer.eos_token_id, config.packing, config.kind)
-        stem = name + "-{:03d}"
-        writers = {
-            split: ShardWriter(
-                self.job.output, split, stem, layout, config.rows_per_shard, size, self.unit.source
-            )
-            for split in SPLITS
-        }
-        documents = Counter[str]()
-        for document, items in encoded:
-            split = split_of(document, config.validation_fraction, config.split_seed)
-            documents[split] += 1
-            for item in items:
-                writers[split].add(item)
-        shards: list[ShardEntry] = []
-        for split, writer in writers.items():
-            own = writer.close()
-            rows, tokens = sum(shard.rows for shard in own), sum(shard.tokens for shard in own)
-            self.report.splits[split] = {"documents": documents[split], "rows": rows, "tokens": tokens}
-            shards += own
-        self.report.add_seconds("pack", sum(writer.seconds for writer in writers.values()))
-        counts = writers["train"].counts
-        seen = np.flatnonzero(counts)
-        write_bytes(self.job.unigrams_url(self.unit), save({"ids": seen, "counts": counts[seen]}))
-        return shards
 
 
 @functools.lru_cache(maxsize=1)
