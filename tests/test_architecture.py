@@ -240,6 +240,7 @@ def test_the_top_level_is_fixed():
 
 # Source files that need no test file of their own, and why.
 TESTED_ELSEWHERE: dict[str, str] = {
+    "llada.sampling.events": "dataclasses without behaviour: the engine's and the mailbox's tests read them",
     "pipelines.serving.events": "a dataclass without behaviour; tests/pipelines/serving/test_replica.py",
     "llada.config": "test_presets.py: every preset is a whole recipe, and goes through JSON",
     **dict.fromkeys(

@@ -35,7 +35,7 @@ def load(
         The network in evaluation mode, and the tokenizer with its mask token set (None if the folder has none).
 
     Raises:
-        FileNotFoundError, ValueError: no checkpoint there, or any missing, unused or mis-shaped tensor, named.
+        UserError: no checkpoint there, or any missing, unused or mis-shaped tensor, named.
     """
     model = load_model(path, device=device, dtype=dtype)
     if not has_tokenizer(path):

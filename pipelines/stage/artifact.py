@@ -27,6 +27,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+from llada.data.tokens.manifest import FileEntry
 from llada.errors import UserError
 from llada.files import file_sizes, filesystem, join, local_path, read_bytes, write_bytes
 from llada.settings import flatten_settings
@@ -46,13 +47,6 @@ class Input(TypedDict):
 
     url: str
     id: str
-
-
-class FileEntry(TypedDict):
-    """A file as a manifest lists it."""
-
-    bytes: int
-    sha256: str
 
 
 class Manifest(TypedDict):

@@ -1,0 +1,77 @@
+"""How many files a reader crosses: from a command to the loss, and from a request to the network."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from llada.diffusion.objective import masked_diffusion_loss
+from llada.model.predict import guided_predict
+from llada.sampling.config import SamplingConfig
+from pipelines.pretrain import pretrain_worker
+from pipelines.serving.dialects.completions import CompletionBody
+from pipelines.serving.replica import Denoiser
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def way_to(goal: Callable, run: Callable[[], object]) -> list[str]:
+    """Our own files on the stack when `goal` is called first in `run`, in any thread, each where it is entered."""
+    way: list[str] = []
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        if event != "call" or frame.f_code is not goal.__code__ or way:
+            return
+        caller: FrameType | None = frame
+        stack = []
+        while caller is not None:
+            path = Path(caller.f_code.co_filename)
+            if path.is_relative_to(ROOT) and "tests" not in path.relative_to(ROOT).parts[:1]:
+                stack.append(str(path.relative_to(ROOT)))
+            caller = caller.f_back
+        way.extend(
+            file for file, inner in zip(stack[::-1], [None, *stack[::-1]], strict=False) if file != inner
+        )
+
+    before = sys.getprofile()
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(None)
+    return way
+
+
+@pytest.mark.integration
+def test_from_the_command_to_the_loss(stages, tmp_path):
+    run = stages.recipe.pretrain
+    way = way_to(
+        masked_diffusion_loss,
+        lambda: pretrain_worker(stages.recipe.model, run, stages.data, str(tmp_path), lambda event: None),
+    )
+    assert way == ["pipelines/pretrain.py", "llada/training/trainer.py", "llada/diffusion/objective.py"]
+
+
+@pytest.mark.integration
+def test_from_the_request_to_the_network(stages):
+    def ask() -> None:
+        replica = Denoiser(stages.model, SamplingConfig(gen_length=4, steps=4, block_length=4))
+
+        async def read() -> None:
+            async for _ in replica.stream(CompletionBody.model_validate({"prompt": "A model"})):
+                pass
+
+        asyncio.run(read())
+        replica.close()
+
+    way = way_to(guided_predict, ask)
+    # Behind pipelines/serving/replica.py, in the engine's own thread.
+    assert way == ["llada/sampling/engine.py", "llada/sampling/sampler.py", "llada/model/predict.py"]
