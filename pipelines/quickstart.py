@@ -23,13 +23,14 @@ from llada.data.read.listing import list_inputs
 from llada.data.read.python_docs import python_documents, python_questions
 from llada.data.work.config import PrepareConfig
 from llada.errors import UserError
+from llada.evals.evaluation import EvaluateConfig
 from llada.files import write_bytes
 from llada.model.transformer import Transformer
 from llada.presets import get_preset
 from llada.sampling.config import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.tokenizer import load_tokenizer
-from pipelines.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
 from pipelines.sft import sft

@@ -25,6 +25,13 @@ ROOMS: dict[str, set[str]] = {
     "llada.model": {"llada.tokenizer"},
     "llada.diffusion": {"llada.model"},
     "llada.sampling": {"llada.diffusion", "llada.model", "llada.tokenizer"},
+    "llada.evals": {
+        "llada.sampling",
+        "llada.diffusion",
+        "llada.model",
+        "llada.data.tokens",
+        "llada.tokenizer",
+    },
     "llada.training": {"llada.diffusion", "llada.model", "llada.data.tokens", "llada.hardware"},
     "llada.data.batching": set(),
     "llada.data.document": set(),
@@ -240,6 +247,8 @@ def test_the_top_level_is_fixed():
 
 # Source files that need no test file of their own, and why.
 TESTED_ELSEWHERE: dict[str, str] = {
+    "llada.evals.perplexity": "tests/pipelines/test_evaluate.py: its figures are those of llada.perplexity_bound",
+    "llada.evals.evaluation": "what tasks are given: tests/llada/evals/test_samples.py and test_tasks.py",
     "llada.sampling.events": "dataclasses without behaviour: the engine's and the mailbox's tests read them",
     "pipelines.serving.events": "a dataclass without behaviour; tests/pipelines/serving/test_replica.py",
     "llada.config": "test_presets.py: every preset is a whole recipe, and goes through JSON",

@@ -164,7 +164,7 @@ def _takes_knobs(*without: str) -> Callable[[F], F]:
         knobs = [
             inspect.Parameter(field.name, kind, default=field.default, annotation=field.type)
             for field in fields(SamplingConfig)
-            if field.name not in without
+            if field.name not in (*without, *signature.parameters)
         ]
         function.__signature__ = signature.replace(parameters=own + knobs)  # type: ignore[attr-defined]
         return function

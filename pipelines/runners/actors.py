@@ -1,6 +1,6 @@
 """Blocks of work through a Ray Data actor pool, restartable: what `evaluate` and `generate` share.
 
-A block is a small dict with a "name"; its result is written to <output>/<name>.json, and a rerun does what is missing.
+A block (llada/evals/evaluation.py) is a small dict with a "name"; its result is written to <output>/<name>.json, and a rerun does what is missing.
 """
 
 from __future__ import annotations
@@ -8,24 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic
 
 from tqdm import tqdm
 
 from llada.errors import UserError
+from llada.evals.evaluation import B, R
 from llada.files import exists, file_sizes, join, read_bytes, write_bytes
 from pipelines.runners.failures import Failure, as_failure
 from pipelines.stage.cluster import ClusterConfig
-
-
-class Block(TypedDict):
-    """Work for one call of an actor; a stage adds keys of its own. A JSON object, like the result."""
-
-    name: str
-
-
-B = TypeVar("B", bound=Block)
-R = TypeVar("R")
 
 
 def require_checkpoint(model: str) -> None:

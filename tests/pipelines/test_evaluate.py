@@ -13,7 +13,8 @@ import torch
 import llada
 from llada.data.tokens.shards import TokenDataset
 from llada.errors import UserError
-from pipelines.evaluate import EvaluateConfig, evaluate
+from llada.evals.evaluation import EvaluateConfig
+from pipelines.evaluate import evaluate
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration

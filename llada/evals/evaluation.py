@@ -1,0 +1,96 @@
+"""What every evaluation task is given: the settings, the checkpoint, the data, and a way to run blocks of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict, TypeVar
+
+from transformers import PreTrainedTokenizerFast
+
+from llada.errors import UserError
+from llada.model.transformer import Transformer
+from llada.sampling.config import SamplingConfig
+from llada.settings import check_limits, limited
+
+
+class Block(TypedDict):
+    """Work for one call; a task adds keys of its own. A JSON object, like the result."""
+
+    name: str
+
+
+B = TypeVar("B", bound=Block)
+R = TypeVar("R")
+
+
+class MapBlocks(Protocol):
+    """Runs blocks wherever it likes, each result stored below the output, in the `folder`, under its block's name."""
+
+    def __call__(
+        self, build: Callable[[], Callable[[B], R]], blocks: Sequence[B], *, folder: str
+    ) -> Iterator[R]:
+        """The results in the order of the blocks. `build`, picklable, makes the function, once per process; a block
+        whose result is stored is not run again."""
+
+
+class OpenModel(Protocol):
+    """Loads the checkpoint, on the device of the process it is called in. Picklable."""
+
+    def __call__(self, *, fast: bool) -> tuple[Transformer, PreTrainedTokenizerFast | None]:
+        """`fast`: in the precision that the device computes fastest; else as it is stored."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to measure, and how exactly."""
+
+    tasks: tuple[str, ...] = ("perplexity", "samples")
+    """Names of llada/evals/tasks.py."""
+    split: str = "validation"
+    max_rows: int | None = limited(1024, low=0)
+    """Rows of the split, from its start; None scores all."""
+    num_samples: int = limited(4, low=1)
+    """Masks per row."""
+    rows_per_block: int = limited(64, low=1)
+    document_mask: bool = True
+    seed: int = 0
+    prompts: tuple[str, ...] = ("",)
+    """Completed by the task "samples"."""
+    sampling: SamplingConfig = SamplingConfig()
+
+    def __post_init__(self) -> None:
+        check_limits(self, "evaluate")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One checkpoint under evaluation."""
+
+    config: EvaluateConfig
+    model: str
+    """Its name in messages: the folder's URL."""
+    open_model: OpenModel
+    data: str | None
+    """A prepared folder, for tasks that need one."""
+    output: str
+    map_blocks: MapBlocks
+
+    def require_data(self) -> str:
+        """The prepared folder. Raises UserError without one."""
+        if self.data is None:
+            raise UserError(f"{self.model}: this task needs a prepared folder (--data)")
+        return self.data
+
+
+Figures = dict[str, Any]
+"""{name: number or JSON value}, as results.json has them."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement."""
+
+    measure: Callable[[Evaluation], Figures]
+    needs_data: bool
+    """Whether it reads a prepared folder, which must fit the checkpoint."""

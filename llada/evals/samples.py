@@ -1,0 +1,24 @@
+"""What a checkpoint writes: the prompts of the settings, completed in one batch, in samples.jsonl and in the results."""
+
+from __future__ import annotations
+
+import json
+
+from llada.errors import UserError
+from llada.evals.evaluation import Evaluation, Figures
+from llada.files import join, write_bytes
+from llada.sampling.text import complete_texts
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+def write_samples(evaluation: Evaluation) -> Figures:
+    """{"samples": the completions}. Raises UserError when the checkpoint has no tokenizer."""
+    network, tokenizer = evaluation.open_model(fast=False)
+    if tokenizer is None:
+        raise UserError(f"{evaluation.model} has no tokenizer, which the task samples needs")
+    config = evaluation.config
+    samples = complete_texts(network, tokenizer, list(config.prompts), config.sampling, seed=config.seed)
+    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    write_bytes(join(evaluation.output, SAMPLES_FILE), lines.encode())
+    return {"samples": samples}

@@ -1,0 +1,16 @@
+"""The evaluation tasks: one row each. A new task is a file with its function and a row here."""
+
+from __future__ import annotations
+
+from llada.evals.evaluation import Task
+from llada.evals.perplexity import measure_perplexity
+from llada.evals.samples import write_samples
+from llada.registry import Registry
+
+TASKS: Registry[Task] = Registry(
+    "evaluation task",
+    {
+        "perplexity": Task(measure_perplexity, needs_data=True),
+        "samples": Task(write_samples, needs_data=False),
+    },
+)
