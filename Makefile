@@ -7,7 +7,7 @@ QUICKSTART ?=
 QUICK      ?=
 DATATROVE_PYTHON ?=
 
-PYTEST    := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST    := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 BENCHMARK  = $(BIN)/python tests/benchmarks/$(1).py --results $(RESULTS) $(if $(QUICK),--quick) \
              $(if $(DATATROVE_PYTHON),--datatrove-python $(DATATROVE_PYTHON))
 

@@ -20,26 +20,29 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A machine that has other things to do is no failure.
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
+# In which order several processes take up the files; the others follow, those that start servers first.
+LONGEST_FIRST = (
+    "tests/pipelines/runners/test_workers.py",
+    "tests/pipelines/test_prepare_corpus.py",
+    "tests/test_readme.py",
+    "tests/pipelines/test_quickstart.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks, and pytest-xdist groups by them
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whoever uses a server is an integration test. On several processes (pytest -n, `make test`) what shares an
-    expensive fixture stays on one of them: a file, and all that use the finished pipeline run; and what takes longest
-    begins first."""
-
-    def uses(item: pytest.Item, *fixtures: str) -> bool:
-        return not set(fixtures).isdisjoint(getattr(item, "fixturenames", ()))
-
+    """Whoever uses a server is an integration test. On several processes (`make test`) what takes longest comes first."""
     for item in items:
-        if uses(item, "local_ray", "s3_gateway"):
+        if not {"local_ray", "s3_gateway"}.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
         file = item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group("stages" if uses(item, "stages") else file))
-    items.sort(key=lambda item: (not uses(item, "stages"), item.get_closest_marker("integration") is None))
+        rank = LONGEST_FIRST.index(file) if file in LONGEST_FIRST else len(LONGEST_FIRST)
+        return rank, item.get_closest_marker("integration") is None
+
+    if hasattr(config, "workerinput"):
+        items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from llada.config import Recipe
 from llada.data.work.read_config import ReadConfig
@@ -104,13 +106,28 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stages(local_ray: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Stages:
-    """data, pretrained, sft_data, model: each by its stage, in an MLflow run."""
+    """data, pretrained, sft_data, model: each by its stage, in an MLflow run. Of the processes of a test run, the first
+    that asks makes them."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # A process has a folder of its own in that of the test run.
+        base = base.parent
+    made = Stages(base / "stages", tiny_recipe(), ClusterConfig())
+    with FileLock(base / "stages.lock"):
+        if not (base / "stages.complete").exists():
+            made.root.mkdir(exist_ok=True)
+            make_stages(made, corpus)
+            (base / "stages.complete").touch()
+    return made
+
+
+def make_stages(made: Stages, corpus: Path) -> None:
+    """Run the stages."""
     from pipelines.prepare import prepare
     from pipelines.pretrain import pretrain
     from pipelines.sft import sft
     from pipelines.stage.tracking import tracked
 
-    made = Stages(tmp_path_factory.mktemp("stages"), tiny_recipe(), ClusterConfig())
     common = {"cluster": made.cluster, "progress": False}
     with tracked("prepare", made.data) as tracker:
         prepare(
@@ -134,4 +151,3 @@ def stages(local_ray: Path, corpus: Path, tmp_path_factory: pytest.TempPathFacto
             tracker=tracker,
             **common,
         )
-    return made
