@@ -107,12 +107,16 @@ def exists(url: str) -> bool:
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole file. Raises FileNotFoundError naming the URL."""
+    """The whole file. Raises FileNotFoundError naming the URL, UserError when a folder is there or a file lies in its way."""
     fs, path = filesystem(url)
     try:
         return with_retries(lambda: fs.cat_file(path), url)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {url}") from None
+    except IsADirectoryError:
+        raise UserError(f"{url} is a folder; give a file") from None
+    except NotADirectoryError:
+        raise UserError(f"there is no {url}: a file stands where its folder should be") from None
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 from llada.errors import UserError, hint
@@ -69,6 +70,23 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
     return kind(**parsed)
 
 
+def load_yaml(path: str | Path, noun: str) -> dict[str, Any]:
+    """The settings in a YAML file; an empty one holds none. Raises UserError naming the file, which is called a `noun`."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the {noun} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the {noun} {path} is not UTF-8 text: {error.reason}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path} must hold 'key: value' lines")
+    return values or {}
+
+
 def _parse(kind: Any, value: Any, path: str) -> Any:
     if kind is Any:
         return value
@@ -77,7 +95,7 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
             raise UserError(f"{path} must hold settings, not {value!r}")
         return from_dict(typing.cast(type, kind), value, f"{path}.")
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
+    if _is_union(kind):
         for option in args:
             try:
                 return _parse(option, value, path)
@@ -105,7 +123,7 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
 def describe_kind(kind: Any) -> str:
     """A type as a user writes it: "int or null", "one of a, b"."""
     args = typing.get_args(kind)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+    if _is_union(kind):
         return " or ".join(describe_kind(option) for option in args)
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(map(str, args))}"
@@ -164,7 +182,14 @@ _LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 
 def check_limits(settings: Any, name: str) -> None:
-    """Raise UserError for the first field outside its limits (see `limited`); `name` is what the settings are called."""
+    """Raise UserError for the first field outside its limits (see `limited`), or outside the values of its Literal type;
+    `name` is what the settings are called."""
+    for field_name, choices in _choices(settings.__class__).items():
+        value = getattr(settings, field_name)
+        if value not in choices:
+            raise UserError(
+                f"{name}: {field_name} must be one of {', '.join(map(str, choices))}, not {value!r}"
+            )
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if isinstance(value, float) and not math.isfinite(value):
@@ -174,6 +199,22 @@ def check_limits(settings: Any, name: str) -> None:
                 raise UserError(
                     f"{name}: {field.name} must be {words} {field.metadata[limit]}, not {value!r}"
                 )
+
+
+@functools.cache
+def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
+    """{field: its values} of the fields whose type is a Literal, or one that may be None."""
+    choices: dict[str, tuple[Any, ...]] = {}
+    for name, annotation in typing.get_type_hints(kind).items():
+        options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+        values = [typing.get_args(o) if typing.get_origin(o) is typing.Literal else None for o in options]
+        if any(values) and all(v or o is type(None) for v, o in zip(values, options, strict=True)):
+            choices[name] = tuple(value for group in values for value in group or (None,))
+    return choices
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from typing import Annotated
 from transformers import PreTrainedTokenizerFast
 
 import llada
-from llada.data.tokens.manifest import resolve_snapshot
+from llada.data.tokens.manifest import load_dataset_entry, resolve_snapshot
 from llada.errors import UserError
 from llada.evals.evaluation import B, EvaluateConfig, Evaluation, Figures, R
 from llada.evals.tasks import TASKS
@@ -31,7 +31,6 @@ from pipelines.runners.actors import map_blocks, require_checkpoint
 from pipelines.stage.artifact import (
     Manifest,
     fetch_folder,
-    read_manifest,
     require_same_tokenizer,
     storage_errors,
 )
@@ -121,11 +120,15 @@ def _check_fit(model: str, data: str) -> None:
         raise UserError(
             f"{model} is autoregressive: its held-out loss is exact and stands in its metrics.jsonl"
         )
-    info = read_manifest(data).get("dataset", {})
-    if info.get("vocab_size", 0) > network.vocab_size or info.get("mask_token_id") != network.mask_token_id:
+    dataset = load_dataset_entry(data)
+    if dataset.vocab_size > network.vocab_size or dataset.mask_token_id != network.mask_token_id:
         raise UserError(
-            f"{data} ({info.get('vocab_size')} ids, mask {info.get('mask_token_id')}) does not fit {model} "
+            f"{data} ({dataset.vocab_size} ids, mask {dataset.mask_token_id}) does not fit {model} "
             f"({network.vocab_size} ids, mask {network.mask_token_id}): prepare it with the model's tokenizer"
+        )
+    if dataset.row_length > network.max_length:
+        raise UserError(
+            f"{data} has rows of {dataset.row_length} tokens, {model} takes {network.max_length}: prepare shorter rows"
         )
     require_same_tokenizer(model, data)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llada.plan import estimate_cost, format_cost
+from llada.settings import check_limits, limited
 from pipelines.stage.command import parse, run_command, take_recipe
 
 
@@ -13,11 +14,14 @@ from pipelines.stage.command import parse, run_command, take_recipe
 class PlanArgs:
     """What a pretraining run costs before it is started."""
 
-    gpus: int = 8
+    gpus: int = limited(8, low=1)
     gpu: str = "h100"
-    """h100, h200, h800, a100, b200."""
-    mfu: float = 0.35
+    """One of llada/hardware.py, such as h100 or a100; an unknown one is answered with the nearest."""
+    mfu: float = limited(0.35, above=0, high=1)
     """Assumed model FLOPs utilisation."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "plan")
 
 
 def main(argv: Sequence[str]) -> None:

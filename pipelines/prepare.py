@@ -20,10 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Literal
-
-import yaml
 
 from llada.data.prepare import filter_unit, pack_unit
 from llada.data.work.config import PrepareConfig, SourceConfig
@@ -32,7 +29,7 @@ from llada.data.work.read_config import ReadConfig
 from llada.data.work.tasks import merge_group
 from llada.errors import UserError
 from llada.files import absolute, join, local_path
-from llada.settings import from_dict, merge_settings, require
+from llada.settings import from_dict, load_yaml, merge_settings, require
 from pipelines.corpus.duplicates import clean_up, count_rows, find_removals, left_to_clean
 from pipelines.corpus.finish import finish_snapshot
 from pipelines.corpus.inputs import settle_resources, settle_sources
@@ -105,13 +102,8 @@ def settle_vocabulary(config: PrepareConfig, preset: PrepareConfig) -> PrepareCo
 
 def load_mixture(path: str, read: ReadConfig) -> tuple[SourceConfig, ...]:
     """The sources of a mixture file; what they do not say of reading is as in `read`. Raises UserError."""
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the mixture {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(source, dict) for source in loaded.values()):
+    loaded = load_yaml(path, "mixture")
+    if not all(isinstance(source, dict) for source in loaded.values()):
         raise UserError(f"{path} must hold 'name:' and below it the source's settings")
     return tuple(
         from_dict(

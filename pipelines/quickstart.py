@@ -27,7 +27,6 @@ from llada.evals.evaluation import EvaluateConfig
 from llada.files import write_bytes
 from llada.model.transformer import Transformer
 from llada.presets import get_preset
-from llada.sampling.config import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.tokenizer import load_tokenizer
 from pipelines.evaluate import evaluate
@@ -188,12 +187,7 @@ def _serve_and_ask(model: str, question: str, recipe: Recipe, cluster: ClusterCo
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    sampling = SamplingConfig(
-        gen_length=recipe.sampling.gen_length,
-        steps=None,
-        block_length=recipe.sampling.block_length,
-        temperature=recipe.sampling.temperature,
-    )
+    sampling = replace(recipe.sampling, steps=None)
     url = serve(ServeArgs(model=model, port=port, sampling=sampling), cluster, blocking=False)
     try:
         body = {"messages": [{"role": "user", "content": question}], "stream": True, "seed": 0}

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 
 from llada.config import Recipe
-from llada.data.tokens.manifest import resolve_snapshot
+from llada.data.tokens.manifest import load_dataset_entry, resolve_snapshot
 from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.errors import UserError
@@ -24,7 +24,7 @@ from llada.training.events import Report
 from llada.training.optim import OptimConfig
 from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
 from pipelines.runners.workers import run_workers
-from pipelines.stage.artifact import Manifest, fetch_folder, read_manifest, require_same_tokenizer
+from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
 from pipelines.stage.lifecycle import begin_stage, folder_input
@@ -78,7 +78,7 @@ def sft(
     Raises UserError: no checkpoint, data that is not of kind "sft" or of another tokenizer, and as `pretrain`.
     """
     model, data, output = absolute(model), resolve_snapshot(absolute(data)), absolute(output)
-    if read_manifest(data).get("dataset", {}).get("kind") != "sft":
+    if load_dataset_entry(data).kind != "sft":
         raise UserError(f"{data} is not SFT data: prepare it with `llada prepare … --kind sft`")
     local = fetch_folder(model)
     require_same_tokenizer(model, data)

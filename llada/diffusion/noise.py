@@ -57,6 +57,12 @@ def row_uniforms(keys: Tensor, length: int) -> Tensor:
     return shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
+def wide_uniforms(keys: Tensor, length: int) -> Tensor:
+    """(N, length) float64 in [0, 1), 53 random bits each, one independent sequence per key (N,)."""
+    position = torch.arange(1, length + 1, device=keys.device, dtype=torch.int64) * GOLDEN
+    return uniforms_of(mix(keys[:, None] + position))
+
+
 def uniforms(key: int, ids: Tensor) -> Tensor:
     """(B,) float64 in [0, 1), 53 random bits, one number per id."""
     return uniforms_of(row_keys(key, ids))

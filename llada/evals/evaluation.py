@@ -48,7 +48,7 @@ class EvaluateConfig:
     tasks: tuple[str, ...] = ("perplexity", "samples")
     """Names of llada/evals/tasks.py."""
     split: str = "validation"
-    max_rows: int | None = limited(1024, low=0)
+    max_rows: int | None = limited(1024, low=1)
     """Rows of the split, from its start; None scores all."""
     num_samples: int = limited(4, low=1)
     """Masks per row."""

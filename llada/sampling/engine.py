@@ -65,18 +65,16 @@ class DenoiseEngine:
         tokenizer: PreTrainedTokenizerFast,
         *,
         max_concurrent: int = 8,
-        max_length: int | None = None,
     ) -> None:
         """
         Args:
             max_concurrent: canvases walked at a time; further requests wait in the order of their arrival.
-            max_length: tokens of a canvas at the most; None takes the model's `config.max_length`.
         """
         if max_concurrent < 1:
             raise UserError(f"engine: max_concurrent must be at least 1, not {max_concurrent}")
         config = getattr(model, "config", None)
         self.model, self.tokenizer, self.max_concurrent = model, tokenizer, max_concurrent
-        self.max_length: int | None = max_length or getattr(config, "max_length", None)
+        self.max_length: int | None = getattr(config, "max_length", None)
         self.mask_id = resolve_mask_id(model, None)
         self.eos_id: int | None = getattr(config, "eos_token_id", None)
         if self.eos_id is None:
@@ -150,12 +148,13 @@ class DenoiseEngine:
             raise UserError(f"a canvas of {length} tokens exceeds the context length of {self.max_length}")
         if self.mask_id in request.prompt or self.mask_id in request.suffix:
             raise UserError(f"prompt and suffix must not hold the mask token (id {self.mask_id})")
+        ends = self.end_ids if request.end_ids is None else request.end_ids
         reply = Reply(
             self.tokenizer,
             start=len(request.prompt),
             length=request.sampling.gen_length,
             mask_id=self.mask_id,
-            end_ids=self.end_ids if request.end_ids is None else request.end_ids,
+            end_ids=ends,
             stop=request.stop,
             fill_id=self.eos_id,
         )
@@ -164,13 +163,12 @@ class DenoiseEngine:
     def _begin(self, run: _Run) -> Canvas:
         """Lay the request out as a canvas."""
         request = run.request
-        ends = self.end_ids if request.end_ids is None else request.end_ids
         run.mailbox.put(Started(run.index))
         return prompt_canvas(
             torch.tensor([request.prompt], dtype=torch.int64),
             request.sampling,
             mask_id=self.mask_id,
-            eos_id=self.eos_id if self.eos_id in ends else None,
+            eos_id=self.eos_id if self.eos_id in run.reply.end_ids else None,
             suffix=request.suffix,
             seed=request.seed,
             device=self._device,

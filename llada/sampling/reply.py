@@ -26,7 +26,7 @@ class Reply:
         fill_id: int | None,
     ) -> None:
         """`fill_id`: what becomes of the masks behind an end token; None: that end token."""
-        self._tokenizer, self._mask_id, self._end_ids, self._fill_id = tokenizer, mask_id, end_ids, fill_id
+        self._tokenizer, self._mask_id, self.end_ids, self._fill_id = tokenizer, mask_id, end_ids, fill_id
         self._columns = slice(start, start + length)
         self._length = length
         self._text = TextStream(tokenizer, stop)
@@ -44,7 +44,7 @@ class Reply:
             token = self._ids[self.num_committed]
             if token == self._mask_id:
                 break
-            if token in self._end_ids:
+            if token in self.end_ids:
                 self.reason = "stop"
                 break
             self.num_committed += 1
@@ -70,7 +70,7 @@ class Reply:
             known.clear()
 
         for token in self._ids:
-            if token in self._end_ids:
+            if token in self.end_ids:
                 break
             if token != self._mask_id:
                 known.append(token)
@@ -89,7 +89,7 @@ class Reply:
         """The reply's ids. Behind its first end token every mask is filled, as the loop itself does it behind EOS:
         nothing there will be read, so no forward may be spent on it."""
         ids: list[int] = reply.tolist()
-        first = next((i for i, token in enumerate(ids) if token in self._end_ids), None)
+        first = next((i for i, token in enumerate(ids) if token in self.end_ids), None)
         if first is None or self._mask_id not in ids[first:]:
             return ids
         rest = reply[first:]

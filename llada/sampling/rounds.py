@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from torch import Tensor
 from llada.diffusion.noise import stream_key
 from llada.errors import UserError
 from llada.model.predict import Model, device_of, resolve_mask_id
-from llada.sampling.sampler import GenerateOutput, generate
+from llada.sampling.sampler import GenerateOutput, generate, takes_knobs
 
 
+@takes_knobs("gen_length", block_length=None, remasking="ancestral")
 def generate_rounds(
     model: Model,
     *,
@@ -20,19 +22,21 @@ def generate_rounds(
     window: int,
     stride: int,
     num_strides: int,
-    steps: int,
     prompt: Tensor | None = None,
     mask_id: int | None = None,
+    eos_id: int | None = None,
     seed: int | Sequence[int] | None = None,
-    **knobs,
+    **knobs: Any,
 ) -> GenerateOutput:
     """Generate `window + num_strides · stride` tokens in windows of `window`.
 
     The first round fills a whole window; each next one keeps the last window − stride tokens as its context and fills
-    `stride` new masks behind them. Each round is a `generate` with `steps` steps, by default MDLM's ancestral sampler.
+    `stride` new masks behind them. Each round is a `generate` with these knobs, by default MDLM's ancestral sampler and
+    one block.
 
     Args:
         prompt: (B, P) int64 the first window starts with; then B counts and `rows` must be left alone.
+        eos_id: a text that has ended stays ended; None: no end.
 
     Returns:
         `sequences` (B, window + num_strides · stride); `reveal_step` counts the forwards of all rounds.
@@ -41,12 +45,12 @@ def generate_rounds(
         raise UserError(f"rounds: need 0 < stride < window, not {stride} and {window}")
     mask_id = resolve_mask_id(model, mask_id)
     knobs = {"remasking": "ancestral", **knobs}
+    block_length = knobs.pop("block_length", None)
     device = device_of(model)
     tokens = torch.empty(rows, 0, dtype=torch.int64, device=device) if prompt is None else prompt.to(device)
     if tokens.shape[1] >= window:
         raise UserError(f"rounds: the prompt of {tokens.shape[1]} tokens fills the window of {window}")
     seeds = [seed + row for row in range(len(tokens))] if isinstance(seed, int) else seed
-    eos_id = knobs.get("eos_id")
     start = tokens.shape[1]
     nfe = token_forwards = 0
     reveal = torch.full_like(tokens, -1)
@@ -57,12 +61,12 @@ def generate_rounds(
             model,
             context,
             gen_length=length,
-            block_length=knobs.get("block_length", length),
-            steps=steps,
+            block_length=block_length or length,
             mask_id=mask_id,
+            eos_id=eos_id,
             # Every round needs noise of its own.
             seed=seeds if k == 0 or seeds is None else [stream_key(s, "round", k) for s in seeds],
-            **{name: value for name, value in knobs.items() if name != "block_length"},
+            **knobs,
         )
         fresh = out.sequences[:, context.shape[1] :]
         revealed = torch.where(out.reveal_step < 0, -1, out.reveal_step + nfe)

@@ -5,7 +5,8 @@
         commit(canvas, step, forward(model, canvas, step))
 
 `generate`, `infill`, the engine and batch inference differ in who calls the network, and for how many canvases at once: a
-cache is a way to run the forward, and logits of several canvases from one forward go to each canvas' own `commit`.
+cache is a way to run the forward, logits of several canvases from one forward go to each canvas' own `commit`, a
+block-causal network is another network, and tokens that must not stand at a position have their logits at −∞ before it.
 LLaDA's reverse process is generate.py of ML-GSAI/LLaDA; remasking="ancestral" is MDLM's sampler, which skips the forwards
 that would change nothing.
 
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from llada.diffusion.noise import row_keys, stream_key, uniforms_of
+from llada.diffusion.noise import row_keys, stream_key, wide_uniforms
 from llada.diffusion.objective import exclude
 from llada.errors import UserError
 from llada.model.predict import Model, device_of, guided_predict, resolve_mask_id
@@ -80,9 +81,10 @@ def forward(model: Model, canvas: Canvas, step: Step) -> Tensor:
     inputs: dict[str, Tensor] = {}
     if canvas.attention_mask is not None:
         inputs["attention_mask"] = canvas.attention_mask[rows]
-    tokens, scale = canvas.tokens[rows], canvas.config.cfg_scale
-    canvas.token_forwards += tokens.numel() * (2 if scale else 1)
-    return guided_predict(model, tokens, step.where, canvas.prompt[rows], scale, canvas.mask_id, **inputs)
+    scale = canvas.config.cfg_scale
+    return guided_predict(
+        model, canvas.tokens[rows], step.where, canvas.prompt[rows], scale, canvas.mask_id, **inputs
+    )
 
 
 def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
@@ -122,6 +124,7 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
     canvas.step[rows] += 1
     canvas.forwards[rows] += 1
     canvas.nfe += 1
+    canvas.token_forwards += where.numel() * (2 if canvas.config.cfg_scale else 1)
 
 
 def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
@@ -139,8 +142,7 @@ def draw_tokens(logits: Tensor, temperature: float, keys: Tensor) -> Tensor:
     """
     if temperature == 0:
         return logits.argmax(-1)
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    uniform = uniforms_of(row_keys(row_keys(_DRAW, keys)[:, None], ids))
+    uniform = wide_uniforms(row_keys(_DRAW, keys), logits.shape[1])
     return (logits - temperature * torch.log(-torch.log(uniform))).argmax(-1)
 
 
@@ -154,15 +156,18 @@ def denoise(model: Model, canvas: Canvas) -> Iterator[Canvas]:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _takes_knobs(*without: str) -> Callable[[F], F]:
-    """Show the fields of `SamplingConfig` (but `without`) as keyword arguments in the place of **knobs."""
+def takes_knobs(*without: str, **defaults: Any) -> Callable[[F], F]:
+    """Show the fields of `SamplingConfig` (but `without`) as keyword arguments in the place of **knobs; `defaults` are
+    those of the function that differ."""
 
     def show(function: F) -> F:
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         kind = inspect.Parameter.KEYWORD_ONLY
         knobs = [
-            inspect.Parameter(field.name, kind, default=field.default, annotation=field.type)
+            inspect.Parameter(
+                field.name, kind, default=defaults.get(field.name, field.default), annotation=field.type
+            )
             for field in fields(SamplingConfig)
             if field.name not in (*without, *signature.parameters)
         ]
@@ -172,7 +177,7 @@ def _takes_knobs(*without: str) -> Callable[[F], F]:
     return show
 
 
-@_takes_knobs()
+@takes_knobs()
 def generate(
     model: Model,
     prompt: Tensor | Sequence[Sequence[int]],
@@ -208,7 +213,7 @@ def generate(
     return _finish(model, canvas)
 
 
-@_takes_knobs("gen_length")
+@takes_knobs("gen_length", block_length=None)
 def infill(
     model: Model,
     tokens_with_masks: Tensor,

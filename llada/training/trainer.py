@@ -47,7 +47,7 @@ class TrainConfig:
 
     num_steps: int | None = limited(None, low=1)
     """Optimizer steps; None: `num_epochs` passes over the data."""
-    num_epochs: float = 1.0
+    num_epochs: float = limited(1.0, above=0)
     """Passes over the data when num_steps is None."""
     global_batch_tokens: int = limited(262_144, low=1)
     """Tokens of one step over all workers, a multiple of the rows' length."""
@@ -61,7 +61,7 @@ class TrainConfig:
     """Steps between two logged losses."""
     validate_every: int = limited(500, low=1)
     """Steps between two validations."""
-    validation_rows: int = 256
+    validation_rows: int = limited(256, low=1)
     """Rows of the validation split that are scored each time."""
     checkpoint_every: int = limited(500, low=1)
     """Steps between two resumable checkpoints."""

@@ -1,8 +1,8 @@
 """Failures that travel from Ray's workers to the driver as values: through Ray Data an exception keeps its text, but
 loses its class and its number.
 
-Only what a person can mend travels so: a UserError, and what a file system has to say. Every other exception is left to
-Ray, which brings its remote traceback to the terminal.
+Only what a person can mend travels so: a UserError, a full disk, missing rights, and a remote store that does not answer.
+Every other exception is left to Ray, which brings its remote traceback to the terminal.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from llada.errors import UserError
 from llada.files import is_store_error
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Failure:
 
     def raise_again(self) -> None:
         """Raises OSError for a full disk (see `storage_errors`), otherwise UserError."""
-        if self.errno in (errno.ENOSPC, errno.EDQUOT):
+        if self.errno in _FULL:
             raise OSError(self.errno, self.message)
         if self.is_user_error:
             raise UserError(self.message)
@@ -36,6 +38,10 @@ def as_failure(error: Exception) -> Failure | None:
     """The failure to send, or None when the exception is a fault of ours and must be raised."""
     if isinstance(error, UserError):
         return Failure(str(error), is_user_error=True)
-    if is_store_error(error):
-        return Failure(str(error), getattr(error, "errno", None) or 0)
+    number = getattr(error, "errno", None) or 0
+    if number in _FULL or isinstance(error, PermissionError | ConnectionError | TimeoutError):
+        return Failure(str(error), number)
+    # The errors of stores' own packages; a plain OSError, say of a file that should be there, is a fault of ours.
+    if is_store_error(error) and not isinstance(error, OSError):
+        return Failure(str(error), number)
     return None

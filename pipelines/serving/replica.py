@@ -84,14 +84,17 @@ class Denoiser:
         except RequestError as error:
             yield Refused(error.status, error.message, error.param, error.code)
             return
-        async with contextlib.aclosing(self.engine.stream(*requests)) as events:
-            async for event in events:
-                if isinstance(event, Finished) and event.index % body.n:
-                    # The choices of one prompt share it: it counts once.
-                    event = dataclasses.replace(event, prompt_tokens=0)
-                yield event
-                if isinstance(event, Started) and (echo := prompts[event.index // body.n].echo):
-                    yield Text(event.index, echo)
+        try:
+            async with contextlib.aclosing(self.engine.stream(*requests)) as events:
+                async for event in events:
+                    if isinstance(event, Finished) and event.index % body.n:
+                        # The choices of one prompt share it: it counts once.
+                        event = dataclasses.replace(event, prompt_tokens=0)
+                    yield event
+                    if isinstance(event, Started) and (echo := prompts[event.index // body.n].echo):
+                        yield Text(event.index, echo)
+        except UserError as error:
+            yield Refused(400, str(error), None, None)
 
     def prepare(self, body: SamplingBody) -> tuple[list[Prompt], list[GenerateRequest]]:
         """What the request continues, and `n` requests to the engine for each prompt. Raises RequestError (400)."""

@@ -138,21 +138,16 @@ def open_output(
     url: str,
     *,
     stage: str,
-    config: Any,
+    config: Mapping[str, Any],
     inputs: Sequence[Input],
     may_change: Collection[str] = (),
 ) -> Output:
-    """Open (or create) the output folder of a stage for one configuration (dataclass or dict) and its inputs.
+    """Open (or create) the output folder of a stage for one configuration and its inputs.
 
     An input is {"url", "id"}; only the ids are compared. `may_change` names settings (dotted) that an unfinished folder
     may go on with changed. Raises UserError when the folder belongs to other work.
     """
-    plain = (
-        dataclasses.asdict(config)
-        if dataclasses.is_dataclass(config) and not isinstance(config, type)
-        else config
-    )
-    plain = json.loads(json.dumps(plain))  # tuples become lists, as they will be when read back
+    plain = json.loads(json.dumps(config))  # tuples become lists, as they will be when read back
     output = Output(url, stage, plain, list(inputs))
     with storage_errors(url):
         manifest = _read_json(join(url, "manifest.json"))
@@ -348,7 +343,7 @@ def storage_errors(url: str) -> Iterator[None]:
                 raise UserError(f"no permission for {url}: {cause}") from error
             if isinstance(cause, NotADirectoryError | FileExistsError):
                 raise UserError(
-                    f"cannot write {url}: {cause.strerror or cause}; a file is in the way"
+                    f"cannot use {url}: {cause.strerror or cause}; a file is in the way"
                 ) from error
             cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
         if _is_full(url):  # torch writes files in C++, which forgets the error's number

@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llada.errors import UserError
-from llada.settings import from_dict
+from llada.settings import check_limits, from_dict, limited, load_yaml
 
 _CONNECT_TIMEOUT_S = 5.0
 _QUIET = {
@@ -34,30 +32,33 @@ class ClusterConfig:
 
     address: str | None = None
     """None starts a Ray of its own in this process; "auto", "host:port" and "ray://host:port" join a running one."""
-    num_cpus: int | None = None
+    num_cpus: int | None = limited(None, low=1)
     """CPUs of a Ray started here; None takes all."""
     object_store_bytes: int | None = None
     """Shared memory of a Ray started here; None leaves it to Ray."""
     runtime_env: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Ray's runtime environment for every task: env_vars, working_dir, pip ..."""
 
-    num_workers: int = 1
+    num_workers: int = limited(1, low=1)
     """Training workers; with GPUs, one for each GPU."""
-    cpus_per_worker: float = 1
-    gpus_per_worker: float = 0
+    cpus_per_worker: float = limited(1, low=0)
+    gpus_per_worker: float = limited(0, low=0)
 
-    data_workers: int | None = None
+    data_workers: int | None = limited(None, low=1)
     """Data preparation workers at the most; None uses every free CPU."""
-    cpus_per_data_worker: float = 1
+    cpus_per_data_worker: float = limited(1, above=0)
     memory_bytes_per_data_worker: int | None = None
     """Memory that Ray reserves for each data worker; None reserves none."""
 
-    min_replicas: int = 1
+    min_replicas: int = limited(1, low=0)
     """Serving (and batch generation) copies of the model at rest ..."""
-    max_replicas: int = 1
+    max_replicas: int = limited(1, low=1)
     """... and under load."""
-    cpus_per_replica: float = 1
-    gpus_per_replica: float = 0
+    cpus_per_replica: float = limited(1, low=0)
+    gpus_per_replica: float = limited(0, low=0)
+
+    def __post_init__(self) -> None:
+        check_limits(self, "cluster")
 
 
 def load_cluster(path: str | Path | None) -> ClusterConfig:
@@ -65,14 +66,7 @@ def load_cluster(path: str | Path | None) -> ClusterConfig:
     wrong type."""
     if path is None:
         return ClusterConfig()
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the cluster file {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{path} must hold 'key: value' lines")
+    values = load_yaml(path, "cluster file")
     return from_dict(ClusterConfig, values or {}, f"{path}: ")
 
 

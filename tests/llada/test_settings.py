@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +15,7 @@ from llada.settings import (
     from_dict,
     from_json,
     limited,
+    load_yaml,
     merge_settings,
     require,
     to_json,
@@ -104,3 +106,42 @@ def test_changes_are_laid_over_defaults_setting_by_setting() -> None:
 def test_a_field_is_explained_by_the_docstring_below_it() -> None:
     assert field_docs(Inner) == {"rate": "Of the steps."}
     assert field_docs(Outer) == {"size": "How many."}
+
+
+@dataclass(frozen=True)
+class Choices:
+    colour: Literal["red", "green"] | None = None
+    size: Literal[1, 2] = 1
+    free: str | Literal[3] = ""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "choices")
+
+
+def test_a_literal_field_takes_its_values_alone() -> None:
+    Choices("red", 2, "anything")
+    for bad, message in (
+        ({"colour": "blue"}, "choices: colour must be one of red, green, None, not 'blue'"),
+        ({"size": 3}, "choices: size must be one of 1, 2, not 3"),
+        ({"size": None}, "size must be one of 1, 2, not None"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Choices(**bad)
+
+
+def test_a_yaml_file_is_read_or_named(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("a: 1\nb: {c: [x]}\n")
+    assert load_yaml(file, "thing") == {"a": 1, "b": {"c": ["x"]}}
+    file.write_text("# nothing\n")
+    assert load_yaml(file, "thing") == {}
+    for content, message in (
+        (b"- a\n", "must hold 'key: value' lines"),
+        (b"a: [", "is not YAML"),
+        (b"\xff", "UTF-8"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_yaml(file, "thing")
+    with pytest.raises(UserError, match=r"cannot read the thing .*none\.yaml: No such file"):
+        load_yaml(tmp_path / "none.yaml", "thing")

@@ -52,7 +52,7 @@ def test_a_tokenizer_and_training_one_exclude_each_other():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n", "must hold 'name:'"),
+        ("- a\n", "must hold 'key: value' lines"),
         ("web: {inputs: [x]}\n", "unknown setting .*web.inputs; did you mean 'input'"),
         ("web: {input: [x], read: {filtres: [web]}}\n", "web.read.filtres; did you mean 'filters'"),
         ("web: {input: x}\n", "web.input must be"),

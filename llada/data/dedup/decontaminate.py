@@ -292,7 +292,7 @@ def _converter() -> Any:
     try:
         import opencc
     except ImportError:
-        raise ImportError(
+        raise UserError(
             "comparing Chinese text needs the package opencc: pip install opencc, or set fold_chinese to false"
         ) from None
     return opencc.OpenCC("t2s")

@@ -67,6 +67,10 @@ def running_order() -> list[str]:
     for name in FILTERS:
         if name not in _BUILT_IN:
             before = FILTERS[name].before
+            if before is not None and before not in order:
+                raise UserError(
+                    f"the filter {name!r} is to run before {before!r}, which is none; {hint(before, order)}"
+                )
             order.insert(len(order) if before is None else order.index(before), name)
     return order
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
@@ -88,9 +88,6 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         check_limits(self, "prepare")
-        for name, kind in (("kind", Kind), ("packing", Packing), ("too_long", TooLong)):
-            value, known = getattr(self, name), get_args(kind)
-            require(value in known, f"prepare: {name} must be {' or '.join(known)}, not {value!r}")
         names = Counter(source.name for source in self.sources)
         repeated = [name for name, count in names.items() if count > 1]
         require(not repeated, f"two sources are called {repeated[0]!r}" if repeated else "")

@@ -10,6 +10,8 @@ written last and means that it is done; the name holds a hash of all it depends 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from llada.data.dedup.steps import DedupPlan
 from llada.data.dedup.steps import Kind as DedupKind
@@ -103,6 +105,11 @@ class Job:
     resources_hash: str = ""
     """Of the evaluation sets, URL lists and models that the filters use: they may change in their place."""
 
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What of the configuration decides the bytes: part of every name."""
+        return self.config.content()
+
     @property
     def output(self) -> str:
         return self.snapshot.output
@@ -112,7 +119,7 @@ class Job:
         return tokenizer_url(self.output)
 
     def documents_name(self, unit: Unit) -> str:
-        return unit.name(self.config.content(), self.resources_hash)
+        return unit.name(self.content, self.resources_hash)
 
     def documents_url(self, unit: Unit) -> str:
         """The documents that passed the filters, when there is a deduplication."""
@@ -155,7 +162,7 @@ class PackJob(Job):
 
     def shards_name(self, unit: Unit) -> str:
         settled = (self.resources_hash, self.tokenizer_hash, self.removals.dedup_id)
-        return unit.name(self.config.content(), *settled)
+        return unit.name(self.content, *settled)
 
     def packed_url(self, unit: Unit) -> str:
         """The report of a unit whose shards are written."""

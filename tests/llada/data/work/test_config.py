@@ -13,9 +13,9 @@ from llada.data.work.read_config import ReadConfig
     [
         ({"row_length": 0}, "prepare: row_length must be at least 8, not 0"),
         ({"row_length": 1 << 30}, "row_length must be at most"),
-        ({"kind": "other"}, "kind must be pretrain or sft, not 'other'"),
-        ({"packing": "tight"}, "packing must be concatenate_and_cut or best_fit"),
-        ({"too_long": "keep"}, "too_long must be drop or truncate_prompt"),
+        ({"kind": "other"}, "kind must be one of pretrain, sft, not 'other'"),
+        ({"packing": "tight"}, "packing must be one of concatenate_and_cut, best_fit"),
+        ({"too_long": "keep"}, "too_long must be one of drop, truncate_prompt"),
         ({"validation_fraction": 1.0}, "validation_fraction must be below 1, not 1.0"),
         ({"train_tokenizer_vocab": 0}, "train_tokenizer_vocab must be at least 1"),
         ({"max_invalid_fraction": 2.0}, "max_invalid_fraction must be at most 1"),
