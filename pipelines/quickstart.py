@@ -54,7 +54,7 @@ class QuickstartArgs:
     preset: str = "tiny"
     """Recipe to run."""
     input: tuple[str, ...] = ()
-    """Your own text instead of Python's documentation: whatever `llada prepare --input` reads, such as .txt or .jsonl."""
+    """Your own text instead of Python's documentation: what `prepare` reads, such as .txt and .jsonl.gz."""
     sft_input: tuple[str, ...] = ()
     """Your own conversations instead of questions about the standard library."""
     validation_fraction: float | None = None
