@@ -34,4 +34,4 @@ ACCELERATORS: Registry[Accelerator] = Registry(
 
 def recognise(device_name: str) -> Accelerator | None:
     """The accelerator of a device by the name that its driver gives it ("NVIDIA H100 80GB HBM3"), or None."""
-    return next((found for name, found in ACCELERATORS.items() if name in device_name.lower()), None)
+    return next((ACCELERATORS[name] for name in ACCELERATORS if name in device_name.lower()), None)

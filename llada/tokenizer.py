@@ -26,6 +26,7 @@ START_OF_TEXT = "<|startoftext|>"
 START_HEADER = "<|start_header_id|>"
 END_HEADER = "<|end_header_id|>"
 END_OF_TURN = "<|eot_id|>"
+# Ids 0..5 of a tokenizer trained here.
 SPECIAL_TOKENS = (
     END_OF_TEXT,
     MASK,
@@ -33,7 +34,7 @@ SPECIAL_TOKENS = (
     START_HEADER,
     END_HEADER,
     END_OF_TURN,
-)  # ids 0..5 when trained here
+)
 _ROLES = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT, "mask_token": MASK, "bos_token": START_OF_TEXT}
 
 # LLaDA's template, except that the open assistant header is appended only on request (LLaDA's always appends it).
@@ -153,9 +154,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> li
     """The ids of each text as plain text: no special token is added, and none is recognised inside it."""
     pieces = [list(_pieces(text)) for text in texts]
     backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = (
-        True  # "encode them as text"; transformers sets this flag on its own calls too
-    )
+    # True is "encode them as text"; transformers sets this flag on its own calls too.
+    backend.encode_special_tokens = True
     encoded = iter(
         backend.encode_batch_fast([p for group in pieces for p in group], add_special_tokens=False)
     )
@@ -168,8 +168,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> li
 def _pieces(text: str) -> Iterable[str]:
     start = 0
     while len(text) - start > 2 * _PIECE_CHARS:
-        found = _SAFE_CUT.search(text, start + _PIECE_CHARS, start + 2 * _PIECE_CHARS)
-        end = found.start() if found else start + 2 * _PIECE_CHARS
+        cut = _SAFE_CUT.search(text, start + _PIECE_CHARS, start + 2 * _PIECE_CHARS)
+        end = cut.start() if cut else start + 2 * _PIECE_CHARS
         yield text[start:end]
         start = end
     yield text[start:]
@@ -188,16 +188,15 @@ def render_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[s
     special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     # Longest first, so that no special token hides inside another.
     markers = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
-    spelled: list[
-        str
-    ] = []  # special tokens that a message spells out travel as placeholders, so that they stay text
+    # Special tokens that a message spells out travel as placeholders, so that they stay text.
+    spelled: list[str] = []
 
-    def hide(found: re.Match[str]) -> str:
-        spelled.append(found.group())
+    def hide(match: re.Match[str]) -> str:
+        spelled.append(match.group())
         return f"\ue000{len(spelled) - 1}\ue001"
 
     def reveal(text: str) -> str:
-        return re.sub(_PLACEHOLDER, lambda found: spelled[int(found.group(1))], text)
+        return re.sub(_PLACEHOLDER, lambda match: spelled[int(match.group(1))], text)
 
     hidden = re.compile(f"{markers}|{_PLACEHOLDER}")
     safe = [{"role": m["role"], "content": hidden.sub(hide, m["content"])} for m in messages]

@@ -51,7 +51,7 @@ class PrepareArgs:
     common: Annotated[Common, Flat]
     config: Annotated[PrepareConfig, Flat]
     input: tuple[str, ...] = ()
-    """Files, folders, globs, or @ and a list of files: .jsonl .txt .warc (each also .gz .zst), .parquet."""
+    """Files, folders, globs, or @ and a list of files, such as .jsonl.gz and .parquet; an error names them all."""
     mixture: str | None = None
     """YAML file of several weighted sources instead: {name: {input: [...], weight: 0.7, read: {filters: [web]}}}."""
 

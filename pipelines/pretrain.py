@@ -18,7 +18,7 @@ from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.files import absolute, join
 from llada.model.transformer import ModelConfig
-from llada.training.events import Report
+from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
 from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
 from pipelines.runners.workers import run_workers
@@ -93,7 +93,7 @@ def pretrain(
 
 
 def pretrain_worker(
-    model: ModelConfig, config: RunConfig, data: str, output: str, report: Report
+    model: ModelConfig, config: RunConfig, data: str, output: str, report: EventSink
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from random weights."""
     result = train(

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from pipelines.pretrain import pretrain
 from pipelines.sft import sft
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
 from pipelines.stage.command import exit_codes, parse, run_command
-from pipelines.stage.tracking import tracked
+from pipelines.stage.tracking import Tracker, tracked
 
 PROMPT = "The function returns"
 QUESTION = "What does os.path.join do?"
@@ -52,7 +53,7 @@ class QuickstartArgs:
     preset: str = "tiny"
     """Recipe to run."""
     input: tuple[str, ...] = ()
-    """Your own text instead of Python's documentation: .jsonl(.gz|.zst), .parquet, .txt."""
+    """Your own text instead of Python's documentation: what `prepare` reads, such as .txt and .jsonl.gz."""
     sft_input: tuple[str, ...] = ()
     """Your own conversations instead of questions about the standard library."""
     validation_fraction: float | None = None
@@ -149,7 +150,7 @@ def _prepare_config(recipe: Recipe, args: QuickstartArgs) -> PrepareConfig:
     return config
 
 
-def _stage(name: str, output: str):
+def _stage(name: str, output: str) -> AbstractContextManager[Tracker]:
     _say(f"{name} → {output}")
     return tracked(name, output)
 

@@ -20,7 +20,7 @@ from llada.errors import UserError
 from llada.files import absolute, join
 from llada.model.hf import load_model, read_config
 from llada.model.transformer import ModelConfig
-from llada.training.events import Report
+from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
 from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
 from pipelines.runners.workers import run_workers
@@ -102,7 +102,7 @@ def sft(
 
 
 def sft_worker(
-    model_config: ModelConfig, config: RunConfig, model: str, data: str, output: str, report: Report
+    model_config: ModelConfig, config: RunConfig, model: str, data: str, output: str, report: EventSink
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `model`."""
     network = load_model(fetch_folder(model), dtype=torch.float32)

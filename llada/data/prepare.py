@@ -47,7 +47,7 @@ def after(documents: Iterable[Document], writing: Writing) -> Written:
     return write(encoded, writing.target, writing.report)
 
 
-def sample_unit(job: Job, index: int, budget_bytes: int) -> tasks.Sample:
+def sample_unit(job: Job, index: int, budget_bytes: int) -> tasks.TokenizerSample:
     return tasks.sample_unit(job, index, budget_bytes, before)
 
 

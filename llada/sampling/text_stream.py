@@ -26,7 +26,7 @@ class TextStream:
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._decoded = 0  # characters decoded so far
-        self._held = ""  # decoded, but may be the beginning of a stop string
+        self._maybe_stop = ""  # decoded, but may be the beginning of a stop string
         self.is_stopped = False  # a stop string was met; nothing may follow
 
     def push(self, token: int) -> str:
@@ -40,17 +40,17 @@ class TextStream:
             return ""
         whole = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         shown = self._show(whole[self._decoded :])
-        held, self._held = self._held, ""
-        return shown + ("" if self.is_stopped else held)
+        tail, self._maybe_stop = self._maybe_stop, ""
+        return shown + ("" if self.is_stopped else tail)
 
     def _show(self, new: str) -> str:
         self._decoded += len(new)
-        text = self._held + new
-        if found := [at for at in (text.find(s) for s in self._stop) if at >= 0]:
-            self.is_stopped, self._held = True, ""
-            return text[: min(found)]
+        text = self._maybe_stop + new
+        if stops_at := [at for at in (text.find(s) for s in self._stop) if at >= 0]:
+            self.is_stopped, self._maybe_stop = True, ""
+            return text[: min(stops_at)]
         keep = max((_overlap(text, s) for s in self._stop), default=0)
-        self._held = text[len(text) - keep :]
+        self._maybe_stop = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 

@@ -63,7 +63,8 @@ class CheckpointDue:
 
 
 Event = RunStarted | StepDone | Validated | CheckpointDue
-Report = Callable[[Event], None]
+EventSink = Callable[[Event], None]
+"""What a training loop tells its events to."""
 
 _KINDS: dict[str, type[Event]] = {
     kind.name: kind for kind in (RunStarted, StepDone, Validated, CheckpointDue)

@@ -7,7 +7,8 @@ know.
 from __future__ import annotations
 
 import contextlib
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -93,10 +94,10 @@ def build_parallel(
     return model
 
 
-def _checkpointed(forward):
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Recompute a block in the backward pass instead of keeping its activations."""
 
-    def recomputing(*args):
+    def recomputing(*args: Any) -> Tensor:
         return checkpoint(forward, *args, use_reentrant=False)
 
     return recomputing

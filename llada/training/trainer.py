@@ -23,7 +23,7 @@ from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import check_limits, limited, require
 from llada.training import checkpoint
 from llada.training.batches import BatchStream
-from llada.training.events import CheckpointDue, Event, Report, RunStarted, StepDone, Validated
+from llada.training.events import CheckpointDue, Event, EventSink, RunStarted, StepDone, Validated
 from llada.training.metrics import Throughput, peak_flops
 from llada.training.optim import OptimConfig, build_optimizers, lr_factor, set_lr
 from llada.training.parallel import (
@@ -116,7 +116,7 @@ def train(
     checkpoints: str,
     unigram_counts: np.ndarray,
     initial_state: dict[str, Tensor] | None = None,
-    report: Report | None = None,
+    report: EventSink | None = None,
     stop_at: int | None = None,
 ) -> TrainResult:
     """Train from the newest checkpoint in `checkpoints`, or from `initial_state`, or from random weights.

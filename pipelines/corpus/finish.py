@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from llada.data.document import Document
 from llada.data.outcomes import KEPT, SAMPLE_CHARS, Report, merge
 from llada.data.report.page import render_report
 from llada.data.tokens.manifest import DatasetEntry, FileEntry, SplitEntry, file_entry, write_index
-from llada.data.tokens.shards import UNIGRAM_COUNTS, write_unigram_counts
+from llada.data.tokens.shards import UNIGRAM_COUNTS, load_unigram_counts, write_unigram_counts
 from llada.data.tokens.splits import SPLITS
 from llada.data.work.config import PrepareConfig, SourceConfig
 from llada.data.work.job import PackJob
@@ -101,7 +100,7 @@ def add_up(job: PackJob, newest: Finished | None, vocabulary: int) -> Totals:
             total = by_source.get(report.source)
             by_source[report.source] = merge([total, report] if total else [report])
     if newest:
-        unigrams += np.load(io.BytesIO(read_bytes(newest.snapshot.unigram_counts_url)))
+        unigrams += load_unigram_counts(newest.snapshot.url)
     return Totals(by_source, merge(by_source.values()), unigrams)
 
 

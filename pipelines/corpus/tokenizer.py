@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from llada.data.prepare import sample_unit
 from llada.data.work.config import PrepareConfig
 from llada.data.work.job import Job
-from llada.data.work.tasks import Sample
+from llada.data.work.tasks import TokenizerSample
 from llada.errors import UserError
 from llada.files import file_sizes, join, read_bytes
 from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer, train_tokenizer
@@ -65,7 +65,7 @@ def _sample(run: TaskRun, job: Job) -> Iterator[str]:
     numbers = range(0, job.plan.units, max(1, job.plan.units // _MAX_SAMPLED_UNITS))
     budget = math.ceil(job.config.tokenizer_sample_bytes / len(numbers))
     task = partial(sample_unit, job, budget_bytes=budget)
-    samples: dict[int, Sample] = dict(run.map("sample", task, numbers))
+    samples: dict[int, TokenizerSample] = dict(run.map("sample", task, numbers))
     texts = [text for number in numbers for text in samples[number]["texts"]]
     if not texts:
         lost = sum((Counter(sample["lost"]) for sample in samples.values()), Counter[str]())

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from llada.errors import UserError
 from llada.files import join, local_path
-from llada.training.events import CheckpointDue, Event, Report, RunStarted, StepDone, Validated
+from llada.training.events import CheckpointDue, Event, EventSink, RunStarted, StepDone, Validated
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import storage_errors
 from pipelines.stage.cluster import ClusterConfig, connect
@@ -39,7 +39,7 @@ MAX_FAILURES = 3
 # A GPU node may have to be started first; Ray's own limit is 60 s.
 WORKER_START_TIMEOUT_S = "1800"
 
-TrainFunction = Callable[[Report], TrainResult]
+TrainFunction = Callable[[EventSink], TrainResult]
 """What every worker runs, inside its process group. Picklable; it may be run again, and then goes on."""
 
 

@@ -80,7 +80,7 @@ class Denoiser:
         """The events of all choices, or one `Refused`. Choice i answers prompt i // n. Leaving early cancels them."""
         try:
             # In a thread: tokenising a long text must not hold up the streams of the others.
-            prompts, requests = await asyncio.to_thread(self.prepare, body)
+            prompts, requests = await asyncio.to_thread(self.requests_of, body)
         except RequestError as error:
             yield Refused(error.status, error.message, error.param, error.code)
             return
@@ -96,7 +96,7 @@ class Denoiser:
         except UserError as error:
             yield Refused(400, str(error), None, None)
 
-    def prepare(self, body: SamplingBody) -> tuple[list[Prompt], list[GenerateRequest]]:
+    def requests_of(self, body: SamplingBody) -> tuple[list[Prompt], list[GenerateRequest]]:
         """What the request continues, and `n` requests to the engine for each prompt. Raises RequestError (400)."""
         prompts = body.prompts(self.encoder)
         if len(prompts) * body.n > self.max_choices:
@@ -158,8 +158,6 @@ def _find_dtype(name: str | None) -> torch.dtype | None:
 def _check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # no such kind of device, none here, torch without its support
+    # No such kind of device, none here, or a torch without its support.
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"there is no device {name!r} here ({str(error).splitlines()[0]})") from None

@@ -3,7 +3,7 @@
     output = open_output(url, stage="prepare", config={...}, inputs=[{"url", "id"}, ...])
     if output.is_complete: return output.manifest        # the same work was done before
     ... write files below output.url ...
-    output.finish(counts={...})
+    output.finish({...}, kind="tokens")                  # the counts, and what the folder is
 
 `stage.json`, written first, holds what the folder is for, so that a crashed stage is resumed and a folder of another
 stage, configuration or input is never written over. Paths and worker counts stay out of the configuration's hash: the
@@ -68,7 +68,7 @@ class Manifest(TypedDict):
     """UTC, ISO 8601."""
     mlflow_run_id: str | None
     dataset: NotRequired[dict[str, Any]]
-    """Of "tokens": what training needs to know (keys: llada/data/tokens/shards.py)."""
+    """Of "tokens": what training needs to know (keys: `DatasetEntry`, llada/data/tokens/manifest.py)."""
     snapshot: NotRequired[str]
     """Of "tokens": the newest snapshot's folder, relative."""
     results: NotRequired[dict[str, Any]]

@@ -80,9 +80,8 @@ def connect(cluster: ClusterConfig, log_dir: str | Path) -> Iterator[Path]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if cluster.address is None:
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "disabled"
-        )  # nobody but this process talks to a Ray started here
+        # Nobody but this process talks to a Ray started here.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import ray
     import ray.data  # now, because importing it sets up its loggers, which _logs_to replaces
 

@@ -11,9 +11,8 @@ from llada.presets import get_preset
 
 def test_llada_8b_costs_what_was_published():
     """0.13 M H800 hours for 2.3 T tokens is about 4,900 tokens/s per GPU, 24 % of 989 TFLOP/s by 6·N (attention apart)."""
-    estimate = estimate_cost(
-        get_preset("llada_8b"), gpus=266, gpu="h800", mfu=0.26
-    )  # attention adds 9 % to 6·N
+    # Attention adds 9 % to 6·N.
+    estimate = estimate_cost(get_preset("llada_8b"), gpus=266, gpu="h800", mfu=0.26)
     assert estimate.days * 24 * 266 == pytest.approx(0.13e6, rel=0.05)
     assert estimate.tokens_per_second_per_gpu == pytest.approx(4900, rel=0.05)
     assert estimate.fits

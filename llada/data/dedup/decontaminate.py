@@ -236,8 +236,8 @@ class Decontamination(Filter):
 def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
     """The index of all evaluation rows; where several rows hold an n-gram, the first one is named.
 
-    Raises UserError for a row that cannot be read or lacks one of `fields`, FileNotFoundError for a missing file: a
-    question that is not in the index would stay in the data unnoticed.
+    Raises UserError for a missing file, and for a row that cannot be read or lacks one of `fields`: a question that is
+    not in the index would stay in the data unnoticed.
     """
     hasher = _NgramHasher()
     files = list(list_inputs(config.files)) if config.files else []

@@ -135,9 +135,8 @@ class MinHasher:
         minima = np.full((len(self._multipliers), len(lengths)), 0xFFFFFFFF, dtype=np.uint32)
         for begin in range(0, len(shingles), _CHUNK):
             chunk = shingles[begin : begin + _CHUNK]
-            first = (
-                int(np.searchsorted(starts, begin, side="right")) - 1
-            )  # may have begun in the chunk before
+            # The first document may have begun in the chunk before.
+            first = int(np.searchsorted(starts, begin, side="right")) - 1
             last = int(np.searchsorted(starts, begin + len(chunk)))
             places = np.maximum(starts[first:last] - begin, 0)
             hashed = np.empty_like(chunk)

@@ -242,8 +242,8 @@ def _features(views: Sequence[TextView], hash_bits: int) -> tuple[np.ndarray, np
     documents = np.concatenate([of_word, of_word[1:][together]])
     bits = np.uint64(hash_bits)
     buckets = np.concatenate([keys, pairs]) >> (np.uint64(64) - bits)
-    found, counts = np.unique((documents << bits) | buckets, return_counts=True)
-    document, bucket = (found >> bits).astype(np.int64), (found & ((np.uint64(1) << bits) - np.uint64(1)))
+    cells, counts = np.unique((documents << bits) | buckets, return_counts=True)
+    document, bucket = (cells >> bits).astype(np.int64), (cells & ((np.uint64(1) << bits) - np.uint64(1)))
     norms = np.sqrt(np.bincount(document, weights=counts.astype(np.float64) ** 2, minlength=len(words)))
     return document, bucket.astype(np.int64), counts / norms[document]
 

@@ -77,10 +77,10 @@ def _replace(
     pieces: list[str] = []
     done = 0
     for start, end in spans:
-        found = text[start:end]
-        if found in replacements:
+        matched = text[start:end]
+        if matched in replacements:
             continue
-        pieces += text[done:start], replacements[crc32(found.encode()) % len(replacements)]
+        pieces += text[done:start], replacements[crc32(matched.encode()) % len(replacements)]
         done = end
         counts[kind] = counts.get(kind, 0) + 1
     return "".join([*pieces, text[done:]]) if pieces else text
@@ -201,12 +201,12 @@ def _phones(text: str) -> Iterator[tuple[int, int]]:
     done = 0
     for number in _NUMBER.finditer(text):
         start, end = number.span()
-        found = False
+        is_phone = False
         for match in _PHONE.finditer(text, max(done, start - 2), min(len(text), end + 3)):
             if match["international"] is None or _is_e164(_NOT_DIGITS.sub("", match[0])):
-                found, done = True, match.end()
+                is_phone, done = True, match.end()
                 yield match.span()
-        if not found and _ANNOUNCED.search(text[max(done, start - 32) : start].rstrip("(+")):
+        if not is_phone and _ANNOUNCED.search(text[max(done, start - 32) : start].rstrip("(+")):
             digits = len(_NOT_DIGITS.sub("", number[0]))
             if 7 <= digits <= 15 and not _DATE_OR_YEARS.fullmatch(number[0]):
                 done = end

@@ -124,11 +124,11 @@ class GopherQuality(Filter):
             return Verdict("gopher_quality.words_without_letters", share, limit)
         if self.min_stop_words is not None and english:
             stop_words = frozenset(self.stop_words)
-            found = len(stop_words.intersection(view.pieces))
-            if found < self.min_stop_words:  # some may stand beside punctuation
-                found = len(stop_words.intersection(split_words(text)))
-            if found < self.min_stop_words:
-                return Verdict("gopher_quality.stop_words", found, self.min_stop_words)
+            num_stop_words = len(stop_words.intersection(view.pieces))
+            if num_stop_words < self.min_stop_words:  # some may stand beside punctuation
+                num_stop_words = len(stop_words.intersection(split_words(text)))
+            if num_stop_words < self.min_stop_words:
+                return Verdict("gopher_quality.stop_words", num_stop_words, self.min_stop_words)
         return None
 
 

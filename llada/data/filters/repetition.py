@@ -18,9 +18,10 @@ import numpy as np
 from llada.data.document import Document
 from llada.data.filters.filter import Filter, Filtered, Verdict
 from llada.data.filters.view import TextView
+from llada.mixing import GOLDEN_GAMMA
 
 _PARAGRAPH_BREAK = re.compile(r"\n{2,}")
-_HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: no bit of a word's key is lost
+_HASH_MULTIPLIER = np.uint64(GOLDEN_GAMMA)  # odd: no bit of a word's key is lost
 
 Limits = tuple[tuple[int, float], ...]  # (n, largest share)
 

@@ -89,10 +89,10 @@ class UrlLists:
     def verdict(self, url: str) -> Verdict | None:
         """Why documents of this URL are refused, with what was found as the value, or None."""
         host, rest = _split(url)
-        if found := self._domains.first(_parents(host)):
-            return Verdict("url.domain", found)
-        if found := self._pages.first(_beginnings(host, rest)):
-            return Verdict("url.page", found)
+        if domain := self._domains.first(_parents(host)):
+            return Verdict("url.domain", domain)
+        if page := self._pages.first(_beginnings(host, rest)):
+            return Verdict("url.page", page)
         if not (self._banned_words or self._soft_words or self._banned_subwords):
             return None
         words = _NOT_WORD.split(url.lower())

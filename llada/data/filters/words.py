@@ -138,14 +138,14 @@ _ALL_PIECES = re.compile(r"\w+|[^\w\s]")
 
 def _exceptions() -> dict[str, tuple[str, ...]]:
     """Pieces that come apart, or stay whole, against the rules: piece -> its words."""
-    found: dict[str, tuple[str, ...]] = {}
+    exceptions: dict[str, tuple[str, ...]] = {}
 
     def add(heads: str, *tails: str) -> None:
         """Each head with the tails, lower-case and capitalised, with and without apostrophes."""
         for head in heads.split():
             for form in (head, head.title()):
                 for parts in ((form, *tails), (form, *(tail.replace("'", "") for tail in tails))):
-                    found["".join(parts)] = parts
+                    exceptions["".join(parts)] = parts
 
     everyone, asking = "i you he she it we they", "who what when where why how there"
     add("i", "'m")
@@ -160,14 +160,14 @@ def _exceptions() -> dict[str, tuple[str, ...]]:
     add(verbs, "n't", "'ve")
     add("not", "'ve")
     for head, tail in (("can", "not"), ("gon", "na"), ("got", "ta"), ("let", "'s"), ("c'm", "on")):
-        found[head + tail] = (head, tail)
-        found[head.capitalize() + tail] = (head.capitalize(), tail)
-    found |= {"y'all": ("y'", "all"), "yall": ("y", "all")}
-    found |= {f"{how}'d'y": (how, "'d", "'y") for how in ("how", "How")}
+        exceptions[head + tail] = (head, tail)
+        exceptions[head.capitalize() + tail] = (head.capitalize(), tail)
+    exceptions |= {"y'all": ("y'", "all"), "yall": ("y", "all")}
+    exceptions |= {f"{how}'d'y": (how, "'d", "'y") for how in ("how", "How")}
     for hour in range(1, 13):
-        found |= {f"{hour}{half}": (str(hour), half) for half in ("am", "pm", "a.m.", "p.m.")}
+        exceptions |= {f"{hour}{half}": (str(hour), half) for half in ("am", "pm", "a.m.", "p.m.")}
     for word in ("ill", "its", "hell", "shell", "shed", "were", "well"):  # words in their own right
-        del found[word], found[word.title()]
+        del exceptions[word], exceptions[word.title()]
     whole = (
         "'s 'S ‘s ‘S 'd 're 'em 'll 'nuff and/or w/o ma'am Ma'am o'clock O'clock '' ' C++ \\\") <space> \\n \\t "
         "'Cause 'cause 'cos 'Cos 'coz 'Coz 'cuz 'Cuz 'bout lovin' Lovin' havin' Havin' "
@@ -182,9 +182,13 @@ def _exceptions() -> dict[str, tuple[str, ...]]:
         ";-D =D 8) 8-) ^_^ ^__^ >.< >.> <.< ._. ;_; -_- -__- v.v V.V v_v V_V o_o o_O O_o O_O 0_o o_0 0_0 o.O O.o O.O o.o "
         "0.0 o.0 0.o @_@ <3 <33 </3 :} :-} (o: :o) [-: [= ]= 8D xD XD xDD XDD >:o (^_^) (-_-) (._.) (>_<) (*_*)"
     )
-    found |= {piece: (piece,) for piece in [*whole.split(), *(f"{c}." for c in "abcdefghijklmnopqrstuvwxyz")]}
-    curly = {piece.replace("'", "’"): tuple(w.replace("'", "’") for w in ws) for piece, ws in found.items()}
-    return found | curly
+    exceptions |= {
+        piece: (piece,) for piece in [*whole.split(), *(f"{c}." for c in "abcdefghijklmnopqrstuvwxyz")]
+    }
+    curly = {
+        piece.replace("'", "’"): tuple(w.replace("'", "’") for w in ws) for piece, ws in exceptions.items()
+    }
+    return exceptions | curly
 
 
 _EXCEPTIONS = _exceptions()

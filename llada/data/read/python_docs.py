@@ -100,16 +100,16 @@ def _answer(docstring: str) -> str | None:
 def _modules() -> list[tuple[str, list[tuple[str, str, str]]]]:
     """(module name, [(kind, dotted name, docstring)]) of the public modules of the standard library, by name."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    found = []
+    sources = []
     for path in root.rglob("*.py"):
         pieces = path.relative_to(root).with_suffix("").parts
         if pieces[-1] == "__init__":
             pieces = pieces[:-1]
         hidden = any(piece.startswith("_") or "-" in piece or piece in _SKIPPED for piece in pieces)
         if pieces and not hidden:
-            found.append((".".join(pieces), path))
+            sources.append((".".join(pieces), path))
     modules = []
-    for module, path in sorted(found):
+    for module, path in sorted(sources):
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):

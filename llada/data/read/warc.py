@@ -91,9 +91,9 @@ def read_pages(
     """
     blocks = _raw(stream) if compression is None else _decompressed(stream, compression)
     for number, record in enumerate(_records(blocks, max_bytes), 1):
-        found = record if isinstance(record, Lost) else _page(record, max_bytes)
-        if found is not None:
-            yield number, found
+        outcome = record if isinstance(record, Lost) else _page(record, max_bytes)
+        if outcome is not None:
+            yield number, outcome
 
 
 def _raw(stream: BinaryIO) -> Iterator[bytes]:
@@ -104,35 +104,35 @@ def _raw(stream: BinaryIO) -> Iterator[bytes]:
 def _decompressed(stream: BinaryIO, compression: str) -> Iterator[bytes | Lost]:
     """The decompressed bytes, with a `Lost` where they break off."""
     magic = _MAGIC[compression]
-    held = bytearray()  # compressed bytes from the start of the member being read
+    compressed = bytearray()  # from the start of the member being read
     fed = 0  # how many of them the decompressor has
     decompressor: Any = None
     searching = False  # for the start of a member, after damage
     while data := stream.read(_READ_BYTES):
-        held += data
-        while fed < len(held):
+        compressed += data
+        while fed < len(compressed):
             if decompressor is None and searching:
-                start = held.find(magic)
-                del held[: start if start >= 0 else max(0, len(held) - len(magic) + 1)]
+                start = compressed.find(magic)
+                del compressed[: start if start >= 0 else max(0, len(compressed) - len(magic) + 1)]
                 if start < 0:
                     break
             try:
                 decompressor = decompressor or new_decompressor(compression)
-                yield decompressor.decompress(bytes(held[fed:]))
+                yield decompressor.decompress(bytes(compressed[fed:]))
             except Exception as error:
                 if not is_damage(error):
                     raise
                 yield Lost("damaged_record", f"{compression} error: {error}")
                 # Garbage may decode for a while, past the start of the next member: search from this one's start.
-                del held[:1]
+                del compressed[:1]
                 decompressor, fed, searching = None, 0, True
                 continue
-            fed = len(held)
+            fed = len(compressed)
             if decompressor.eof:
-                del held[: fed - len(decompressor.unused_data)]
+                del compressed[: fed - len(decompressor.unused_data)]
                 decompressor, fed, searching = None, 0, False
             elif fed > _MAX_HELD_BYTES:  # a file compressed as a whole: what follows damage is lost with it
-                del held[: fed - 1]
+                del compressed[: fed - 1]
                 fed = 1
     if decompressor is not None:
         yield Lost("truncated_file", f"the {compression} stream ends before its end mark")
@@ -140,39 +140,39 @@ def _decompressed(stream: BinaryIO, compression: str) -> Iterator[bytes | Lost]:
 
 def _records(blocks: Iterator[bytes | Lost], max_bytes: int) -> Iterator[bytes | Lost]:
     """Whole records (header and content), and what was lost between them."""
-    held = bytearray()
+    unread = bytearray()  # decompressed bytes from the start of the next record
     to_skip = 0  # bytes still to come of a record that is not wanted
     lost = False  # the next record's start is being searched
     for block in blocks:
         if isinstance(block, Lost):
             if not lost or block.reason == "truncated_file":
                 yield block
-            held.clear()
+            unread.clear()
             to_skip, lost = 0, True
             continue
-        held += block
-        while held:
+        unread += block
+        while unread:
             if to_skip:
-                passed = min(to_skip, len(held))
-                del held[:passed]
+                passed = min(to_skip, len(unread))
+                del unread[:passed]
                 to_skip -= passed
                 continue
             if lost:
-                start = held.find(_RECORD_START)
-                del held[: start if start >= 0 else max(0, len(held) - len(_RECORD_START) + 1)]
+                start = unread.find(_RECORD_START)
+                del unread[: start if start >= 0 else max(0, len(unread) - len(_RECORD_START) + 1)]
                 if start < 0:
                     break
                 lost = False
-            while held[:1] in (b"\r", b"\n"):  # a record ends with two line breaks
-                del held[:1]
-            header_end = held.find(b"\r\n\r\n", 0, _MAX_HEADER_BYTES)
-            if header_end < 0 and len(held) < _MAX_HEADER_BYTES and _RECORD_START.startswith(held[:7]):
+            while unread[:1] in (b"\r", b"\n"):  # a record ends with two line breaks
+                del unread[:1]
+            header_end = unread.find(b"\r\n\r\n", 0, _MAX_HEADER_BYTES)
+            if header_end < 0 and len(unread) < _MAX_HEADER_BYTES and _RECORD_START.startswith(unread[:7]):
                 break
-            header = bytes(held[: max(0, header_end)])
+            header = bytes(unread[: max(0, header_end)])
             length = _LENGTH.search(header)
             if not header.startswith(_RECORD_START) or length is None:
-                yield Lost("damaged_record", "no WARC header: " + held[:80].decode("utf-8", "replace"))
-                del held[:1]
+                yield Lost("damaged_record", "no WARC header: " + unread[:80].decode("utf-8", "replace"))
+                del unread[:1]
                 lost = True
                 continue
             size = header_end + 4 + int(length[1])
@@ -181,11 +181,11 @@ def _records(blocks: Iterator[bytes | Lost], max_bytes: int) -> Iterator[bytes |
                     yield Lost("too_large", f"{int(length[1])} bytes: {header.decode('utf-8', 'replace')}")
                 to_skip = size
                 continue
-            if len(held) < size:
+            if len(unread) < size:
                 break
-            yield bytes(held[:size])
-            del held[:size]
-    if (held and not lost) or to_skip:
+            yield bytes(unread[:size])
+            del unread[:size]
+    if (unread and not lost) or to_skip:
         yield Lost("truncated_file", "the file ends inside a record")
 
 

@@ -222,9 +222,8 @@ def estimate_cost(
         }
         return Stage(name, core_hours, moved_bytes, reads, writes, limits)
 
-    unit_keys = (
-        keys * KEY_BYTES
-    )  # the unit writes them: the rest of their traffic belongs to the deduplication
+    # The unit writes its keys: the rest of their traffic belongs to the deduplication.
+    unit_keys = keys * KEY_BYTES
     stages = (
         stage(
             "filter",

@@ -16,7 +16,6 @@ from typing import Any
 from llada.data.dedup.steps import DedupPlan
 from llada.data.dedup.steps import Kind as DedupKind
 from llada.data.tokens.manifest import MANIFEST
-from llada.data.tokens.shards import UNIGRAM_COUNTS
 from llada.data.work.config import PrepareConfig
 from llada.data.work.units import Plan, Unit
 from llada.files import join
@@ -55,10 +54,6 @@ class Snapshot:
     @property
     def tokenizer_url(self) -> str:
         return join(self.url, "tokenizer")
-
-    @property
-    def unigram_counts_url(self) -> str:
-        return join(self.url, UNIGRAM_COUNTS)
 
     @property
     def evaluation_index_url(self) -> str:

@@ -21,8 +21,8 @@ class ReadConfig:
     extractor: Extractor = "resiliparse"
     """What finds the main text of the HTML pages in a WARC."""
     filters: tuple[str, ...] = ()
-    """Filters to run (pretrain): "web" for FineWeb's, or any of url, language, gopher_repetition, gopher_quality, c4,
-    fineweb, classifier, pii."""
+    """Filters to run (pretrain): "web" for FineWeb's, or names such as language, gopher_quality and pii; an unknown one
+    is answered with the nearest, or with all."""
     rules: FilterSettings = field(default_factory=FilterSettings)
     """Their settings."""
     min_chars: int = 1

@@ -43,7 +43,7 @@ After = Callable[[Iterable[Document], Writing], Written]
 _READERS = 16
 
 
-class Sample(TypedDict):
+class TokenizerSample(TypedDict):
     """Texts of a unit, and what of it is no text."""
 
     texts: list[str]
@@ -68,11 +68,11 @@ class LineCounts(TypedDict):
 # --- Before the barrier -----------------------------------------------------------------------------------------------
 
 
-def sample_unit(job: Job, index: int, budget_bytes: int, before: Before) -> Sample:
+def sample_unit(job: Job, index: int, budget_bytes: int, before: Before) -> TokenizerSample:
     """Texts of the unit's train split, from its beginning, up to `budget_bytes` of UTF-8."""
     unit, config = job.plan.unit(index), job.config
 
-    def sample(skip: frozenset[str]) -> Sample:
+    def sample(skip: frozenset[str]) -> TokenizerSample:
         reading = Reading.of(job, unit, skip)
         texts: list[str] = []
         used = 0

@@ -41,9 +41,9 @@ def exact_loss(toy: Any, network: Any, row: Tensor, schedule: LLaDA | LogLinear)
         canvas = torch.where(masked, toy.mask_id, row)[None]
         p = schedule.mask_prob(t)
         chance = p ** int(masked.sum()) * (1 - p) ** int((~masked).sum())
-        noisy = NoisyBatch(
-            canvas.expand(6, 3), masked.expand(6, 3), p, schedule.weight(t) * chance * share
-        )  # probabilities ride on the weights
+        # Probabilities ride on the weights.
+        weight = schedule.weight(t) * chance * share
+        noisy = NoisyBatch(canvas.expand(6, 3), masked.expand(6, 3), p, weight)
         loss = masked_diffusion_loss(network(noisy.tokens), row.expand(6, 3), noisy, normalizer=1.0)
         total += loss.item()
     return total

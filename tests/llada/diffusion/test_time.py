@@ -108,9 +108,8 @@ def test_weights_leave_the_loss_unbiased(name: str, density: str, t_min: float) 
         ends = schedule.mask_prob(torch.tensor([config.t_min, config.t_max], dtype=torch.float64))
         for share in (0.1, 0.5, 0.8):
             below = p < ends[0] + share * (ends[1] - ends[0])
-            assert (weight * p * below).mean().item() == pytest.approx(
-                share, abs=5e-4
-            )  # one midpoint on the edge
+            # One midpoint may be on the edge.
+            assert (weight * p * below).mean().item() == pytest.approx(share, abs=5e-4)
     for sampling in SAMPLINGS:
         u = draw(sampling, n)
         t, weight = time_and_weight(u, schedule, config)

@@ -224,9 +224,8 @@ def test_initial_weights_have_the_configured_spread() -> None:
     parameters = dict(model.named_parameters())
     for name, std in expected.items():
         values = parameters[name]
-        assert values.std().item() == pytest.approx(cut * std, rel=0.02), (
-            name
-        )  # 1/√(2n) = 0.6 % for 16k values
+        # 1/√(2n) = 0.6 % for 16k values.
+        assert values.std().item() == pytest.approx(cut * std, rel=0.02), name
         assert values.abs().max() <= 3 * std * (1 + 1e-6), name
         assert values.abs().max() > 2.8 * std, name
 

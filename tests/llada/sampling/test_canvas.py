@@ -42,19 +42,8 @@ def test_blocks_are_counted_from_where_the_text_starts() -> None:
         [1, MASK, 2] + [MASK] * 5 + [4, 5, 6],
         [0, 0, 3] + [MASK] * 5 + [4, 5, 6],
     ]
-    assert canvas.block_of.tolist() == [
-        0,
-        0,
-        0,
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-        3,
-        3,
-    ]  # a hole in the prompt: with the first
+    # A hole in the prompt belongs to the first block.
+    assert canvas.block_of.tolist() == [0] * 5 + [1] * 2 + [2] * 2 + [3] * 2
     assert canvas.steps_of.tolist() == [[3, 2, 2, 0]] * 2  # the suffix's block takes none
     assert canvas.attention_mask is not None
     assert canvas.attention_mask.tolist() == [[1] * 11, [0, 0] + [1] * 9]

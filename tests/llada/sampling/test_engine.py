@@ -160,9 +160,8 @@ def test_text_grows_while_the_canvas_is_walked() -> None:
     wanted = "The cat sat on the mat. Grüße 🙂!"
     reply = ids(wanted)
     with scripted(reply) as engine:
-        sampling = SamplingConfig(
-            gen_length=len(reply), steps=24, block_length=8
-        )  # 3 blocks, the last one short
+        # 3 blocks, the last one short.
+        sampling = SamplingConfig(gen_length=len(reply), steps=24, block_length=8)
         result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling)))
     assert result.text == wanted
     assert result.end == Finished(0, "length", len(ids("The")), len(reply), len(reply))
@@ -268,9 +267,8 @@ def test_leaving_a_stream_frees_its_place() -> None:
 
     assert asyncio.run(leave_then_ask()).end.nfe
     deadline = time.monotonic() + 10
-    while (
-        engine.num_running or engine.num_waiting
-    ):  # the completion is sent a moment before the place is free
+    # The completion is sent a moment before the place is free.
+    while engine.num_running or engine.num_waiting:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     engine.close()

@@ -383,9 +383,8 @@ def test_ancestral_sampler_draws_the_enumerated_distribution(steps: int, schedul
     toy = ToyLanguage()
     expected = toy.ancestral(steps, schedule)
     assert expected.sum().item() == pytest.approx(1)
-    assert (
-        expected - toy.joint.flatten()
-    ).abs().sum() > 0.02  # few steps are not exact: the two can be told apart
+    # Few steps are not exact: the two can be told apart.
+    assert (expected - toy.joint.flatten()).abs().sum() > 0.02
     rows = 4000
     out = generate(
         toy.network(),

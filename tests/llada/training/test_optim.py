@@ -50,9 +50,8 @@ def test_every_parameter_is_moved_by_one_optimizer_with_its_decay() -> None:
     model = small_model()
     names = {id(p): name for name, p in model.named_parameters()}
     for kind in ("adamw", "muon"):
-        optimizers = build_optimizers(
-            model, OptimConfig(optimizer=kind, lr=1e-3, muon_lr=2e-3, weight_decay=0.3)
-        )  # type: ignore[arg-type]
+        config = OptimConfig(optimizer=kind, lr=1e-3, muon_lr=2e-3, weight_decay=0.3)  # type: ignore[arg-type]
+        optimizers = build_optimizers(model, config)
         seen = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
         assert sorted(seen) == sorted(names)
         for optimizer in optimizers:

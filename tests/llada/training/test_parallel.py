@@ -32,13 +32,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "autoregressive": {"kind": "autoregressive", "causal": True},
 }
 MUON = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
-SHAPES = [
-    (5, 7),
-    (8, 4),
-    (3, 3),
-    (1, 6),
-    (6, 2),
-]  # odd and even rows, fewer rows than workers, an odd number of them
+# Odd and even rows, fewer rows than workers, an odd number of them.
+SHAPES = [(5, 7), (8, 4), (3, 3), (1, 6), (6, 2)]
 
 
 def muon_job() -> dict[str, Any]:
@@ -157,6 +152,5 @@ def test_sharded_muon_equals_whole_matrices(both: dict[str, Any]) -> None:
             param.grad = grad.clone()
         optimizer.step()
     for got, want in zip(both["two"]["muon"], params, strict=True):
-        torch.testing.assert_close(
-            got, want.detach(), rtol=1e-6, atol=1e-6
-        )  # the same products, worker by worker
+        # The same products, worker by worker.
+        torch.testing.assert_close(got, want.detach(), rtol=1e-6, atol=1e-6)

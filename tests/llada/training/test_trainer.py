@@ -173,9 +173,8 @@ def test_every_objective_learns_to_count(
 ) -> None:
     configs = make_config(num_steps=120, log_every=20, lr=0.01, muon_lr=0.03, eps=1e-8, **knobs)
     bound, unigram, losses = train_for(run_here, configs, pretrain_folder, tmp_path)
-    assert (
-        losses[-1] < losses[0]
-    )  # means of 20 steps whose weights reach 1/t: the bound is the steadier measure
+    # Means of 20 steps whose weights reach 1/t: the bound is the steadier measure.
+    assert losses[-1] < losses[0]
     assert bound < below * unigram
 
 

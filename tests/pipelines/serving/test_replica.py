@@ -32,7 +32,7 @@ def body(**fields: Any) -> CompletionBody:
 
 def chosen(denoiser: Denoiser, **fields: Any) -> SamplingConfig:
     """The settings that the engine gets."""
-    return denoiser.prepare(body(**fields))[1][0].sampling
+    return denoiser.requests_of(body(**fields))[1][0].sampling
 
 
 def events_of(denoiser: Denoiser, request: CompletionBody) -> list[ReplicaEvent]:
@@ -73,7 +73,7 @@ def test_a_rule_of_the_request_replaces_the_default_one(
 
 def test_choices_of_a_prompt_share_it_and_have_seeds_of_their_own(denoiser: Denoiser) -> None:
     request = body(prompt=["Go", "One, two"], n=2, echo=True, seed=2**63 - 1, temperature=1.0)
-    _, requests = denoiser.prepare(request)
+    _, requests = denoiser.requests_of(request)
     assert [r.seed for r in requests] == [2**63 - 1, 0] * 2
     assert requests[0].prompt == requests[1].prompt != requests[2].prompt
     events = events_of(denoiser, request)

@@ -96,9 +96,8 @@ def test_partitions_and_order_of_tasks_change_nothing(tmp_path):
     expected = smallest_of_component(edges)
 
     def backwards(task, numbers):
-        return [task(number) for number in reversed(numbers) for _ in range(2)][
-            ::2
-        ]  # each twice, the last first
+        # Each twice, the last first.
+        return [task(number) for number in reversed(numbers) for _ in range(2)][::2]
 
     for name, partitions, map_tasks in (("one", 1, map), ("many", 8, map), ("again", 8, backwards)):
         assert solve(edges, tmp_path / name, partitions, map_tasks=map_tasks)[0] == expected

@@ -48,9 +48,8 @@ def test_training_is_deterministic_and_the_seed_counts():
 
 def test_score_is_the_logistic_of_normalised_counts():
     """One text by hand: words a b a give 1-grams a (twice), b and 2-grams ab, ba; the vector's length is sqrt(7)."""
-    classifier, _ = train_classifier(
-        EXAMPLES, ClassifierConfig(epochs=1)
-    )  # no n-grams of these share a bucket
+    # No n-grams of these share a bucket.
+    classifier, _ = train_classifier(EXAMPLES, ClassifierConfig(epochs=1))
     weights = classifier.weights
     weights[:] = 0
     classifier.bias = 0.25

@@ -1,7 +1,7 @@
 """Decisions of the four filters on real documents: frozen, and sound in languages other than English.
 
-`python tests/llada/data/test_filter_decisions.py SHARED` freezes today's decisions, after a change that means to
-change them.
+`python tests/llada/data/filters/test_filter_decisions.py SHARED` freezes today's decisions, after a change that means
+to change them.
 """
 
 import gzip

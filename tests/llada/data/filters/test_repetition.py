@@ -55,9 +55,8 @@ def test_of_equally_frequent_ngrams_the_first_counts():
 
 
 def test_ngrams_that_repeat_are_counted_without_overlap():
-    text = (
-        "x y " * 5
-    )  # 3-grams: xyx and yxy are new, then xyx and yxy repeat, one jumped over after the other
+    # 3-grams: xyx and yxy are new, then xyx and yxy repeat, one jumped over after the other.
+    text = "x y " * 5
     assert rule(text, max_duplicate_ngram_chars=((3, 0.1),)) == ("duplicate_3_gram", 6 / len(text))
 
 

@@ -30,9 +30,8 @@ def test_every_format_gives_the_same_texts(tmp_path, read, name):
     if name.endswith("parquet"):
         pq.write_table(pa.table({"text": TEXTS, "other": range(50)}), path, row_group_size=20)
     elif name.endswith("gz"):
-        path.write_bytes(
-            gzip.compress(data[:100]) + gzip.compress(data[100:])
-        )  # two members, as pigz and logs have
+        # Two members, as pigz and logs have.
+        path.write_bytes(gzip.compress(data[:100]) + gzip.compress(data[100:]))
     elif name.endswith("zst"):
         path.write_bytes(zstandard.compress(data[:100]) + zstandard.compress(data[100:]))
     else:

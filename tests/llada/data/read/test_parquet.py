@@ -24,7 +24,8 @@ def test_damaged_parquet(tmp_path, read):
 
 def test_parquet_rows_with_bad_text(tmp_path, read):
     path = tmp_path / "a.parquet"
-    column = pa.Array.from_buffers(  # a string column whose second value is no UTF-8
+    # A string column whose second value is no UTF-8.
+    column = pa.Array.from_buffers(
         pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
     )
     pq.write_table(pa.table({"text": pa.concat_arrays([column, pa.array(["b", None])])}), path)
