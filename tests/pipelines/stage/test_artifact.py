@@ -42,7 +42,7 @@ def url(request, tmp_path):
 
 def open_it(url, **changes):
     settings = {"stage": "train", "config": Config(), "inputs": INPUTS} | changes
-    return open_output(url, **settings | {"config": asdict(settings["config"])})
+    return open_output(url, **settings | {"config": dataclasses.asdict(settings["config"])})
 
 
 def test_open_finish_skip(url):
