@@ -39,13 +39,15 @@ class Registry(Mapping[str, T]):
 
     def find(self, name: str) -> T:
         """The entry of that name. Raises UserError naming the nearest one."""
-        load_plugins()
-        if name not in self._entries:
-            raise UserError(f"there is no {self.noun} {name!r}; {hint(name, self._entries)}")
-        return self._entries[name]
+        try:
+            return self[name]
+        except KeyError:
+            raise UserError(f"there is no {self.noun} {name!r}; {hint(name, self._entries)}") from None
 
     def __getitem__(self, name: str) -> T:
-        load_plugins()
+        # Ours first: they are looked up while our own modules are imported, which a plugin would import again.
+        if name not in self._entries:
+            load_plugins()
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -60,12 +62,12 @@ class Registry(Mapping[str, T]):
 @functools.cache
 def load_plugins() -> None:
     """Import the modules that $LLADA_PLUGINS names, once per process. Raises UserError naming one that is not there."""
-    for name in filter(None, os.environ.get("LLADA_PLUGINS", "").split(",")):
+    for name in filter(None, map(str.strip, os.environ.get("LLADA_PLUGINS", "").split(","))):
         try:
-            importlib.import_module(name.strip())
+            importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name != name.strip():
+            if not f"{name}.".startswith(f"{error.name}."):  # a module that the plugin itself imports
                 raise
             raise UserError(
-                f"LLADA_PLUGINS names the module {name.strip()!r}, which is not on the PYTHONPATH"
+                f"LLADA_PLUGINS names the module {name!r}, which is not on the PYTHONPATH"
             ) from None

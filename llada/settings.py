@@ -7,6 +7,7 @@ hold between fields with `require`. A field is explained by the docstring below 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -96,6 +97,9 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
         return from_dict(typing.cast(type, kind), value, f"{path}.")
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if _is_union(kind):
+        nested = [option for option in args if dataclasses.is_dataclass(option)]
+        if isinstance(value, dict) and len(nested) == 1:
+            return _parse(nested[0], value, path)  # whose own errors say more than the union's
         for option in args:
             try:
                 return _parse(option, value, path)
@@ -114,7 +118,8 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
                 _parse(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
             )
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif type(value) is kind or kind is type(value):
         return value
     raise UserError(f"{path} must be {describe_kind(kind)}, not {value!r}")
@@ -220,7 +225,14 @@ def _is_union(annotation: Any) -> bool:
 @functools.cache
 def field_docs(kind: type) -> dict[str, str]:
     """{field: the docstring below it} of a settings class, on one line each."""
-    (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(kind))).body)
+    docs: dict[str, str] = {}
+    for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        docs |= _own_field_docs(base)
+    return docs
+
+
+def _own_field_docs(kind: type) -> dict[str, str]:
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
     for field, below in itertools.pairwise(body.body):

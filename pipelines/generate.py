@@ -3,7 +3,8 @@
 A prompt line is JSON, {"prompt": text} or {"messages": [...]}, other fields being copied to the answer; in a .txt file
 it is plain text. Answers stand in the order of the prompts:
     <output>/generations.jsonl     blocks/  finished blocks (what a rerun skips)     manifest.json  last
-Prompt i is seeded with seed + i: block size and number of actors change nothing.
+Prompt i is seeded with seed + i: block size and number of actors change nothing. (A GPU computes in bf16, where rounding
+depends on the batch and may decide between tokens that are nearly equally likely.)
 """
 
 from __future__ import annotations
@@ -186,9 +187,9 @@ class _Writer:
     def __init__(self, config: GenerateConfig, *, model: str) -> None:
         self.config = config
         device = training_device()
-        self.model, self.tokenizer = llada.load(
-            fetch_folder(model), device=device, dtype=resolve_precision("auto", device)
-        )
+        # A CPU keeps the file's precision, so that an answer does not depend on its batch.
+        dtype = resolve_precision("auto", device) if device.type == "cuda" else None
+        self.model, self.tokenizer = llada.load(fetch_folder(model), device=device, dtype=dtype)
         if self.tokenizer is None:
             raise UserError(f"{model} has no tokenizer")
 

@@ -38,8 +38,8 @@ def mix(x: Tensor) -> Tensor:
 
 
 def stream_key(seed: int, purpose: str, *path: int) -> int:
-    """The key of a stream, e.g. ("train-mask", epoch): different arguments, unrelated streams."""
-    key = torch.tensor(seed, dtype=torch.int64)
+    """The key of a stream, e.g. ("train-mask", epoch): different arguments, unrelated streams. Seeds count modulo 2⁶⁴."""
+    key = torch.tensor(_signed(seed % (1 << 64)), dtype=torch.int64)
     for part in (zlib.crc32(purpose.encode()), *path):
         key = mix(key * GOLDEN + part + 1)
     return int(key)

@@ -9,6 +9,7 @@ Shape legend: B rows, L columns, K blocks.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -58,7 +59,8 @@ class Canvas:
         B, L = tokens.shape
         # (L,) counted from where the text starts: the same whatever padding stands before it.
         self.position = torch.arange(L, device=tokens.device) - start
-        self.block_of = self.position.clamp(min=0) // config.block_length  # (L,)
+        # A block longer than the row is the row; Python's integers may be wider than the tensor's.
+        self.block_of = self.position.clamp(min=0) // min(config.block_length, max(1, L))  # (L,)
         masks_in = torch.zeros(
             B, int(self.block_of[-1]) + 1 if L else 0, dtype=torch.int64, device=tokens.device
         )
@@ -137,11 +139,18 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids.reshape(len(rows), width), attended.reshape(len(rows), width)
 
 
+def row_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
+    """The seed of each row: seed + row, or those of the sequence."""
+    if isinstance(seed, int | numbers.Integral):
+        return [int(seed) + row for row in range(rows)]
+    return [int(row_seed) for row_seed in seed]
+
+
 def _seed_keys(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     """The noise key of each row."""
     if seed is None:
         return [int(key) for key in torch.randint(2**62, (rows,))]
-    seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
+    seeds = row_seeds(seed, rows)
     if len(seeds) != rows:
         raise UserError(f"sampling: {len(seeds)} seeds for {rows} rows; give one for each row")
     return [stream_key(seed, "sampling") for seed in seeds]

@@ -205,8 +205,9 @@ class DenoiseEngine:
                 try:
                     has_ended = self._advance(run)
                 except Exception as error:  # one request's failure is not the others'
-                    _log.exception("a request failed in the network")
-                    self._failures += 1
+                    _log.exception("a request failed")
+                    # One that could not even be laid out says nothing about the network.
+                    self._failures += run.canvas is not None
                     run.mailbox.put(error)
                     has_ended = True
                 finally:

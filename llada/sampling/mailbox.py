@@ -34,7 +34,8 @@ class Mailbox:
             letter = self._letters.popleft()
             last = arrived[-1] if arrived else None
             if isinstance(letter, Text) and isinstance(last, Text) and letter.index == last.index:
-                arrived[-1] = Text(letter.index, last.text + letter.text, letter.canvas or last.canvas)
+                canvas = last.canvas if letter.canvas is None else letter.canvas
+                arrived[-1] = Text(letter.index, last.text + letter.text, canvas)
             else:
                 arrived.append(letter)
         return arrived

@@ -11,6 +11,7 @@ from torch import Tensor
 from llada.diffusion.noise import stream_key
 from llada.errors import UserError
 from llada.model.predict import Model, device_of, resolve_mask_id
+from llada.sampling.canvas import row_seeds
 from llada.sampling.sampler import GenerateOutput, generate, takes_knobs
 
 
@@ -50,7 +51,7 @@ def generate_rounds(
     tokens = torch.empty(rows, 0, dtype=torch.int64, device=device) if prompt is None else prompt.to(device)
     if tokens.shape[1] >= window:
         raise UserError(f"rounds: the prompt of {tokens.shape[1]} tokens fills the window of {window}")
-    seeds = [seed + row for row in range(len(tokens))] if isinstance(seed, int) else seed
+    seeds = None if seed is None else row_seeds(seed, len(tokens))
     start = tokens.shape[1]
     nfe = token_forwards = 0
     reveal = torch.full_like(tokens, -1)

@@ -169,35 +169,32 @@ def unmask_probability(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
     return 1 - schedule.mask_prob(s) / schedule.mask_prob(t)
 
 
-RULES: Registry[Rule] = Registry(
-    "remasking rule",
-    {
-        "low_confidence": Rule(lambda c: highest(c.confidence, c.quota)),
-        "random": Rule(lambda c: highest(c.uniform, c.quota)),
-        "ancestral": Rule(lambda c: c.exists, temperature=1.0, due_steps=due_by_coin),
-        "threshold": Rule(lambda c: above(c.confidence, c.knob), knob="threshold"),
-        "factor": Rule(lambda c: by_factor(c.confidence, c.knob), knob="factor"),
-        "entropy": Rule(lambda c: by_entropy(c.certainty, c.knob), knob="entropy_bound"),
-    },
-)
+_RULES = {
+    "low_confidence": Rule(lambda c: highest(c.confidence, c.quota)),
+    "random": Rule(lambda c: highest(c.uniform, c.quota)),
+    "ancestral": Rule(lambda c: c.exists, temperature=1.0, due_steps=due_by_coin),
+    "threshold": Rule(lambda c: above(c.confidence, c.knob), knob="threshold"),
+    "factor": Rule(lambda c: by_factor(c.confidence, c.knob), knob="factor"),
+    "entropy": Rule(lambda c: by_entropy(c.certainty, c.knob), knob="entropy_bound"),
+}
+RULES: Registry[Rule] = Registry("remasking rule", _RULES)
+# {setting: the rule that it switches on}.
+RULE_OF_KNOB = {rule.knob: rule for rule in _RULES.values() if rule.knob}
 
 
 def find_rule(config: SamplingConfig) -> Rule:
     """The rule that the settings ask for. Raises UserError for an unknown one and for two at once."""
     named = RULES.find(config.remasking)
-    switched_on = {
-        name: rule for name, rule in RULES.items() if rule.knob and getattr(config, rule.knob) is not None
-    }
-    if not switched_on:
-        require(
-            named.knob is None,
-            f"sampling: remasking={config.remasking!r} needs the setting {named.knob}",
-        )
-        return named
-    knobs = " and ".join(str(rule.knob) for rule in switched_on.values())
     require(
-        len(switched_on) == 1 and config.remasking in ("low_confidence", *switched_on),
-        f"sampling: {knobs} with remasking={config.remasking!r}: choose one rule, and the parallel ones need "
-        "low_confidence",
+        named.knob is None or getattr(config, named.knob) is not None,
+        f"sampling: remasking={config.remasking!r} needs the setting {named.knob}",
     )
-    return next(iter(switched_on.values()))
+    knobs = [knob for knob in RULE_OF_KNOB if getattr(config, knob) is not None]
+    if not knobs:
+        return named
+    require(
+        len(knobs) == 1 and (config.remasking == "low_confidence" or named.knob == knobs[0]),
+        f"sampling: {' and '.join(knobs)} with remasking={config.remasking!r}: choose one rule, and the parallel ones "
+        "need low_confidence",
+    )
+    return named if named.knob else RULE_OF_KNOB[knobs[0]]

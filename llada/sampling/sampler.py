@@ -67,7 +67,7 @@ def plan(canvas: Canvas) -> Step | None:
     canvas.block_masks = torch.where(is_new, where.sum(1), canvas.block_masks)
     canvas.step = canvas.step.masked_fill(is_new, 0)
     canvas.block = block
-    if canvas.due is not None:
+    if canvas.due is not None and canvas.due.shape[1]:
         due = canvas.due.masked_fill(~where, _NEVER)
         where = where & (due == due.amin(1, keepdim=True))
     rows = where.any(1).nonzero().squeeze(1)
@@ -106,7 +106,7 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
         knob=getattr(config, rule.knob) if rule.knob else 0.0,
         noise_keys=keys,
     )
-    chosen = rule.choose(candidates)
+    chosen = rule.choose(candidates) & candidates.exists
     chosen[:, 0] |= ~chosen.any(1)
     is_chosen = chosen[row, slot]
     committed = torch.zeros_like(where)

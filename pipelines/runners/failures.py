@@ -1,7 +1,8 @@
 """Failures that travel from Ray's workers to the driver as values: through Ray Data an exception keeps its text, but
 loses its class and its number.
 
-Only what a person can mend travels so: a UserError, a full disk, missing rights, and a remote store that does not answer.
+Only what a person can mend travels so: a UserError, a full disk, missing rights, a file in the way, and a remote store
+that does not answer.
 Every other exception is left to Ray, which brings its remote traceback to the terminal.
 """
 
@@ -14,6 +15,7 @@ from llada.errors import UserError
 from llada.files import is_store_error
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_IN_THE_WAY = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def as_failure(error: Exception) -> Failure | None:
     if isinstance(error, UserError):
         return Failure(str(error), is_user_error=True)
     number = getattr(error, "errno", None) or 0
-    if number in _FULL or isinstance(error, PermissionError | ConnectionError | TimeoutError):
+    if number in _FULL or isinstance(error, (PermissionError, ConnectionError, TimeoutError, *_IN_THE_WAY)):
         return Failure(str(error), number)
     # The errors of stores' own packages; a plain OSError, say of a file that should be there, is a fault of ours.
     if is_store_error(error) and not isinstance(error, OSError):

@@ -18,7 +18,7 @@ from llada.errors import UserError
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
-from llada.sampling.rules import RULES
+from llada.sampling.rules import RULE_OF_KNOB, RULES
 from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Refused, ReplicaEvent
@@ -124,10 +124,9 @@ class Denoiser:
     def _choose_sampling(self, body: SamplingBody, gen_length: int) -> SamplingConfig:
         """The defaults with what the request asks for. Raises RequestError for contradictions."""
         asked = body.knobs()
-        rule_knobs = {rule.knob for rule in RULES.values() if rule.knob}
         # A rule of the request replaces the default one, whether it goes by its name or by its knob.
-        if rule_knobs & asked.keys() or asked.get("remasking", "low_confidence") != "low_confidence":
-            asked = dict.fromkeys(rule_knobs) | asked
+        if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
+            asked = {"remasking": "low_confidence"} | dict.fromkeys(RULE_OF_KNOB) | asked
         try:
             return dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
         except UserError as error:

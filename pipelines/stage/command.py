@@ -17,6 +17,7 @@ import dataclasses
 import importlib
 import logging
 import os
+import select
 import shlex
 import sys
 import tempfile
@@ -81,6 +82,7 @@ def exit_codes(name: str, output: str | None = None) -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         print(f"llada {name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -88,6 +90,8 @@ def exit_codes(name: str, output: str | None = None) -> Iterator[None]:
         print(f"llada {name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            raise SystemExit(1) from None
         text = "".join(traceback.format_exception(error))
         log = _write_log(text, output)
         print(
@@ -95,6 +99,18 @@ def exit_codes(name: str, output: str | None = None) -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(1) from None
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads the output any more, as in `llada plan small | head -1`."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    # Or Python would write the rest at its end, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _write_log(text: str, output: str | None) -> Path:
@@ -106,10 +122,12 @@ def _write_log(text: str, output: str | None) -> Path:
         log = Path(local, "logs", ERROR_LOG)
         with contextlib.suppress(OSError):
             log.parent.mkdir(exist_ok=True)
-            with log.open("a", encoding="utf-8") as stream:
+            with log.open("a", encoding="utf-8", errors="backslashreplace") as stream:
                 stream.write(entry)
             return log
-    with tempfile.NamedTemporaryFile("w", prefix="llada-", suffix=".log", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", errors="backslashreplace", prefix="llada-", suffix=".log", delete=False
+    ) as file:
         file.write(entry)
     return Path(file.name)
 
@@ -136,6 +154,8 @@ def take_recipe(argv: Sequence[str], command: str) -> tuple[Recipe, list[str]]:
             text = Path(words[0]).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot read the recipe {words[0]}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"the recipe {words[0]} is not UTF-8 text: {error.reason}") from None
         return from_json(Recipe, text), words[1:]
     return get_preset(words[0]), words[1:]
 

@@ -158,7 +158,8 @@ class Tracker:
         logging.getLogger("alembic").setLevel(logging.ERROR)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         client = mlflow.MlflowClient(tracking_uri=self.uri)
-        self.run_id = self._earlier_run(client)
+        if self.run_id is None:
+            self.run_id = self._earlier_run(client)
         if self.run_id is None:
             experiment = client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
@@ -171,10 +172,10 @@ class Tracker:
             tags = {"stage": self.stage, "output": self.output}
             run = client.create_run(experiment_id, run_name=self.stage, tags=tags)
             self.run_id = run.info.run_id
-            record = json.dumps({"uri": self.uri, "run_id": self.run_id}) + "\n"
-            write_bytes(join(self.output, RUN_FILE), record.encode())
         else:
             client.update_run(self.run_id, status="RUNNING")
+        record = json.dumps({"uri": self.uri, "run_id": self.run_id}) + "\n"
+        write_bytes(join(self.output, RUN_FILE), record.encode())
         self._system_metrics = _system_metrics(client, self.run_id)
         self._started.set()
         return client
@@ -185,10 +186,11 @@ class Tracker:
             record = json.loads(read_bytes(join(self.output, RUN_FILE)))
         except (FileNotFoundError, ValueError):
             return None
-        if record.get("uri") != self.uri:
+        if not isinstance(record, dict) or record.get("uri") != self.uri:
             return None
         try:
-            return client.get_run(record["run_id"]).info.run_id
+            info = client.get_run(record["run_id"]).info
+            return info.run_id if info.lifecycle_stage == "active" else None
         except Exception as error:
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 return None

@@ -70,6 +70,16 @@ def test_a_module_of_ones_own_adds_a_rule(tmp_path: Path) -> None:
     ]
 
 
-def test_a_plugin_that_is_not_there_is_named() -> None:
-    done = run(USE, LLADA_PLUGINS="no_such_module", PYTHONPATH=str(ROOT))
-    assert "LLADA_PLUGINS names the module 'no_such_module'" in done.stderr
+@pytest.mark.parametrize("name", ["no_such_module", "no_such_package.inner", " no_such_module , "])
+def test_a_plugin_that_is_not_there_is_named(name: str) -> None:
+    done = run(USE, LLADA_PLUGINS=name, PYTHONPATH=str(ROOT))
+    assert f"UserError: LLADA_PLUGINS names the module {name.strip(' ,')!r}" in done.stderr
+
+
+def test_a_plugin_may_import_everything_of_ours(tmp_path: Path) -> None:
+    """Though it is loaded where a name is looked up, and the defaults of our own modules are looked up on import."""
+    (tmp_path / "toy_all.py").write_text("import llada, pipelines.serve, pipelines.generate" + TOY)
+    code = "import pipelines.generate, pipelines.serve; from llada.sampling.rules import RULES; print(*RULES)"
+    done = run(code, LLADA_PLUGINS="toy_all", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "last_first"

@@ -72,6 +72,7 @@ def test_what_was_written_reads_back_equal() -> None:
         ({"size": 1, "inner": {"names": "xy"}}, r"f: inner.names must be"),
         ({"size": 1, "pairs": [[1]]}, r"f: pairs\[0\] must be"),
         ({"size": 1, "free": 3}, "f: free must be"),
+        ({"size": 1, "inner": {"rate": 10**400}}, r"f: inner.rate must be float, not 1000"),
         ({"size": 1, "inner": {"rate": 0}}, "inner: rate must be above 0, not 0"),
         ({"size": 9, "limit": 0}, "outer: limit must be at least 1, not 0"),
         ({"size": 9, "limit": 10}, "outer: limit must be at most 9, not 10"),
@@ -145,3 +146,22 @@ def test_a_yaml_file_is_read_or_named(tmp_path: Path) -> None:
             load_yaml(file, "thing")
     with pytest.raises(UserError, match=r"cannot read the thing .*none\.yaml: No such file"):
         load_yaml(tmp_path / "none.yaml", "thing")
+
+
+def test_inherited_fields_keep_their_documentation() -> None:
+    @dataclass(frozen=True)
+    class Wider(Inner):
+        size: int = 0
+        """How many."""
+
+    assert field_docs(Wider) == {"rate": "Of the steps.", "size": "How many."}
+
+
+def test_a_fault_below_an_optional_part_is_named_there() -> None:
+    @dataclass(frozen=True)
+    class Whole:
+        part: Inner | None = None
+
+    assert from_dict(Whole, {"part": None}) == Whole()
+    with pytest.raises(UserError, match=r"unknown setting part\.rat; did you mean 'rate'"):
+        from_dict(Whole, {"part": {"rat": 0.1}})

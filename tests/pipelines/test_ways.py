@@ -32,7 +32,7 @@ def way_to(goal: Callable, run: Callable[[], object]) -> list[str]:
         stack = []
         while caller is not None:
             path = Path(caller.f_code.co_filename)
-            if path.is_relative_to(ROOT) and "tests" not in path.relative_to(ROOT).parts[:1]:
+            if any(path.is_relative_to(ROOT / room) for room in ("llada", "pipelines")):
                 stack.append(str(path.relative_to(ROOT)))
             caller = caller.f_back
         way.extend(

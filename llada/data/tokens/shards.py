@@ -91,8 +91,17 @@ def write_shard(root: str, split: str, stem: str, rows: PackedRows, source: str 
 
 
 def load_unigram_counts(url: str) -> np.ndarray:
-    """How often each token is trained on in the train split, int64 (V,), of a prepared folder."""
-    return np.load(io.BytesIO(read_bytes(join(resolve_snapshot(url), UNIGRAM_COUNTS))))
+    """How often each token is trained on in the train split, int64 (V,), of a prepared folder.
+
+    Raises ShardError when the file is missing or is no such array.
+    """
+    path = join(resolve_snapshot(url), UNIGRAM_COUNTS)
+    try:
+        return np.load(io.BytesIO(read_bytes(path)))
+    except FileNotFoundError:
+        raise ShardError(f"{path} is missing; {REMEDY}") from None
+    except (ValueError, EOFError) as error:
+        raise ShardError(f"{path} is damaged ({error}); {REMEDY}") from None
 
 
 def write_unigram_counts(url: str, counts: np.ndarray) -> bytes:

@@ -93,3 +93,8 @@ def test_a_row_depends_on_nothing_but_its_id() -> None:
 def test_mix_is_one_to_one_on_a_sample() -> None:
     x = torch.cat([torch.arange(-5000, 5000), torch.arange(5000) << 40])
     assert len(mix(x.unique()).unique()) == len(x.unique())
+
+
+def test_seeds_count_modulo_2_to_the_64() -> None:
+    assert stream_key(-1, "order") == stream_key(2**64 - 1, "order")
+    assert stream_key(2**63, "order") != stream_key(2**63 - 1, "order")

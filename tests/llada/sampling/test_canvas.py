@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from llada.errors import UserError
 from llada.sampling.canvas import Canvas, left_pad, prompt_canvas, share_steps
 from llada.sampling.config import SamplingConfig
+from llada.sampling.sampler import plan
 
 MASK = 9
 
@@ -88,3 +90,24 @@ def test_noise_belongs_to_the_seed_not_to_the_row() -> None:
     assert keys(1, 6) == keys(3, 5)[1:2]
     assert len(set(keys(2, [1, 1 + 2**32]))) == 2  # all bits of a seed count
     assert keys(2, None) != keys(2, None)
+
+
+def test_a_block_longer_than_the_row_is_the_row() -> None:
+    canvas = prompt_canvas([[1]], SamplingConfig(gen_length=3, steps=2, block_length=2**80), mask_id=MASK)
+    assert canvas.block_of.tolist() == [0] * 4
+    assert canvas.steps_of.tolist() == [[2]]
+
+
+def test_seeds_are_integers_of_any_kind_and_size() -> None:
+    def keys(seed: int | list[int]) -> list[int]:
+        rows = prompt_canvas([[1], [2]], SamplingConfig(gen_length=1), mask_id=MASK, seed=seed)
+        return rows.seed_keys.tolist()
+
+    assert keys(np.int64(7)) == keys(7) == keys([7, 8]) == keys([np.int64(7), np.int32(8)])
+    assert len({*keys(2**63 - 1), *keys(2**63 + 1)}) == 4
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "ancestral"])
+def test_an_empty_row_is_finished(remasking: str) -> None:
+    tokens = torch.empty(2, 0, dtype=torch.int64)
+    assert plan(Canvas(tokens, SamplingConfig(remasking=remasking), mask_id=MASK, start=0)) is None

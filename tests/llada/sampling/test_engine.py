@@ -284,6 +284,15 @@ def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
             asyncio.run(read(engine, request))
 
 
+def test_a_request_that_cannot_be_laid_out_says_nothing_about_the_network() -> None:
+    engine = DenoiseEngine(build_model(), TOKENIZER)
+    for _ in range(4):
+        with pytest.raises(TypeError):
+            asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=1.5)))  # type: ignore[arg-type]
+    engine.check()
+    engine.close()
+
+
 def test_a_failing_network_fails_the_request_and_then_the_check() -> None:
     model = build_model()
 

@@ -13,14 +13,22 @@ def test_texts_that_pile_up_are_joined_and_the_rest_keeps_its_order() -> None:
     async def read() -> list[object]:
         box = Mailbox()
         end = Finished(0, "length", 1, 2, 3)
-        for letter in (Started(0), Text(0, "a", ("a", 3)), Text(0, "b"), Text(1, "x"), Text(0, "c"), end):
+        for letter in (
+            Started(0),
+            Text(0, "a", ("a", 3)),
+            Text(0, "b"),
+            Text(1, "y", ("y",)),
+            Text(1, "", ()),
+            Text(0, "c"),
+            end,
+        ):
             box.put(letter)
         return list(await box.get())
 
     assert asyncio.run(read()) == [
         Started(0),
         Text(0, "ab", ("a", 3)),
-        Text(1, "x"),
+        Text(1, "y", ()),
         Text(0, "c"),
         Finished(0, "length", 1, 2, 3),
     ]

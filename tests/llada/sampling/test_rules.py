@@ -11,6 +11,7 @@ from llada.errors import UserError
 from llada.sampling.config import SamplingConfig
 from llada.sampling.rules import (
     RULES,
+    Rule,
     above,
     by_entropy,
     by_factor,
@@ -122,6 +123,14 @@ def test_settings_find_their_rule() -> None:
     ):
         with pytest.raises(UserError, match=message):
             SamplingConfig(**bad)
+
+
+def test_a_rule_named_beside_its_knob_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One from outside may share the knob of one of ours."""
+    monkeypatch.setattr(RULES, "_entries", dict(RULES._entries))
+    mine = RULES.register("mine")(Rule(lambda c: c.confidence >= c.knob, knob="threshold"))
+    assert find_rule(SamplingConfig(remasking="mine", threshold=0.9)) is mine
+    assert find_rule(SamplingConfig(threshold=0.9)) is RULES["threshold"]
 
 
 def test_unmask_probability_is_equation_7() -> None:

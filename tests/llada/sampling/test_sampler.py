@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llada.diffusion.noise import row_keys
 from llada.diffusion.schedule import get_schedule
 from llada.model.transformer import Transformer
-from llada.sampling.canvas import prompt_canvas
+from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.rules import Rule
 from llada.sampling.sampler import commit, denoise, draw_tokens, forward, generate, infill, plan
@@ -592,3 +592,14 @@ def test_a_step_costs_as_many_operations_for_many_rows_as_for_one(rule: dict[str
         return count.operations
 
     assert operations(64) == operations(2)
+
+
+def test_a_rule_that_chooses_empty_slots_commits_the_first_candidate() -> None:
+    """Or the row would never end: slot 2 of a row with one mask holds nothing."""
+    tokens = torch.tensor([[MASK, 0, 0], [MASK, MASK, MASK]])
+    canvas = Canvas(tokens, SamplingConfig(), mask_id=MASK, start=0)
+    canvas.rule = Rule(lambda candidates: torch.arange(3).expand(candidates.shape) == 2)
+    step = plan(canvas)
+    assert step is not None
+    commit(canvas, step, torch.zeros(4, 23))
+    assert (canvas.tokens == MASK).tolist() == [[False, False, False], [True, True, False]]

@@ -40,3 +40,11 @@ def test_a_store_that_fails_says_what_to_do():
 @pytest.mark.parametrize("error", [ValueError("shape"), KeyError("k"), ImportError("m"), AssertionError()])
 def test_a_fault_of_ours_is_no_value(error):
     assert as_failure(error) is None
+
+
+@pytest.mark.parametrize(
+    "error", [FileExistsError(17, "File exists"), NotADirectoryError(20, "Not a directory")]
+)
+def test_a_file_in_the_way_is_the_users(error):
+    with pytest.raises(UserError, match="a task failed: .*what is finished is kept"):
+        arrives(error)

@@ -20,7 +20,7 @@ from llada.config import Recipe
 from llada.errors import UserError
 from llada.model.hf import load_state, read_config
 from llada.settings import to_json
-from llada.training.events import Report, RunStarted, StepDone
+from llada.training.events import EventSink, RunStarted, StepDone
 from llada.training.trainer import TrainResult
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
@@ -171,7 +171,7 @@ def test_a_damaged_shard_that_one_worker_reads_ends_the_run_with_its_name(stages
 RESULT = TrainResult(1, 64, 2.0, 2.5, 3.0, 1.0, 64.0, None)
 
 
-def run(function: Callable[[Report], TrainResult], output: Path, num_workers: int = 1) -> TrainResult:
+def run(function: Callable[[EventSink], TrainResult], output: Path, num_workers: int = 1) -> TrainResult:
     options = {"tracker": None, "label": "toy", "progress": False}
     return run_workers(
         function, output=str(output), cluster=ClusterConfig(num_workers=num_workers), **options
@@ -183,7 +183,7 @@ def attempts(file: Path) -> int:
 
 
 def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(local_ray, tmp_path):
-    def function(report: Report) -> TrainResult:
+    def function(report: EventSink) -> TrainResult:
         rank = int(os.environ["RANK"])
         (tmp_path / f"rank{rank}").write_text(os.environ["WORLD_SIZE"])
         if rank == 0:
@@ -197,7 +197,7 @@ def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(l
 
 
 def test_what_the_user_can_mend_is_not_tried_again(local_ray, tmp_path):
-    def function(report: Report) -> TrainResult:
+    def function(report: EventSink) -> TrainResult:
         with open(tmp_path / "attempts", "a") as file:
             file.write("x")
         raise UserError("optim.lr is too high: lower it")
@@ -216,7 +216,7 @@ def test_a_fault_of_ours_is_tried_again_and_keeps_its_remote_traceback(local_ray
             return deep_down(depth - 1)
         raise ValueError("operands could not be broadcast together")
 
-    def function(report: Report) -> TrainResult:
+    def function(report: EventSink) -> TrainResult:
         with open(tmp_path / "attempts", "a") as file:
             file.write("x")
         return deep_down(30)  # longer than what Ray shows of a traceback
@@ -234,7 +234,7 @@ def test_a_fault_of_ours_is_tried_again_and_keeps_its_remote_traceback(local_ray
 
 
 def test_a_second_attempt_can_succeed(local_ray, tmp_path):
-    def function(report: Report) -> TrainResult:
+    def function(report: EventSink) -> TrainResult:
         with open(tmp_path / "attempts", "a") as file:
             file.write("x")
         if (tmp_path / "attempts").read_text() == "x":

@@ -58,17 +58,28 @@ def test_what_a_request_says_replaces_the_defaults(denoiser: Denoiser) -> None:
     assert chosen(denoiser, max_tokens=20, **asked) == SamplingConfig(gen_length=20, **asked)
 
 
-def test_a_rule_of_the_request_replaces_the_default_one(
+def test_defaults_stay_until_a_request_asks_for_another_rule(
     denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(denoiser, "sampling", replace(denoiser.sampling, threshold=0.9))
     assert chosen(denoiser).threshold == 0.9
-    assert chosen(denoiser, remasking="low_confidence").threshold == 0.9
     assert chosen(denoiser, temperature=1.0).threshold == 0.9
-    assert (chosen(denoiser, factor=1.0).threshold, chosen(denoiser, factor=1.0).factor) == (None, 1.0)
-    assert chosen(denoiser, remasking="random").threshold is None
     with pytest.raises(RequestError, match="choose one rule"):
         chosen(denoiser, threshold=0.9, factor=1.0)
+
+
+@pytest.mark.parametrize(
+    "default", [{"remasking": "random"}, {"threshold": 0.5}, {"remasking": "threshold", "threshold": 0.5}]
+)
+@pytest.mark.parametrize(
+    "asked",
+    [{"factor": 1.0}, {"threshold": 0.9}, {"remasking": "low_confidence"}, {"remasking": "ancestral"}],
+)
+def test_a_rule_of_the_request_replaces_the_default_one(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, default: dict[str, Any], asked: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(denoiser, "sampling", SamplingConfig(**default))
+    assert chosen(denoiser, max_tokens=8, **asked) == SamplingConfig(gen_length=8, **asked)
 
 
 def test_choices_of_a_prompt_share_it_and_have_seeds_of_their_own(denoiser: Denoiser) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,3 +117,33 @@ def test_the_first_word_is_a_preset():
         take_recipe(["tinny"], "plan")
     with pytest.raises(UserError, match=r"llada plan <tiny\|"):
         take_recipe([], "plan")
+
+
+def test_a_recipe_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "r.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(UserError, match=r"the recipe .*r\.json is not UTF-8 text"):
+        take_recipe([str(tmp_path / "r.json")], "pretrain")
+
+
+def alone(code: str, **streams: int) -> subprocess.CompletedProcess[bytes]:
+    """A command whose work is `code`, with streams of a process of its own."""
+    program = f"from pipelines.stage.command import exit_codes\nwith exit_codes('plan'):\n    {code}"
+    return subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, check=False, **streams)
+
+
+def test_a_log_takes_text_that_is_none():
+    """File names need not be UTF-8: their odd bytes are half surrogate pairs."""
+    done = alone("raise RuntimeError('no file a\\udcff')")
+    log = log_of(done.stderr.decode())
+    assert done.returncode == 1
+    assert "no file a\\udcff" in log.read_text()
+    log.unlink()
+
+
+def test_a_reader_who_goes_is_no_fault():
+    for length in (10, 100_000):  # less and more than the buffer
+        read, write = os.pipe()
+        os.close(read)
+        done = alone(f"print('x' * {length})", stdout=write)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (1, b"")
