@@ -1,4 +1,5 @@
-"""How many files a reader crosses: from a command to the loss, and from a request to the network."""
+"""How many files a reader crosses: from a command to the loss, from a request to the network, and from a command to the
+step that treats a document."""
 
 from __future__ import annotations
 
@@ -7,13 +8,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 
 import pytest
 
+from llada.data import prepare
 from llada.diffusion.objective import masked_diffusion_loss
 from llada.model.predict import guided_predict
 from llada.sampling.config import SamplingConfig
+from pipelines import prepare as command
 from pipelines.pretrain import pretrain_worker
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.replica import Denoiser
@@ -58,6 +61,24 @@ def test_from_the_command_to_the_loss(stages, tmp_path):
         lambda: pretrain_worker(stages.recipe.model, run, stages.data, str(tmp_path), lambda event: None),
     )
     assert way == ["pipelines/pretrain.py", "llada/training/trainer.py", "llada/diffusion/objective.py"]
+
+
+def test_from_the_command_to_the_step_that_treats_a_document():
+    """The command calls the tasks of llada/data/prepare.py, whose steps stand there by name, each of one room."""
+    assert {name: getattr(command, name).__module__ for name in ("filter_unit", "pack_unit")} == {
+        "filter_unit": "llada.data.prepare",
+        "pack_unit": "llada.data.prepare",
+    }
+    names = [*prepare.before.__code__.co_names, *prepare.after.__code__.co_names]
+    steps = [vars(prepare)[name] for name in names if isinstance(vars(prepare).get(name), FunctionType)]
+    assert [(step.__name__, step.__module__) for step in steps if step.__name__ != "timed"] == [
+        ("read", "llada.data.read.documents"),
+        ("clean", "llada.data.read.cleaning"),
+        ("filter_documents", "llada.data.filters.chain"),
+        ("drop_repeats", "llada.data.dedup.removal"),
+        ("encode", "llada.data.tokens.encoding"),
+        ("write", "llada.data.tokens.writer"),
+    ]
 
 
 @pytest.mark.integration
