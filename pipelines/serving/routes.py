@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from llada.sampling.events import Event, Started
 from pipelines.serving.dialects.body import SamplingBody, parse_body
@@ -144,13 +145,24 @@ async def _answer(
             track.status = 500
             raise RequestError(500, "the model failed on this request; the server's log says why") from error
         lasting = stack.pop_all()  # the stream ends it
-    chunks = _sse(first, events, writer, track, lasting)
-    # No proxy may collect the events: X-Accel-Buffering is nginx's name for that.
-    return StreamingResponse(
-        chunks,
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-    )
+    return _EventStream(_sse(first, events, writer, track), events, lasting)
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; however the answer ends, also before its first byte, the work and the count of it end too."""
+
+    def __init__(
+        self, frames: AsyncIterator[str], events: AsyncGenerator[Event, None], lasting: contextlib.ExitStack
+    ) -> None:
+        # No proxy may collect the events: X-Accel-Buffering is nginx's name for that.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(frames, media_type="text/event-stream", headers=headers)
+        self._events, self._lasting = events, lasting
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._lasting:
+            async with contextlib.aclosing(self._events):
+                await super().__call__(scope, receive, send)
 
 
 async def _follow(backend: Backend, body: SamplingBody, track: RequestTrack) -> AsyncGenerator[Event, None]:
@@ -165,30 +177,22 @@ async def _follow(backend: Backend, body: SamplingBody, track: RequestTrack) -> 
 
 
 async def _sse(
-    first: Event,
-    events: AsyncGenerator[Event, None],
-    writer: ReplyWriter,
-    track: RequestTrack,
-    lasting: contextlib.ExitStack,
+    first: Event, events: AsyncGenerator[Event, None], writer: ReplyWriter, track: RequestTrack
 ) -> AsyncIterator[str]:
     """Server-sent events. A failure in their middle is one more event with OpenAI's error object."""
-    with lasting:
-        async with contextlib.aclosing(events):
-            try:
-                for chunk in writer.chunks(first):
-                    yield writer.frame(chunk)
-                async for event in events:
-                    for chunk in writer.chunks(event):
-                        yield writer.frame(chunk)
-                for chunk in writer.closing_chunks():
-                    yield writer.frame(chunk)
-                track.status = 200
-            except Exception as error:
-                known = isinstance(error, RequestError)
-                _log.log(logging.INFO if known else logging.ERROR, "a stream broke off", exc_info=not known)
-                broken = (
-                    error if isinstance(error, RequestError) else RequestError(500, "the model failed midway")
-                )
-                track.status = broken.status
-                yield writer.frame(broken.body())
-            yield writer.end_of_stream
+    try:
+        for chunk in writer.chunks(first):
+            yield writer.frame(chunk)
+        async for event in events:
+            for chunk in writer.chunks(event):
+                yield writer.frame(chunk)
+        for chunk in writer.closing_chunks():
+            yield writer.frame(chunk)
+        track.status = 200
+    except Exception as error:
+        known = isinstance(error, RequestError)
+        _log.log(logging.INFO if known else logging.ERROR, "a stream broke off", exc_info=not known)
+        broken = error if isinstance(error, RequestError) else RequestError(500, "the model failed midway")
+        track.status = broken.status
+        yield writer.frame(broken.body())
+    yield writer.end_of_stream

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,13 +13,13 @@ import httpx
 import pytest
 
 from llada.sampling.config import SamplingConfig
-from llada.sampling.events import Event, Text
+from llada.sampling.events import Event, Started, Text
 from pipelines.serving import routes
 from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import DIALECTS, Dialect
+from pipelines.serving.routes import DIALECTS, Dialect, build_api
 
 Call = Callable[..., httpx.Response]
 CHAT = [{"role": "user", "content": "How are you?"}]
@@ -170,6 +172,54 @@ def test_a_failure_before_the_first_text_is_a_status_and_later_an_event(
     assert health.status_code == 503
     assert "last 3 requests failed" in health.json()["reason"]
     denoiser.close()
+
+
+def test_a_client_who_goes_before_the_first_byte_leaves_nothing_behind() -> None:
+    class Endless:
+        """A backend of which each request must be closed."""
+
+        open = 0
+
+        async def stream(self, body: SamplingBody) -> AsyncGenerator[Event, None]:
+            self.open += 1
+            try:
+                yield Started(0)
+                while True:
+                    yield Text(0, "on and ")
+            finally:
+                self.open -= 1
+
+        async def unhealthy(self) -> None:
+            return None
+
+    backend = Endless()
+    api = build_api(backend, "tiny")
+    content = json.dumps({**FAST, "prompt": "Go", "stream": True}).encode()
+    request = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "headers": [],
+        "query_string": b"",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content}
+
+    async def send(message: Any) -> None:
+        raise OSError("the connection is closed")
+
+    async def ask_and_go() -> str:
+        with contextlib.suppress(Exception):
+            await api({**request, "asgi": {"spec_version": "2.4"}}, receive, send)
+        assert backend.open == 0
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            return (await client.get("/metrics")).text
+
+    metrics = asyncio.run(ask_and_go())
+    assert "llada_requests_running 0.0" in metrics
+    assert "llada_requests_queued 0.0" in metrics
+    assert 'llada_requests_total{route="/v1/completions",status="499"} 1.0' in metrics
 
 
 @pytest.mark.parametrize(
