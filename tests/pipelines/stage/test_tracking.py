@@ -95,6 +95,20 @@ def test_a_stage_that_goes_on_continues_its_run_and_a_finished_one_makes_none(tm
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
 
 
+def test_a_run_that_was_deleted_is_not_continued(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    output = str(tmp_path / "out")
+    client = mlflow.MlflowClient(default_tracking_uri(output))
+    ids = []
+    for _ in range(2):
+        with tracked("sft", output) as tracker:
+            tracker.log_metrics({"train.loss": 1.0}, step=1)
+            ids.append(tracker.wait_started(60))
+        client.delete_run(ids[-1])
+    assert None not in ids
+    assert len(set(ids)) == 2
+
+
 def test_a_call_that_fails_by_our_fault_holds_nothing_up(tmp_path, caplog):
     """It is warned of at once and kept for the file; what comes after it is delivered."""
     output, uri = str(tmp_path / "out"), f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -9,7 +9,13 @@ from safetensors.numpy import load_file
 
 from llada.data.tokens.manifest import ShardError, write_index
 from llada.data.tokens.packing import concatenate_and_cut, one_per_row
-from llada.data.tokens.shards import TokenDataset, write_shard
+from llada.data.tokens.shards import (
+    UNIGRAM_COUNTS,
+    TokenDataset,
+    load_unigram_counts,
+    write_shard,
+    write_unigram_counts,
+)
 from llada.files import join, write_bytes
 
 
@@ -158,3 +164,15 @@ def test_errors_name_the_file_and_the_remedy(tmp_path, verify_shards):
     with pytest.raises(ShardError, match="missing shard"):
         TokenDataset(url).rows(np.array([2]))
     assert TokenDataset(url).rows(np.array([0])).lengths.tolist() == [8]  # the others can still be read
+
+
+def test_unigram_counts_are_read_back_or_named(url):
+    write_dataset(url, "pretrain", SHARDS)
+    with pytest.raises(ShardError, match=f"{UNIGRAM_COUNTS} is missing"):
+        load_unigram_counts(url)
+    write_unigram_counts(url, np.arange(5))
+    assert load_unigram_counts(url).tolist() == [0, 1, 2, 3, 4]
+    for damaged in (b"", b"no numbers"):
+        write_bytes(join(url, UNIGRAM_COUNTS), damaged)
+        with pytest.raises(ShardError, match=f"{UNIGRAM_COUNTS} is damaged"):
+            load_unigram_counts(url)
