@@ -364,9 +364,12 @@ def _read_json(url: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        return json.loads(data)
+        values = json.loads(data)
     except ValueError:
         raise UserError(f"{url} is not JSON: delete the folder and run its stage again") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{url} holds no settings: delete the folder and run its stage again")
+    return values
 
 
 def to_json(value: Any) -> bytes:

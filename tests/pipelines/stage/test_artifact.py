@@ -105,6 +105,9 @@ def test_a_broken_manifest_is_named(tmp_path):
     (tmp_path / "out/manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json is not JSON"):
         read_manifest(str(tmp_path / "out"))
+    (tmp_path / "out/manifest.json").write_text("[]")
+    with pytest.raises(UserError, match=r"manifest\.json holds no settings"):
+        read_manifest(str(tmp_path / "out"))
     with pytest.raises(UserError, match=r"no manifest\.json at .*nowhere"):
         read_manifest(str(tmp_path / "nowhere"))
 
