@@ -62,7 +62,7 @@ def estimate_cost(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> RunCost
     accelerator = ACCELERATORS.find(gpu.lower())
     model, run = recipe.model, recipe.pretrain
     if run.train.num_steps is None:
-        raise UserError("the recipe counts epochs: give --train.num-steps to plan it")
+        raise UserError("the recipe counts epochs: set pretrain.train.num_steps in its JSON file to plan it")
     length = recipe.prepare.row_length
     tokens = run.train.num_steps * run.train.global_batch_tokens
     flops = model.training_flops_per_token(length) * tokens

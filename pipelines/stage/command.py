@@ -103,7 +103,10 @@ def exit_codes(name: str, output: str | None = None) -> Iterator[None]:
 
 def _reader_has_gone() -> bool:
     """Whether nobody reads the output any more, as in `llada plan small | head -1`."""
-    output = sys.stdout.fileno()
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # a stream within this process, such as a notebook's
+        return False
     poll = select.poll()
     poll.register(output, select.POLLOUT)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):

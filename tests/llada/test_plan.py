@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llada.errors import UserError
@@ -27,3 +29,11 @@ def test_one_gpu_cannot_train_8b_and_the_text_says_so():
 def test_unknown_gpu():
     with pytest.raises(UserError, match="no accelerator 'tpu'.*h100"):
         estimate_cost(get_preset("llada_8b"), gpus=8, gpu="tpu", mfu=0.3)
+
+
+def test_a_recipe_that_counts_epochs_says_which_setting_is_missing():
+    recipe = get_preset("llada_8b")
+    train = replace(recipe.pretrain.train, num_steps=None)
+    counting = replace(recipe, pretrain=replace(recipe.pretrain, train=train))
+    with pytest.raises(UserError, match=r"set pretrain\.train\.num_steps"):
+        estimate_cost(counting, gpus=8, gpu="h100", mfu=0.3)

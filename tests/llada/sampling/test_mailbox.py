@@ -57,4 +57,6 @@ def test_a_reader_who_has_gone_is_no_error() -> None:
     async def make() -> Mailbox:
         return Mailbox()
 
-    asyncio.run(make()).put(Started(0))  # its loop is closed
+    box = asyncio.run(make())
+    assert box._loop.is_closed()
+    box.put(Started(0))

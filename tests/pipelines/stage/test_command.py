@@ -140,6 +140,13 @@ def test_a_log_takes_text_that_is_none():
     log.unlink()
 
 
+def test_a_broken_pipe_of_something_else_is_a_fault(capsys):
+    """Say, of a store's connection: what the command prints still has its reader."""
+    code, err = ended(capsys, BrokenPipeError(32, "Broken pipe"))
+    log_of(err).unlink()
+    assert (code, "Traceback" in err) == (1, True)
+
+
 def test_a_reader_who_goes_is_no_fault():
     for length in (10, 100_000):  # less and more than the buffer
         read, write = os.pipe()
