@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+import secrets
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -46,15 +50,33 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 
-# The tokenizers library needs about 100 bytes of memory per character, so long texts are encoded in pieces. A cut
-# between a lone newline and a following word is one that the byte-level pre-tokenizer makes anyway.
+# The tokenizers library needs about 100 bytes of memory per character, so long texts are encoded in pieces, where a cut
+# changes no id: between a lone newline and a word (byte-level tokenizers) or before a lone space (all that mark words).
 _PIECE_CHARS = 1_000_000
-_PLACEHOLDER = "\ue000([0-9]+)\ue001"  # private-use characters
-_SAFE_CUT = re.compile(r"(?<=\S\n)(?=\S)")
+_CUTS = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)")
+_CUTS_TRIED = 64
+_CUT_CONTEXT = 1000  # characters on either side of a cut, by which it is judged
+# A run of letters, of figures, of other signs or of white space is one word for the training, which takes time that grows
+# with the square of a word's length.
+_LONGEST_RUN = 1000
+_LONG_RUN = re.compile(
+    "|".join(rf"{each}{{{_LONGEST_RUN}}}(?={each})" for each in (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s"))
+)
+_NONCE = secrets.token_hex(8)  # part of names that no text spells
+
+
+class TemplateRefusalError(UserError):
+    """A chat template cannot render a conversation. `reason` is what it says."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the chat template refuses the conversation: {reason}")
+        self.reason = reason
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most `vocab_size` entries, the six special tokens first. Same texts, same tokenizer.
+
+    A run of more than 1,000 letters, figures or other signs counts as several words.
 
     Raises UserError when `vocab_size` cannot hold the special tokens and the 256 bytes.
     """
@@ -70,12 +92,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
+    tokenizer.train_from_iterator(_with_short_runs(texts), trainer=trainer)
     trained = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **_ROLES
     )
     trained.chat_template = CHAT_TEMPLATE
     return trained
+
+
+def _with_short_runs(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut inside runs that are too long to be a word."""
+    for text in texts:
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+        yield text[start:]
 
 
 def has_tokenizer(path: str | Path) -> bool:
@@ -152,62 +184,236 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, path: str | Path) -> None
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text as plain text: no special token is added, and none is recognised inside it."""
-    pieces = [list(_pieces(text)) for text in texts]
-    backend = tokenizer.backend_tokenizer
-    # True is "encode them as text"; transformers sets this flag on its own calls too.
-    backend.encode_special_tokens = True
-    encoded = iter(
-        backend.encode_batch_fast([p for group in pieces for p in group], add_special_tokens=False)
-    )
+    copy = _copy_for_text(tokenizer)
+    pieces = [list(_pieces(text, copy)) for text in texts]
+    encoded = iter(copy.encode([piece for group in pieces for piece in group]))
     return [
-        next(encoded).ids if len(group) == 1 else list(chain.from_iterable(next(encoded).ids for _ in group))
+        next(encoded) if len(group) == 1 else list(chain.from_iterable(next(encoded) for _ in group))
         for group in pieces
     ]
 
 
-def _pieces(text: str) -> Iterable[str]:
+def unknown_token_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The id that stands for text which is not in the vocabulary; None when such text is left out or cannot occur."""
+    return _copy_for_text(tokenizer).unknown_id
+
+
+# --- Conversations ----------------------------------------------------------------------------------------------------
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Any] = (),
+) -> list[int]:
+    """The ids of a conversation followed by the open assistant header: the prompt of a reply.
+
+    They are those of the rendered text as a whole, in which only the template's own special tokens count. Works with a
+    template that honours add_generation_prompt and with one that ignores it.
+
+    Args:
+        messages: {"role", "content"} mappings, with what else the template looks at ("tool_calls").
+        tools: descriptions of the functions that the assistant may call.
+
+    Raises:
+        TemplateRefusalError: the template cannot render them.
+        UserError: the tokenizer has no chat template, or there is no message.
+    """
+    copy = _copy_for_text(tokenizer)
+    return copy.encode([_chat_text(tokenizer, copy, messages, tools)])[0]
+
+
+def render_exchange(
+    tokenizer: PreTrainedTokenizerFast,
+    messages: Sequence[Mapping[str, Any]],
+    answer: Mapping[str, Any],
+    *,
+    tools: Sequence[Any] = (),
+) -> tuple[list[int], list[int]]:
+    """(the ids of `render_chat`, those of the assistant's answer to it): together, where a prompt that stands alone
+    allows it, the ids of the whole text. The answer ends with the token by which the template ends a turn.
+
+    An answer's text is the message's content as it is; with "tool_calls" it is what the template makes of both.
+    Raises what `render_chat` raises.
+    """
+    copy = _copy_for_text(tokenizer)
+    prompt = _chat_text(tokenizer, copy, messages, tools)
+    if answer.get("tool_calls"):
+        closed = _chat_text(tokenizer, copy, [*messages, answer], tools, is_open=False)
+        if not closed.startswith(prompt):
+            raise TemplateRefusalError("a turn with tool_calls does not begin as the prompt of a reply ends")
+        written, closing = closed[len(prompt) :].rstrip(), ""
+    else:
+        written, closing = answer["content"], _turn_end(tokenizer, copy)
+    last = prompt.rfind(copy.begin)
+    tail = prompt[max(last, 0) :]
+    ids, short, whole, alone = copy.encode([prompt, tail, tail + written, copy.border + written])
+    answered = whole[len(short) :] if whole[: len(short)] == short else alone[1:]
+    return ids, answered + (copy.encode([closing])[0] if closing else [])
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerFast, copy: _TextCopy) -> str:
+    """The special token that the template writes behind an assistant's answer, by its name in the copy; "" for none."""
+    if (llada := copy.names.get(END_OF_TURN)) is not None:
+        return llada
+    probe = f"<|{_NONCE}|>"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
+    behind = _chat_text(tokenizer, copy, turns, is_open=False).rpartition(probe)[2]
+    found = re.search(copy.markers(copy.names.values()), behind)
+    return found.group() if found else ""
+
+
+def _chat_text(
+    tokenizer: PreTrainedTokenizerFast,
+    copy: _TextCopy,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] = (),
+    *,
+    is_open: bool = True,
+) -> str:
+    """A conversation as the template renders it, its special tokens by their names in the copy."""
+    if tokenizer.chat_template is None:
+        raise UserError("this tokenizer has no chat template; prepare the data with one that has")
+    if not messages:
+        raise UserError("a conversation needs at least one message")
+    for turn in messages:
+        if not isinstance(turn["content"], str):
+            raise TypeError(f"a message's content must be text, not {type(turn['content']).__name__}")
+    markers = copy.markers(copy.names)
+    # Special tokens that a message spells out travel under other names, so that they stay text.
+    spelled: list[str] = []
+
+    def hide(match: re.Match[str]) -> str:
+        spelled.append(match.group())
+        return f"<|{_NONCE}={len(spelled) - 1}|>"
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, str):
+            return re.sub(markers, hide, value) if copy.names else value
+        if isinstance(value, Mapping):
+            return {key: hidden(item) for key, item in value.items()}
+        return [hidden(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def render(turns: Any, tools: Any) -> str:
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    turns, tools=tools, tokenize=False, add_generation_prompt=is_open
+                )
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+            raise TemplateRefusalError(" ".join(str(error).split())) from None
+
+    safe, safe_tools = hidden(list(messages)), hidden(list(tools)) or None
+    text = render(safe, safe_tools)
+    # Who trains on calls must not find out that the template never wrote them.
+    if safe_tools and render(safe, None) == text:
+        raise TemplateRefusalError("it does not write tools")
+    if any(turn.get("tool_calls") for turn in safe):
+        bare = [{key: item for key, item in turn.items() if key != "tool_calls"} for turn in safe]
+        if render(bare, safe_tools) == text:
+            raise TemplateRefusalError("it does not write tool_calls")
+    if copy.names:
+        text = re.sub(markers, lambda match: copy.names[match.group()], text)
+    return re.sub(rf"<\|{_NONCE}=([0-9]+)\|>", lambda match: spelled[int(match.group(1))], text)
+
+
+# --- The copy that reads text -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _TextCopy:
+    """A tokenizer with the same ids, whose special tokens have names that no text can spell.
+
+    The tokenizers library would find "<mask>" in a text in three ways: as a special token, as a word of the vocabulary
+    (unigram and word models), and by merging. Nor does the copy cut texts or pad them, whatever the folder asks for.
+    """
+
+    backend: Tokenizer
+    names: Mapping[str, str]
+    """{special token: its name here}"""
+    unknown_id: int | None
+    size: int
+    """Entries of the tokenizer when it was copied."""
+    begin = f"<|{_NONCE}:"
+    """The beginning of all names."""
+    border = f"{begin}|>"
+    """A special token of the copy alone."""
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> _TextCopy:
+        original = tokenizer.backend_tokenizer
+        state = json.loads(original.to_str())
+        names = {token: f"{cls.begin}{number}|>" for token, number in _special_tokens(tokenizer).items()}
+        model = state["model"]
+        for added in state["added_tokens"]:
+            added["content"] = names.get(added["content"], added["content"])
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(token, token): number for token, number in model["vocab"].items()}
+        else:  # a unigram model: [[token, score], ...]
+            model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+        if "merges" in model:
+            model["merges"] = [pair for pair in model["merges"] if not _makes(pair, names)]
+        unknown = model.get("unk_token")
+        if unknown in names:
+            model["unk_token"] = names[unknown]
+        state |= {"post_processor": None, "truncation": None, "padding": None}
+        backend = Tokenizer.from_str(json.dumps(state))
+        moved = [
+            token for token, name in names.items() if backend.token_to_id(name) != original.token_to_id(token)
+        ]
+        assert not moved, moved
+        backend.add_special_tokens([AddedToken(cls.border, normalized=False)])
+        unknown_id = original.token_to_id(unknown) if unknown is not None else model.get("unk_id")
+        return cls(backend, names, unknown_id, len(tokenizer))
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts in which special tokens go by their names here."""
+        return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @staticmethod
+    def markers(tokens: Iterable[str]) -> str:
+        """A pattern of any of the tokens, the longest first, so that none hides inside another."""
+        return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+
+
+_COPIES: weakref.WeakKeyDictionary[PreTrainedTokenizerFast, _TextCopy] = weakref.WeakKeyDictionary()
+
+
+def _copy_for_text(tokenizer: PreTrainedTokenizerFast) -> _TextCopy:
+    """Made once, and again when the tokenizer has gained tokens."""
+    copy = _COPIES.get(tokenizer)
+    if copy is None or copy.size != len(tokenizer) or copy.names.keys() != _special_tokens(tokenizer).keys():
+        copy = _COPIES[tokenizer] = _TextCopy.of(tokenizer)
+    return copy
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {t.content: number for number, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+
+def _makes(pair: str | list[str], tokens: Mapping[str, str]) -> bool:
+    """Whether a merge takes or makes one of the tokens."""
+    left, right = pair.split(" ") if isinstance(pair, str) else pair
+    return left in tokens or right in tokens or left + right in tokens
+
+
+def _pieces(text: str, copy: _TextCopy) -> Iterator[str]:
+    """A text in pieces whose ids, one after the other, are the text's. Whole when there is no place for a cut."""
     start = 0
     while len(text) - start > 2 * _PIECE_CHARS:
-        cut = _SAFE_CUT.search(text, start + _PIECE_CHARS, start + 2 * _PIECE_CHARS)
-        end = cut.start() if cut else start + 2 * _PIECE_CHARS
+        places = (cut.start() for cut in _CUTS.finditer(text, start + _PIECE_CHARS))
+        end = next((p for p in islice(places, _CUTS_TRIED) if _is_harmless(text, p, copy)), None)
+        if end is None:
+            break
         yield text[start:end]
         start = end
     yield text[start:]
 
 
-def render_chat(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The ids of a conversation followed by the open assistant header: the prompt of a reply.
-
-    `messages` are {"role", "content"} mappings. Works with a template that honours add_generation_prompt and with one
-    that ignores it. Raises UserError when the tokenizer has no chat template or there is no message.
-    """
-    if tokenizer.chat_template is None:
-        raise UserError("this tokenizer has no chat template; prepare the data with one that has")
-    if not messages:
-        raise UserError("a conversation needs at least one message")
-    special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    # Longest first, so that no special token hides inside another.
-    markers = "|".join(re.escape(token) for token in sorted(special, key=len, reverse=True))
-    # Special tokens that a message spells out travel as placeholders, so that they stay text.
-    spelled: list[str] = []
-
-    def hide(match: re.Match[str]) -> str:
-        spelled.append(match.group())
-        return f"\ue000{len(spelled) - 1}\ue001"
-
-    def reveal(text: str) -> str:
-        return re.sub(_PLACEHOLDER, lambda match: spelled[int(match.group(1))], text)
-
-    hidden = re.compile(f"{markers}|{_PLACEHOLDER}")
-    safe = [{"role": m["role"], "content": hidden.sub(hide, m["content"])} for m in messages]
-    text = str(tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True))
-    ids: list[int] = []
-    position = 0
-    for marker in [*re.finditer(markers, text), None]:
-        plain = text[position : marker.start() if marker else len(text)]
-        if plain:
-            ids += encode_texts(tokenizer, [reveal(plain)])[0]
-        if marker:
-            ids.append(special[marker.group()])
-            position = marker.end()
-    return ids
+def _is_harmless(text: str, cut: int, copy: _TextCopy) -> bool:
+    """Whether the text around a cut has the same ids with and without it."""
+    left, right = text[max(0, cut - _CUT_CONTEXT) : cut], text[cut : cut + _CUT_CONTEXT]
+    before, behind, whole = copy.encode([left, right, left + right])
+    return before + behind == whole
