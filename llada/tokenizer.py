@@ -193,6 +193,12 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> li
     ]
 
 
+def holds_words(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> bool:
+    """Whether the ids stand for some text: one of them is neither special nor what stands for unknown text."""
+    copy = _copy_for_text(tokenizer)
+    return any(number not in copy.wordless for number in ids)
+
+
 def unknown_token_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The id that stands for text which is not in the vocabulary; None when such text is left out or cannot occur."""
     return _copy_for_text(tokenizer).unknown_id
@@ -336,6 +342,8 @@ class _TextCopy:
     unknown_id: int | None
     size: int
     """Entries of the tokenizer when it was copied."""
+    wordless: frozenset[int]
+    """The ids of the special tokens, and of unknown text."""
     begin = f"<|{_NONCE}:"
     """The beginning of all names."""
     border = f"{begin}|>"
@@ -345,7 +353,8 @@ class _TextCopy:
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> _TextCopy:
         original = tokenizer.backend_tokenizer
         state = json.loads(original.to_str())
-        names = {token: f"{cls.begin}{number}|>" for token, number in _special_tokens(tokenizer).items()}
+        special = _special_tokens(tokenizer)
+        names = {token: f"{cls.begin}{number}|>" for token, number in special.items()}
         model = state["model"]
         for added in state["added_tokens"]:
             added["content"] = names.get(added["content"], added["content"])
@@ -366,7 +375,8 @@ class _TextCopy:
         assert not moved, moved
         backend.add_special_tokens([AddedToken(cls.border, normalized=False)])
         unknown_id = original.token_to_id(unknown) if unknown is not None else model.get("unk_id")
-        return cls(backend, names, unknown_id, len(tokenizer))
+        wordless = frozenset(special.values()) | ({unknown_id} if unknown_id is not None else set())
+        return cls(backend, names, unknown_id, len(tokenizer), wordless)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The ids of texts in which special tokens go by their names here."""

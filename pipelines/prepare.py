@@ -17,7 +17,8 @@ workers, nor on order, nor on interruptions.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Literal
@@ -71,6 +72,23 @@ def main(argv: Sequence[str]) -> None:
         f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
         f"{counts['validation_rows']:,} validation rows"
     )
+    for source, found in counts.get("tokenizer_check", {}).items():
+        print(describe_check(source, found))
+
+
+def describe_check(source: str, found: Mapping[str, int]) -> str:
+    """What the tokenizer check found of a source (llada/data/tokens/fidelity.py), in a line."""
+    sampled = Counter(found)
+    return (
+        f"tokenizer check{f' of {source}' if source else ''}: {sampled['documents']:,} documents, "
+        f"{_share(sampled['lost_characters'], sampled['characters'])} of their characters lost, "
+        f"{_share(sampled['unknown_tokens'], sampled['tokens'])} of the tokens unknown, "
+        f"{sampled['empty_documents']:,} empty, {sampled['lossy_documents']:,} do not read back as they were"
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if whole else "none"
 
 
 def parse_words(argv: Sequence[str]) -> tuple[PrepareArgs, PrepareConfig]:

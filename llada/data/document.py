@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 UNKNOWN = "und"
 """The language of a document before, or without, identification: ISO 639-2's "undetermined"."""
@@ -14,8 +14,17 @@ class Message(TypedDict):
     """One turn of a dialogue."""
 
     role: str
-    """"system", "user" or "assistant"."""
+    """"system", "user", "assistant" or "tool"."""
     content: str
+    tool_calls: NotRequired[list[Any]]
+    """What the assistant calls, as {"function": {"name", "arguments"}}."""
+    reasoning_content: NotRequired[str]
+    """What the assistant thinks before it answers."""
+    name: NotRequired[str]
+    tool_call_id: NotRequired[str]
+    """The call that a tool answers."""
+    trained: NotRequired[bool]
+    """False for an answer that only stands in the history of later ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,8 @@ class Document:
     """A language code, once it was identified."""
     messages: tuple[Message, ...] = ()
     """The turns of a dialogue; empty for plain text."""
+    tools: tuple[Any, ...] = ()
+    """Descriptions of the functions that a dialogue's assistant may call."""
 
     @property
     def size(self) -> int:
@@ -39,18 +50,21 @@ class Document:
         return sum(len(m["content"]) for m in self.messages) if self.messages else len(self.text)
 
 
-def dialogue(messages: Sequence[Message]) -> Document:
+def dialogue(messages: Sequence[Message], tools: Sequence[Any] = (), place: str = "") -> Document:
     """A dialogue as a document."""
     text = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
-    return Document(text, messages=tuple(messages))
+    return Document(text, place, messages=tuple(messages), tools=tuple(tools))
 
 
-def prompt_answer_pairs(messages: Sequence[Message]) -> list[tuple[list[Message], str]]:
-    """(history, answer) for every assistant message that answers something."""
+def prompt_answer_pairs(messages: Sequence[Message]) -> list[tuple[list[Message], Message]]:
+    """(history, answer) for every assistant message that answers something and is to be learned."""
+    told = [cast(Message, {key: value for key, value in m.items() if key != "trained"}) for m in messages]
     return [
-        (list(messages[:turn]), message["content"])
+        (told[:turn], told[turn])
         for turn, message in enumerate(messages)
-        if message["role"] == "assistant" and any(m["role"] == "user" for m in messages[:turn])
+        if message["role"] == "assistant"
+        and message.get("trained", True)
+        and any(m["role"] == "user" for m in told[:turn])
     ]
 
 

@@ -129,6 +129,8 @@ class Report:
     """{split: {documents, rows, tokens}}"""
     seconds: dict[str, float] = _merged(_added, dict)
     """CPU time by step, summed over workers."""
+    tokenizer: Counts = _merged(_added, dict)
+    """What the tokenizer made of a sample, see llada/data/tokens/fidelity.py."""
 
     def add(
         self,
@@ -169,6 +171,10 @@ class Report:
         if number:
             self.edits[kind] = self.edits.get(kind, 0) + number
 
+    def add_tokenizer(self, counts: Counts) -> None:
+        """Note what the tokenizer made of a document of the sample."""
+        self.tokenizer = _added(self.tokenizer, counts)
+
     def add_seconds(self, step: str, seconds: float) -> None:
         """Note CPU time that a step took."""
         self.seconds[step] = self.seconds.get(step, 0.0) + seconds
@@ -200,6 +206,8 @@ class Rejects:
     examples: list[RejectedRecord] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     """Sound records that hold no document (a redirect or an image in a WARC), by reason: no loss."""
+    edits: Counter[str] = field(default_factory=Counter)
+    """What was left out of records that were used, by kind."""
 
     def add(self, reason: str, source: str, line: int, excerpt: str | bytes = "", count: int = 1) -> None:
         """Note `count` records of `source` (the label of a part) lost for `reason`."""

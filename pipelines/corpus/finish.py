@@ -58,6 +58,8 @@ def finish_snapshot(
     would be no good."""
     newest = earlier[-1] if earlier else None
     totals = add_up(job, newest, vocab_size(tokenizer))
+    for report in totals.by_source.values():
+        check_tokenizer(report, job.config.max_lost_text_fraction)
     check(job, totals.all, is_first=not earlier)
     clusters = None
     if job.removals.documents is not None:
@@ -165,6 +167,19 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
         _log.warning("could not be read and is left out, a later run tries again: %s", name)
 
 
+def check_tokenizer(report: Report, limit: float) -> None:
+    """Raise UserError when the tokenizer loses a larger share than `limit` of the source's sampled text."""
+    counts = Counter(report.tokenizer)
+    if counts["lost_characters"] > limit * counts["characters"]:
+        raise UserError(
+            f"the tokenizer loses {counts['lost_characters'] / counts['characters']:.1%} of the sampled text"
+            + (f" of source {report.source}" if report.source else "")
+            + f" ({counts['unknown_tokens']:,} of {counts['tokens']:,} tokens are unknown, {counts['empty_documents']:,} "
+            f"of {counts['documents']:,} documents are empty): give a tokenizer that knows this text, or raise "
+            "max_lost_text_fraction"
+        )
+
+
 def reasons(counts: Counter[str]) -> str:
     """The most frequent reasons why something was left out: "too_short 12, invalid_json 3"."""
     return ", ".join(f"{reason} {number:,}" for reason, number in counts.most_common(4)) or "none"
@@ -196,6 +211,7 @@ def describe_counts(
         "edits": total.edits,
         "duplicate_clusters": clusters.number if clusters else 0,
         "largest_duplicate_cluster": clusters.largest[0].size if clusters and clusters.largest else 0,
+        "tokenizer_check": {name: report.tokenizer for name, report in totals.by_source.items()},
         "damaged_files": total.damaged_files,
         "unreadable_files": [*unread, *total.unreadable_files],
         **{

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from llada.data.prepare import pack_unit, sample_unit
 from llada.data.read.listing import list_inputs
@@ -20,7 +22,7 @@ from llada.data.work.units import cut_file, write_plan
 from llada.errors import UserError
 from llada.files import filesystem
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from pipelines.prepare import prepare
+from pipelines.prepare import describe_check, prepare
 from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.tracking import default_tracking_uri, tracked
@@ -216,6 +218,29 @@ def test_nothing_left(local_ray, tmp_path):
         run(dataclasses.replace(given, read=ReadConfig(min_chars=100)), path, tmp_path / "b")
     with pytest.raises(UserError, match="all went to validation: set read.section_chars"):
         run(dataclasses.replace(given, validation_fraction=0.999), path, tmp_path / "c")
+
+
+def test_a_tokenizer_that_does_not_know_the_text(local_ray, tmp_path):
+    words = ["the", "cat", "sat", "[UNK]"]
+    model = models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), tmp_path / "tokenizer")
+    config = dataclasses.replace(
+        CONFIG, tokenizer=str(tmp_path / "tokenizer"), train_tokenizer_vocab=None, validation_fraction=0.0
+    )
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(["床前明月光疑是地上霜"] * 30))
+    with pytest.raises(UserError, match=r"the tokenizer loses 100\.0% of the sampled text .*knows this text"):
+        run(config, path, tmp_path / "a")
+    with pytest.raises(UserError, match=r"no training rows from 1 records \(left out: not_in_vocabulary 1\)"):
+        run(dataclasses.replace(config, max_lost_text_fraction=1.0), path, tmp_path / "b")
+    path.write_text("the cat sat " * 30)
+    counts = run(config, path, tmp_path / "c")["counts"]
+    assert counts["tokenizer_check"][""]["documents"] == 1
+    assert describe_check("", counts["tokenizer_check"][""]).startswith(
+        "tokenizer check: 1 documents, 0.00% of their characters lost, 0.00% of the tokens unknown, 0 empty, 0 do"
+    )
 
 
 @pytest.mark.parametrize(

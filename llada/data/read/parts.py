@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from llada.data.outcomes import Rejects
@@ -58,6 +58,9 @@ class ReadOptions:
     """Larger records are rejected before they are parsed."""
     extractor: Extractor = "resiliparse"
     """What finds the main text of an HTML page."""
+    chat_fields: Mapping[str, str] = field(default_factory=dict)
+    chat_roles: Mapping[str, str] = field(default_factory=dict)
+    """How dialogues are told, where it is not as usual; see `ReadConfig`."""
     columns: tuple[str, ...] | None = None
     """Fields that are wanted, where reading fewer is cheaper; "a.b" is field b of a. None: all."""
 

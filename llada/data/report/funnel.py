@@ -11,6 +11,7 @@ from llada.data.filters.chain import FILTERS, running_order
 from llada.data.filters.filter import Filter
 from llada.data.filters.length import LengthLimits
 from llada.data.outcomes import KEPT, Report
+from llada.data.tokens.chat import NO_WORDS, REFUSED, TOO_LONG
 
 DUPLICATE = "duplicate"
 DUPLICATES = (DUPLICATE, "duplicate_of_earlier_snapshot", "duplicate_lines")
@@ -30,7 +31,9 @@ def steps() -> dict[str, str]:
         DUPLICATE: "Duplicates",
         "duplicate_of_earlier_snapshot": "Duplicates of earlier snapshots",
         "duplicate_lines": "Duplicate lines",
-        "example_longer_than_row": "Longer than a row",
+        NO_WORDS: "Not in the tokenizer's vocabulary",
+        REFUSED: "Refused by the chat template",
+        TOO_LONG: "Longer than a row",
     }
 
 
@@ -54,8 +57,9 @@ NOTHING = Amount()
 
 
 def step_of(outcome: str) -> str:
-    """The step that ends a document with this outcome: "c4" of "c4_quality.lorem_ipsum"."""
-    name = outcome.split(".")[0]
+    """The step that ends a document with this outcome: "c4" of "c4_quality.lorem_ipsum". What stands behind a colon is
+    the words of somebody else."""
+    name = outcome.split(":")[0].split(".")[0]
     return _step_of_rules().get(name, name)
 
 

@@ -25,6 +25,7 @@ SECTIONS: Registry[Section] = Registry(
         "Languages": sections.languages,
         "Rules": sections.rules,
         "Lengths": sections.lengths,
+        "Tokenizer": sections.tokenizer,
         "Samples": sections.samples,
         "Duplicates": sections.duplicates,
         "Contamination": sections.contamination,

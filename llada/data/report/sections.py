@@ -207,6 +207,35 @@ def lengths(facts: Facts) -> Markup:
     return tag("div", *charts, class_="columns") if charts else note("No document was kept.")
 
 
+def tokenizer(facts: Facts) -> Markup | None:
+    """What is left of a sample when its tokens are read again, by source."""
+    rows = []
+    for source, report in facts.by_source.items():
+        counts = Counter(report.tokenizer)
+        documents = counts["documents"]
+        rows.append(
+            (
+                cell(source or "all"),
+                format_count(documents),
+                format_share(counts["unknown_tokens"], counts["tokens"]),
+                *(
+                    format_share(counts[f"{kind}_documents"], documents)
+                    for kind in ("empty", "altered", "lossy")
+                ),
+                format_share(counts["lost_characters"], counts["characters"]),
+            )
+        )
+    if not any(report.tokenizer for report in facts.by_source.values()):
+        return None
+    head = ("Source", "Documents", "Unknown tokens", "Empty", "Altered", "Lossy", "Characters lost")
+    explained = (
+        "A sample is encoded and decoded again. Empty: documents of which nothing is left. Altered: whose text is not the "
+        "same; lossy: those in which more than case, accents and spaces is different. "
+        f"Above {facts.config.max_lost_text_fraction:.0%} of the characters lost, a preparation stops."
+    )
+    return join(table(head, rows, "lrrrrrr"), note(explained))
+
+
 def samples(facts: Facts) -> Markup:
     total = facts.total
     documents = Counter({KEPT: total.documents(KEPT)}) + total.refused()

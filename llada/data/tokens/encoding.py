@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from llada.data.batching import batches
 from llada.data.document import Document, prompt_answer_pairs
 from llada.data.outcomes import KEPT, Report
-from llada.data.tokens.chat import TooLong, encode_example
-from llada.tokenizer import encode_texts
+from llada.data.tokens.chat import NO_WORDS, TooLong, encode_example
+from llada.data.tokens.fidelity import compare, is_sampled
+from llada.tokenizer import encode_texts, holds_words
 
 # Characters in one call: the tokenizers library takes about 100 bytes for each, and the caches are small.
 ENCODED_CHARS = 1 << 18
@@ -33,31 +35,47 @@ class Encoder:
 
     def encode(self, documents: list[Document]) -> list[list[Any]]:
         """For each document its items of a `RowLayout`: one array uint32 (tokens,) that ends in EOS, or the dialogue's
-        examples, None for one that does not fit a row."""
+        examples; instead of one that cannot be, the reason (`encode_example`)."""
         if self.kind == "pretrain":
-            eos = [self.tokenizer.eos_token_id]
             encoded = encode_texts(self.tokenizer, [document.text for document in documents])
-            # array is three times as fast as np.array on a list.
-            return [[np.frombuffer(array("I", ids + eos), dtype=np.uint32)] for ids in encoded]
-        return [[*map(self._example, prompt_answer_pairs(document.messages))] for document in documents]
+            return [[self._row(ids)] for ids in encoded]
+        return [self._examples(document) for document in documents]
 
-    def _example(self, pair: tuple[Any, str]) -> Any:
-        history, answer = pair
-        return encode_example(
-            self.tokenizer, history, answer, row_length=self.row_length, too_long=self.too_long
-        )
+    def _row(self, ids: list[int]) -> Any:
+        if not holds_words(self.tokenizer, ids):
+            return NO_WORDS
+        # array is three times as fast as np.array on a list.
+        return np.frombuffer(array("I", [*ids, self.tokenizer.eos_token_id]), dtype=np.uint32)
+
+    def _examples(self, document: Document) -> list[Any]:
+        return [
+            encode_example(
+                self.tokenizer,
+                history,
+                answer,
+                tools=document.tools,
+                row_length=self.row_length,
+                too_long=self.too_long,
+            )
+            for history, answer in prompt_answer_pairs(document.messages)
+        ]
 
 
 def encode(
     documents: Iterable[Document], encoder: Encoder, report: Report
 ) -> Iterator[tuple[Document, list[Any]]]:
-    """The documents that fit, each with its items; the report learns what was kept, and what did not fit a row."""
-    for document, items in _beside(documents, encoder, report):
-        fitting = [item for item in items if item is not None]
+    """The documents that can be, each with its items; the report learns what was kept, what could not be, and what the
+    tokenizer made of a sample."""
+    for number, (document, items) in enumerate(_beside(documents, encoder, report)):
+        if is_sampled(number, document.text):
+            report.add_tokenizer(compare(encoder.tokenizer, document.text))
+        fitting = [item for item in items if not isinstance(item, str)]
+        reasons = Counter(item for item in items if isinstance(item, str))
         if not fitting:
-            report.add("example_longer_than_row", document)
+            report.add(reasons.most_common(1)[0][0], document)
             continue
-        report.add_edits("examples_longer_than_row", len(items) - len(fitting))
+        for reason, count in reasons.items():
+            report.add_edits(f"examples_{reason.removeprefix('example_')}", count)
         report.add(KEPT, document)
         tokens = fitting
         if encoder.kind == "sft":

@@ -17,7 +17,15 @@ from llada.settings import check_limits, limited, require
 
 Kind = Literal["pretrain", "sft"]
 # Settings that say where something lies or when to give up: they change no byte of a shard.
-_NOT_CONTENT = ("tokenizer", "max_invalid_fraction", "max_unreadable_fraction", "keep_documents")
+_NOT_CONTENT = (
+    "tokenizer",
+    "max_invalid_fraction",
+    "max_lost_text_fraction",
+    "max_unreadable_fraction",
+    "keep_documents",
+)
+# Settings of reading that are named in the hash only when they say something.
+_OPTIONAL = ("chat_fields", "chat_roles")
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class PrepareConfig:
     """Input of one work unit; what is redone after a crash. Compressed files are never cut."""
     max_invalid_fraction: float = limited(0.1, low=0, high=1)
     """Give up when a larger share of the records cannot be read."""
+    max_lost_text_fraction: float = limited(0.05, low=0, high=1)
+    """Give up when the tokenizer loses a larger share of a source's sampled text: letters that it does not know."""
     max_unreadable_fraction: float = limited(0.01, low=0, high=1)
     """Give up when the store does not deliver a larger share of the files (and more than one)."""
     keep_documents: bool = False
@@ -93,11 +103,14 @@ class PrepareConfig:
         require(not repeated, f"two sources are called {repeated[0]!r}" if repeated else "")
         weighted = {source.weight is None for source in self.sources}
         require(len(weighted) < 2, "give all sources a weight, or none")
-        is_filtered = any(read.filters for read in (self.read, *(source.read for source in self.sources)))
+        reads = (self.read, *(source.read for source in self.sources))
+        is_filtered = any(read.filters for read in reads)
         require(
             self.kind == "pretrain" or not (is_filtered or self.deduplicates or self.decontamination.files),
             "filters, dedup and decontamination are for kind pretrain",
         )
+        is_chat = any(read.chat_fields or read.chat_roles for read in reads)
+        require(self.kind == "sft" or not is_chat, "read.chat_fields and read.chat_roles are for kind sft")
 
     @property
     def deduplicates(self) -> bool:
@@ -112,10 +125,15 @@ class PrepareConfig:
         """The settings that decide the bytes of the shards: what a hash of this configuration covers. The mixture's
         weights and the inputs' places are not among them, nor is what a given tokenizer makes idle."""
         settings = {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
-        settings["sources"] = {source.name: asdict(source.read) for source in self.sources}
+        settings["read"] = _reading(self.read)
+        settings["sources"] = {source.name: _reading(source.read) for source in self.sources}
         if self.tokenizer is not None:
             settings["train_tokenizer_vocab"] = None
         names = [name for read in (self.read, *(s.read for s in self.sources)) for name in read.filters]
         if plugins := plugin_settings(names):
             settings["plugins"] = plugins
         return settings
+
+
+def _reading(read: ReadConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(read).items() if value or name not in _OPTIONAL}

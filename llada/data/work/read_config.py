@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from llada.data.filters.chain import FilterSettings, chosen_filters
 from llada.data.filters.filter import Filter
 from llada.data.filters.length import LengthLimits
+from llada.data.read.dialogues import FIELDS, ROLES
 from llada.data.read.extraction import Extractor
 from llada.data.read.parts import ReadOptions
+from llada.errors import hint
 from llada.settings import check_limits, limited, require
 
 
@@ -18,6 +20,11 @@ class ReadConfig:
 
     text_field: str = "text"
     """The field that holds the text in JSON lines and parquet (pretrain)."""
+    chat_fields: dict[str, str] = field(default_factory=dict)
+    """Names of a dialogue's fields that are not the usual ones: {"messages": "turns", "role": "speaker", "content":
+    "said"}, or {"prompt": "ask", "answer": "reply"}; further "system", "context", "tools" and "weight" (sft)."""
+    chat_roles: dict[str, str] = field(default_factory=dict)
+    """Roles that are not called as usual: {"bot_7": "assistant"}; to system, user, assistant or tool (sft)."""
     extractor: Extractor = "resiliparse"
     """What finds the main text of the HTML pages in a WARC."""
     filters: tuple[str, ...] = ()
@@ -41,12 +48,18 @@ class ReadConfig:
             self.max_chars is None or self.max_chars >= self.min_chars,
             f"read: max_chars must be at least min_chars={self.min_chars}, not {self.max_chars}",
         )
+        for name in self.chat_fields:
+            require(name in FIELDS, f"read: chat_fields cannot name {name!r}; {hint(name, FIELDS)}")
+        for role in self.chat_roles.values():
+            require(role in ROLES, f"read: chat_roles cannot make a role {role!r}; {hint(role, ROLES)}")
         self.chain()
 
     @property
     def options(self) -> ReadOptions:
         """What the readers need to know."""
-        return ReadOptions(self.text_field, self.max_record_bytes, self.extractor)
+        return ReadOptions(
+            self.text_field, self.max_record_bytes, self.extractor, self.chat_fields, self.chat_roles
+        )
 
     def chain(self) -> list[Filter]:
         """The filters that a document passes, in running order. Raises UserError."""

@@ -16,7 +16,12 @@ DIALOGUE = [
 
 
 def test_an_n_turn_dialogue_gives_n_pairs():
-    assert prompt_answer_pairs(DIALOGUE) == [(DIALOGUE[:2], "Hello"), (DIALOGUE[:4], " 4 ")]
+    assert prompt_answer_pairs(DIALOGUE) == [(DIALOGUE[:2], DIALOGUE[2]), (DIALOGUE[:4], DIALOGUE[4])]
+
+
+def test_an_answer_that_is_not_to_be_learned_stays_in_the_history():
+    marked = [*DIALOGUE[:2], {**DIALOGUE[2], "trained": False}, *DIALOGUE[3:]]
+    assert prompt_answer_pairs(marked) == [(DIALOGUE[:4], DIALOGUE[4])]
 
 
 def test_pairs_need_a_question_before_the_answer():
@@ -32,7 +37,8 @@ def test_a_document_does_not_change():
 
 
 def test_a_dialogue_is_a_document():
-    document = dialogue(DIALOGUE[1:3])
+    document = dialogue(DIALOGUE[1:3], [{"name": "look"}], "a:1")
+    assert (document.tools, document.place) == (({"name": "look"},), "a:1")
     assert document.text == "user: Hi\nassistant: Hello"
     assert document.messages == tuple(DIALOGUE[1:3])
     assert document.size == len("HiHello")

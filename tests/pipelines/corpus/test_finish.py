@@ -8,7 +8,7 @@ from llada.data.work.job import Job, Snapshot
 from llada.data.work.units import Plan, read_plan
 from llada.errors import UserError
 from llada.files import write_bytes
-from pipelines.corpus.finish import check
+from pipelines.corpus.finish import check, check_tokenizer
 
 
 def job_of(tmp_path, files=3, **changes):
@@ -40,6 +40,17 @@ def test_a_result_that_is_no_good_is_refused_and_its_input_listed_anew(tmp_path,
     with pytest.raises(UserError, match=message):
         check(job, total, is_first=True)
     assert read_plan(job.snapshot.plan_url) is None
+
+
+def test_a_tokenizer_that_loses_text_is_refused_by_source():
+    counts = {"documents": 30, "empty_documents": 2, "characters": 1000, "lost_characters": 51, "tokens": 200}
+    found = Report("poems", tokenizer={**counts, "unknown_tokens": 60})
+    with pytest.raises(
+        UserError, match=r"5.1% of the sampled text of source poems \(60 of 200 tokens are unknown"
+    ):
+        check_tokenizer(found, 0.05)
+    check_tokenizer(found, 0.051)
+    check_tokenizer(Report(), 0.0)
 
 
 def test_what_is_bearable_is_said(tmp_path, caplog):

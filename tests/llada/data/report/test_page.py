@@ -242,6 +242,19 @@ def test_nothing_from_the_data_becomes_html() -> None:
     assert page.count("alert(1)") > 20
 
 
+def test_what_the_tokenizer_made_of_a_sample_is_shown_by_source() -> None:
+    counts = {"documents": 40, "empty_documents": 2, "altered_documents": 20, "lossy_documents": 10}
+    counts |= {"characters": 1000, "lost_characters": 30, "tokens": 200, "unknown_tokens": 1}
+    reports = {"web": Report("web", tokenizer=counts), "books": Report("books")}
+    rows = Page(render_report(reports, plan=PLAN, config=CONFIG)).table(
+        "Source", "Documents", "Unknown tokens"
+    )
+    assert rows == [
+        ["web", "40", "0.5%", "5.0%", "50.0%", "25.0%", "3.0%"],
+        ["books", "0", "–", "–", "–", "–", "–"],
+    ]
+
+
 def test_the_page_needs_no_other_file() -> None:
     page = _render(_report(), CONFIG)
     assert not re.search(r"https?:|<script|<link|<img|url\(|@import|\bsrc=", page)

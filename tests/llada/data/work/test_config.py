@@ -15,6 +15,8 @@ from llada.data.work.read_config import ReadConfig
         ({"row_length": 1 << 30}, "row_length must be at most"),
         ({"kind": "other"}, "kind must be one of pretrain, sft, not 'other'"),
         ({"packing": "tight"}, "packing must be one of concatenate_and_cut, best_fit"),
+        ({"read": ReadConfig(chat_roles={"bot": "assistant"})}, "chat_roles are for kind sft"),
+        ({"max_lost_text_fraction": 2}, "max_lost_text_fraction must be at most 1"),
         ({"too_long": "keep"}, "too_long must be one of drop, truncate_prompt"),
         ({"validation_fraction": 1.0}, "validation_fraction must be below 1, not 1.0"),
         ({"train_tokenizer_vocab": 0}, "train_tokenizer_vocab must be at least 1"),
@@ -67,3 +69,11 @@ def test_sources_count_by_how_they_are_read():
     other = (SourceConfig("a", ("x",), 1.0, read=ReadConfig(min_chars=2)), SourceConfig("b", ("y",), 2.0))
     content = PrepareConfig(sources=sources).content()
     assert PrepareConfig(sources=moved).content() == content != PrepareConfig(sources=other).content()
+
+
+def test_what_says_nothing_of_dialogues_is_in_no_hash():
+    plain = PrepareConfig(sources=(SourceConfig("a", ("x",)),)).content()
+    assert "chat_roles" not in {**plain["read"], **plain["sources"]["a"]}
+    told = PrepareConfig(kind="sft", read=ReadConfig(chat_roles={"bot": "assistant"})).content()
+    assert told["read"]["chat_roles"] == {"bot": "assistant"}
+    assert PrepareConfig(max_lost_text_fraction=0.5).content() == PrepareConfig().content()

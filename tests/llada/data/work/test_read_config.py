@@ -17,6 +17,11 @@ from llada.errors import UserError
         ({"section_chars": 50}, "section_chars must be at least 100, not 50"),
         ({"max_record_bytes": 0}, "max_record_bytes must be at least 1, not 0"),
         ({"min_chars": 9, "max_chars": 5}, "max_chars must be at least min_chars=9, not 5"),
+        ({"chat_fields": {"mesages": "x"}}, "chat_fields cannot name 'mesages'; did you mean 'messages'"),
+        (
+            {"chat_roles": {"bot": "asistant"}},
+            "chat_roles cannot make a role 'asistant'; did you mean 'assistant'",
+        ),
         ({"filters": ("c5",)}, "there is no filter 'c5'; did you mean 'c4'"),
         ({"filters": ("gophre",)}, "there is no filter 'gophre'"),
         ({"filters": ("classifier",)}, r"needs rules\.classifier\.model"),
