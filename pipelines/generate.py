@@ -3,20 +3,26 @@
 A prompt line is JSON, {"prompt": text} or {"messages": [...]}, other fields being copied to the answer; in a .txt file
 it is plain text. Answers stand in the order of the prompts:
     <output>/generations.jsonl     blocks/  finished blocks (what a rerun skips)     manifest.json  last
+An answer adds to the line its "index" and either "text", "finish_reason", "tokens" and "nfe", or "error". Where lines have
+fields of these names already, what is added to each line of the file stands in one field, "generated".
+
 Prompt i is seeded with seed + i: block size and number of actors change nothing. (A GPU computes in bf16, where rounding
 depends on the batch and may decide between tokens that are nearly equally likely.)
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import llada
+from llada.data.document import text_problem
 from llada.data.read.dialogues import RecordError, parse_dialogue
 from llada.errors import UserError
 from llada.evals.evaluation import Block
@@ -31,6 +37,10 @@ from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage
 from pipelines.stage.lifecycle import StageInput, begin_stage, finish_stage, folder_input
 from pipelines.stage.tracking import Tracker
+
+_log = logging.getLogger(__name__)
+_ADDED = ("index", "text", "finish_reason", "tokens", "nfe", "error")
+_MOST_BAD = 0.1  # of the lines: with more, the file is something else
 
 
 @dataclass(frozen=True)
@@ -73,20 +83,26 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f'{counts["refused"]} prompts were refused; their lines carry an "error"')
 
 
-# A line of the prompts: "prompt" (text or messages) and whatever else stands in it. Its answer is the same with "index"
-# and either "error" or "text", "finish_reason", "tokens" and "nfe".
+# A line of the prompts: "prompt" (text or messages) and whatever else stands in it.
 Record = dict[str, Any]
 
 
-class PromptBlock(Block):
-    """Prompts that are denoised together. `start` is the first one's number in the file."""
+class PromptLine(NamedTuple):
+    """A line of the file, and why it cannot be answered, if so."""
 
-    start: int
-    records: list[Record]
+    record: Record
+    problem: str | None = None
+
+
+class PromptBlock(Block):
+    """Prompts that are denoised together, each with its number in the file."""
+
+    numbers: list[int]
+    prompts: list[Any]
 
 
 class Answers(TypedDict):
-    """What an actor makes of a block, as JSON."""
+    """What an actor makes of a block: for each prompt, what is added to its line."""
 
     answers: list[Record]
 
@@ -103,8 +119,8 @@ def generate(
 ) -> Manifest:
     """Answer every prompt of the file `prompts` and return the manifest.
 
-    A prompt longer than the model's context gets an "error" instead of an answer. Raises UserError: no such file, or a
-    line that is no prompt (named).
+    A line that cannot be answered, as its prompt is longer than the model's context or is none, gets an "error" instead
+    of a text. Raises UserError: no such file, none of its lines is a prompt, or many are not (the first one is named).
     """
     model, output = absolute(model), absolute(output)
     try:
@@ -112,7 +128,7 @@ def generate(
     except FileNotFoundError as error:
         raise UserError(f"--prompts: {error}") from None
     require_checkpoint(model)
-    records = parse_prompts(data, prompts, chat=config.chat)
+    lines = parse_prompts(data, prompts, chat=config.chat)
     prompts_hash = hashlib.sha256(data).hexdigest()[:16]
     folder = begin_stage(
         "generate",
@@ -123,62 +139,111 @@ def generate(
     )
     if folder.manifest is not None:
         return folder.manifest
-    blocks: list[PromptBlock] = [
-        {"name": f"{start:010d}", "start": start, "records": records[start : start + config.batch_rows]}
-        for start in range(0, len(records), config.batch_rows)
-    ]
+    added: list[Record] = [{"index": number, "error": line.problem} for number, line in enumerate(lines)]
     with storage_errors(output), connect(cluster, join(output, "logs")):
-        answers = [
-            answer
-            for result in map_blocks(
-                partial(_Writer, config, model=model),
-                blocks,
-                output=join(output, "blocks"),
-                cluster=cluster,
-                label="generate",
-                progress=progress,
-            )
-            for answer in result["answers"]
-        ]
-        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        write_bytes(join(output, "generations.jsonl"), lines.encode())
+        for result in map_blocks(
+            partial(_Writer, config, model=model),
+            _blocks(lines, config.batch_rows),
+            output=join(output, "blocks"),
+            cluster=cluster,
+            label="generate",
+            progress=progress,
+        ):
+            for answer in result["answers"]:
+                added[answer["index"]] = {name: answer[name] for name in _ADDED if name in answer}
+        write_bytes(join(output, "generations.jsonl"), _written(lines, added))
     counts = {
-        "prompts": len(answers),
-        "refused": sum("error" in answer for answer in answers),
-        "tokens": sum(answer.get("tokens", 0) for answer in answers),
+        "prompts": len(added),
+        "refused": sum("error" in answer for answer in added),
+        "tokens": sum(answer.get("tokens", 0) for answer in added),
     }
     return finish_stage(folder, tracker, counts, kind="generations")
 
 
-def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[Record]:
-    """One record per non-empty line, its prompt under "prompt": text or messages."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{url} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    records: list[Record] = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON strings may hold U+2028
-        if not line.strip():
-            continue
-        record: Any = {"prompt": line}
-        if not url.endswith(".txt"):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{url}:{number}: not JSON ({error})") from None
-        if isinstance(record, dict) and "messages" in record:
-            try:
-                record["prompt"] = parse_dialogue({"messages": record.pop("messages")})
-            except RecordError as error:
-                raise UserError(f"{url}:{number}: the messages cannot be used ({error})") from None
-        elif not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-            raise UserError(f'{url}:{number}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}')
-        elif chat:
-            record["prompt"] = [{"role": "user", "content": record["prompt"]}]
-        records.append(record)
-    if not records:
+def _blocks(lines: Sequence[PromptLine], rows: int) -> list[PromptBlock]:
+    blocks: list[PromptBlock] = []
+    for start in range(0, len(lines), rows):
+        numbers = [n for n, line in enumerate(lines[start : start + rows], start) if line.problem is None]
+        prompts = [lines[number].record["prompt"] for number in numbers]
+        if numbers:
+            blocks.append({"name": f"{start:010d}", "numbers": numbers, "prompts": prompts})
+    return blocks
+
+
+def _written(lines: Sequence[PromptLine], added: Sequence[Record]) -> bytes:
+    """The file of answers. No field of a line is lost: see the beginning of this file."""
+    is_nested = any(name in line.record for line in lines for name in _ADDED)
+    name = "generated"
+    while any(name in line.record for line in lines):
+        name += "_"
+    out: list[bytes] = []
+    for line, answer in zip(lines, added, strict=True):
+        row = {**line.record, **({name: answer} if is_nested else answer)}
+        try:
+            out.append(json.dumps(row, ensure_ascii=False).encode())
+        except UnicodeEncodeError:  # half of a surrogate pair in a field that is only copied
+            out.append(json.dumps(row).encode())
+    return b"".join(line + b"\n" for line in out)
+
+
+def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[PromptLine]:
+    """The non-empty lines, the prompt of each under "prompt": text or messages. Those that are none are logged.
+
+    Raises UserError naming the first of them when they are many, or all.
+    """
+    lines: list[PromptLine] = []
+    # Not splitlines: JSON strings may hold U+2028.
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            lines.append(
+                _parse_line(
+                    line.removesuffix(b"\r"), f"{url}:{number}", is_text=url.endswith(".txt"), chat=chat
+                )
+            )
+    problems = [line.problem for line in lines if line.problem is not None]
+    if not lines:
         raise UserError(f"{url} holds no prompt")
-    return records
+    if len(problems) > _MOST_BAD * len(lines):
+        others = (
+            f"; {len(problems) - 1:,} more of {len(lines):,} lines cannot be used either"
+            if problems[1:]
+            else ""
+        )
+        raise UserError(problems[0] + others)
+    for problem in problems:
+        _log.warning("%s; the other lines are answered", problem)
+    return lines
+
+
+def _parse_line(line: bytes, place: str, *, is_text: bool, chat: bool) -> PromptLine:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return PromptLine({}, f"{place} is not UTF-8 text ({error.reason} at byte {error.start} of the line)")
+    record: Any = {"prompt": text}
+    if not is_text:
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return PromptLine({}, f"{place}: not JSON ({error})")
+    if not isinstance(record, dict):
+        record = {}
+    prompt, messages = record.get("prompt"), record.get("messages")
+    if messages is not None and prompt is not None:
+        return PromptLine(record, f"{place}: a prompt line holds either a prompt or messages, not both")
+    if messages is not None:
+        try:
+            turns = parse_dialogue({"messages": messages})
+        except RecordError as error:
+            return PromptLine(record, f"{place}: the messages cannot be used ({error})")
+        rest = {name: value for name, value in record.items() if name not in ("messages", "prompt")}
+        prompt = [{key: value for key, value in turn.items() if key != "trained"} for turn in turns]
+        return PromptLine({**rest, "prompt": prompt})
+    if not isinstance(prompt, str):
+        return PromptLine(record, f'{place}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}')
+    if text_problem(prompt) == "not_utf8":
+        return PromptLine(record, f"{place}: the prompt holds half of a surrogate pair, which is no text")
+    return PromptLine({**record, "prompt": [{"role": "user", "content": prompt}]} if chat else record)
 
 
 class _Writer:
@@ -194,28 +259,27 @@ class _Writer:
             raise UserError(f"{model} has no tokenizer")
 
     def __call__(self, block: PromptBlock) -> Answers:
-        answers: list[Record] = [
-            {**record, "index": number}
-            for number, record in enumerate(block["records"], start=block["start"])
-        ]
+        numbers, prompts = block["numbers"], block["prompts"]
         try:
-            self._complete(answers)
+            return {"answers": self._complete(numbers, prompts)}
         except UserError:
             # One prompt that is too long must not cost its neighbours their answers.
-            for answer in answers:
+            answers: list[Record] = []
+            for number, prompt in zip(numbers, prompts, strict=True):
                 try:
-                    self._complete([answer])
+                    answers += self._complete([number], [prompt])
                 except UserError as error:
-                    answer["error"] = str(error)
-        return {"answers": answers}
+                    answers.append({"index": number, "error": str(error)})
+            return {"answers": answers}
 
-    def _complete(self, answers: list[Record]) -> None:
+    def _complete(self, numbers: list[int], prompts: list[Any]) -> list[Record]:
         assert self.tokenizer is not None
-        seeds = [self.config.seed + answer["index"] for answer in answers]
-        prompts = [answer["prompt"] for answer in answers]
+        seeds = [self.config.seed + number for number in numbers]
         results = complete_texts(self.model, self.tokenizer, prompts, self.config.sampling, seed=seeds)
-        for answer, result in zip(answers, results, strict=True):
-            answer |= {key: result[key] for key in ("text", "finish_reason", "tokens", "nfe")}
+        return [
+            {"index": number, **{key: result[key] for key in ("text", "finish_reason", "tokens", "nfe")}}
+            for number, result in zip(numbers, results, strict=True)
+        ]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,4 +102,91 @@ def test_bad_prompt_files(stages, tmp_path, name, content, message):
 
 def test_a_line_separator_inside_a_prompt_is_text():
     line = '{"prompt": "one\u2028two\u0085three"}'
-    assert parse_prompts(f"{line}\n{line}\n".encode(), "a.jsonl", chat=False) == [json.loads(line)] * 2
+    assert records(f"{line}\n{line}\n".encode()) == [json.loads(line)] * 2
+
+
+def records(data: bytes, url: str = "a.jsonl", *, chat: bool = False) -> list[dict]:
+    lines = parse_prompts(data, url, chat=chat)
+    assert all(line.problem is None for line in lines)
+    return [line.record for line in lines]
+
+
+def test_files_of_other_systems():
+    assert records(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n \n{"prompt": "b"}') == [
+        {"prompt": "a"},
+        {"prompt": "b"},
+    ]
+    assert records(b"\xef\xbb\xbfone\r\n\r\n two \r\n", "a.txt") == [{"prompt": "one"}, {"prompt": " two "}]
+
+
+def test_messages_are_read_as_in_training():
+    turns = [
+        {"role": "developer", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "q"}]},
+    ]
+    turns.append({"role": "assistant", "content": "a", "weight": 0})
+    line = json.dumps({"messages": turns, "prompt": None, "id": 3}).encode()
+    said = [("system", "s"), ("user", "q"), ("assistant", "a")]
+    assert records(line) == [{"id": 3, "prompt": [{"role": role, "content": text} for role, text in said]}]
+    asked = [{"role": "user", "content": "x"}]
+    assert records(b'{"prompt": "x", "text": "own"}', chat=True) == [{"prompt": asked, "text": "own"}]
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (b"{", "a.jsonl:7: not JSON"),
+        (b"[" * 100_000, "a.jsonl:7: not JSON"),
+        (b'["x"]', "a.jsonl:7: a prompt line is"),
+        (b'{"prompt": "a\\ud800"}', "a.jsonl:7: the prompt holds half of a surrogate pair"),
+        (b'{"prompt": "a\xed\xa0\x80"}', "a.jsonl:7 is not UTF-8 text"),
+        (b'{"messages": [{"role": "user", "content": "a\\ud800"}]}', r"a.jsonl:7: .*\(not_utf8\)"),
+        (b'{"prompt": "x", "messages": []}', "a.jsonl:7: .* not both"),
+    ],
+)
+def test_one_bad_line_among_many_is_said_and_the_others_are_kept(caplog, bad, problem):
+    lines = [b'{"prompt": "x"}'] * 20
+    found = parse_prompts(b"\n".join([*lines[:6], bad, *lines[6:]]), "a.jsonl", chat=False)
+    assert [line.problem is None for line in found] == [True] * 6 + [False] + [True] * 14
+    assert re.match(problem, found[6].problem)
+    assert [re.match(problem, record.getMessage()) is not None for record in caplog.records] == [True]
+
+
+def test_a_file_of_something_else_is_refused():
+    with pytest.raises(
+        UserError, match=r"a.jsonl:1: a prompt line is .*; 1 more of 3 lines cannot be used either"
+    ):
+        parse_prompts(b'{"text": "a"}\n{"text": "b"}\n{"prompt": "c"}', "a.jsonl", chat=False)
+
+
+def test_no_field_of_a_line_is_lost(stages, tmp_path):
+    own = {
+        "index": "mine",
+        "text": "mine",
+        "error": None,
+        "finish_reason": 1,
+        "tokens": [2],
+        "nfe": 3,
+        "generated": 4,
+    }
+    lines = [{"prompt": "The", **own}, {"prompt": "The", "note": "\ud800"}, {"prompt": "far too long " * 100}]
+    lines += [{"prompt": "The"}] * 10
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
+    manifest = generate(
+        GenerateConfig(sampling=stages.recipe.sampling),
+        model=stages.model,
+        prompts=str(file),
+        output=str(tmp_path / "o"),
+        cluster=stages.cluster,
+        progress=False,
+    )
+    found = answers(str(tmp_path / "o"))
+    added = [answer.pop("generated_") for answer in found]
+    assert found == [*lines, {}]
+    assert [answer["index"] for answer in added] == list(range(14))
+    assert [number for number, answer in enumerate(added) if "error" in answer] == [2, 13]
+    assert "exceed the model's context" in added[2]["error"]
+    assert "prompts.jsonl:14: not JSON" in added[13]["error"]
+    assert set(added[0]) == {"index", "text", "finish_reason", "tokens", "nfe"}
+    assert (manifest["counts"]["prompts"], manifest["counts"]["refused"]) == (14, 2)
