@@ -14,6 +14,7 @@ import secrets
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,7 @@ def _turn_end(tokenizer: PreTrainedTokenizerFast, copy: _TextCopy) -> str:
     probe = f"<|{_NONCE}|>"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
     behind = _chat_text(tokenizer, copy, turns, is_open=False).rpartition(probe)[2]
-    found = re.search(copy.markers(copy.names.values()), behind)
+    found = copy.named.search(behind)
     return found.group() if found else ""
 
 
@@ -286,7 +287,6 @@ def _chat_text(
     for turn in messages:
         if not isinstance(turn["content"], str):
             raise TypeError(f"a message's content must be text, not {type(turn['content']).__name__}")
-    markers = copy.markers(copy.names)
     # Special tokens that a message spells out travel under other names, so that they stay text.
     spelled: list[str] = []
 
@@ -296,7 +296,7 @@ def _chat_text(
 
     def hidden(value: Any) -> Any:
         if isinstance(value, str):
-            return re.sub(markers, hide, value) if copy.names else value
+            return copy.spelled.sub(hide, value)
         if isinstance(value, Mapping):
             return {key: hidden(item) for key, item in value.items()}
         return [hidden(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -320,8 +320,7 @@ def _chat_text(
         bare = [{key: item for key, item in turn.items() if key != "tool_calls"} for turn in safe]
         if render(bare, safe_tools) == text:
             raise TemplateRefusalError("it does not write tool_calls")
-    if copy.names:
-        text = re.sub(markers, lambda match: copy.names[match.group()], text)
+    text = copy.spelled.sub(lambda match: copy.names[match.group()], text)
     return re.sub(rf"<\|{_NONCE}=([0-9]+)\|>", lambda match: spelled[int(match.group(1))], text)
 
 
@@ -340,8 +339,8 @@ class _TextCopy:
     names: Mapping[str, str]
     """{special token: its name here}"""
     unknown_id: int | None
-    size: int
-    """Entries of the tokenizer when it was copied."""
+    made_of: Any
+    """What the tokenizer was when it was copied, see `_version`."""
     wordless: frozenset[int]
     """The ids of the special tokens, and of unknown text."""
     begin = f"<|{_NONCE}:"
@@ -376,16 +375,27 @@ class _TextCopy:
         backend.add_special_tokens([AddedToken(cls.border, normalized=False)])
         unknown_id = original.token_to_id(unknown) if unknown is not None else model.get("unk_id")
         wordless = frozenset(special.values()) | ({unknown_id} if unknown_id is not None else set())
-        return cls(backend, names, unknown_id, len(tokenizer), wordless)
+        return cls(backend, names, unknown_id, _version(tokenizer), wordless)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The ids of texts in which special tokens go by their names here."""
         return [e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    @staticmethod
-    def markers(tokens: Iterable[str]) -> str:
-        """A pattern of any of the tokens, the longest first, so that none hides inside another."""
-        return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    @cached_property
+    def spelled(self) -> re.Pattern[str]:
+        """Any special token as the template writes it."""
+        return _any_of(self.names)
+
+    @cached_property
+    def named(self) -> re.Pattern[str]:
+        """Any special token by its name here."""
+        return _any_of(self.names.values())
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """The longest first, so that none hides inside another. Of none, a pattern that is nowhere."""
+    ordered = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
 
 
 _COPIES: weakref.WeakKeyDictionary[PreTrainedTokenizerFast, _TextCopy] = weakref.WeakKeyDictionary()
@@ -394,9 +404,13 @@ _COPIES: weakref.WeakKeyDictionary[PreTrainedTokenizerFast, _TextCopy] = weakref
 def _copy_for_text(tokenizer: PreTrainedTokenizerFast) -> _TextCopy:
     """Made once, and again when the tokenizer has gained tokens."""
     copy = _COPIES.get(tokenizer)
-    if copy is None or copy.size != len(tokenizer) or copy.names.keys() != _special_tokens(tokenizer).keys():
+    if copy is None or copy.made_of != _version(tokenizer):
         copy = _COPIES[tokenizer] = _TextCopy.of(tokenizer)
     return copy
+
+
+def _version(tokenizer: PreTrainedTokenizerFast) -> Any:
+    return len(tokenizer), dict(tokenizer.special_tokens_map)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
