@@ -1,7 +1,7 @@
 """Records to dialogues (LLaDA's SFT data, facts of its paper's section 2.3), in the forms in which people keep them.
 
 A record holds turns, or one question and its answer:
-    {"messages" | "conversations" | "conversation": [{"role" | "from", "content" | "value"}, ...]}
+    {"messages" | "conversations" | ...: [{"role" | "from", "content" | "value" | "parts"}, ...]}
     {"prompt" | "instruction" | "question" | "query" | "input": ..., "response" | "completion" | "output" | "answer": ...}
 Beside them it may say "system", "context" (also an instruction's "input"), "history" ([[question, answer], ...]) and
 "tools". Turns may be those of ShareGPT and of OpenAI, with content in parts, calls of tools, and weights.
@@ -27,30 +27,26 @@ _SENDERS = {
     **{role: role for role in ROLES},
     "developer": "system",
     "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",  # ShareGPT: the call as text
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),  # ShareGPT: the call as text
+    **dict.fromkeys(("function", "function_response", "tool_response", "observation", "ipython"), "tool"),
 }
 # What a dialogue consists of: the fields in which it is looked for, in this order.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "conversations", "conversation"),
+    "messages": ("messages", "conversations", "conversation", "contents"),
     "prompt": ("prompt", "instruction", "question", "query", "input"),
     "answer": ("response", "completion", "output", "answer"),
     "system": ("system", "system_prompt", "system_message"),
-    "context": ("input", "context"),
+    "context": ("context",),
     "history": ("history",),
     "tools": ("tools", "functions"),
     "role": ("role", "from"),
-    "content": ("content", "value"),
+    "content": ("content", "value", "parts"),
     "weight": ("weight", "train", "training", "trainable", "loss"),
     "mask": ("mask", "masked"),
 }
 _OF_TURNS = ("role", "content")
+_ALPACA = ("instruction", "input")  # where there are both, the second is what the first is about
 _PASSED_ON = ("name", "tool_call_id", "reasoning_content")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASON_CHARS = 40
@@ -155,8 +151,8 @@ class Shape:
     # --- Turns --------------------------------------------------------------------------------------------------------
 
     def _turns(self, record: Mapping[str, Any]) -> list[Any]:
-        if self._value(record, "messages") is not None:
-            return _listed(self._value(record, "messages"), "no_messages")
+        if (told := self._told(record)) is not None:
+            return _listed(told, "no_messages")
         asked, answered = self._find(record, "prompt"), self._find(record, "answer")
         if asked is None or answered is None:
             raise RecordError("no_messages" if self._find(record, "messages") else "unknown_sft_format")
@@ -168,9 +164,14 @@ class Shape:
         prompt, answer = asked[1], answered[1]
         # A conversation in front of an answer is there to be answered, not to be learned.
         weight = self._fields["weight"][0]
-        turns += _with(prompt, {weight: 0}) if isinstance(prompt, list) else [self._turn("user", prompt)]
+        turns += _with(prompt, {weight: 0}) if _are_turns(prompt) else [self._turn("user", prompt)]
         answers = answer if _are_turns(answer) else [self._turn("assistant", answer)]
         return turns + _with(answers, self._flags(record))
+
+    def _told(self, record: Mapping[str, Any]) -> Any:
+        """The turns as a list, or one in JSON; None when there are none."""
+        values = (record.get(field) for field in self._fields["messages"])
+        return next((v for v in values if isinstance(v, list) or str(v).lstrip().startswith("[")), None)
 
     def _turn(self, role: str, content: Any) -> dict[str, Any]:
         return {self._fields["role"][0]: role, self._fields["content"][0]: content}
@@ -233,28 +234,20 @@ class Shape:
 
     def _add_context(self, record: Mapping[str, Any], messages: list[Message]) -> None:
         """Behind the first question of turns, or behind the one question that is asked."""
-        are_turns = self._value(record, "messages") is not None
+        contexts = [self._statement(record, "context")]
+        are_turns = self._told(record) is not None
         asked = None if are_turns else self._find(record, "prompt")
-        beside = {field: value for field, value in record.items() if asked is None or field != asked[0]}
-        context = self._statement(beside, "context")
+        if asked is not None and asked[0] == _ALPACA[0]:
+            contexts.insert(0, self._clean(_text_beside(record.get(_ALPACA[1]), _ALPACA[1])))
         questions = [message for message in messages if message["role"] == "user"]
-        if context and not questions:
-            raise RecordError("context_without_a_question")
-        if context:
+        for context in filter(None, contexts):
+            if not questions:
+                raise RecordError("context_without_a_question")
             question = questions[0 if are_turns else -1]
             question["content"] = f"{question['content']}\n\n{context}"
 
     def _statement(self, record: Mapping[str, Any], name: str) -> str:
-        """A text beside the turns, or several; "" for none. Raises RecordError."""
-        value = self._value(record, name)
-        if isinstance(value, list) and all(isinstance(each, str) for each in value):
-            value = "\n\n".join(value)
-        problem = text_problem(value)
-        if problem in ("null_text", "empty_text"):
-            return ""
-        if problem:
-            raise RecordError(f"{name}_{problem}")
-        return self._clean(value)
+        return self._clean(_text_beside(self._value(record, name), name))
 
     def _tools(self, record: Mapping[str, Any]) -> list[Any]:
         tools = self._value(record, "tools") or []
@@ -273,12 +266,24 @@ def _listed(value: Any, reason: str) -> list[Any]:
     return list(value)
 
 
+def _text_beside(value: Any, name: str) -> str:
+    """A text beside the turns, or several; "" for none. Raises RecordError."""
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        value = "\n\n".join(value)
+    problem = text_problem(value)
+    if problem in ("null_text", "empty_text"):
+        return ""
+    if problem:
+        raise RecordError(f"{name}_{problem}")
+    return str(value)
+
+
 def _are_turns(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
 
 
 def _is_turn(value: Any) -> bool:
-    return isinstance(value, Mapping) and "type" not in value  # a part of a content has a type
+    return isinstance(value, Mapping) and not {"type", "text"} & value.keys()  # as a part of a content has
 
 
 def _with(turns: list[Any], flags: Mapping[str, Any]) -> list[Any]:
@@ -292,7 +297,7 @@ def _text(content: Any) -> Any:
         return content
     texts = []
     for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
         if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
             raise RecordError(f"content_part_{kind}"[:_REASON_CHARS])
         texts.append(part["text"])

@@ -68,6 +68,13 @@ PAIR = [user("q"), assistant("a")]
         ({"prompt": None, "question": "q", "response": None, "answer": "a", "messages": None}, PAIR),
         # Alpaca, dolly, SQuAD
         ({"instruction": "q", "input": "", "output": "a"}, PAIR),
+        ({"instruction": "q", "input": None, "output": "a"}, PAIR),
+        ({"instruction": "q", "input": "d", "context": "c", "output": "a"}, [user("q\n\nd\n\nc"), assistant("a")]),
+        # A prompt that holds its input already, turns that hold all
+        ({"prompt": "q", "instruction": "x", "input": "data", "response": "a"}, PAIR),
+        ({"messages": PAIR, "input": "q", "output": "a"}, PAIR),
+        ({"prompt": "q", "response": "a", "conversation": 7}, PAIR),
+        ({"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]}, PAIR),
         ({"instruction": "q", "input": "data", "output": "a"}, [user("q\n\ndata"), assistant("a")]),
         ({"instruction": "", "input": "data", "output": "a"}, [user("data"), assistant("a")]),
         ({"instruction": "q", "context": "c", "response": "a"}, [user("q\n\nc"), assistant("a")]),
