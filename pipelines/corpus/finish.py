@@ -143,8 +143,8 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
     seen = total.documents() + lost.total()
     if lost.total() > config.max_invalid_fraction * seen:
         raise UserError(
-            f"{lost.total():,} of {seen:,} records cannot be used ({reasons(lost + refused)}); see "
-            f"{join(output, 'quarantine')}, mend the input, or raise max_invalid_fraction"
+            f"{lost.total():,} of {seen:,} records cannot be used ({reasons(lost + refused)}"
+            f"{_first_problem(total)}); see {join(output, 'quarantine')}, mend the input, or raise max_invalid_fraction"
         )
     unread = {label.split("#")[0] for label in total.unreadable_files}
     if len(unread) > max(1, config.max_unreadable_fraction * plan.files):  # a single one never stops a run
@@ -160,9 +160,17 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
             f"no training rows from {seen:,} records (left out: {reasons(lost + refused)}); {remedy}"
         )
     for name in total.damaged_files:
-        _log.warning("damaged, its sound records were used: %s", name)
+        if name not in total.file_problems:
+            _log.warning("damaged, what could be read of it was used: %s", name)
+    for name, problem in total.file_problems.items():
+        if name not in total.unreadable_files:
+            _log.warning("what could be read of it was used: %s: %s", name, problem)
     for name in total.unreadable_files:
         _log.warning("could not be read and is left out, a later run tries again: %s", name)
+
+
+def _first_problem(total: Report) -> str:
+    return next((f"; {name}: {problem}" for name, problem in total.file_problems.items()), "")
 
 
 def reasons(counts: Counter[str]) -> str:

@@ -59,7 +59,7 @@ def read(
         before = rejects.counts.copy()
         yield from timed(_guarded(part, documents_of(part, rejects, options)), "read", report)
         lost = rejects.counts - before
-        if any(reason.startswith(("damaged", "truncated")) for reason in lost):
+        if any(reason.startswith(("damaged", "truncated", "empty_file")) for reason in lost):
             report.damaged_files.append(part.label)
 
 

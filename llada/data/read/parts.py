@@ -60,6 +60,10 @@ class ReadOptions:
     """What finds the main text of an HTML page."""
     columns: tuple[str, ...] | None = None
     """Fields that are wanted, where reading fewer is cheaper; "a.b" is field b of a. None: all."""
+    encoding: str | None = None
+    """Of files of text; None: UTF-8."""
+    cuts_texts: bool = False
+    """Whether a text that is too large for a record may come in pieces."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from llada.data.outcomes import Rejects
-from llada.data.read.compression import decompressor as new_decompressor
-from llada.data.read.compression import is_damage, split_compression
+from llada.data.read.compression import SOUND, Damage, Piece, decompressed, split_compression
 from llada.data.read.extraction import decode_html, text_extractor
 from llada.data.read.parts import Part, Reader, ReadOptions, Record
 from llada.errors import UserError
@@ -21,7 +20,6 @@ from llada.files import filesystem
 
 _READ_BYTES = 1 << 16  # small: a member may expand a thousandfold
 _MAX_HEADER_BYTES = 1 << 16
-_MAX_HELD_BYTES = 1 << 22
 _MAGIC = {"gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd"}
 _RECORD_START = b"WARC/1."
 _LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
@@ -46,10 +44,13 @@ class Skipped(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A record that cannot be used: "damaged_record", "truncated_file" or "too_large"."""
+    """A record that cannot be used: "damaged_record" or "too_large"; or where the file itself is broken:
+    "damaged_record" too, "truncated_file", "trailing_garbage" or "empty_file"."""
 
     reason: str
     detail: str
+    doubtful: int = 0
+    """Records given before that may be altered, at most so many."""
 
 
 def read_warc(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
@@ -61,7 +62,10 @@ def read_warc(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Re
         compression = split_compression(part.file.url)[1]
         for line, page in read_pages(stream, compression, options.max_record_bytes):
             if isinstance(page, Lost):
-                rejects.add(page.reason, part.label, line, page.detail)
+                if page.reason == "too_large":
+                    rejects.add(page.reason, part.label, line, page.detail)
+                else:
+                    rejects.add_fault(page.reason, part.label, page.detail, line=line, doubtful=page.doubtful)
                 continue
             if isinstance(page, Skipped):
                 rejects.skipped[page.reason] += 1
@@ -86,10 +90,10 @@ def read_pages(
 
     Args:
         stream: read forward only, in small pieces.
-        compression: None, "gzip" or "zstd" (without a dictionary).
+        compression: None, or as `decompressed` takes it.
         max_bytes: the largest record, and the largest page after HTTP decoding.
     """
-    blocks = _raw(stream) if compression is None else _decompressed(stream, compression)
+    blocks = _raw(stream) if compression is None else decompressed(stream, compression)
     for number, record in enumerate(_records(blocks, max_bytes), 1):
         outcome = record if isinstance(record, Lost) else _page(record, max_bytes)
         if outcome is not None:
@@ -101,56 +105,18 @@ def _raw(stream: BinaryIO) -> Iterator[bytes]:
         yield data
 
 
-def _decompressed(stream: BinaryIO, compression: str) -> Iterator[bytes | Lost]:
-    """The decompressed bytes, with a `Lost` where they break off."""
-    magic = _MAGIC[compression]
-    compressed = bytearray()  # from the start of the member being read
-    fed = 0  # how many of them the decompressor has
-    decompressor: Any = None
-    searching = False  # for the start of a member, after damage
-    while data := stream.read(_READ_BYTES):
-        compressed += data
-        while fed < len(compressed):
-            if decompressor is None and searching:
-                start = compressed.find(magic)
-                del compressed[: start if start >= 0 else max(0, len(compressed) - len(magic) + 1)]
-                if start < 0:
-                    break
-            try:
-                decompressor = decompressor or new_decompressor(compression)
-                yield decompressor.decompress(bytes(compressed[fed:]))
-            except Exception as error:
-                if not is_damage(error):
-                    raise
-                yield Lost("damaged_record", f"{compression} error: {error}")
-                # Garbage may decode for a while, past the start of the next member: search from this one's start.
-                del compressed[:1]
-                decompressor, fed, searching = None, 0, True
-                continue
-            fed = len(compressed)
-            if decompressor.eof:
-                del compressed[: fed - len(decompressor.unused_data)]
-                decompressor, fed, searching = None, 0, False
-            elif fed > _MAX_HELD_BYTES:  # a file compressed as a whole: what follows damage is lost with it
-                del compressed[: fed - 1]
-                fed = 1
-    if decompressor is not None:
-        yield Lost("truncated_file", f"the {compression} stream ends before its end mark")
-
-
-def _records(blocks: Iterator[bytes | Lost], max_bytes: int) -> Iterator[bytes | Lost]:
+def _records(blocks: Iterator[Piece], max_bytes: int) -> Iterator[bytes | Lost]:
     """Whole records (header and content), and what was lost between them."""
     unread = bytearray()  # decompressed bytes from the start of the next record
     to_skip = 0  # bytes still to come of a record that is not wanted
     lost = False  # the next record's start is being searched
+    unproven = 0  # records given since all was known to be sound
     for block in blocks:
-        if isinstance(block, Lost):
-            if not lost or block.reason == "truncated_file":
-                yield block
-            unread.clear()
-            to_skip, lost = 0, True
+        if block is SOUND:
+            unproven = 0
             continue
-        unread += block
+        damage = block if isinstance(block, Damage) else None
+        unread += block.unproven if isinstance(block, Damage) else block
         while unread:
             if to_skip:
                 passed = min(to_skip, len(unread))
@@ -183,8 +149,17 @@ def _records(blocks: Iterator[bytes | Lost], max_bytes: int) -> Iterator[bytes |
                 continue
             if len(unread) < size:
                 break
+            if damage and not unread[size:].lstrip(b"\r\n").startswith(_RECORD_START):
+                break  # the last of a damaged member, or its only one: who knows where the damage is
             yield bytes(unread[:size])
+            unproven += 1
             del unread[:size]
+        if damage:
+            if not lost or damage.reason != "damaged_file":
+                reason = "damaged_record" if damage.reason == "damaged_file" else damage.reason
+                yield Lost(reason, damage.detail, unproven if reason == "damaged_record" else 0)
+            unread.clear()
+            to_skip, unproven, lost = 0, 0, True
     if (unread and not lost) or to_skip:
         yield Lost("truncated_file", "the file ends inside a record")
 

@@ -19,6 +19,9 @@ Kind = Literal["pretrain", "sft"]
 # Settings that say where something lies or when to give up: they change no byte of a shard.
 _NOT_CONTENT = ("tokenizer", "max_invalid_fraction", "max_unreadable_fraction", "keep_documents")
 
+# Settings of reading that are named in the hash only when they say something.
+_OPTIONAL = ("encoding",)
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -112,10 +115,15 @@ class PrepareConfig:
         """The settings that decide the bytes of the shards: what a hash of this configuration covers. The mixture's
         weights and the inputs' places are not among them, nor is what a given tokenizer makes idle."""
         settings = {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
-        settings["sources"] = {source.name: asdict(source.read) for source in self.sources}
+        settings["read"] = _reading(self.read)
+        settings["sources"] = {source.name: _reading(source.read) for source in self.sources}
         if self.tokenizer is not None:
             settings["train_tokenizer_vocab"] = None
         names = [name for read in (self.read, *(s.read for s in self.sources)) for name in read.filters]
         if plugins := plugin_settings(names):
             settings["plugins"] = plugins
         return settings
+
+
+def _reading(read: ReadConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(read).items() if value or name not in _OPTIONAL}

@@ -9,6 +9,8 @@ from llada.data.filters.filter import Filter
 from llada.data.filters.length import LengthLimits
 from llada.data.read.extraction import Extractor
 from llada.data.read.parts import ReadOptions
+from llada.data.read.stream import ENCODINGS, is_encoding
+from llada.errors import hint
 from llada.settings import check_limits, limited, require
 
 
@@ -18,6 +20,8 @@ class ReadConfig:
 
     text_field: str = "text"
     """The field that holds the text in JSON lines and parquet (pretrain)."""
+    encoding: str | None = None
+    """In which files of text are written (.jsonl, .txt, ...), such as utf-16, latin-1 or gb18030; None: UTF-8."""
     extractor: Extractor = "resiliparse"
     """What finds the main text of the HTML pages in a WARC."""
     filters: tuple[str, ...] = ()
@@ -41,12 +45,22 @@ class ReadConfig:
             self.max_chars is None or self.max_chars >= self.min_chars,
             f"read: max_chars must be at least min_chars={self.min_chars}, not {self.max_chars}",
         )
+        require(
+            self.encoding is None or is_encoding(self.encoding),
+            f"read: encoding: there is none called {self.encoding!r}; {hint(self.encoding, ENCODINGS)}",
+        )
         self.chain()
 
     @property
     def options(self) -> ReadOptions:
         """What the readers need to know."""
-        return ReadOptions(self.text_field, self.max_record_bytes, self.extractor)
+        return ReadOptions(
+            self.text_field,
+            self.max_record_bytes,
+            self.extractor,
+            encoding=self.encoding,
+            cuts_texts=self.section_chars is not None,
+        )
 
     def chain(self) -> list[Filter]:
         """The filters that a document passes, in running order. Raises UserError."""

@@ -60,6 +60,7 @@ class Reading:
         self.report.rejected = dict(sorted(self.rejects.counts.items()))
         self.report.skipped = dict(sorted(self.rejects.skipped.items()))
         self.report.unreadable_files = list(unreadable)
+        self.report.file_problems |= self.rejects.file_problems()
         if examples := self.rejects.examples:
             lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
             write_bytes(self.job.quarantine_url(name), lines.encode())

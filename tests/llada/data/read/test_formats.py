@@ -48,6 +48,9 @@ def test_every_format_gives_the_same_texts(tmp_path, read, name):
         ("a.json.gz", "json_lines", False),
         ("a.txt", "text", False),
         ("a.txt.zst", "text", False),
+        ("a.jsonl.bz2", "json_lines", False),
+        ("a.jsonl.zstd", "json_lines", False),
+        ("a.warc.xz", "warc", False),
         ("a.warc.gz", "warc", False),
         ("a.parquet", "parquet", True),
     ],
@@ -65,7 +68,10 @@ def test_a_name_that_no_reader_knows(name):
 
 
 def test_what_is_supported_is_said_by_the_readers():
-    assert supported() == ".jsonl .ndjson .json (one object a line) .txt .warc (each also .gz .zst) .parquet"
+    assert (
+        supported()
+        == ".jsonl .ndjson .json (one object a line) .txt .warc (each also .gz .bz2 .xz .zst .zstd) .parquet"
+    )
 
 
 def test_no_two_readers_share_a_suffix():
