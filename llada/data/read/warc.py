@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from llada.data.outcomes import Rejects
 from llada.data.read.compression import SOUND, Damage, Piece, decompressed, split_compression
 from llada.data.read.extraction import decode_html, text_extractor
+from llada.data.read.http_body import decode_body
 from llada.data.read.parts import Part, Reader, ReadOptions, Record
 from llada.errors import UserError
 from llada.files import filesystem
 
 _READ_BYTES = 1 << 16  # small: a member may expand a thousandfold
 _MAX_HEADER_BYTES = 1 << 16
-_MAGIC = {"gzip": b"\x1f\x8b\x08", "zstd": b"\x28\xb5\x2f\xfd"}
 _RECORD_START = b"WARC/1."
 _LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _RESPONSE = re.compile(rb"^warc-type:[ \t]*response[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_OF_FILE = ("damaged_record", "truncated_file", "trailing_garbage", "empty_file")
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _HTML_START = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 
@@ -44,8 +45,8 @@ class Skipped(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A record that cannot be used: "damaged_record" or "too_large"; or where the file itself is broken:
-    "damaged_record" too, "truncated_file", "trailing_garbage" or "empty_file"."""
+    """A record that cannot be used: "damaged_record", "too_large", or what is wrong with a `Body`; or where the file
+    itself is broken: "damaged_record" too, "truncated_file", "trailing_garbage" or "empty_file"."""
 
     reason: str
     detail: str
@@ -62,10 +63,10 @@ def read_warc(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Re
         compression = split_compression(part.file.url)[1]
         for line, page in read_pages(stream, compression, options.max_record_bytes):
             if isinstance(page, Lost):
-                if page.reason == "too_large":
-                    rejects.add(page.reason, part.label, line, page.detail)
-                else:
+                if page.reason in _OF_FILE:
                     rejects.add_fault(page.reason, part.label, page.detail, line=line, doubtful=page.doubtful)
+                else:
+                    rejects.add(page.reason, part.label, line, page.detail)
                 continue
             if isinstance(page, Skipped):
                 rejects.skipped[page.reason] += 1
@@ -176,34 +177,26 @@ def _page(data: bytes, max_bytes: int) -> Page | Skipped | Lost | None:
     content_type = record.headers.get("Content-Type") or ""
     if not content_type.lower().startswith("application/http"):
         return Skipped("not_http")  # a DNS or FTP answer
-    try:
-        record.parse_http(auto_decode="all", strict_mode=False)
-        html = _read(record, max_bytes)
-    except OSError:  # many crawlers store the decoded body under the headers of the encoded one
-        record = WarcRecord.from_bytes(data)
-        record.parse_http(auto_decode="none", strict_mode=False)
-        html = _read(record, max_bytes)
+    record.parse_http(auto_decode="none", strict_mode=False)
     if record.http_headers is None or record.http_headers.status_code is None:
         return Lost("damaged_record", "no HTTP header")
     if record.http_headers.status_code != 200:
         return Skipped("not_200")
+    encodings = [
+        value
+        for name in ("Content-Encoding", "Transfer-Encoding")
+        for value in record.http_headers.get_multiple(name)
+    ]
+    html, problem, detail = decode_body(record.reader.read(), encodings, max_bytes)
     kind = record.headers.get("WARC-Identified-Payload-Type") or record.http_content_type
     if kind.lower() not in _HTML_TYPES if kind else not _HTML_START.search(html[:1024]):
         return Skipped("not_html")
     if len(html) > max_bytes:
         return Lost("too_large", f"more than {max_bytes} bytes after HTTP decoding")
-    if html.startswith(_MAGIC["gzip"]):
-        return Lost("damaged_record", "the content encoding cannot be decoded")
     url = record.headers.get("WARC-Target-URI")
+    if problem:
+        return Lost(problem, f"{url}: {detail}")
     return Page(record.record_id or "", url.strip("<> ") if url else None, html, record.http_charset)
-
-
-def _read(record: Any, max_bytes: int) -> bytes:
-    """The body, at most `max_bytes` + 1 of it: a compressed one may expand without limit."""
-    body = bytearray()
-    while len(body) <= max_bytes and (piece := record.reader.read(min(1 << 20, max_bytes + 1 - len(body)))):
-        body += piece
-    return bytes(body)
 
 
 WARC = Reader((".warc",), read_warc, is_compressible=True, text_field="text")

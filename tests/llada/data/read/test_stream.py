@@ -67,8 +67,8 @@ def test_one_flipped_byte_costs_what_a_cut_costs_and_what_may_be_altered_is_coun
         path.write_bytes(whole[:at])
         sound = set(found) & set(texts)
         assert len(sound) >= len(read(path)[0]) - 3
-        (fault,) = rejects.faults
-        assert (fault["file"], fault["reason"]) == (str(path), "damaged_file")
+        (fault,) = (fault for fault in rejects.faults if fault["reason"] == "damaged_file")
+        assert fault["file"] == str(path)
         assert len(set(found) - sound) <= fault["doubtful"] <= 600
 
 

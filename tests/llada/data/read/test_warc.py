@@ -131,13 +131,38 @@ def test_http_encodings_are_undone(encoding, body):
         ({"headers": (), "body": b"plain words"}, Skipped("not_html")),
         ({"extra": ("WARC-Identified-Payload-Type: application/json",)}, Skipped("not_html")),
         ({"content_type": "text/dns"}, Skipped("not_http")),
-        ({"body": gzip.compress(HTML), "headers": ("Content-Type: text/html",)}, "damaged_record"),
     ],
 )
 def test_what_is_no_page(options, expected):
     found = pages(record(1, **options) + record(2))
     assert ids(found) == [2]
-    assert found[0] == expected if isinstance(expected, Skipped) else losses(found) == [expected]
+    assert found[0] == expected
+
+
+def test_a_page_that_is_none_is_rejected_with_the_reason(tmp_path, read):
+    headers = ("Content-Type: text/html", "content-encoding: br")
+    records = [
+        record(1, b"%PDF-1.7\n1 0 obj <</Type /Catalog>> stream endstream"),
+        record(2, b"\x89PNG\r\n\x1a\n" + bytes(100)),
+        record(3, random.Random(0).randbytes(3000)),
+        record(4, brotli.compress(random.Random(1).randbytes(3000).hex().encode())[:-500], headers=headers),
+        record(
+            5, random.Random(2).randbytes(3000), headers=("Content-Type: text/html", "Content-Encoding: lzw9")
+        ),
+        record(6, HTML.replace(b"caf", b"<p>a" + "\ufffd".encode() * 9 + b"</p>")),
+        record(7, HTML),
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    texts, rejects = read(tmp_path / "a.warc")
+    assert texts == ["café"]
+    assert dict(rejects.counts) == {"binary_body": 3, "undecodable_encoding": 2, "undecodable_text": 1}
+    assert not rejects.faults
+    told = [example["text"] for example in rejects.examples]
+    assert told[:3] == [
+        f"http://example.com/{i}: {kind}" for i, kind in ((1, "PDF"), (2, "PNG"), (3, "control bytes"))
+    ]
+    assert told[3].startswith("http://example.com/4: br: ")
+    assert told[4] == "http://example.com/5: lzw9: nobody knows it"
 
 
 @pytest.mark.parametrize(
