@@ -82,6 +82,9 @@ def read_documents(part: Part, rejects: Rejects, options: ReadOptions) -> Iterat
     for record in read_records(part, rejects, replace(options, columns=columns)):
         text = record.fields.get(name)
         reason = text_problem(text) if name in record.fields else "missing_text"
+        if reason == "missing_text" and record.is_only:
+            rejects.leave_out(f"JSON object without {name!r}", part.label)
+            continue
         if reason or not isinstance(text, str):
             excerpt = json.dumps(record.fields, default=str, ensure_ascii=False)
             rejects.add(reason or "text_not_a_string", part.label, record.line, excerpt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,11 @@ _READ_BYTES = 1 << 18
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def read_texts(part: Part, separator: bytes, max_bytes: int, rejects: Rejects) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of what stands between separators in a part; nothing but white space is passed over.
+def read_texts(
+    part: Part, separator: bytes, max_bytes: int, rejects: Rejects, *, with_blank: bool = False
+) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of what stands between separators in a part; nothing but white space is passed over, unless
+    it is asked for.
 
     Rejected: texts of more than `max_bytes` ("too_large"), bytes that are no UTF-8 ("not_utf8"), and the rest of a
     compressed file from where it is damaged ("damaged_file") or ends too early ("truncated_file").
@@ -27,7 +31,7 @@ def read_texts(part: Part, separator: bytes, max_bytes: int, rejects: Rejects) -
             continue
         if number == 1 and part.start == 0:
             data = data.removeprefix(_BYTE_ORDER_MARK)
-        if not data.strip():
+        if not with_blank and not data.strip():
             continue  # an empty line, or what follows the last separator, is no record
         try:
             text = data.decode("utf-8")
@@ -35,6 +39,18 @@ def read_texts(part: Part, separator: bytes, max_bytes: int, rejects: Rejects) -
             rejects.add("not_utf8", part.label, number, data)
             continue
         yield number, text
+
+
+def read_characters(part: Part, rejects: Rejects) -> Iterator[str | None]:
+    """The characters of a whole file in pieces, a final None where it is damaged. Bytes that are no UTF-8 become
+    surrogates."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    for chunk in _chunks(part, rejects):
+        if chunk is None:
+            yield None
+            return
+        yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
 
 
 def _chunks(part: Part, rejects: Rejects) -> Iterator[bytes | None]:

@@ -17,7 +17,7 @@ class ReadConfig:
     """How the documents of a source become clean text, and which are kept."""
 
     text_field: str = "text"
-    """The field that holds the text in JSON lines and parquet (pretrain)."""
+    """The field that holds the text in JSON, CSV and parquet (pretrain)."""
     extractor: Extractor = "resiliparse"
     """What finds the main text of the HTML pages in a WARC."""
     filters: tuple[str, ...] = ()
