@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, TypeVar
 
 from llada.data.document import Document
+from llada.data.left_out import FilesLeftOut, added, leave_out
 
 KEPT = "kept"
 SAMPLES_PER_OUTCOME = 4
@@ -140,6 +141,8 @@ class Report:
     samples: dict[str, list[Sample]] = _merged(_smallest, dict)
     """By outcome."""
     matches: list[EvaluationMatch] = _merged(_first, list)
+    left_out: FilesLeftOut = _merged(added, dict)
+    """Files that turned out to hold no records."""
     damaged_files: list[str] = _merged(_first, list)
     unreadable_files: list[str] = _merged(operator.add, list)
     """All: they are tried again."""
@@ -222,6 +225,8 @@ class Rejects:
     """Sound records that hold no document (a redirect or an image in a WARC), by reason: no loss."""
     faults: list[FileFault] = field(default_factory=list)
     """What is wrong with files themselves."""
+    left_out: FilesLeftOut = field(default_factory=dict)
+    """Files that hold no records (a description beside the data), by what they are: no loss."""
 
     def add(self, reason: str, source: str, line: int, excerpt: str | bytes = "", count: int = 1) -> None:
         """Note `count` records of `source` (the label of a part) lost for `reason`."""
@@ -230,6 +235,10 @@ class Rejects:
             text = excerpt.decode("utf-8", "replace") if isinstance(excerpt, bytes) else excerpt
             text = text[:_EXCERPT_CHARS].encode("utf-8", "replace").decode("utf-8")
             self.examples.append({"reason": reason, "source": source, "line": line, "text": text})
+
+    def leave_out(self, reason: str, source: str) -> None:
+        """Note that `source` (the label of a part) holds no records."""
+        leave_out(self.left_out, reason, source)
 
     def add_fault(
         self, reason: str, source: str, why: str, *, line: int = 0, lost: int = 1, doubtful: int = 0

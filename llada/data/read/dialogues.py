@@ -36,6 +36,9 @@ def read_dialogues(part: Part, rejects: Rejects, options: ReadOptions) -> Iterat
             if not prompt_answer_pairs(messages):
                 raise RecordError("no_answer")
         except RecordError as problem:
+            if record.is_only and str(problem) == "unknown_sft_format":
+                rejects.leave_out("JSON object that is no dialogue", part.label)
+                continue
             excerpt = json.dumps(record.fields, default=str, ensure_ascii=False)
             rejects.add(str(problem), part.label, record.line, excerpt)
             continue

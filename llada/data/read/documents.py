@@ -84,9 +84,11 @@ def read_documents(part: Part, rejects: Rejects, options: ReadOptions) -> Iterat
         try:
             text = text_of(field_of(record.fields, name), options.encoding)
         except UnicodeDecodeError as error:
-            rejects.add(
-                "undecodable" if options.encoding else "not_utf8", part.label, record.line, error.object
-            )
+            undecoded = "undecodable" if options.encoding else "not_utf8"
+            rejects.add(undecoded, part.label, record.line, error.object)
+            continue
+        if text is MISSING and record.is_only:
+            rejects.leave_out(f"JSON object without {name!r}", part.label)
             continue
         if text is MISSING:
             rejects.add_fault("missing_text", part.label, no_field(name, record.fields), line=record.line)

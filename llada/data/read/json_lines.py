@@ -27,7 +27,7 @@ def read_json_lines(part: Part, options: ReadOptions, rejects: Rejects) -> Itera
 
 
 JSON_LINES = Reader(
-    (".jsonl", ".ndjson", ".json"),
+    (".jsonl", ".ndjson"),
     read_json_lines,
     is_compressible=True,
     is_divisible=True,

@@ -40,6 +40,7 @@ def read_texts(
     encoding: str | None = None,
     opening: bytes = b"",
     cuts: bool = False,
+    with_blank: bool = False,
 ) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of what stands between separators in a part; nothing but white space is passed over.
 
@@ -53,17 +54,11 @@ def read_texts(
         opening: what every text begins with, if anything. It tells the first text behind damage from the tail of one
             that began in what is lost; without it that text is given up.
         cuts: give a text of more than `max_bytes` in several, cut at empty lines or, failing that, at line ends.
+        with_blank: give what is nothing but white space too.
     """
     encoding = encoding or "utf-8"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
-    pieces = _pieces(part)
-    if part.start == 0:
-        first = next(pieces, b"")
-        if is_utf8 and isinstance(first, bytes) and first.startswith(_UTF_16_MARKS):
-            problem = "it begins with the byte order mark of UTF-16: set read.encoding to utf-16"
-            rejects.add_fault("not_utf8", part.label, problem, line=1)
-            return
-        pieces = chain([first], pieces)
+    pieces = _without_utf_16(part, rejects) if is_utf8 else _pieces(part)
     end = part.end
     if _ASCII.encode(encoding) != _ASCII.encode():
         if part.start > 0:
@@ -76,7 +71,7 @@ def read_texts(
             continue
         if number == 1 and part.start == 0 and encoding == "utf-8":
             data = data.removeprefix(codecs.BOM_UTF8)
-        if not data.strip():
+        if not with_blank and not data.strip():
             continue  # an empty line, or what follows the last separator, is no record
         try:
             text = data.decode(encoding)
@@ -84,6 +79,40 @@ def read_texts(
             rejects.add("not_utf8" if is_utf8 else "undecodable", part.label, number, data)
             continue
         yield number, text
+
+
+def read_characters(part: Part, rejects: Rejects, encoding: str | None = None) -> Iterator[str | None]:
+    """The characters of a whole file in pieces, a None where some are lost. Bytes that mean nothing become surrogates.
+
+    Rejected is what is lost where a compressed file is broken: the reasons of `Damage`.
+    """
+    encoding = encoding or "utf-8"
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    decoder = codecs.getincrementaldecoder(encoding)(_MARK_UNDECODABLE)
+    for piece in _without_utf_16(part, rejects) if is_utf8 else _pieces(part):
+        if isinstance(piece, bytes):
+            yield decoder.decode(piece)
+        elif isinstance(piece, Damage):
+            yield decoder.decode(piece.unproven)
+            why = f"{piece.detail}; what was read before may be altered" if piece.unproven else piece.detail
+            rejects.add_fault(piece.reason, part.label, why)
+            decoder.reset()
+            if piece.reason != "trailing_garbage":
+                yield None
+    yield decoder.decode(b"", final=True)
+
+
+def _without_utf_16(part: Part, rejects: Rejects) -> Iterator[Piece]:
+    """The bytes of a part that is to be UTF-8; of a file that begins with another mark, nothing."""
+    pieces = _pieces(part)
+    if part.start == 0:
+        first = next(pieces, b"")
+        if isinstance(first, bytes) and first.startswith(_UTF_16_MARKS):
+            problem = "it begins with the byte order mark of UTF-16: set read.encoding to utf-16"
+            rejects.add_fault("not_utf8", part.label, problem, line=1)
+            return
+        yield first
+    yield from pieces
 
 
 def _pieces(part: Part) -> Iterator[Piece]:

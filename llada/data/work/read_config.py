@@ -19,7 +19,7 @@ class ReadConfig:
     """How the documents of a source become clean text, and which are kept."""
 
     text_field: str = "text"
-    """The field that holds the text in JSON lines and parquet (pretrain): a string, or a list of strings, a line each.
+    """The field that holds the text in JSON, CSV and parquet (pretrain): a string, or a list of strings, a line each.
     "a.b" is field b of a."""
     encoding: str | None = None
     """In which files of text are written (.jsonl, .txt, ...), such as utf-16, latin-1 or gb18030; None: UTF-8."""

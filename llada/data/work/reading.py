@@ -59,6 +59,7 @@ class Reading:
         """The report, complete; the rejected records are put into quarantine under `name`."""
         self.report.rejected = dict(sorted(self.rejects.counts.items()))
         self.report.skipped = dict(sorted(self.rejects.skipped.items()))
+        self.report.left_out = self.rejects.left_out
         self.report.unreadable_files = list(unreadable)
         self.report.file_problems |= self.rejects.file_problems()
         if examples := self.rejects.examples:

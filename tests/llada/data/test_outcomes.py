@@ -29,7 +29,7 @@ def test_the_form_in_which_it_is_stored():
         '"edits": {"email": 3}, "histograms": {"characters": {"3": 1}, "tokens": {"3": 1}}, '
         '"samples": {"url.domain": [{"hash": "0a0feb68948907f9", "text": "text 3", "value": 3, "limit": 5, '
         '"place": "s3://x:3", "language": "en"}], "kept": [{"hash": "592e999c8f9092a8", "text": "kept 3 \\u00e9", '
-        '"value": null, "limit": null, "place": "", "language": "de"}]}, "matches": [], "damaged_files": [], '
+        '"value": null, "limit": null, "place": "", "language": "de"}]}, "matches": [], "left_out": {}, "damaged_files": [], '
         '"unreadable_files": [], "file_problems": {}, "splits": {}, "seconds": {}}'
     )
     assert Report(**json.loads(stored)) == report

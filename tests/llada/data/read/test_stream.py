@@ -100,6 +100,22 @@ def test_a_text_behind_damage_is_given_only_when_its_beginning_is_known(tmp_path
     assert read(tmp_path / "a.txt.gz")[0] == ["a whole one"]
 
 
+def test_an_array_goes_on_behind_a_damaged_member(tmp_path, read):
+    texts = sentences(300)
+    data = json.dumps([{"text": text} for text in texts], indent=1).encode()
+    thirds = [data.index(texts[at].encode()) for at in (0, 100, 200)]
+    members = [gzip.compress(data[a:b]) for a, b in itertools.pairwise([0, *thirds[1:], None])]
+    damaged = bytearray(members[1])
+    damaged[2000:2020] = bytes(20)
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(members[0] + bytes(damaged) + members[2])
+    found, rejects = read(path)
+    assert found[:100] == texts[:100]
+    assert found[-99:] == texts[-99:]
+    assert rejects.counts["damaged_file"] == 1
+    assert "what was read before may be altered" in rejects.file_problems()[str(path)]
+
+
 def test_a_wrong_checksum_says_how_many_records_may_be_altered(tmp_path, read):
     texts = sentences(90)
     members = [gzip.compress(lines(*({"text": t} for t in texts[i : i + 30]))) for i in (0, 30, 60)]
@@ -122,13 +138,12 @@ def test_what_stands_behind_the_last_member(tmp_path, read):
         texts, rejects = read(path)
         assert texts == ["a"]
         assert dict(rejects.counts) == counts
-    path.write_bytes(b"")
-    texts, rejects = read(path)
-    assert not texts
-    assert dict(rejects.counts) == {"empty_file": 1}
-    assert "upload" in rejects.faults[0]["why"]
-    (tmp_path / "a.jsonl").write_bytes(b"")
-    assert not read(tmp_path / "a.jsonl")[1].counts
+    for name, counts in (("a.jsonl.gz", {"empty_file": 1}), ("a.jsonl", {})):
+        (tmp_path / name).write_bytes(b"")
+        rejects = Rejects()
+        part = Part(InputFile(str(tmp_path / name), name, 0, ""), 0)
+        assert not list(read_records(part, rejects))
+        assert dict(rejects.counts) == counts
 
 
 WORDS = "Ünïcode, Ж中文 end"
@@ -142,10 +157,14 @@ WORDS = "Ünïcode, Ж中文 end"
         ("iso2022_jp", "日本語"), ("cp500", "EBCDIC"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt", "a.csv", "a.json"])
 def test_encodings(tmp_path, encoding, text, name):
     texts = [f"{text} {i}" for i in range(300)]
-    if "jsonl" in name:
+    if name == "a.csv":
+        data = ("id,text\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(texts))).encode(encoding)
+    elif name == "a.json":
+        data = json.dumps([{"text": t} for t in texts], ensure_ascii=False).encode(encoding)
+    elif "jsonl" in name:
         data = "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts).encode(encoding)
     else:
         data = "<|endoftext|>".join(texts).encode(encoding)
@@ -174,7 +193,7 @@ def test_what_an_encoding_does_not_know_costs_its_own_record(tmp_path, read):
     assert dict(rejects.counts) == {"undecodable": 1}
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz", "a.json", "a.csv"])
 def test_utf_16_without_being_told_is_answered_with_the_setting(tmp_path, read, name):
     data = '{"text": "a"}\n'.encode("utf-16")
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
