@@ -27,6 +27,10 @@ from llada.errors import UserError
 
 T = TypeVar("T")
 _PAUSES_S = (1.0, 4.0, 15.0)
+# The protocols of fsspec that read what another URL, behind "::", names.
+_CHAINING = frozenset(
+    ["blockcache", "cached", "dir", "filecache", "libarchive", "reference", "simplecache", "tar", "zip"]
+)
 _STORE_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs")
 
 
@@ -39,16 +43,29 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of `url` and the path inside it. Listings are never cached: others write too. Calls to S3
     are repeated, with pauses, while it is overloaded or away. Raises UserError for a kind of URL that nobody knows, or
     that needs a package which is not installed."""
+    url = os.fspath(url)
     try:
-        if os.fspath(url).startswith(("s3://", "s3a://")):
+        if url.startswith(("s3://", "s3a://")):
             _make_s3_patient()
-        return fsspec.core.url_to_fs(os.fspath(url), use_listings_cache=False)
+        if "::" in url and not chain_of(url):
+            protocol = fsspec.core.split_protocol(url)[0] or "file"
+            kind = fsspec.get_filesystem_class(protocol)
+            options = kind._get_kwargs_from_urls(url)
+            return fsspec.filesystem(protocol, use_listings_cache=False, **options), kind._strip_protocol(url)
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:  # names the package
         raise UserError(f"{url}: {error}") from error
     except ValueError as error:
         if "Protocol not known" not in str(error):
             raise
         raise UserError(f"{url}: {error}") from None
+
+
+def chain_of(url: str) -> str:
+    """What stands behind the path in the URL of a file in an archive or cache, "::s3://bucket/a.zip" of
+    "zip://a.txt::s3://bucket/a.zip"; "" for any other URL, whose "::" belongs to a name."""
+    outer, separator, inner = url.partition("::")
+    return separator + inner if outer.split("://")[0] in _CHAINING else ""
 
 
 @functools.cache

@@ -32,7 +32,7 @@ from llada.errors import UserError
 from llada.files import absolute, join, local_path
 from llada.settings import from_dict, load_yaml, merge_settings, require
 from pipelines.corpus.duplicates import clean_up, count_rows, find_removals, left_to_clean
-from pipelines.corpus.finish import finish_snapshot
+from pipelines.corpus.finish import describe_left_out, finish_snapshot
 from pipelines.corpus.inputs import settle_resources, settle_sources
 from pipelines.corpus.snapshots import finished_snapshots, open_plan, refresh
 from pipelines.corpus.tokenizer import given_tokenizer, settle_tokenizer
@@ -40,7 +40,7 @@ from pipelines.runners.tasks import TaskRun
 from pipelines.stage.artifact import Manifest, open_output, storage_errors
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, parse_known, run_command, run_stage, take_recipe
-from pipelines.stage.tracking import Tracker
+from pipelines.stage.tracking import Tracker, default_tracking_uri, tracking_places
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
         f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
         f"{counts['validation_rows']:,} validation rows"
     )
+    print(f"left out: {describe_left_out(counts)}")
     for source, found in counts.get("tokenizer_check", {}).items():
         print(describe_check(source, found))
 
@@ -151,12 +152,13 @@ def prepare(
     Raises UserError when there is nothing to read, too much is unreadable, or no row comes out.
     """
     output, run = absolute(output), TaskRun(cluster, progress)
-    sources = settle_sources(config, inputs)
+    written = [output, *tracking_places(tracker.uri if tracker else default_tracking_uri(output))]
+    sources = settle_sources(config, inputs, written)
     folder = open_output(output, stage="prepare", config=config.content(), inputs=given_tokenizer(config))
     with storage_errors(output):
         earlier = finished_snapshots(output)
         snapshot = Snapshot(output, len(earlier))
-        plan = open_plan(config, sources, snapshot, earlier)
+        plan = open_plan(config, sources, snapshot, earlier, written)
     log_dir = join(output, "logs") if local_path(output) else tempfile.mkdtemp(prefix="llada-prepare-")
     log_dir = local_path(log_dir) or log_dir
     if unclean := left_to_clean(config, earlier):

@@ -35,21 +35,29 @@ ROOMS: dict[str, set[str]] = {
     "llada.training": {"llada.diffusion", "llada.model", "llada.data.tokens", "llada.hardware"},
     "llada.data.batching": set(),
     "llada.data.document": set(),
-    "llada.data.outcomes": {"llada.data.document"},
+    "llada.data.left_out": set(),
+    "llada.data.outcomes": {"llada.data.document", "llada.data.left_out"},
     "llada.data.tokens": {
         "llada.data.batching",
         "llada.data.document",
         "llada.data.outcomes",
         "llada.tokenizer",
     },
-    "llada.data.read": {"llada.data.batching", "llada.data.document", "llada.data.outcomes"},
+    "llada.data.read": {
+        "llada.data.left_out",
+        "llada.data.batching",
+        "llada.data.document",
+        "llada.data.outcomes",
+    },
     "llada.data.filters": {
+        "llada.data.left_out",
         "llada.data.batching",
         "llada.data.document",
         "llada.data.outcomes",
         "llada.data.read",
     },
     "llada.data.dedup": {
+        "llada.data.left_out",
         "llada.data.batching",
         "llada.data.document",
         "llada.data.outcomes",
@@ -57,6 +65,7 @@ ROOMS: dict[str, set[str]] = {
         "llada.data.filters",
     },
     "llada.data.work": {
+        "llada.data.left_out",
         "llada.data.batching",
         "llada.data.document",
         "llada.data.outcomes",
@@ -67,6 +76,7 @@ ROOMS: dict[str, set[str]] = {
         "llada.tokenizer",
     },
     "llada.data.report": {
+        "llada.data.left_out",
         "llada.data.document",
         "llada.data.outcomes",
         "llada.data.filters",

@@ -9,6 +9,11 @@ from typing import Any, NotRequired, TypedDict, cast
 UNKNOWN = "und"
 """The language of a document before, or without, identification: ISO 639-2's "undetermined"."""
 
+_FEW = 0.01
+_MARKS_BORNE = 2  # in a text however short
+_SEEN_BYTES = 1 << 12
+_CONTROL = bytes([*range(0x09), 0x0B, *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
+
 
 class Message(TypedDict):
     """One turn of a dialogue."""
@@ -69,17 +74,24 @@ def prompt_answer_pairs(messages: Sequence[Message]) -> list[tuple[list[Message]
 
 
 def text_problem(text: Any) -> str | None:
-    """Why a value cannot be a text, as a reason for the statistics ("empty_text"), or None."""
+    """Why a value cannot be a text, as a reason for the statistics ("empty_text"), or None.
+
+    A few NULs, control characters and U+FFFD (what stands for bytes that could not be decoded) are borne; many of them
+    tell of data that are no text: "nul_character", "control_characters", "undecodable_text".
+    """
     if text is None:
         return "null_text"
     if not isinstance(text, str):
         return "text_not_a_string"
     if not text.strip():
         return "empty_text"
-    if "\x00" in text:
+    if text.count("\x00") > _FEW * len(text):
         return "nul_character"
+    if _MARKS_BORNE < text.count("\ufffd") > _FEW * len(text):
+        return "undecodable_text"
     try:
-        text.encode("utf-8")
+        beginning = text.encode("utf-8")[:_SEEN_BYTES]
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
         return "not_utf8"
-    return None
+    controls = len(beginning) - len(beginning.translate(None, _CONTROL))
+    return "control_characters" if _MARKS_BORNE < controls > 2 * _FEW * len(beginning) else None

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, TypeVar
 
 from llada.data.document import Document
+from llada.data.left_out import FilesLeftOut, added, leave_out
 
 KEPT = "kept"
 SAMPLES_PER_OUTCOME = 4
@@ -64,6 +65,20 @@ class RejectedRecord(TypedDict):
     text: str
 
 
+class FileFault(TypedDict):
+    """What is wrong with a file, or a piece of one, and what that costs."""
+
+    file: str
+    reason: str
+    """As records are counted by: "damaged_file"."""
+    why: str
+    """The first time."""
+    lost: int
+    """Records; or places in the file, where one cannot tell how many records were there."""
+    doubtful: int
+    """Records that were used although they may be altered, at most so many."""
+
+
 # --- Sums of reports: each field of a report says how it is added up ---------------------------------------------------
 
 
@@ -96,6 +111,10 @@ def _first(total: list[T], more: list[T]) -> list[T]:
     return [*total, *more][:_MAX_NAMED]
 
 
+def _first_of_both(total: dict[str, str], more: dict[str, str]) -> dict[str, str]:
+    return dict([*total.items(), *more.items()][:_MAX_NAMED])
+
+
 def _merged(how: Callable[[Any, Any], Any], form: Callable[[], Any]) -> Any:
     """A field, empty as form() is, of which how(total, more) is the sum."""
     return field(default_factory=form, metadata={"merge": how})
@@ -122,9 +141,13 @@ class Report:
     samples: dict[str, list[Sample]] = _merged(_smallest, dict)
     """By outcome."""
     matches: list[EvaluationMatch] = _merged(_first, list)
+    left_out: FilesLeftOut = _merged(added, dict)
+    """Files that turned out to hold no records."""
     damaged_files: list[str] = _merged(_first, list)
     unreadable_files: list[str] = _merged(operator.add, list)
     """All: they are tried again."""
+    file_problems: dict[str, str] = _merged(_first_of_both, dict)
+    """{label of a damaged or unreadable file: why}"""
     splits: dict[str, Counts] = _merged(_added, dict)
     """{split: {documents, rows, tokens}}"""
     seconds: dict[str, float] = _merged(_added, dict)
@@ -208,6 +231,10 @@ class Rejects:
     """Sound records that hold no document (a redirect or an image in a WARC), by reason: no loss."""
     edits: Counter[str] = field(default_factory=Counter)
     """What was left out of records that were used, by kind."""
+    faults: list[FileFault] = field(default_factory=list)
+    """What is wrong with files themselves."""
+    left_out: FilesLeftOut = field(default_factory=dict)
+    """Files that hold no records (a description beside the data), by what they are: no loss."""
 
     def add(self, reason: str, source: str, line: int, excerpt: str | bytes = "", count: int = 1) -> None:
         """Note `count` records of `source` (the label of a part) lost for `reason`."""
@@ -216,6 +243,36 @@ class Rejects:
             text = excerpt.decode("utf-8", "replace") if isinstance(excerpt, bytes) else excerpt
             text = text[:_EXCERPT_CHARS].encode("utf-8", "replace").decode("utf-8")
             self.examples.append({"reason": reason, "source": source, "line": line, "text": text})
+
+    def leave_out(self, reason: str, source: str) -> None:
+        """Note that `source` (the label of a part) holds no records."""
+        leave_out(self.left_out, reason, source)
+
+    def add_fault(
+        self, reason: str, source: str, why: str, *, line: int = 0, lost: int = 1, doubtful: int = 0
+    ) -> None:
+        """Note what is wrong with a file itself: `lost` records are lost for `reason`, and `doubtful` others were used
+        although they may be altered."""
+        self.add(reason, source, line, why, lost)
+        for fault in reversed(self.faults):
+            if fault["file"] != source:
+                break
+            if fault["reason"] == reason:
+                fault["lost"] += lost
+                fault["doubtful"] += doubtful
+                return
+        self.faults.append({"file": source, "reason": reason, "why": why, "lost": lost, "doubtful": doubtful})
+
+    def file_problems(self) -> dict[str, str]:
+        """{label: why, and what it costs} of the files with faults."""
+        told: dict[str, list[str]] = {}
+        for fault in self.faults:
+            costs = [f"{fault['lost']:,} times"] if fault["lost"] > 1 else []
+            if fault["doubtful"]:
+                costs.append(f"of the records that were used, {fault['doubtful']:,} at most may be altered")
+            said = f"{fault['reason']}: {fault['why']}"
+            told.setdefault(fault["file"], []).append(f"{said} ({'; '.join(costs)})" if costs else said)
+        return {label: "; ".join(problems) for label, problems in told.items()}
 
 
 def timed(items: Iterable[T], step: str, report: Report) -> Iterator[T]:

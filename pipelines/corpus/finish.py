@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from llada.data.dedup.clusters import Clusters, read_clusters
 from llada.data.dedup.steps import locate
 from llada.data.document import Document
+from llada.data.left_out import added, describe
 from llada.data.outcomes import KEPT, SAMPLE_CHARS, Report, merge
 from llada.data.report.page import render_report
 from llada.data.tokens.manifest import DatasetEntry, FileEntry, SplitEntry, file_entry, write_index
@@ -27,7 +28,7 @@ from llada.data.work.units import Plan
 from llada.errors import UserError
 from llada.files import file_sizes, filesystem, join, read_bytes, write_bytes
 from llada.tokenizer import vocab_size
-from pipelines.corpus.snapshots import Finished, publish, source_epochs, still_unread
+from pipelines.corpus.snapshots import Finished, file_of, publish, source_epochs, still_unread
 from pipelines.stage.artifact import Manifest, Output, fetch_folder, put_folder
 from pipelines.stage.tracking import Tracker
 
@@ -145,10 +146,10 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
     seen = total.documents() + lost.total()
     if lost.total() > config.max_invalid_fraction * seen:
         raise UserError(
-            f"{lost.total():,} of {seen:,} records cannot be used ({reasons(lost + refused)}); see "
-            f"{join(output, 'quarantine')}, mend the input, or raise max_invalid_fraction"
+            f"{lost.total():,} of {seen:,} records cannot be used ({reasons(lost + refused)}"
+            f"{_first_problem(total)}); see {join(output, 'quarantine')}, mend the input, or raise max_invalid_fraction"
         )
-    unread = {label.split("#")[0] for label in total.unreadable_files}
+    unread = {file_of(label) for label in total.unreadable_files}
     if len(unread) > max(1, config.max_unreadable_fraction * plan.files):  # a single one never stops a run
         raise UserError(
             f"{len(unread):,} of {plan.files:,} files could not be read, {min(unread)} among them; "
@@ -159,10 +160,14 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
         if total.splits["validation"]["rows"]:
             remedy = "all went to validation: set read.section_chars to cut long documents, or lower validation_fraction"
         raise UserError(
-            f"no training rows from {seen:,} records (left out: {reasons(lost + refused)}); {remedy}"
+            f"no training rows from {seen:,} records (left out: {_all_left_out(total, plan)}); {remedy}"
         )
     for name in total.damaged_files:
-        _log.warning("damaged, its sound records were used: %s", name)
+        if name not in total.file_problems:
+            _log.warning("damaged, what could be read of it was used: %s", name)
+    for name, problem in total.file_problems.items():
+        if name not in total.unreadable_files:
+            _log.warning("what could be read of it was used: %s: %s", name, problem)
     for name in total.unreadable_files:
         _log.warning("could not be read and is left out, a later run tries again: %s", name)
 
@@ -178,6 +183,34 @@ def check_tokenizer(report: Report, limit: float) -> None:
             f"of {counts['documents']:,} documents are empty): give a tokenizer that knows this text, or raise "
             "max_lost_text_fraction"
         )
+
+
+def _first_problem(total: Report) -> str:
+    return next((f"; {name}: {problem}" for name, problem in total.file_problems.items()), "")
+
+
+def _all_left_out(total: Report, plan: Plan) -> str:
+    """Records, documents and files."""
+    records = reasons(Counter(total.rejected) + Counter(total.skipped) + total.refused())
+    files = describe(added(plan.left_out, total.left_out))
+    return records if files == "none" else f"{records}; files: {files}"
+
+
+def describe_left_out(counts: Mapping[str, Any]) -> str:
+    """What the "counts" of a manifest say of all that was not used, by its kind; "none" when all was."""
+    files = counts.get("left_out", {})
+    kinds = [
+        ("files", sum(entry["files"] for entry in files.values()), describe(files)),
+        ("records that hold no text", *_summed(counts.get("skipped", {}))),
+        ("records that cannot be used", *_summed(counts["rejected"])),
+        ("documents", *_summed(counts["filtered"])),
+        ("unreadable files", len(unread := counts["unreadable_files"]), ", ".join(unread[:3])),
+    ]
+    return "; ".join(f"{number:,} {kind}: {named}" for kind, number, named in kinds if number) or "none"
+
+
+def _summed(counts: Counts) -> tuple[int, str]:
+    return sum(counts.values()), reasons(Counter(counts))
 
 
 def reasons(counts: Counter[str]) -> str:
@@ -207,6 +240,8 @@ def describe_counts(
         "documents_kept": total.documents(KEPT),
         "records_rejected": sum(total.rejected.values()),
         "rejected": total.rejected,
+        "skipped": total.skipped,
+        "left_out": added(job.plan.left_out, total.left_out),
         "filtered": dict(sorted(total.refused().items())),
         "edits": total.edits,
         "duplicate_clusters": clusters.number if clusters else 0,

@@ -14,14 +14,17 @@ from llada.files import absolute, sha256
 from pipelines.stage.artifact import config_hash
 
 
-def settle_sources(config: PrepareConfig, inputs: Sequence[str]) -> list[SourceConfig]:
-    """The corpora to read, with absolute inputs. Raises UserError when one holds nothing to read."""
+def settle_sources(
+    config: PrepareConfig, inputs: Sequence[str], written: Sequence[str] = ()
+) -> list[SourceConfig]:
+    """The corpora to read, with absolute inputs; what is `written` is none. Raises UserError when one holds nothing to
+    read."""
     if inputs and config.sources:
         raise UserError("give either --input or --mixture: a mixture names its own inputs")
     sources = list(config.sources) or [SourceConfig("", tuple(inputs), read=config.read)]
     sources = [replace(s, input=tuple(_absolute(url) for url in s.input)) for s in sources]
     for source in sources:
-        next(list_inputs(source.input))  # before anything is written
+        next(list_inputs(source.input, written=written))  # before anything is written
     return sources
 
 

@@ -6,11 +6,13 @@ kept until it is finished, so that a run that was interrupted goes on with the s
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from llada.data.left_out import FilesLeftOut, describe
 from llada.data.read.listing import is_as_listed, list_inputs
 from llada.data.read.parts import Part
 from llada.data.tokens.manifest import MANIFEST, DatasetEntry
@@ -21,6 +23,8 @@ from llada.data.work.units import Plan, SeenFiles, cut_file, read_plan, write_pl
 from llada.errors import UserError
 from llada.files import join, write_bytes
 from pipelines.stage.artifact import Manifest, Output, config_hash, find_manifest, to_json
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,24 +68,39 @@ def finished_snapshots(output: str) -> list[Finished]:
 
 
 def open_plan(
-    config: PrepareConfig, sources: Sequence[SourceConfig], snapshot: Snapshot, earlier: Sequence[Finished]
+    config: PrepareConfig,
+    sources: Sequence[SourceConfig],
+    snapshot: Snapshot,
+    earlier: Sequence[Finished],
+    written: Sequence[str] = (),
 ) -> Plan | None:
-    """The work units of an unfinished or new snapshot; None when there is no new file."""
+    """The work units of an unfinished or new snapshot; None when there is no new file. What is left out of the input is
+    said; what is `written` belongs to it."""
     listed = config_hash({source.name: source.input for source in sources})
     plan = read_plan(snapshot.plan_url)
-    if plan is not None and plan.inputs == listed:
-        return plan
-    return write_plan(snapshot.plan_url, _new_parts(config, sources, earlier), config.unit_bytes, listed)
+    if plan is None or plan.inputs != listed:
+        left_out: FilesLeftOut = {}
+        parts = _new_parts(config, sources, earlier, written, left_out)
+        plan = write_plan(snapshot.plan_url, parts, config.unit_bytes, listed, left_out)
+    else:
+        left_out = plan.left_out
+    if left_out:
+        _log.warning("left out of the input: %s", describe(left_out))
+    return plan
 
 
 def _new_parts(
-    config: PrepareConfig, sources: Sequence[SourceConfig], earlier: Sequence[Finished]
+    config: PrepareConfig,
+    sources: Sequence[SourceConfig],
+    earlier: Sequence[Finished],
+    written: Sequence[str],
+    left_out: FilesLeftOut,
 ) -> Iterator[tuple[str, Part]]:
     """(source, part) of what no earlier snapshot holds: what could not be read then and is there now, and new files."""
     plans = [plan for plan in (finished.read_plan() for finished in earlier) if plan]
     seen = SeenFiles(plans) if plans else None
     unreadable = set(earlier[-1].unreadable_files) if earlier else set()
-    never_read = {_url(label) for label in unreadable}
+    never_read = {file_of(label) for label in unreadable}
     for plan in plans if unreadable else ():
         for unit in (unit for group in range(plan.groups) for unit in plan.group(group)):
             never_read -= {part.file.url for part in unit.parts if part.label not in unreadable}
@@ -89,7 +108,7 @@ def _new_parts(
             unreadable -= {part.label for part in again}
             yield from ((unit.source, part) for part in again)
     for source in sources:
-        for file in list_inputs(source.input):
+        for file in list_inputs(source.input, written=written, left_out=left_out):
             if seen and seen.is_known(source.name, file):
                 continue
             is_changed = seen and seen.is_changed(source.name, file) and file.url not in never_read
@@ -126,14 +145,14 @@ def publish(manifest: Manifest, snapshot: Snapshot) -> Manifest:
 def still_unread(plan: Plan, labels: Sequence[str]) -> list[str]:
     """Those parts of earlier snapshots that could not be read then and were not there to be tried again, as they were
     or in a new version of their file."""
-    left = {_url(label) for label in labels}
+    left = {file_of(label) for label in labels}
     for unit in (unit for group in range(plan.groups if labels else 0) for unit in plan.group(group)):
         left -= {part.file.url for part in unit.parts}
-    return [label for label in labels if _url(label) in left]
+    return [label for label in labels if file_of(label) in left]
 
 
-def _url(label: str) -> str:
-    """The file of a part (see `Part.label`)."""
+def file_of(label: str) -> str:
+    """The URL of the file of a part (see `Part.label`)."""
     return re.sub(r"#\d+-\d*$", "", label)
 
 

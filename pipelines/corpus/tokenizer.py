@@ -12,6 +12,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerFast
 
+from llada.data.left_out import describe
 from llada.data.prepare import sample_unit
 from llada.data.work.config import PrepareConfig
 from llada.data.work.job import Job
@@ -68,11 +69,13 @@ def _sample(run: TaskRun, job: Job) -> Iterator[str]:
     samples: dict[int, TokenizerSample] = dict(run.map("sample", task, numbers))
     texts = [text for number in numbers for text in samples[number]["texts"]]
     if not texts:
+        files = job.plan.left_out
         lost = sum((Counter(sample["lost"]) for sample in samples.values()), Counter[str]())
         first = next((example for sample in samples.values() for example in sample["examples"]), None)
         raise UserError(
             "nothing to train a tokenizer on: no usable document in the train split (left out: "
             + reasons(lost)
+            + (f"; files: {describe(files)}" if files else "")
             + (f"; first: {first['source']} line {first['line']}" if first else "")
             + ")"
         )

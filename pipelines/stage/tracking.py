@@ -46,6 +46,14 @@ def default_tracking_uri(output: str) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
+def tracking_places(uri: str) -> list[str]:
+    """The files and folders in which MLflow keeps runs on this machine."""
+    if not uri.startswith("sqlite:///"):
+        return []
+    database = Path(uri.removeprefix("sqlite:///"))
+    return [str(database), str(database.parent / "mlartifacts")]
+
+
 class Tracker:
     """One MLflow run, started by the first call. All calls return at once."""
 
@@ -165,7 +173,7 @@ class Tracker:
             if experiment is None:
                 location = None
                 if self.uri.startswith("sqlite:///"):
-                    location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+                    location = Path(tracking_places(self.uri)[1]).as_uri()
                 experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
             else:
                 experiment_id = experiment.experiment_id

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,7 @@ from llada.data.dedup.minhash import comparison_words
 from llada.data.document import Document
 from llada.data.filters.filter import Filter, Filtered, Verdict
 from llada.data.filters.view import TextView
+from llada.data.left_out import FilesLeftOut, added, describe
 from llada.data.outcomes import EvaluationMatch, Rejects
 from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
@@ -41,6 +43,8 @@ from llada.errors import UserError
 from llada.files import read_bytes, safetensors_layout, write_bytes
 from llada.mixing import GOLDEN_GAMMA
 from llada.settings import check_limits, limited, require
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "llada-decontamination-1"
 _MAX_KNOWN_WORDS = 1 << 20
@@ -240,7 +244,8 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
     not in the index would stay in the data unnoticed.
     """
     hasher = _NgramHasher()
-    files = list(list_inputs(config.files)) if config.files else []
+    left_out: FilesLeftOut = {}
+    files = list(list_inputs(config.files, left_out=left_out)) if config.files else []
     rows: list[tuple[int, int]] = []
     pieces_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for number, file in enumerate(files):
@@ -259,6 +264,9 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
                 f"evaluation file {file.url}: cannot read {rejects.counts.total()} rows "
                 f"({', '.join(rejects.counts)}); mend the file or leave it out"
             )
+        left_out = added(left_out, rejects.left_out)
+    if left_out:
+        _log.warning("left out of the evaluation sets: %s", describe(left_out))
     ngrams = {}
     for size, pieces in pieces_of.items():
         hashes, owners = (np.concatenate(column) for column in zip(*pieces, strict=True))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from llada.data.batching import batches
 from llada.data.document import Document, text_problem
 from llada.data.filters.filter import Filter, Filtered, Verdict
 from llada.data.filters.view import TextView
+from llada.data.left_out import FilesLeftOut, added, describe
 from llada.data.outcomes import Rejects
 from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
@@ -33,6 +35,8 @@ from llada.errors import UserError
 from llada.files import join, read_bytes, write_bytes
 from llada.mixing import mix64
 from llada.settings import check_limits, limited
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "llada-quality-classifier-1"
 _WORDS_AT_ONCE = 1 << 15
@@ -141,7 +145,9 @@ def read_labels(
 
     Raises UserError naming the first row that cannot be read, has no text or another label.
     """
-    for file in list_inputs(urls):
+    left_out: FilesLeftOut = {}
+    without_records: FilesLeftOut = {}
+    for file in list_inputs(urls, left_out=left_out):
         rejects = Rejects()
         for record in read_records(Part(file, file.size), rejects):
             text, label = (record.fields.get(name) for name in (text_field, label_field))
@@ -158,6 +164,9 @@ def read_labels(
                 f"labelled file {file.url}: cannot read {rejects.counts.total()} rows "
                 f"({', '.join(rejects.counts)}); mend the file or leave it out"
             )
+        without_records = added(without_records, rejects.left_out)
+    if left_out := added(left_out, without_records):
+        _log.warning("left out of the labelled files: %s", describe(left_out))
 
 
 def train_classifier(

@@ -78,6 +78,9 @@ def read_dialogues(part: Part, rejects: Rejects, options: ReadOptions) -> Iterat
                 is_masked = any(not message.get("trained", True) for message in found.messages)
                 raise RecordError(found.problem or ("no_trained_answer" if is_masked else "no_answer"))
         except RecordError as problem:
+            if record.is_only and str(problem) == "unknown_sft_format":
+                rejects.leave_out("JSON object that is no dialogue", part.label)
+                continue
             excerpt = json.dumps(record.fields, default=str, ensure_ascii=False)
             rejects.add(str(problem), part.label, record.line, excerpt)
             continue

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from llada.data.document import Document, text_problem
 from llada.data.outcomes import Rejects, Report, timed
+from llada.data.read.fields import MISSING, field_of, no_field, text_of
 from llada.data.read.formats import read_records, reader_of
 from llada.data.read.listing import is_as_listed
 from llada.data.read.parts import Part, ReadOptions
@@ -59,7 +60,7 @@ def read(
         before = rejects.counts.copy()
         yield from timed(_guarded(part, documents_of(part, rejects, options)), "read", report)
         lost = rejects.counts - before
-        if any(reason.startswith(("damaged", "truncated")) for reason in lost):
+        if any(reason.startswith(("damaged", "truncated", "empty_file")) for reason in lost):
             report.damaged_files.append(part.label)
 
 
@@ -75,14 +76,24 @@ def _guarded(part: Part, documents: Iterator[Document]) -> Iterator[Document]:
 
 
 def read_documents(part: Part, rejects: Rejects, options: ReadOptions) -> Iterator[Document]:
-    """The documents of a part. Beside what the reader rejects, records whose text is missing, no string, empty, or
-    holds a NUL or half a surrogate pair are rejected."""
+    """The documents of a part. Beside what the reader rejects, records are rejected whose text is missing, no string
+    (and no list of such), empty, or no text: see `text_problem`."""
     name = reader_of(part.file.url).text_field or options.text_field
     columns = (name, "id", "url", "metadata.url")  # the id for the rejects' examples
     for record in read_records(part, rejects, replace(options, columns=columns)):
-        text = record.fields.get(name)
-        reason = text_problem(text) if name in record.fields else "missing_text"
-        if reason or not isinstance(text, str):
+        try:
+            text = text_of(field_of(record.fields, name), options.encoding)
+        except UnicodeDecodeError as error:
+            undecoded = "undecodable" if options.encoding else "not_utf8"
+            rejects.add(undecoded, part.label, record.line, error.object)
+            continue
+        if text is MISSING and record.is_only:
+            rejects.leave_out(f"JSON object without {name!r}", part.label)
+            continue
+        if text is MISSING:
+            rejects.add_fault("missing_text", part.label, no_field(name, record.fields), line=record.line)
+            continue
+        if (reason := text_problem(text)) or not isinstance(text, str):
             excerpt = json.dumps(record.fields, default=str, ensure_ascii=False)
             rejects.add(reason or "text_not_a_string", part.label, record.line, excerpt)
             continue

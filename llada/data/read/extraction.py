@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Literal, get_args
 
+from llada.data.read.http_body import utf_16_kind
 from llada.errors import UserError
 
 Extractor = Literal["resiliparse", "trafilatura"]
@@ -33,6 +34,19 @@ _SUPERSETS = {
     "shift_jis": "cp932",
     "euc_kr": "cp949",
 }
+# Of alphabets that ASCII is a part of.
+_LATIN = frozenset(
+    ["cp1250", "cp1252", "cp1254", "cp1257", "cp1258", "mac-roman", "cp437", "cp850"]
+    + [f"iso8859-{number}" for number in (1, 2, 3, 4, 9, 10, 13, 14, 15, 16)]
+)
+_BEYOND_ASCII = re.compile("[^\\x00-\\x7f\\xa0]")
+_NEVER_TEXT = re.compile("[\\x80-\\x9f\ufffd\ue000-\uf8ff]")
+_LATIN_RUN = re.compile("[\\xc0-\\xd6\\xd8-\\xf6\\xf8-\u024f]{4,}")
+_META = re.compile(
+    rb"<(?:meta|\?xml)\b[^>]{0,300}?\b(?:charset|encoding)\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE
+)
+_META_BYTES = 1 << 14
+_FEW = 0.1
 
 _TAG = re.compile(r"<(/?)([a-zA-Z][^\s/<>]*)([^<>]*)>")
 # Elements without an end, or whose end is implied by the next one: they do not nest when it is missing.
@@ -47,29 +61,50 @@ _MAX_DEPTH = 1000  # browsers stop at 512
 def decode_html(data: bytes, charset: str | None = None) -> str:
     """The characters of an HTML page; bytes that mean nothing become U+FFFD.
 
-    In this order: byte order mark, UTF-8 when all bytes are valid UTF-8 (other encodings practically never are, while
-    declarations often lie), `charset` as the HTTP header says, the <meta> declaration, a statistical guess.
+    In this order: UTF-16 by its mark or its zeros, UTF-8 when all bytes are valid UTF-8 or nearly all (other encodings
+    practically never are, while declarations often lie), `charset` as the HTTP header says, the <meta> declaration, a
+    statistical guess. Of the last three the first is taken that gives no nonsense; and the latter two, where they agree,
+    outvote the header: many servers send one that nobody has chosen.
     """
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8"),
-        (codecs.BOM_UTF16_LE, "utf-16-le"),
-        (codecs.BOM_UTF16_BE, "utf-16-be"),
-    ):
-        if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, "replace")
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if wide := utf_16_kind(data):
+        return data.decode(wide, "replace").removeprefix("\ufeff")
     declared = _codec(charset)
     if declared not in _STATEFUL:
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
-            pass
-    if declared is None:
-        try:
-            from resiliparse.parse.encoding import detect_encoding
-        except ImportError:
-            raise UserError(_missing("resiliparse")) from None
-        declared = _codec(detect_encoding(data, from_html_meta=True)) or _codec(detect_encoding(data))
-    return data.decode(declared or "utf-8", "replace")
+            text = data.decode("utf-8", "replace")
+        # Every character of several bytes makes the text shorter than its bytes.
+        if text.count("\ufffd") < _FEW * (len(data) - len(text)):
+            return text
+    try:
+        from resiliparse.parse.encoding import detect_encoding
+    except ImportError:
+        raise UserError(_missing("resiliparse")) from None
+    meta = _META.search(data, 0, _META_BYTES)
+    named, guessed = _codec(meta[1].decode("ascii")) if meta else None, _codec(detect_encoding(data))
+    order = [named, declared, guessed] if named == guessed else [declared, named, guessed]
+    best, least = "", 2.0
+    for codec in dict.fromkeys(filter(None, [*order, "utf-8"])):
+        text = data.decode(codec, "replace")
+        share = _nonsense(text, codec)
+        if share < least:
+            best, least = text, share
+        if least < _FEW:
+            break
+    return best
+
+
+def _nonsense(text: str, codec: str) -> float:
+    """The share of the characters beyond ASCII that show that a text is in another encoding than `codec`."""
+    beyond = len(_BEYOND_ASCII.findall(text))
+    strange = len(_NEVER_TEXT.findall(text))
+    if (
+        codec in _LATIN
+    ):  # its letters stand between those of ASCII; other alphabets, read in it, are words of them
+        strange += sum(map(len, _LATIN_RUN.findall(text)))
+    return min(1.0, strange / beyond) if beyond else 0.0
 
 
 def _codec(charset: str | None) -> str | None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from llada.data.outcomes import Rejects
 from llada.data.read.compression import COMPRESSIONS, split_compression
+from llada.data.read.csv_rows import CSV
 from llada.data.read.json_lines import JSON_LINES
+from llada.data.read.json_values import JSON
 from llada.data.read.parquet import PARQUET
 from llada.data.read.parts import Part, Reader, ReadOptions, Record
 from llada.data.read.text import TEXT
@@ -19,6 +21,8 @@ READERS: Registry[Reader] = Registry(
     "reader",
     {
         "json_lines": JSON_LINES,
+        "json": JSON,
+        "csv": CSV,
         "text": TEXT,
         "warc": WARC,
         "parquet": PARQUET,
@@ -43,9 +47,22 @@ def reader_of(url: str) -> Reader:
     return reader
 
 
+def ending_of(url: str) -> str:
+    """How to speak of files with names like this one: "*.md", "*.tar.gz", "*.jsonl.lz4", "no suffix"."""
+    stem, suffix = os.path.splitext(url.lower())
+    if not suffix:
+        return "no suffix"
+    inner = os.path.splitext(stem)[1]
+    known = {inner for reader in READERS.values() for inner in reader.suffixes}
+    return f"*{inner}{suffix}" if inner in known or suffix in COMPRESSIONS else f"*{suffix}"
+
+
 def is_divisible(url: str) -> bool:
     """Whether a file may be read in pieces."""
-    return reader_of(url).is_divisible and split_compression(url)[1] is None
+    divisible = reader_of(url).is_divisible
+    if split_compression(url)[1] is not None:
+        return False
+    return divisible(url) if callable(divisible) else divisible
 
 
 def supported() -> str:

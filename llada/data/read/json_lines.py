@@ -12,7 +12,9 @@ from llada.data.read.stream import read_texts
 
 def read_json_lines(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
     """The objects of a part. Rejected: "invalid_json", "not_an_object", and what `read_texts` rejects."""
-    for line, text in read_texts(part, b"\n", options.max_record_bytes, rejects):
+    for line, text in read_texts(
+        part, b"\n", options.max_record_bytes, rejects, encoding=options.encoding, opening=b"{"
+    ):
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError):
@@ -25,7 +27,7 @@ def read_json_lines(part: Part, options: ReadOptions, rejects: Rejects) -> Itera
 
 
 JSON_LINES = Reader(
-    (".jsonl", ".ndjson", ".json"),
+    (".jsonl", ".ndjson"),
     read_json_lines,
     is_compressible=True,
     is_divisible=True,

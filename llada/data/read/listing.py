@@ -3,50 +3,36 @@
     list_inputs(["s3://bucket/web", "books/*.jsonl.gz", "@files.txt"])   -> InputFile, ...
 
 Files of a folder or glob come in the order of their paths (by Unicode code point), which is also the order in which S3
-lists them, page by page; those of a list in the order of its lines.
+lists them, page by page; those of a list in the order of its lines. What links lead to comes last, so that a file which
+has a place of its own among the inputs keeps that place's name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate
 
-from llada.data.read.formats import find_reader, reader_of, supported
+from llada.data.left_out import FilesLeftOut, describe, leave_out
+from llada.data.read.formats import ending_of, find_reader, reader_of, supported
+from llada.data.read.globs import compile_pattern
+from llada.data.read.inputs import Input, canonical_path, lines_of, open_input, open_inputs
 from llada.data.read.parts import InputFile
+from llada.data.read.walk import EntryKind, walk
 from llada.errors import UserError
-from llada.files import filesystem, is_store_error
+from llada.files import filesystem, is_store_error, join
 
 _STAT_THREADS = 32  # a list of files asks the store for each size; the answers take milliseconds each
 _PAGE = 1000
+_OWN = "the output itself"
 _NEWEST_MARKS = 1 << 15
-
-
-@dataclass(frozen=True)
-class _Input:
-    """One input as given: a file, a folder, a glob or (after "@") a list; `prefix` begins the names of its files."""
-
-    given: str
-    prefix: str
-    fs: Any
-    path: str
-    kind: str  # "file" | "folder" | "glob" | "list"
-
-    @property
-    def root(self) -> str:
-        """The folder that is walked."""
-        head = re.split(r"[*?\[]", self.path)[0] if self.kind == "glob" else self.path.rstrip("/") + "/"
-        return head[: head.rfind("/") + 1]
 
 
 class _Marks:
@@ -76,101 +62,233 @@ def _holds(marks: np.ndarray, mark: int) -> bool:
     return place < len(marks) and int(marks[place]) == mark
 
 
-def list_inputs(inputs: Sequence[str]) -> Iterator[InputFile]:
+def list_inputs(
+    inputs: Sequence[str], *, written: Sequence[str] = (), left_out: FilesLeftOut | None = None
+) -> Iterator[InputFile]:
     """The files behind files, folders (searched below), globs and "@" lists (one URL a line), in the order given.
 
+    A file or folder that is there is meant by its name, whatever characters that holds; else "*", "**", "?", "[ab]" and
+    "{a,b}" make it a glob. A folder that matches a glob is searched like one that is given. Links are followed, to each
+    folder once.
+
+    A line of a list is what an input may be, another list too; a relative one starts from the list's own folder. Empty
+    lines, and those that begin with "#", count for nothing.
+
     A file's `name` is its path from its input's last folder on, so it survives a move of the whole folder, and other
-    inputs beside it; a listed file's is its URL. Files that are named twice come once. Hidden files, and files of a folder that
-    are in no known format, are left out.
+    inputs beside it; a listed file's is its URL, or its relative path in the list. A file that is named twice, by one
+    spelling or by several, comes once.
+
+    Args:
+        inputs: as on the command line.
+        written: files and folders that this run writes; nothing in them is input.
+        left_out: filled, as the files come, with what is not read: files in no known format, hidden and empty ones,
+            links that lead nowhere.
 
     Raises UserError naming the input that gives nothing readable.
     """
-    opened = _open_inputs(inputs)
-    # One folder or glob cannot name a file twice.
-    seen = None if len(opened) == 1 and opened[0].kind != "list" else _Marks()
-    for entry in opened:
-        is_empty = True
-        for path, name, size, identity in _files(entry):
-            is_empty = False
-            url = entry.fs.unstrip_protocol(path) if "://" in entry.given or "://" in path else path
-            if seen is not None:
-                mark = int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest(), "little")
-                if not seen.add(mark):
-                    continue
-            yield InputFile(url, entry.prefix + name, size, identity)
-        if is_empty:
-            raise UserError(f"nothing to read in {entry.given}: file names must end in one of {supported()}")
+    listing = _Listing(inputs, written, {} if left_out is None else left_out)
+    yield from listing.files()
 
 
-def _open_inputs(inputs: Sequence[str]) -> list[_Input]:
-    if not inputs:
-        raise UserError("no --input given")
-    opened: list[_Input] = []
-    labels: Counter[str] = Counter()
-    for given in dict.fromkeys(inputs):
-        fs, path = filesystem(given.removeprefix("@"))
-        if given.startswith("@"):
-            kind = "list"
-        elif fs.isfile(path):  # before globs: a file's own name may hold brackets
-            kind = "file"
-        elif any(character in path for character in "*?["):
-            kind = "glob"
-        elif fs.isdir(path):
-            kind = "folder"
+class _Listing:
+    """One pass over all inputs: what it has met so far."""
+
+    def __init__(self, inputs: Sequence[str], written: Sequence[str], left_out: FilesLeftOut) -> None:
+        self._inputs = open_inputs(inputs)
+        self._own = [canonical_path(*filesystem(url)) for url in written]
+        self._left_out = left_out
+        self._left_out_of: dict[str, FilesLeftOut] = {}  # by what messages call the input
+        self._noted = _Marks()  # of what is left out
+        self._found: Counter[str] = Counter()  # files by what messages call the input
+        self._links: deque[tuple[Input, str]] = deque()
+        self._folders = _Marks()
+        # In a store, one folder cannot name a file twice.
+        is_repeatable = len(self._inputs) > 1 or self._inputs[0].kind == "list" or self._inputs[0].is_local
+        self._files = _Marks() if is_repeatable else None
+        self._list_folder: str | None = None
+
+    def files(self) -> Iterator[InputFile]:
+        """All files."""
+        for entry in self._inputs:
+            yield from self._input(entry)
+            if not self._links:
+                self._require_files(entry)
+        while self._links:
+            yield from self._linked(*self._links.popleft())
+        for entry in self._inputs:
+            self._require_files(entry)
+
+    def _input(self, entry: Input, lists: tuple[str, ...] = ()) -> Iterator[InputFile]:
+        """The files of one input, without those that links lead to; `lists`: those in which it is named."""
+        if entry.kind == "list":
+            yield from self._listed(entry, lists)
+        elif entry.kind == "file":
+            reader_of(entry.path)
+            yield from self._file(entry, entry.path, "file", entry.info, canonical_path(entry.fs, entry.path))
         else:
-            raise UserError(f"no input at {given}: no such file, folder or match")
-        root = re.split(r"[*?\[]", path)[0].rpartition("/")[0] if kind == "glob" else path.rstrip("/")
-        label = os.path.basename(root)
-        labels[label] += 1
-        label = label if labels[label] == 1 else f"{label}#{labels[label]}"
-        prefix = label if kind == "file" else "" if kind == "list" else f"{label}/"
-        opened.append(_Input(given.removeprefix("@"), prefix, fs, path, kind))
-    return opened
+            yield from self._below(entry, entry.root, is_link=False)
 
+    def _listed(self, entry: Input, lists: tuple[str, ...]) -> Iterator[InputFile]:
+        """The files behind the lines of a list."""
+        place = canonical_path(entry.fs, entry.path)
+        if place in lists:
+            raise UserError(f"{entry.said}: the list names itself; take the line out")
+        folder = entry.url(entry.path).rpartition("/")[0]
+        if self._list_folder is None:
+            self._list_folder = folder
 
-def _files(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
-    """(path, name below the input, bytes, identity) of each readable file of one input."""
-    if entry.kind == "file":
-        reader_of(entry.given)
-        yield entry.path, "", *_stat(entry.fs.info(entry.path))
-        return
-    if entry.kind == "list":
-        yield from _listed(entry)
-        return
-    pattern = re.compile(glob_translate(entry.path)) if entry.kind == "glob" else None
-    for path, info in walk(entry.fs, entry.root.rstrip("/")):
-        name = path[len(entry.root) :]
-        if any(piece.startswith((".", "_")) for piece in name.split("/")):
-            continue
-        if pattern is not None and not pattern.fullmatch(path):
-            continue
-        if pattern is not None:
-            reader_of(path)  # asked for by its name; in a folder, a README beside the data is no error
+        def opened(line: str) -> Input:
+            mark, written = ("@", line[1:]) if line.startswith("@") else ("", line)
+            is_relative = not (written.startswith("/") or "://" in written)
+            url = join(folder, written) if is_relative else written
+            named = open_input(mark + url, f"{url}, which {entry.said} lists")
+            # The same relative path in the lists of two folders names two files.
+            name = written if folder == self._list_folder or not is_relative else url
+            if named.kind == "glob" and name.endswith(named.pattern):
+                name = name[: len(name) - len(named.pattern)]
+            elif named.kind == "glob":
+                name = named.url(named.root)
+            return replace(
+                named, prefix=name if named.kind == "file" else name.rstrip("/") + "/" * bool(name)
+            )
+
+        with lines_of(entry) as lines, ThreadPoolExecutor(_STAT_THREADS) as pool:
+            wanted = (line for line in lines if line and not line.startswith("#"))
+            while page := list(islice(wanted, _PAGE)):
+                for named in pool.map(opened, page):
+                    self._found[entry.said] += 1
+                    yield from self._input(named, (*lists, place))
+                    if named.kind != "file" and not self._links:
+                        self._require_files(named)
+
+    def _below(self, entry: Input, folder: str, *, is_link: bool) -> Iterator[InputFile]:
+        """The files in `folder`: the input's own, or one that a link in it leads to."""
+        matches = _matcher(entry)
+        real = canonical_path(entry.fs, folder)
+
+        def canonical(name: str) -> str:
+            return real + f"{entry.root}/{name}"[len(folder) :].rstrip("/")
+
+        def is_hidden(name: str, *, is_folder: bool) -> bool:
+            hidden = _hidden(entry, name)
+            if hidden and matches(hidden if is_folder else name):
+                self._leave_out(
+                    entry, "hidden", hidden + "/" * (is_folder or hidden != name), canonical(hidden)
+                )
+            return bool(hidden)
+
+        def is_wanted(path: str) -> bool:
+            name = entry.below_root(path)
+            if own := self._own_place(canonical(name)):
+                self._leave_out(entry, _OWN, name, own)
+                return False
+            if is_hidden(name, is_folder=True):
+                return False
+            if is_link or (entry.is_local and entry.kind == "folder"):
+                # Links may go in circles, and lead to what the walk of a folder finds anyway.
+                return self._folders.add(_mark(f"{entry.said}\0{canonical(name)}")) or not is_link
+            return True
+
+        if not is_wanted(folder):
+            return
+        for path, kind, info in walk(entry.fs, folder, is_wanted):
+            name = entry.below_root(path)
+            if is_hidden(name, is_folder=False):
+                continue
+            if kind == "link":  # to a folder, perhaps, in which something matches
+                self._links.append((entry, path))
+            elif matches(name):
+                yield from self._file(entry, path, kind, info, canonical(name))
+
+    def _linked(self, entry: Input, path: str) -> Iterator[InputFile]:
+        """The files that a link leads to."""
+        if os.path.isdir(path):
+            yield from self._below(entry, path, is_link=True)
+        elif _matcher(entry)(entry.below_root(path)):
+            kind: EntryKind = "file" if os.path.isfile(path) else "not a regular file"
+            yield from self._file(entry, path, kind, entry.fs.info(path), os.path.realpath(path))
+
+    def _file(
+        self, entry: Input, path: str, kind: EntryKind, info: dict[str, Any], canonical: str
+    ) -> Iterator[InputFile]:
+        """A file, unless it is left out or came before."""
+        name = entry.below_root(path)
+        reason = ""
+        if own := self._own_place(canonical):
+            reason, canonical = _OWN, own
+        elif kind != "file":
+            reason = kind
         elif find_reader(path) is None:
-            continue
-        yield path, name, *_stat(info)
+            reason = ending_of(path)
+        elif info.get("size") == 0:
+            reason = "empty"
+        elif not _is_utf8(path):
+            reason = "name that is not UTF-8"
+        if reason:
+            self._leave_out(entry, reason, name, canonical)
+            return
+        self._found[entry.said] += 1
+        if self._files is None or self._files.add(_mark(canonical + entry.chain)):
+            yield InputFile(entry.url(path), entry.prefix + name, *_stat(info))
+
+    def _own_place(self, canonical: str) -> str:
+        """What of that which is being written a path lies in, or ""."""
+        return next((own for own in self._own if canonical == own or canonical.startswith(f"{own}/")), "")
+
+    def _leave_out(self, entry: Input, reason: str, name: str, canonical: str) -> None:
+        """Count a file or folder that is not read, once for its place `canonical`."""
+        leave_out(self._left_out_of.setdefault(entry.said, {}), reason, entry.prefix + name)
+        if self._noted.add(_mark(canonical)):
+            leave_out(self._left_out, reason, entry.prefix + name)
+
+    def _require_files(self, entry: Input) -> None:
+        """Raise UserError for an input that gave nothing."""
+        if self._found[entry.said]:
+            return
+        left_out = self._left_out_of.get(entry.said, {})
+        if entry.kind == "list":
+            problem = "the list names no file"
+        elif not left_out and entry.kind == "folder":
+            problem = "the folder is empty"
+        elif not left_out:
+            is_there = entry.fs.isdir(entry.root or "/")
+            problem = "no file and no folder matches" if is_there else f"there is no folder {entry.root}"
+        elif _OWN in left_out:
+            problem = "it lies in the output; choose another --output"
+        else:
+            problem = f"left out {describe(left_out)}"
+            if any(reason.startswith("*") or reason == "no suffix" for reason in left_out):
+                problem += f"; file names must end in one of {supported()}"
+        raise UserError(f"nothing to read in {entry.said}: {problem}")
 
 
-def _listed(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
-    """The files named, one a line, in the text file `entry.path`."""
+def _matcher(entry: Input) -> Callable[[str], object]:
+    """Whether an input asks for what has this name below its root."""
+    return compile_pattern(entry.pattern).fullmatch if entry.kind == "glob" else lambda name: True
 
-    def look(url: str) -> tuple[str, str, int, str]:
-        fs, path = filesystem(url)
-        reader_of(url)
-        try:
-            return url, url, *_stat(fs.info(path))
-        except FileNotFoundError:
-            raise UserError(f"no file at {url}, which {entry.given} lists") from None
 
+def _is_utf8(path: str) -> bool:
     try:
-        opened = entry.fs.open(entry.path, "rt", encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"no list at {entry.given}") from None
-    with opened as lines, ThreadPoolExecutor(_STAT_THREADS) as pool:
-        urls = (line.strip() for line in lines)
-        wanted = (url for url in urls if url and not url.startswith("#"))
-        while page := list(islice(wanted, _PAGE)):
-            yield from pool.map(look, page)
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _hidden(entry: Input, name: str) -> str:
+    """A name up to its first hidden piece, "" when it has none or the input asks for hidden files."""
+    if any(piece.startswith((".", "_")) for piece in entry.pattern.split("/")):
+        return ""
+    pieces = name.split("/")
+    for count, piece in enumerate(pieces, 1):
+        if piece.startswith((".", "_")):
+            return "/".join(pieces[:count])
+    return ""
+
+
+def _mark(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def _stat(info: dict[str, Any]) -> tuple[int, str]:
@@ -188,39 +306,3 @@ def is_as_listed(file: InputFile) -> bool:
         if is_store_error(error):
             return False
         raise
-
-
-def walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, entry) of every file below `root`, in the order of the paths; one folder, or one page of S3's listing,
-    is held at a time."""
-    if "s3" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
-        yield from _walk_s3(fs, root)
-        return
-    try:
-        entries = fs.ls(root, detail=True)
-    except FileNotFoundError:
-        return
-
-    def place(entry: dict[str, Any]) -> str:
-        return entry["name"] + "/" * (entry["type"] == "directory")
-
-    for entry in sorted(entries, key=place):
-        if entry["type"] == "directory":
-            if not isinstance(fs, LocalFileSystem) or not os.path.islink(entry["name"]):
-                yield from walk(fs, entry["name"].rstrip("/"))
-        else:
-            yield entry["name"], entry
-
-
-def _walk_s3(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    bucket, _, key = root.partition("/")
-    prefix = f"{key}/" if key else ""
-    after: dict[str, str] = {}
-    while True:
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, **after)
-        for item in page.get("Contents", []):
-            if not item["Key"].endswith("/"):
-                yield f"{bucket}/{item['Key']}", {"size": item["Size"], "ETag": item["ETag"]}
-        if not page.get("IsTruncated"):
-            return
-        after = {"ContinuationToken": page["NextContinuationToken"]}

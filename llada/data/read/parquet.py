@@ -1,52 +1,71 @@
-"""Parquet: a row is a record. A damaged file loses its damaged row groups and keeps the rest."""
+"""Parquet: a row is a record. A damaged file loses its damaged row groups and keeps the rest.
+
+Only the columns that are wanted are read, and of these a value that Python cannot express (a date in the year 300,000)
+is None, unless it is the text.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llada.data.outcomes import Rejects
+from llada.data.read.fields import no_field
 from llada.data.read.parts import Part, Reader, ReadOptions, Record
 from llada.files import filesystem
 
+_BATCH_ROWS = 256
+_DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
+
 
 def read_parquet(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
-    """The rows of a part, of `options.columns` alone. Rejected: "too_large", "not_utf8", damaged files and row groups."""
-    columns: Sequence[str] | None = options.columns
+    """The rows of a part, of `options.columns` alone. Rejected: "too_large", "not_utf8", all rows of a file without the
+    text column ("missing_text"), damaged files and row groups."""
     fs, path = filesystem(part.file.url)
     with fs.open(path, "rb") as opened:
         stream = _Watched(opened)
         try:
-            table = pq.ParquetFile(stream)
-        except (pa.ArrowException, OSError) as error:
+            table = pq.ParquetFile(stream, page_checksum_verification=True)
+            wanted, missing = _columns(table, options)
+        except _DAMAGE as error:
             stream.raise_error()
-            rejects.add("damaged_file", part.label, 0, f"parquet error: {error}")
+            if part.start == 0:  # the other parts of the file see the same
+                rejects.add_fault("damaged_file", part.label, f"parquet error: {error}")
             return
-        if columns is not None:
-            leaves = {table.schema.column(leaf).path for leaf in range(len(table.schema))}
-            columns = [name for name in columns if name in leaves or name in table.schema_arrow.names]
-        line = 0
+        last = 0
         for group in range(table.num_row_groups):
-            last = line + table.metadata.row_group(group).num_rows
-            if not part.start <= _first_byte(table, group) < (part.end or part.file.size):
-                line = last
+            line, last = last, last + table.metadata.row_group(group).num_rows
+            if not _begins_in(part, table, group):
+                continue
+            if missing:
+                rejects.add_fault("missing_text", part.label, missing, line=line + 1, lost=last - line)
                 continue
             try:
-                for batch in table.iter_batches(256, row_groups=[group], columns=columns):
-                    for row in range(batch.num_rows):
+                for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted):
+                    for fields in _rows(batch, options):
                         line += 1
-                        fields = _fields(batch.slice(row, 1), part, line, options, rejects)
-                        if fields is not None:
+                        if isinstance(fields, _Rejected):
+                            rejects.add(fields.reason, part.label, line, fields.excerpt)
+                        else:
                             yield Record(fields, line)
-            except (pa.ArrowException, OSError) as error:
+            except _DAMAGE as error:
                 stream.raise_error()
-                lost = last - line
-                rejects.add("damaged_row_group", part.label, line + 1, f"parquet error: {error}", lost)
+                why = f"parquet error: {error}"
+                rejects.add_fault(
+                    "damaged_row_group", part.label, why, line=line + 1, lost=max(1, last - line)
+                )
                 line = last
+
+
+class _Rejected(NamedTuple):
+    """A value, or a row, that cannot be used."""
+
+    reason: str
+    excerpt: bytes | str = ""
 
 
 class _Watched(io.RawIOBase):
@@ -84,26 +103,74 @@ class _Watched(io.RawIOBase):
             raise
 
 
-def _first_byte(table: pq.ParquetFile, group: int) -> int:
+def _columns(table: pq.ParquetFile, options: ReadOptions) -> tuple[list[str] | None, str]:
+    """(the columns to read, None for all; what to say when the text is not among them)."""
+    if options.columns is None:
+        return None, ""
+    paths = [table.schema.column(leaf).path.split(".") for leaf in range(len(table.schema))]
+    # A column may have a point in its name.
+    there = {".".join(path[: depth + 1]) for path in paths for depth in range(len(path))}
+    wanted = [name for name in options.columns if name in there]
+    if options.text_field in options.columns and options.text_field not in wanted:
+        return wanted, no_field(options.text_field, table.schema_arrow.names)
+    return wanted, ""
+
+
+def _begins_in(part: Part, table: pq.ParquetFile, group: int) -> bool:
+    """Whether the part has to read a row group; one whose place makes no sense is the first part's."""
     column = table.metadata.row_group(group).column(0)
-    return int(column.dictionary_page_offset or column.data_page_offset)
+    first_byte = int(column.dictionary_page_offset or column.data_page_offset)
+    if not 0 <= first_byte < part.file.size:
+        return part.start == 0
+    return part.start <= first_byte < (part.end or part.file.size)
 
 
-def _fields(
-    row: pa.RecordBatch, part: Part, line: int, options: ReadOptions, rejects: Rejects
-) -> dict[str, Any] | None:
-    """The one row of a slice as a record's fields, or None when it is rejected."""
+def _rows(batch: pa.RecordBatch, options: ReadOptions) -> Iterator[dict[str, Any] | _Rejected]:
+    """The fields of each row, or why it is rejected."""
+    names = batch.schema.names
+    for values in zip(*map(_values, batch.columns), strict=True):
+        fields: dict[str, Any] = dict(zip(names, values, strict=True))
+        rejected: _Rejected | None = None
+        for name, value in fields.items():
+            if isinstance(value, _Rejected):
+                fields[name] = None
+                if _is_needed(name, value, options):
+                    rejected = rejected or value
+            elif _size(value) > options.max_record_bytes:
+                rejected = rejected or _Rejected("too_large")
+        yield rejected or fields
+
+
+def _values(column: pa.Array) -> list[Any]:
     try:
-        fields = row.to_pylist()[0]
+        return column.to_pylist()
+    except Exception:  # one value is enough
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
     except UnicodeDecodeError as error:
-        rejects.add("not_utf8", part.label, line, bytes(error.object))
-        return None
-    if any(
-        isinstance(value, str | bytes) and len(value) > options.max_record_bytes for value in fields.values()
-    ):
-        rejects.add("too_large", part.label, line)
-        return None
-    return fields
+        return _Rejected("not_utf8", bytes(error.object))
+    except Exception as error:  # out of the range of Python's dates, in an unknown time zone, ...
+        return _Rejected("text_not_a_string", f"{cell.type}: {error}")
+
+
+def _is_needed(name: str, value: _Rejected, options: ReadOptions) -> bool:
+    """Whether a row is of no use without a value."""
+    if options.columns is None:
+        return value.reason == "not_utf8"
+    return name in (options.text_field, options.text_field.split(".")[0])
+
+
+def _size(value: Any) -> int:
+    """Characters or bytes, about."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 0
 
 
 PARQUET = Reader((".parquet",), read_parquet, is_divisible=True)

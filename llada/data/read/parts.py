@@ -46,6 +46,8 @@ class Record:
 
     fields: dict[str, Any]
     line: int
+    is_only: bool = False
+    """Whether it stands alone in a file of a format that also serves to describe data: it may be no record."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class ReadOptions:
     """How dialogues are told, where it is not as usual; see `ReadConfig`."""
     columns: tuple[str, ...] | None = None
     """Fields that are wanted, where reading fewer is cheaper; "a.b" is field b of a. None: all."""
+    encoding: str | None = None
+    """Of files of text; None: UTF-8."""
+    cuts_texts: bool = False
+    """Whether a text that is too large for a record may come in pieces."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,9 @@ class Reader:
     """The records of a part, one at a time; what cannot be used goes to the rejects. A store's errors are let through."""
     is_compressible: bool = False
     """Whether they may be compressed as a whole (.gz, .zst)."""
-    is_divisible: bool = False
-    """Whether `records` can read the piece [start, end) of an uncompressed file."""
+    is_divisible: bool | Callable[[str], bool] = False
+    """Whether `records` can read the piece [start, end) of an uncompressed file; where not all files of the format can
+    be cut, what says so of a URL."""
     text_field: str | None = None
     """The field in which every record has its text; None: `ReadOptions.text_field` says."""
     note: str = ""

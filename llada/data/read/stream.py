@@ -2,104 +2,253 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import codecs
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from llada.data.outcomes import Rejects
-from llada.data.read.compression import decompressor as new_decompressor
-from llada.data.read.compression import is_damage, split_compression
+from llada.data.read.compression import SOUND, Damage, Piece, decompressed, split_compression
 from llada.data.read.parts import Part
 from llada.files import filesystem
 
 _READ_BYTES = 1 << 18
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_ASCII = "<|endoftext|>\n"
+_MARK_UNDECODABLE = "llada.mark_undecodable"
+codecs.register_error(_MARK_UNDECODABLE, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
+
+ENCODINGS = ("utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1", "cp1252", "cp1250", "cp1251", "koi8-r",
+             "gb18030", "big5", "shift_jis", "euc-jp", "euc-kr")  # fmt: skip
+"""Some that Python knows."""
 
 
-def read_texts(part: Part, separator: bytes, max_bytes: int, rejects: Rejects) -> Iterator[tuple[int, str]]:
+def is_encoding(name: str) -> bool:
+    """Whether Python knows an encoding of text by this name."""
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):  # it also knows rot13
+        return False
+    return True
+
+
+def read_texts(
+    part: Part,
+    separator: bytes,
+    max_bytes: int,
+    rejects: Rejects,
+    *,
+    encoding: str | None = None,
+    opening: bytes = b"",
+    cuts: bool = False,
+    with_blank: bool = False,
+) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of what stands between separators in a part; nothing but white space is passed over.
 
-    Rejected: texts of more than `max_bytes` ("too_large"), bytes that are no UTF-8 ("not_utf8"), and the rest of a
-    compressed file from where it is damaged ("damaged_file") or ends too early ("truncated_file").
+    Rejected: texts of more than `max_bytes` ("too_large"), bytes that are no UTF-8 ("not_utf8") or mean nothing in
+    another encoding ("undecodable"), and what is lost where a compressed file is broken: the reasons of `Damage`.
+
+    Args:
+        separator: in ASCII.
+        encoding: of the file; None is UTF-8. One that does not spell ASCII as ASCII does, such as UTF-16, cannot be cut: the part
+            that begins the file reads all of it.
+        opening: what every text begins with, if anything. It tells the first text behind damage from the tail of one
+            that began in what is lost; without it that text is given up.
+        cuts: give a text of more than `max_bytes` in several, cut at empty lines or, failing that, at line ends.
+        with_blank: give what is nothing but white space too.
     """
-    for number, data in enumerate(_split(_chunks(part, rejects), separator, part, max_bytes), 1):
+    encoding = encoding or "utf-8"
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    pieces = _without_utf_16(part, rejects) if is_utf8 else _pieces(part)
+    end = part.end
+    if _ASCII.encode(encoding) != _ASCII.encode():
+        if part.start > 0:
+            return
+        end, pieces, encoding = None, _as_utf8(pieces, encoding), "utf-8"
+    records = _Records(separator, max_bytes, part, end, opening, cuts)
+    for number, data in enumerate(_cut(pieces, records, part.label, rejects), 1):
         if data is None:
             rejects.add("too_large", part.label, number)
             continue
-        if number == 1 and part.start == 0:
-            data = data.removeprefix(_BYTE_ORDER_MARK)
-        if not data.strip():
+        if number == 1 and part.start == 0 and encoding == "utf-8":
+            data = data.removeprefix(codecs.BOM_UTF8)
+        if not with_blank and not data.strip():
             continue  # an empty line, or what follows the last separator, is no record
         try:
-            text = data.decode("utf-8")
+            text = data.decode(encoding)
         except UnicodeDecodeError:
-            rejects.add("not_utf8", part.label, number, data)
+            rejects.add("not_utf8" if is_utf8 else "undecodable", part.label, number, data)
             continue
         yield number, text
 
 
-def _chunks(part: Part, rejects: Rejects) -> Iterator[bytes | None]:
-    """The bytes of a part from its start to the end of the file; a final None says that the file is damaged there."""
+def read_characters(part: Part, rejects: Rejects, encoding: str | None = None) -> Iterator[str | None]:
+    """The characters of a whole file in pieces, a None where some are lost. Bytes that mean nothing become surrogates.
+
+    Rejected is what is lost where a compressed file is broken: the reasons of `Damage`.
+    """
+    encoding = encoding or "utf-8"
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    decoder = codecs.getincrementaldecoder(encoding)(_MARK_UNDECODABLE)
+    for piece in _without_utf_16(part, rejects) if is_utf8 else _pieces(part):
+        if isinstance(piece, bytes):
+            yield decoder.decode(piece)
+        elif isinstance(piece, Damage):
+            yield decoder.decode(piece.unproven)
+            why = f"{piece.detail}; what was read before may be altered" if piece.unproven else piece.detail
+            rejects.add_fault(piece.reason, part.label, why)
+            decoder.reset()
+            if piece.reason != "trailing_garbage":
+                yield None
+    yield decoder.decode(b"", final=True)
+
+
+def _without_utf_16(part: Part, rejects: Rejects) -> Iterator[Piece]:
+    """The bytes of a part that is to be UTF-8; of a file that begins with another mark, nothing."""
+    pieces = _pieces(part)
+    if part.start == 0:
+        first = next(pieces, b"")
+        if isinstance(first, bytes) and first.startswith(_UTF_16_MARKS):
+            problem = "it begins with the byte order mark of UTF-16: set read.encoding to utf-16"
+            rejects.add_fault("not_utf8", part.label, problem, line=1)
+            return
+        yield first
+    yield from pieces
+
+
+def _pieces(part: Part) -> Iterator[Piece]:
+    """The bytes of a part from its start to the end of the file, decompressed."""
     compression = split_compression(part.file.url)[1]
     fs, path = filesystem(part.file.url)
     with fs.open(path, "rb") as stream:
-        if compression is None:
-            stream.seek(part.start)
-            while data := stream.read(_READ_BYTES):
-                yield data
+        if compression is not None:
+            yield from decompressed(stream, compression)
             return
-        decompressor: Any = None
-        try:
-            while data := stream.read(_READ_BYTES):
-                while data:  # one file may hold several compressed members
-                    if decompressor is None:
-                        decompressor = new_decompressor(compression)
-                    yield decompressor.decompress(data)
-                    data = decompressor.unused_data if decompressor.eof else b""
-                    if decompressor.eof:
-                        decompressor = None
-        except Exception as error:
-            if not is_damage(error):
-                raise
-            rejects.add("damaged_file", part.label, 0, f"{compression} error: {error}")
-            yield None
+        stream.seek(part.start)
+        while data := stream.read(_READ_BYTES):
+            yield data
+
+
+def _as_utf8(pieces: Iterable[Piece], encoding: str) -> Iterator[Piece]:
+    """The same in UTF-8, in which bytes that mean nothing become one that UTF-8 does not know."""
+    decoder = codecs.getincrementaldecoder(encoding)(_MARK_UNDECODABLE)
+    for piece in chain(pieces, [None]):
+        if piece is SOUND:
+            yield piece
+        elif isinstance(piece, Damage):
+            yield piece._replace(unproven=_utf8(decoder.decode(piece.unproven)))
+            decoder.reset()
+        else:
+            yield _utf8(decoder.decode(piece or b"", final=piece is None))
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _cut(pieces: Iterable[Piece], records: _Records, label: str, rejects: Rejects) -> Iterator[bytes | None]:
+    """The records of a stream; None stands for one that is too large. What its damage costs goes to the rejects."""
+    unproven = 0  # records given since the last SOUND
+    for piece in pieces:
+        if piece is SOUND:
+            unproven = 0
+            continue
+        for record in records.add(piece.unproven if isinstance(piece, Damage) else piece):
+            unproven += record is not None
+            yield record
+        if isinstance(piece, Damage):
+            if piece.reason == "trailing_garbage":
+                yield from records.finish()
+            doubtful = unproven if piece.reason == "damaged_file" else 0
+            rejects.add_fault(piece.reason, label, piece.detail, doubtful=doubtful)
+            records.drop_unfinished()
+            unproven = 0
+        if records.is_over:
             return
-        if decompressor is not None:
-            rejects.add("truncated_file", part.label, 0, f"the {compression} stream ends before its end mark")
-            yield None
+    yield from records.finish()
 
 
-def _split(
-    chunks: Iterator[bytes | None], separator: bytes, part: Part, max_bytes: int
-) -> Iterator[bytes | None]:
-    """Cut a byte stream at `separator`; None stands for a record of more than `max_bytes`.
+class _Records:
+    """What stands between separators in a part of a stream of bytes, from `part.start` in a file to `end`.
 
-    Only records that start in [part.start, part.end) are given. The unfinished record of a damaged stream is dropped.
+    Only records that start in the part are given; None stands for one that is too large.
     """
-    buffer = bytearray()  # of the record being collected
-    position = part.start  # where that starts in the file
-    skipped = 0  # bytes already thrown away of a record that is too large
-    # A piece starts inside a record of the piece before it, unless a separator precedes it.
-    foreign = part.start > 0
-    if foreign:
-        fs, path = filesystem(part.file.url)
-        foreign = fs.cat_file(path, start=part.start - len(separator), end=part.start) != separator
-    for chunk in chunks:
-        if chunk is None:
-            return
+
+    def __init__(
+        self, separator: bytes, max_bytes: int, part: Part, end: int | None, opening: bytes, cuts: bool
+    ) -> None:
+        self._separator = separator
+        self._max_bytes = max_bytes
+        self._end = end
+        self._opening = opening
+        self._cuts = cuts
+        self._buffer = bytearray()  # of the record being collected
+        self._position = part.start  # where that starts in the file
+        self._skipped = 0  # bytes already thrown away of a record that is too large
+        self._is_tail = False  # it may have begun before what is known of it
+        self._tail_opening = b""  # unless it begins so
+        self.is_over = False
+        if (
+            part.start > 0
+        ):  # a part starts inside a record of the one before it, unless a separator precedes it
+            fs, path = filesystem(part.file.url)
+            self._is_tail = fs.cat_file(path, part.start - len(separator), part.start) != separator
+
+    def add(self, chunk: bytes) -> Iterator[bytes | None]:
+        """The records that end in the next bytes of the stream."""
+        separator, buffer, max_bytes = self._separator, self._buffer, self._max_bytes
         search_from = max(0, len(buffer) - len(separator) + 1)  # the separator may lie across two chunks
         buffer += chunk
         begin = 0
         while (end := buffer.find(separator, max(search_from, begin))) >= 0:
-            if part.end is not None and position >= part.end:
+            if self._end is not None and self._position >= self._end:
+                self.is_over = True
                 return
-            if not foreign:
-                yield None if skipped or end - begin > max_bytes else bytes(buffer[begin:end])
-            position += skipped + end + len(separator) - begin
-            begin, skipped, foreign = end + len(separator), 0, False
+            if self._is_tail or self._skipped or end - begin > max_bytes:
+                yield from self._odd(bytes(buffer[begin:end]))
+            else:
+                yield bytes(buffer[begin:end])
+            self._position += self._skipped + end + len(separator) - begin
+            begin, self._skipped, self._is_tail = end + len(separator), 0, False
         del buffer[:begin]
-        if len(buffer) > max_bytes + len(separator):
-            surplus = len(buffer) - len(separator) + 1
-            skipped += surplus
-            del buffer[:surplus]
-    if not foreign and (buffer or skipped) and (part.end is None or position < part.end):
-        yield None if skipped or len(buffer) > max_bytes else bytes(buffer)
+        while len(buffer) > self._max_bytes + len(separator):
+            if self._cuts:
+                size = _place_to_cut(buffer, self._max_bytes)
+                yield from self._odd(bytes(buffer[:size]))
+                self._position += size
+            else:
+                size = len(buffer) - len(separator) + 1
+                self._skipped += size
+            del buffer[:size]
+
+    def finish(self) -> Iterator[bytes | None]:
+        """The record that ends with the stream."""
+        is_behind_end = self._end is not None and self._position >= self._end
+        if (self._buffer or self._skipped) and not is_behind_end:
+            yield from self._odd(bytes(self._buffer))
+
+    def drop_unfinished(self) -> None:
+        """Forget the bytes of the record being collected: an unknown number of others is lost behind them."""
+        self._buffer.clear()
+        self._skipped = 0
+        self._is_tail, self._tail_opening = True, self._opening
+
+    def _odd(self, record: bytes) -> Iterator[bytes | None]:
+        """What becomes of a record that may be a tail or too large."""
+        if self._is_tail and not (self._tail_opening and record.lstrip().startswith(self._tail_opening)):
+            return
+        while self._cuts and len(record) > self._max_bytes:
+            size = _place_to_cut(record, self._max_bytes)
+            yield record[:size]
+            record = record[size:]
+        yield None if self._skipped or len(record) > self._max_bytes else record
+
+
+def _place_to_cut(text: bytes | bytearray, max_bytes: int) -> int:
+    """Where to cut a text of more than `max_bytes` bytes: behind an empty line, a line, or a character of UTF-8."""
+    for mark in (b"\n\n", b"\n"):
+        if (found := text.rfind(mark, max_bytes // 2, max_bytes)) >= 0:
+            return found + len(mark)
+    size = max_bytes
+    while size > 1 and text[size] & 0xC0 == 0x80:
+        size -= 1
+    return size

@@ -12,8 +12,17 @@ _SEPARATOR = b"<|endoftext|>"
 
 
 def read_text(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
-    """The texts of a part, each as {"text": ...}. Rejected is what `read_texts` rejects."""
-    for number, text in read_texts(part, _SEPARATOR, options.max_record_bytes, rejects):
+    """The texts of a part, each as {"text": ...}; when texts are to be cut anyway, too large ones come in pieces.
+    Rejected is what `read_texts` rejects."""
+    texts = read_texts(
+        part,
+        _SEPARATOR,
+        options.max_record_bytes,
+        rejects,
+        encoding=options.encoding,
+        cuts=options.cuts_texts,
+    )
+    for number, text in texts:
         yield Record({"text": text}, number)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from llada.data.dedup.clusters import Clusters
 from llada.data.document import Document
 from llada.data.filters.chain import resolve_filters
+from llada.data.left_out import FilesLeftOut, added
 from llada.data.outcomes import KEPT, SAMPLE_CHARS, Counts, Report, Sample, merge
 from llada.data.report.cost import Rates, rates_of
 from llada.data.report.cost_tables import cost_tables, format_rate
@@ -328,6 +329,9 @@ def input_files(facts: Facts) -> Markup:
         if files:
             items = [tag("li", cell(name)) for name in files[:_MAX_ROWS]]
             parts.append(details(f"{title}: {_listed(items, files)}", tag("ul", *items), is_open=True))
+    left_out = added(facts.plan.left_out, total.left_out)
+    if left_out:
+        parts.append(details(f"Left out: {_files(left_out)}", _left_out_table(left_out), is_open=True))
     tables = [
         (title, counts)
         for title, counts in (
@@ -339,8 +343,8 @@ def input_files(facts: Facts) -> Markup:
     ]
     columns = [tag("div", tag("h3", title), _counts_table(counts)) for title, counts in tables]
     parts.append(tag("div", *columns, class_="columns"))
-    fine = note("Every file was read and every record was sound.")
-    return join(*parts) if any((total.unreadable_files, total.damaged_files, tables)) else fine
+    fine = join(note("Left out: none."), note("Every file was read and every record was sound."))
+    return join(*parts) if any((total.unreadable_files, total.damaged_files, left_out, tables)) else fine
 
 
 def speed(facts: Facts) -> Markup:
@@ -415,6 +419,19 @@ def _counts_table(counts: Counts) -> Markup:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rows = [(cell(name), format_count(number)) for name, number in ranked[:_MAX_ROWS]]
     return table(("Reason", "Number"), rows, "lr")
+
+
+def _left_out_table(left_out: FilesLeftOut) -> Markup:
+    ranked = sorted(left_out.items(), key=lambda item: (-item[1]["files"], item[0]))
+    rows = [
+        (cell(reason), format_count(entry["files"]), cell(", ".join(entry["examples"])))
+        for reason, entry in ranked[:_MAX_ROWS]
+    ]
+    return table(("What", "Files or folders", "Some of them"), rows, "lrl")
+
+
+def _files(left_out: FilesLeftOut) -> str:
+    return f"{format_count(sum(entry['files'] for entry in left_out.values()))} files or folders"
 
 
 def _tokens(report: Report) -> int:

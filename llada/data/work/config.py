@@ -25,7 +25,7 @@ _NOT_CONTENT = (
     "keep_documents",
 )
 # Settings of reading that are named in the hash only when they say something.
-_OPTIONAL = ("chat_fields", "chat_roles")
+_OPTIONAL = ("chat_fields", "chat_roles", "encoding")
 
 
 @dataclass(frozen=True)

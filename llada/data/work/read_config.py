@@ -10,6 +10,7 @@ from llada.data.filters.length import LengthLimits
 from llada.data.read.dialogues import FIELDS, ROLES
 from llada.data.read.extraction import Extractor
 from llada.data.read.parts import ReadOptions
+from llada.data.read.stream import ENCODINGS, is_encoding
 from llada.errors import hint
 from llada.settings import check_limits, limited, require
 
@@ -19,12 +20,15 @@ class ReadConfig:
     """How the documents of a source become clean text, and which are kept."""
 
     text_field: str = "text"
-    """The field that holds the text in JSON lines and parquet (pretrain)."""
+    """The field that holds the text in JSON, CSV and parquet (pretrain): a string, or a list of strings, a line each.
+    "a.b" is field b of a."""
     chat_fields: dict[str, str] = field(default_factory=dict)
     """Names of a dialogue's fields that are not the usual ones: {"messages": "turns", "role": "speaker", "content":
     "said"}, or {"prompt": "ask", "answer": "reply"}; further "system", "context", "tools" and "weight" (sft)."""
     chat_roles: dict[str, str] = field(default_factory=dict)
     """Roles that are not called as usual: {"bot_7": "assistant"}; to system, user, assistant or tool (sft)."""
+    encoding: str | None = None
+    """In which files of text are written (.jsonl, .txt, ...), such as utf-16, latin-1 or gb18030; None: UTF-8."""
     extractor: Extractor = "resiliparse"
     """What finds the main text of the HTML pages in a WARC."""
     filters: tuple[str, ...] = ()
@@ -52,13 +56,23 @@ class ReadConfig:
             require(name in FIELDS, f"read: chat_fields cannot name {name!r}; {hint(name, FIELDS)}")
         for role in self.chat_roles.values():
             require(role in ROLES, f"read: chat_roles cannot make a role {role!r}; {hint(role, ROLES)}")
+        require(
+            self.encoding is None or is_encoding(self.encoding),
+            f"read: encoding: there is none called {self.encoding!r}; {hint(self.encoding, ENCODINGS)}",
+        )
         self.chain()
 
     @property
     def options(self) -> ReadOptions:
         """What the readers need to know."""
         return ReadOptions(
-            self.text_field, self.max_record_bytes, self.extractor, self.chat_fields, self.chat_roles
+            self.text_field,
+            self.max_record_bytes,
+            self.extractor,
+            self.chat_fields,
+            self.chat_roles,
+            encoding=self.encoding,
+            cuts_texts=self.section_chars is not None,
         )
 
     def chain(self) -> list[Filter]:

@@ -59,9 +59,11 @@ class Reading:
         """The report, complete; the rejected records are put into quarantine under `name`."""
         self.report.rejected = dict(sorted(self.rejects.counts.items()))
         self.report.skipped = dict(sorted(self.rejects.skipped.items()))
+        self.report.left_out = self.rejects.left_out
         self.report.unreadable_files = list(unreadable)
         for kind, number in self.rejects.edits.items():
             self.report.add_edits(kind, number)
+        self.report.file_problems |= self.rejects.file_problems()
         if examples := self.rejects.examples:
             lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
             write_bytes(self.job.quarantine_url(name), lines.encode())

@@ -83,8 +83,9 @@ def sample_unit(job: Job, index: int, budget_bytes: int, before: Before) -> Toke
                 own = [m["content"] for m in document.messages] or [document.text]
                 texts += own
                 used += sum(len(text.encode()) for text in own)
-        lost = dict(reading.rejects.counts + reading.report.refused())
-        return {"texts": texts, "lost": lost, "examples": reading.rejects.examples[:1]}
+        rejects = reading.rejects
+        lost = dict(rejects.counts + rejects.skipped + reading.report.refused())
+        return {"texts": texts, "lost": lost, "examples": rejects.examples[:1]}
 
     return patiently(sample)[0]
 

@@ -14,11 +14,12 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from llada.data.left_out import FilesLeftOut
 from llada.data.read.formats import is_divisible
 from llada.data.read.parts import InputFile, Part
 from llada.files import join, read_bytes, write_bytes
@@ -59,6 +60,8 @@ class Plan:
     id: str
     inputs: str = ""
     """Names what was listed, for a caller who goes on with the plan."""
+    left_out: FilesLeftOut = field(default_factory=dict)
+    """What stood among the input and is not read."""
 
     @property
     def groups(self) -> int:
@@ -98,9 +101,14 @@ class SeenFiles:
 
 
 def write_plan(
-    folder: str, parts: Iterable[tuple[str, Part]], unit_bytes: int, inputs: str = ""
+    folder: str,
+    parts: Iterable[tuple[str, Part]],
+    unit_bytes: int,
+    inputs: str = "",
+    left_out: FilesLeftOut | None = None,
 ) -> Plan | None:
-    """Write the units of (source, part)s, as they come, and then plan.json; None, and no plan, without any part."""
+    """Write the units of (source, part)s, as they come, and then plan.json; None, and no plan, without any part.
+    `left_out` may fill while the parts come."""
     units = files = size = 0
     digest = hashlib.sha256()
 
@@ -127,8 +135,8 @@ def write_plan(
         flush()
     if not units:
         return None
-    plan = Plan(folder, units, files, size, digest.hexdigest()[:16], inputs)
-    stored = {name: getattr(plan, name) for name in ("units", "files", "bytes", "inputs", "id")}
+    plan = Plan(folder, units, files, size, digest.hexdigest()[:16], inputs, left_out or {})
+    stored = {name: getattr(plan, name) for name in ("units", "files", "bytes", "inputs", "left_out", "id")}
     write_bytes(join(folder, "plan.json"), json.dumps(stored).encode())
     return plan
 

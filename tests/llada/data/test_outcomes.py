@@ -29,8 +29,8 @@ def test_the_form_in_which_it_is_stored():
         '"edits": {"email": 3}, "histograms": {"characters": {"3": 1}, "tokens": {"3": 1}}, '
         '"samples": {"url.domain": [{"hash": "0a0feb68948907f9", "text": "text 3", "value": 3, "limit": 5, '
         '"place": "s3://x:3", "language": "en"}], "kept": [{"hash": "592e999c8f9092a8", "text": "kept 3 \\u00e9", '
-        '"value": null, "limit": null, "place": "", "language": "de"}]}, "matches": [], "damaged_files": [], '
-        '"unreadable_files": [], "splits": {}, "seconds": {}, "tokenizer": {}}'
+        '"value": null, "limit": null, "place": "", "language": "de"}]}, "matches": [], "left_out": {}, "damaged_files": [], '
+        '"unreadable_files": [], "file_problems": {}, "splits": {}, "seconds": {}, "tokenizer": {}}'
     )
     assert Report(**json.loads(stored)) == report
 
@@ -70,6 +70,23 @@ def test_rejects_count_everything_and_keep_the_first():
     }  # fmt: skip
     assert list(rejects.examples[0]) == ["reason", "source", "line", "text"]  # as quarantine/ spells it
     assert rejects.examples[1]["text"] == "?"
+
+
+def test_what_is_wrong_with_a_file_is_counted_and_told():
+    rejects = Rejects()
+    rejects.add_fault("damaged_file", "s3://a", "invalid distance", doubtful=58)
+    rejects.add_fault("trailing_garbage", "s3://a", "no data at byte 90")
+    rejects.add_fault("damaged_file", "s3://a", "invalid code", doubtful=1000)
+    rejects.add_fault("missing_text", "s3://b", "no column text", lost=10)
+    assert rejects.counts == {"damaged_file": 2, "trailing_garbage": 1, "missing_text": 10}
+    assert [e["text"] for e in rejects.examples][2:] == ["invalid code", "no column text"]
+    assert rejects.file_problems() == {
+        "s3://a": "damaged_file: invalid distance (2 times; of the records that were used, 1,058 at most may be "
+        "altered); trailing_garbage: no data at byte 90",
+        "s3://b": "missing_text: no column text (10 times)",
+    }
+    reports = [Report(file_problems={"a": "x"}), Report(), Report(file_problems={"b": "y"})]
+    assert merge(reports).file_problems == {"a": "x", "b": "y"}
 
 
 def test_a_step_is_charged_for_its_own_time(monkeypatch):

@@ -96,7 +96,7 @@ def test_a_toy_reader_and_a_toy_filter(tmp_path):
     assert found["parts"] == 7  # each record is read once, however the file is cut
     assert found["refused"] == {"toys.many": 1}
     assert found["rejected"] == {"broken_toy": 1}
-    assert ".warc .toy (each also .gz .zst) .parquet" in found["supported"]
+    assert " .warc .wet .toy (each also" in found["supported"]
     assert found["steps"] == ["Length limits", "URL lists", "Too many toys"]
     assert found["plugins"] == {"toys": {"most": 1}}
     assert found["none"] is False

@@ -31,6 +31,10 @@ def report(kept=10, rows=5, validation_rows=0, **fields):
             r"2 of 12 records cannot be used \(invalid_json 2\); see .*quarantine",
         ),
         (report(unreadable_files=["a", "b#0-5", "b#5-"]), "2 of 3 files could not be read, a among them"),
+        (
+            report(rejected={"not_utf8": 2}, file_problems={"a.txt": "not_utf8: set read.encoding"}),
+            r"2 of 12 records cannot be used \(not_utf8 2; a.txt: not_utf8: set read.encoding\); see .*quarantine",
+        ),
         (report(rows=0), "no training rows from 10 records .*check --input"),
         (report(rows=0, validation_rows=3), "all went to validation"),
     ],
@@ -54,7 +58,19 @@ def test_a_tokenizer_that_loses_text_is_refused_by_source():
 
 
 def test_what_is_bearable_is_said(tmp_path, caplog):
-    total = report(rejected={"invalid_json": 1}, unreadable_files=["lost"], damaged_files=["torn"])
+    problem = "damaged_file: gzip data from byte 0 on: invalid code (of the records that were used, 58 at most may ...)"
+    total = report(
+        rejected={"invalid_json": 1},
+        unreadable_files=["lost"],
+        damaged_files=["torn", "worn"],
+        file_problems={"torn": problem, "lost": "403", "odd": "trailing_garbage"},
+    )
     check(job_of(tmp_path), total, is_first=True)
-    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["torn", "lost"]
+    used = "what could be read of it was used"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"damaged, {used}: worn",
+        f"{used}: torn: {problem}",
+        f"{used}: odd: trailing_garbage",
+        "could not be read and is left out, a later run tries again: lost",
+    ]
     check(job_of(tmp_path), report(rows=0), is_first=False)  # a later snapshot may add nothing

@@ -110,12 +110,31 @@ def html(text: str, meta: str = "") -> str:
         ("한국어 문장입니다", "cp949", '<meta charset="euc-kr">', None),
         ("Привет, мир", "koi8-r", "", "KOI8-R"),
         ("Привет, мир", "cp1251", '<meta charset="utf-8">', "utf-8"),  # both lie
+        ("Привет, мир", "cp1251", '<meta charset="windows-1251">', "iso-8859-1"),  # the server's default
+        ("Привет, мир", "cp1251", "", "iso-8859-1"),
+        ("Ελληνικά κείμενα", "cp1253", '<meta charset="windows-1253">', "utf-8"),
+        ("日本語の文章です", "shift_jis", '<meta charset="Shift_JIS">', "iso-8859-1"),
+        ("中文网页的内容", "gb18030", '<meta charset="gb2312">', "windows-1252"),
+        ("한국어 문장입니다", "cp949", '<?xml version="1.0" encoding="euc-kr"?>', "iso-8859-1"),
+        ("Größe, façade — “x” ————", "cp1252", "", "windows-1252"),
+        ("Größe", "utf-16-le", "", None),
+        ("Größe", "utf-16-be", "", "utf-8"),
+        ("Größe", "utf-16-le", '<meta charset="utf-8">', "utf-16"),
     ],
 )
 def test_encodings(text, encoding, meta, charset):
-    if (encoding, charset) == ("cp1251", "utf-8"):
+    if encoding in ("cp1251", "shift_jis", "cp949"):
         text = text * 20  # it must be guessed
     assert decode_html(html(text, meta).encode(encoding), charset) == html(text, meta)
+
+
+def test_utf_8_with_a_few_bad_bytes_stays_utf_8():
+    page = html("Größe, façade, 中文 " * 50)
+    cut = page.encode()[: page.encode().rfind("文".encode()) + 1]
+    assert decode_html(cut, "iso-8859-1") == page[: page.rfind("文")] + "\ufffd"
+    mixed = html("Größe, façade, 中文 " * 50 + "caf\udce9").encode("utf-8", "surrogateescape")
+    assert decode_html(mixed, None) == html("Größe, façade, 中文 " * 50 + "caf\ufffd")
+    assert decode_html("\ufffd".encode() * 50 + b"x") == "\ufffd" * 50 + "x"  # as it was written
 
 
 def test_byte_order_marks_come_first():

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from llada.data.read.formats import READERS, find_reader, is_divisible, reader_of, supported
+from llada.data.read.compression import COMPRESSIONS
+from llada.data.read.formats import READERS, ending_of, find_reader, is_divisible, reader_of, supported
 from llada.errors import UserError
 
 
@@ -23,10 +24,23 @@ TEXTS = [f"text {i} é\n" for i in range(50)]
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.ndjson", "a.json.gz"]
+    "name",
+    [
+        "a.jsonl",
+        "a.jsonl.gz",
+        "a.jsonl.zst",
+        "a.parquet",
+        "a.ndjson",
+        "a.json",
+        "a.json.gz",
+        "a.csv",
+        "a.tsv.gz",
+    ],
 )
 def test_every_format_gives_the_same_texts(tmp_path, read, name):
     data, path = lines(*({"text": text} for text in TEXTS)), tmp_path / name
+    if ".csv" in name or ".tsv" in name:
+        data = "".join(["text\n", *(f'"{text}"\n' for text in TEXTS)]).encode()
     if name.endswith("parquet"):
         pq.write_table(pa.table({"text": TEXTS, "other": range(50)}), path, row_group_size=20)
     elif name.endswith("gz"):
@@ -45,9 +59,15 @@ def test_every_format_gives_the_same_texts(tmp_path, read, name):
     ("name", "reader", "divisible"),
     [
         ("s3://b/A.JSONL", "json_lines", True),
-        ("a.json.gz", "json_lines", False),
+        ("a.json.gz", "json", False),
+        ("a.csv", "csv", False),
+        ("a.tsv.zst", "csv", False),
+        ("a.warc.wet.gz", "warc", False),
         ("a.txt", "text", False),
         ("a.txt.zst", "text", False),
+        ("a.jsonl.bz2", "json_lines", False),
+        ("a.jsonl.zstd", "json_lines", False),
+        ("a.warc.xz", "warc", False),
         ("a.warc.gz", "warc", False),
         ("a.parquet", "parquet", True),
     ],
@@ -57,7 +77,7 @@ def test_a_file_is_read_by_its_name(name, reader, divisible):
     assert is_divisible(name) is divisible
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.parquet.gz", "a", "a.gz", "jsonl"])
+@pytest.mark.parametrize("name", ["a.docx", "a.parquet.gz", "a", "a.gz", "jsonl"])
 def test_a_name_that_no_reader_knows(name):
     assert find_reader(name) is None
     with pytest.raises(UserError, match=rf"cannot read {name}: the file name must end in one of \.jsonl"):
@@ -65,7 +85,26 @@ def test_a_name_that_no_reader_knows(name):
 
 
 def test_what_is_supported_is_said_by_the_readers():
-    assert supported() == ".jsonl .ndjson .json (one object a line) .txt .warc (each also .gz .zst) .parquet"
+    assert supported() == (
+        ".jsonl .ndjson (one object a line) .json (objects, or arrays of them) .csv .tsv (with a header) .txt "
+        f".warc .wet (each also {' '.join(COMPRESSIONS)}) .parquet"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("x/README.md", "*.md"),
+        ("x/a.tar.gz", "*.tar.gz"),
+        ("x/a.jsonl.lz4", "*.jsonl.lz4"),
+        ("x/A.TXT.BR", "*.txt.br"),
+        ("x/v1.2.bin", "*.bin"),
+        ("x.y/part-00000", "no suffix"),
+        ("x/a.parquet.gz", "*.parquet.gz"),
+    ],
+)
+def test_what_no_reader_knows_is_called_by_its_ending(name, ending):
+    assert ending_of(name) == ending
 
 
 def test_no_two_readers_share_a_suffix():

@@ -4,6 +4,7 @@ import random
 import re
 import tracemalloc
 import zlib
+from collections import Counter
 
 import brotli
 import pytest
@@ -16,7 +17,7 @@ from llada.data.read.documents import read_documents
 from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
 from llada.data.read.parts import Part, ReadOptions
-from llada.data.read.warc import Lost, Page, Skipped, read_pages
+from llada.data.read.warc import Lost, Page, PlainText, Skipped, read_pages
 from llada.files import write_bytes
 
 LIMIT = 1 << 20
@@ -83,9 +84,12 @@ def test_pages_come_as_they_were_sent(compression):
     ]
     data = ONE_BY_ONE[compression](records)
     numbered = list(read_pages(io.BytesIO(data), compression, LIMIT))
+    html = HTML + b"\r\n\r\nWARC/1.0\r\n"
     assert numbered == [
+        (1, Skipped("warcinfo")),
+        (2, Skipped("request")),
         (3, Page("<urn:uuid:2>", "http://example.com/2", HTML, "utf-8")),
-        (4, Page("<urn:uuid:3>", "http://example.com/3", HTML + b"\r\n\r\nWARC/1.0\r\n", "utf-8")),
+        (4, Page("<urn:uuid:3>", "http://example.com/3", html, "utf-8", "2024-01-01T00:00:00Z")),
     ]
 
 
@@ -130,14 +134,40 @@ def test_http_encodings_are_undone(encoding, body):
         ({"headers": ("Content-Type: image/png",), "body": b"\x89PNG"}, Skipped("not_html")),
         ({"headers": (), "body": b"plain words"}, Skipped("not_html")),
         ({"extra": ("WARC-Identified-Payload-Type: application/json",)}, Skipped("not_html")),
-        ({"content_type": "text/dns"}, Skipped("not_http")),
-        ({"body": gzip.compress(HTML), "headers": ("Content-Type: text/html",)}, "damaged_record"),
+        ({"content_type": "text/dns"}, Skipped("dns")),
+        ({"content_type": "text/html"}, Skipped("not_http")),
     ],
 )
 def test_what_is_no_page(options, expected):
     found = pages(record(1, **options) + record(2))
     assert ids(found) == [2]
-    assert found[0] == expected if isinstance(expected, Skipped) else losses(found) == [expected]
+    assert found[0] == expected
+
+
+def test_a_page_that_is_none_is_rejected_with_the_reason(tmp_path, read):
+    headers = ("Content-Type: text/html", "content-encoding: br")
+    records = [
+        record(1, b"%PDF-1.7\n1 0 obj <</Type /Catalog>> stream endstream"),
+        record(2, b"\x89PNG\r\n\x1a\n" + bytes(100)),
+        record(3, random.Random(0).randbytes(3000)),
+        record(4, brotli.compress(random.Random(1).randbytes(3000).hex().encode())[:-500], headers=headers),
+        record(
+            5, random.Random(2).randbytes(3000), headers=("Content-Type: text/html", "Content-Encoding: lzw9")
+        ),
+        record(6, HTML.replace(b"caf", b"<p>a" + "\ufffd".encode() * 9 + b"</p>")),
+        record(7, HTML),
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    texts, rejects = read(tmp_path / "a.warc")
+    assert texts == ["café"]
+    assert dict(rejects.counts) == {"binary_body": 3, "undecodable_encoding": 2, "undecodable_text": 1}
+    assert not rejects.faults
+    told = [example["text"] for example in rejects.examples]
+    assert told[:3] == [
+        f"http://example.com/{i}: {kind}" for i, kind in ((1, "PDF"), (2, "PNG"), (3, "control bytes"))
+    ]
+    assert told[3].startswith("http://example.com/4: br: ")
+    assert told[4] == "http://example.com/5: lzw9: nobody knows it"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +200,9 @@ def test_large_records_are_rejected_and_passed_over(compression):
     ]
     found = pages(ONE_BY_ONE[compression](records), compression, limit=10_000)
     assert ids(found) == [1, 3, 5]
-    assert losses(found) == ["too_large"]
+    assert losses(found) == ["too_large", "too_large"]
+    found = pages(record(1, HTML * 1000, kind="request") + record(2), limit=10_000)
+    assert (found[0], ids(found)) == (Skipped("request"), [2]), "what is not read may be of any size"
 
 
 def test_a_page_that_grows_too_large_when_decoded():
@@ -263,7 +295,10 @@ def test_a_truncated_file_keeps_all_before_the_cut(compression, share):
     assert ids(found)[:whole] == list(range(whole))
     assert len(ids(found)) <= whole + 1  # the record may be complete before its last bytes, the line breaks
     at_border = cut in {sum(map(len, members[:i])) for i in range(9)}
-    assert losses(found) == ([] if at_border else ["truncated_file"]) or len(ids(found)) == whole + 1
+    if compression and not cut:
+        assert losses(found) == ["empty_file"]
+    else:
+        assert losses(found) == ([] if at_border else ["truncated_file"]) or len(ids(found)) == whole + 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -299,10 +334,16 @@ def test_the_memory_of_a_file_compressed_as_a_whole():
 def test_the_sample_of_a_real_crawl(shared_dir):
     data = (shared_dir / "data/web/sample.warc.gz").read_bytes()
     found = pages(data, "gzip")
-    assert len(found) == len(ids_of := [page.record_id for page in found if isinstance(page, Page)]) == 15
-    assert len(set(ids_of)) == 15
-    assert found[0].url == "https://creativecommons.org/"  # wget writes <...> around it
-    assert all(page.html.rstrip().endswith(b"</html>") for page in found)
+    responses = [page for page in found if isinstance(page, Page)]
+    assert len(responses) == len({page.record_id for page in responses}) == 15
+    assert responses[0].url == "https://creativecommons.org/"  # wget writes <...> around it
+    assert all(page.html.rstrip().endswith(b"</html>") for page in responses)
+    assert Counter(item.reason for item in found if isinstance(item, Skipped)) == {
+        "request": 15,
+        "warcinfo": 1,
+        "metadata": 1,
+        "resource": 2,  # wget's own notes
+    }
     assert found == pages(gzip.decompress(data), None)
 
 
@@ -353,7 +394,7 @@ def test_both_extractors_read_the_real_sample(shared_dir, extractor):
     assert sum(d.url == "https://allenai.org/" for d in found) == 3
     assert "Creative Commons is an international nonprofit organization" in found[0].text
     assert not rejects.counts
-    assert not rejects.skipped
+    assert dict(rejects.skipped) == {"request": 15, "warcinfo": 1, "metadata": 1, "resource": 2}
 
 
 def test_warc_records_that_are_no_documents_are_counted(tmp_path, read):
@@ -378,3 +419,133 @@ def test_warc_records_that_are_no_documents_are_counted(tmp_path, read):
         ("too_large", 6),
         ("truncated_file", 7),
     ]
+
+
+# --- Other kinds of WARC -----------------------------------------------------------------------------------------------
+
+
+def stored(
+    number: int, kind: str, content_type: str | None, body: bytes, url: str = "http://example.com/"
+) -> bytes:
+    """A record that holds a thing itself, without HTTP."""
+    fields = [
+        "WARC/1.0",
+        f"WARC-Type: {kind}",
+        f"WARC-Target-URI: {url}{number}",
+        "WARC-Date: 2024-02-20T21:04:32Z",
+        f"WARC-Record-ID: <urn:uuid:{number}>",
+        *([f"Content-Type: {content_type}"] if content_type else []),
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*fields, "", ""]).encode() + body + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("kind", ["conversion", "resource"])
+@pytest.mark.parametrize(
+    ("content_type", "expected"),
+    [
+        ("text/plain", PlainText),
+        (None, PlainText),
+        ("text/plain; charset=ISO-8859-1", PlainText),
+        ("text/html; charset=ISO-8859-1", Page),
+        ("TEXT/HTML", Page),
+        ("application/json", Skipped("not_html")),
+        ("image/png", Skipped("not_html")),
+    ],
+)
+def test_what_is_stored_without_http(kind, content_type, expected):
+    (found,) = pages(stored(7, kind, content_type, HTML))
+    if isinstance(expected, Skipped):
+        assert found == expected
+        return
+    charset = "ISO-8859-1" if content_type and "charset" in content_type else None
+    assert found == expected("<urn:uuid:7>", "http://example.com/7", HTML, charset, "2024-02-20T21:04:32Z")
+
+
+def test_what_a_crawler_notes_for_itself_is_no_text():
+    for url in ("metadata://gnu.org/wget.log", "urn:pageinfo:http://x.org/", "dns:example.com"):
+        assert pages(stored(1, "resource", "text/plain", b"a note", url)) == [Skipped("resource")]
+    assert isinstance(pages(stored(1, "resource", "text/plain", b"a text", "file:///a.txt"))[0], PlainText)
+
+
+@pytest.mark.parametrize(
+    "kind", ["request", "metadata", "warcinfo", "revisit", "continuation", "x-own", "Request"]
+)
+def test_every_other_type_is_counted_by_its_name(kind):
+    assert pages(stored(1, kind, "text/plain", b"x") + record(2))[0] == Skipped(kind.lower())
+    assert pages(stored(1, "", "text/plain", b"x") + record(2))[0] == Skipped("unknown_type")
+
+
+def test_a_wet_file(tmp_path, read):
+    """As Common Crawl has them: a warcinfo, then a conversion for each page."""
+    texts = [f"Titel {i}\nEin Satz über 中文 und mehr.\n" for i in range(5)]
+    records = [stored(9, "warcinfo", "application/warc-fields", b"software: x\r\n")]
+    records += [stored(i, "conversion", "text/plain", text.encode()) for i, text in enumerate(texts)]
+    records += [stored(5, "conversion", "text/plain", b" \n"), stored(6, "revisit", None, b"")]
+    path = tmp_path / "CC-MAIN-0.warc.wet.gz"
+    path.write_bytes(b"".join(map(gzip.compress, records)))
+    found, rejects = read(path)
+    assert found == [text.strip() for text in texts]
+    assert not rejects.counts
+    assert dict(rejects.skipped) == {"warcinfo": 1, "revisit": 1, "no_main_content": 1}
+    (file,) = list_inputs([str(path)])
+    first = next(read_records(Part(file, file.size), Rejects()))
+    assert first.fields == {
+        "id": "<urn:uuid:0>",
+        "url": "http://example.com/0",
+        "date": "2024-02-20T21:04:32Z",
+        "text": texts[0].strip(),
+    }
+
+
+def clueweb(number: int, words: str, line_end: str = "\n") -> bytes:
+    """A response as ClueWeb09 stores it: a draft's version, line feeds alone, an empty field."""
+    html = f"<html><body><div><article><p>{words}</p></article></div></body></html>".encode("latin-1")
+    http = (
+        line_end.join(["HTTP/1.1 200 OK", "Content-Type: text/html; charset=iso-8859-1", "", ""]).encode()
+        + html
+    )
+    fields = [
+        "WARC/0.18",
+        "WARC-Type: response",
+        f"WARC-Target-URI: http://example.com/{number}",
+        f"WARC-Record-ID: <urn:uuid:{number}>",
+        f"WARC-TREC-ID: clueweb09-en0000-00-{number:05d}",
+        "Content-Type: application/http;msgtype=response",
+        "WARC-Identified-Payload-Type: ",
+        f"Content-Length: {len(http)}",
+    ]
+    return line_end.join([*fields, "", ""]).encode() + http + line_end.encode() * 2
+
+
+def test_no_byte_of_a_page_is_lost_to_its_line_ends():
+    html = b"<html><body>\r\n\r\n\n\nHTTP/ and\n\n</body></html>\n"
+    for line_end in ("\n", "\r\n"):
+        whole = clueweb(1, "x", line_end)
+        body = whole[whole.index(b"<html>") :].rstrip()
+        length = int(re.search(rb"Content-Length: (\d+)", whole)[1])
+        changed = whole.replace(body, html).replace(b"%d" % length, b"%d" % (length - len(body) + len(html)))
+        (page,) = pages(changed)
+        assert (page.html, page.charset) == (html, "iso-8859-1")
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_clueweb09(tmp_path, read, line_end, name):
+    words = [f"The page number {i} has some wörds of its own. " * 5 for i in range(4)]
+    records = [clueweb(i, text, line_end) for i, text in enumerate(words)]
+    records.insert(0, records[0].replace(b"response", b"warcinfo", 1))
+    path = tmp_path / name
+    path.write_bytes(ONE_BY_ONE["gzip" if name.endswith("gz") else None](records))
+    found, rejects = read(path)
+    assert found == [text.strip() for text in words]
+    assert (dict(rejects.counts), dict(rejects.skipped)) == ({}, {"warcinfo": 1})
+
+
+def test_after_damage_a_record_of_any_version_is_found():
+    for version in (b"WARC/0.17", b"WARC/0.18", b"WARC/1.1", b"WARC/2.0"):
+        found = pages(
+            record(0) + b"junk WARC/ and WARC/x" + record(1).replace(b"WARC/1.0", version) + record(2)
+        )
+        assert ids(found) == [0, 1, 2]
+        assert losses(found) == ["damaged_record"]

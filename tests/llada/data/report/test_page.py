@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -395,6 +396,25 @@ def test_dialogues_have_no_cost_of_a_corpus_and_an_empty_run_has_a_report() -> N
     empty = Page(render_report({}, plan=PLAN, config=PrepareConfig()))
     assert "Cost" in empty.texts("h2")
     assert "Every file was read and every record was sound." in empty.texts("p")
+    assert "Left out: none." in empty.texts("p")
+
+
+def test_what_is_left_out_is_named() -> None:
+    """What the listing of the input met, and what reading a file showed."""
+    report = Report(outcomes={"und": {KEPT: [1, 9]}}, skipped={"request": 4})
+    report.left_out = {"JSON object without 'text'": {"files": 1, "examples": ["/d/infos.json"]}}
+    unread = {
+        "*.md": {"files": 12, "examples": ["d/a.md", "d/b.md"]},
+        ATTACK: {"files": 1, "examples": [ATTACK]},
+    }
+    page = Page(render_report({"": report}, plan=replace(PLAN, left_out=unread), config=PrepareConfig()))
+    assert page.table("What", "Files or folders") == [
+        ["*.md", "12", "d/a.md, d/b.md"],
+        [ATTACK, "1", ATTACK],
+        ["JSON object without 'text'", "1", "/d/infos.json"],
+    ]
+    assert "Left out: 14 files or folders" in page.texts("summary")
+    assert "Left out: none." not in page.texts("p")
 
 
 def test_the_report_of_real_documents_adds_up(shared_dir: Path) -> None:

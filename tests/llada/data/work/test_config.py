@@ -59,6 +59,8 @@ def test_what_changes_no_byte_of_a_shard_is_not_its_content():
     ):
         assert same.content() == config.content()
     assert config.content()["train_tokenizer_vocab"] is None
+    assert "encoding" not in config.content()["read"]  # as in folders from before it could be set
+    assert PrepareConfig(read=ReadConfig(encoding="utf-16")).content()["read"]["encoding"] == "utf-16"
     trained = [PrepareConfig(train_tokenizer_vocab=size).content() for size in (400, 401)]
     assert trained[0] != trained[1]
 

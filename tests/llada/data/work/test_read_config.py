@@ -22,6 +22,9 @@ from llada.errors import UserError
             {"chat_roles": {"bot": "asistant"}},
             "chat_roles cannot make a role 'asistant'; did you mean 'assistant'",
         ),
+        ({"encoding": "utf16x"}, "read: encoding: there is none called 'utf16x'; did you mean 'utf-16'?"),
+        ({"encoding": "rot13"}, "there is none called 'rot13'"),
+        ({"encoding": "a\0b"}, "there is none called"),
         ({"filters": ("c5",)}, "there is no filter 'c5'; did you mean 'c4'"),
         ({"filters": ("gophre",)}, "there is no filter 'gophre'"),
         ({"filters": ("classifier",)}, r"needs rules\.classifier\.model"),
@@ -38,3 +41,5 @@ def test_the_chain_and_the_options_follow_the_settings():
     assert config.chain() == [LengthLimits(3, None), rules.c4, rules.classifier]
     assert config.options == ReadOptions("body", 64 << 20, "resiliparse")
     assert ReadConfig().options == ReadOptions()
+    assert ReadConfig(section_chars=500).options.cuts_texts
+    assert ReadConfig(encoding="latin-1").options.encoding == "latin-1"

@@ -24,6 +24,17 @@ def test_a_plan_is_written_in_groups_and_read_back(tmp_path):
     assert write_plan(str(tmp_path / "none"), iter(()), 1) is None
 
 
+def test_a_plan_says_what_its_input_left_out(tmp_path):
+    for name in ("a.txt", "b.txt", "c.md"):
+        (tmp_path / name).write_text("x")
+    left_out = {}
+    files = list_inputs([str(tmp_path)], left_out=left_out)
+    whole = (("", part) for file in files for part in cut_file(file, 1))
+    plan = write_plan(str(tmp_path / ".plan"), whole, 1, "", left_out)
+    assert plan.left_out == {"*.md": {"files": 1, "examples": [f"{tmp_path.name}/c.md"]}}
+    assert read_plan(str(tmp_path / ".plan")) == plan
+
+
 def test_seen_files_are_known_by_name_and_version(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name)
