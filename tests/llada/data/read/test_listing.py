@@ -369,6 +369,7 @@ def test_lists(place, tmp_path, monkeypatch):
             b"x*.jsonl\n",
             r"nothing to read in .*/x\*\.jsonl, which .*a\.txt lists: no file and no folder matches",
         ),
+        (b"e.txt\n", r"nothing to read in .*a\.txt: left out empty 1 \(e\.txt\)$"),
         (b"a.pdf", r"cannot read .*a\.pdf: the file name must end in"),
         ("é.txt".encode("utf-16"), r"the list .*a\.txt is not UTF-8 text"),
     ],
@@ -376,6 +377,7 @@ def test_lists(place, tmp_path, monkeypatch):
 def test_a_list_that_cannot_be_followed(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     (tmp_path / "a.pdf").write_bytes(b"x")
+    (tmp_path / "e.txt").touch()
     with pytest.raises(UserError, match=message):
         names(f"@{tmp_path}/a.txt")
     with pytest.raises(UserError, match="is a folder; a list is a file"):
