@@ -49,7 +49,7 @@ FILES = {
     "e.wet.gz": warc(),
     "README.md": b"x",
     "f.jsonl.lz4": b"x",
-    "g.jsonl.gz": b"",
+    "g.jsonl": b"",
     "dataset_infos.json": json.dumps({"default": {"features": {}}}, indent=2).encode(),
     ".cache/x.jsonl": lines(["hidden"]),
 }

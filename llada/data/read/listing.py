@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from llada.data.left_out import FilesLeftOut, describe, leave_out
-from llada.data.read.formats import ending_of, find_reader, reader_of, supported
+from llada.data.read.formats import ending_of, find_reader, may_be_empty, reader_of, supported
 from llada.data.read.globs import compile_pattern
 from llada.data.read.inputs import Input, canonical_path, lines_of, open_input, open_inputs
 from llada.data.read.parts import InputFile
@@ -218,7 +218,7 @@ class _Listing:
             reason = kind
         elif find_reader(path) is None:
             reason = ending_of(path)
-        elif info.get("size") == 0:
+        elif info.get("size") == 0 and may_be_empty(path):
             reason = "empty"
         elif not _is_utf8(path):
             reason = "name that is not UTF-8"

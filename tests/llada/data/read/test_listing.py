@@ -278,25 +278,26 @@ def test_what_is_not_read_is_counted_and_named(place, tmp_path):
         "s/.git/objects/x.jsonl": b"x",
         "s/.git/config": b"x",
         "s/t.parquet/_SUCCESS": b"",
-        "s/empty.jsonl.gz": b"",
+        "s/empty.jsonl": b"",
+        "s/t.parquet/damaged.jsonl.gz": b"",
         "s/a.tar.gz": b"x",
         "s/a.jsonl.sha256": b"x",
         "s/part-00000": b"x",
     }.items():
         write_bytes(f"{place}/{name}", data)
     left_out = {}
-    assert len(list(list_inputs([f"{place}/s", f"{place}/s/t.parquet"], left_out=left_out))) == 4
+    assert len(list(list_inputs([f"{place}/s", f"{place}/s/t.parquet"], left_out=left_out))) == 5
     assert {reason: (entry["files"], entry["examples"]) for reason, entry in left_out.items()} == {
         "hidden": (2, ["s/.git/", "s/t.parquet/_SUCCESS"]),
         "*.md": (1, ["s/README.md"]),
         "*.jsonl.lz4": (1, ["s/b.jsonl.lz4"]),
         "*.tar.gz": (1, ["s/a.tar.gz"]),
         "*.jsonl.sha256": (1, ["s/a.jsonl.sha256"]),
-        "empty": (1, ["s/empty.jsonl.gz"]),
+        "empty": (1, ["s/empty.jsonl"]),
         "no suffix": (1, ["s/part-00000"]),
     }
     asked_for = {}
-    assert len(list(list_inputs([f"{place}/s/*.jsonl"], left_out=asked_for))) == 3
+    assert len(list(list_inputs([f"{place}/s/[!e]*.jsonl"], left_out=asked_for))) == 3
     assert asked_for == {}, "what a glob does not ask for is not left out"
     assert names(f"{place}/s/.git/*/*.jsonl") == [".git/objects/x.jsonl"], "asked for by its name"
 
