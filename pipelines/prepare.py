@@ -141,18 +141,20 @@ def prepare(
     config: PrepareConfig,
     *,
     inputs: Sequence[str] = (),
+    written: Sequence[str] = (),
     output: str,
     cluster: ClusterConfig,
     tracker: Tracker | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Prepare `inputs` (files, folders, globs, "@" lists), or else the sources of `config`, into the folder `output`
-    and return the newest snapshot's manifest. `tracker` is a run of pipelines/stage/tracking.py or None.
+    and return the newest snapshot's manifest. What lies in the output, or in `written`, is no input. `tracker` is a run
+    of pipelines/stage/tracking.py or None.
 
     Raises UserError when there is nothing to read, too much is unreadable, or no row comes out.
     """
     output, run = absolute(output), TaskRun(cluster, progress)
-    written = [output, *tracking_places(tracker.uri if tracker else default_tracking_uri(output))]
+    written = [output, *written, *tracking_places(tracker.uri if tracker else default_tracking_uri(output))]
     sources = settle_sources(config, inputs, written)
     folder = open_output(output, stage="prepare", config=config.content(), inputs=given_tokenizer(config))
     with storage_errors(output):

@@ -89,19 +89,33 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
     data, pretrained, sft_data, model, evaluation = (
         str(root / name) for name in ("data", "pretrained", "sft_data", "model", "evaluation")
     )
+    # Of a folder that holds the output too, what this command writes is no text.
+    written = [str(root)]
     common: dict[str, Any] = {"cluster": cluster, "progress": args.progress}
     with connect(cluster, root / "logs") as log:
         _say(f"working in {root}; Ray's log is {log}")
         with _stage("prepare", data) as tracker:
             prepared = prepare(
-                _prepare_config(recipe, args), inputs=texts, output=data, tracker=tracker, **common
+                _prepare_config(recipe, args),
+                inputs=texts,
+                written=written if args.input else (),
+                output=data,
+                tracker=tracker,
+                **common,
             )
         before = _untrained_sample(recipe, data)
         with _stage("pretrain", pretrained) as tracker:
             first = pretrain(recipe, data=data, output=pretrained, tracker=tracker, **common)
         sft_config = replace(recipe.sft_prepare, tokenizer=str(Path(data) / "tokenizer"))
         with _stage("prepare", sft_data) as tracker:
-            prepare(sft_config, inputs=pairs, output=sft_data, tracker=tracker, **common)
+            prepare(
+                sft_config,
+                inputs=pairs,
+                written=written if args.sft_input else (),
+                output=sft_data,
+                tracker=tracker,
+                **common,
+            )
         with _stage("sft", model) as tracker:
             second = sft(recipe, model=pretrained, data=sft_data, output=model, tracker=tracker, **common)
         config = EvaluateConfig(
@@ -141,7 +155,8 @@ def _prepare_config(recipe: Recipe, args: QuickstartArgs) -> PrepareConfig:
     """The preset's preparation; for the user's own text made to hold something out of little or of one long text."""
     config = recipe.prepare
     if args.input:
-        size = sum(file.size for file in list_inputs(args.input))
+        files = list_inputs(args.input, written=[args.output])
+        size = sum(file.size for file in files)
         share = min(0.2, max(config.validation_fraction, 0.2 * OWN_TEXT_BYTES / max(size, 1)))
         read = replace(config.read, min_chars=1, section_chars=SECTION_CHARS)
         config = replace(config, read=read, validation_fraction=share)

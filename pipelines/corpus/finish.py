@@ -206,7 +206,7 @@ def describe_left_out(counts: Mapping[str, Any]) -> str:
         ("documents", *_summed(counts["filtered"])),
         ("unreadable files", len(unread := counts["unreadable_files"]), ", ".join(unread[:3])),
     ]
-    return "; ".join(f"{number:,} {kind}: {named}" for kind, number, named in kinds if number) or "none"
+    return "; ".join(f"{kind} {number:,}: {named}" for kind, number, named in kinds if number) or "none"
 
 
 def _summed(counts: Counts) -> tuple[int, str]:

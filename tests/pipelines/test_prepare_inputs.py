@@ -49,7 +49,7 @@ FILES = {
     "e.wet.gz": warc(),
     "README.md": b"x",
     "f.jsonl.lz4": b"x",
-    "g.jsonl.gz": b"",
+    "g.jsonl": b"",
     "dataset_infos.json": json.dumps({"default": {"features": {}}}, indent=2).encode(),
     ".cache/x.jsonl": lines(["hidden"]),
 }
@@ -132,9 +132,9 @@ def test_the_terminal_says_what_was_left_out(tmp_path, config):
         assert done.returncode == 0, done.stderr
         last_lines.append(done.stdout.splitlines()[-1])
     assert last_lines[0].startswith(
-        "left out: 5 files: *.jsonl.lz4 1 (in/f.jsonl.lz4), *.md 1 (in/README.md)"
+        "left out: files 5: *.jsonl.lz4 1 (in/f.jsonl.lz4), *.md 1 (in/README.md)"
     )
-    assert last_lines[0].endswith("; 1 records that hold no text: warcinfo 1")
+    assert last_lines[0].endswith("; records that hold no text 1: warcinfo 1")
     assert last_lines[1] == "left out: none"
 
 
@@ -161,4 +161,6 @@ def test_an_output_that_is_the_input(config, tmp_path):
     for inputs in ("in", "in/*", "in/a.jsonl"):
         with pytest.raises(UserError, match=r"nothing to read in .*: it lies in the output; choose another"):
             run(config, f"{tmp_path}/{inputs}", f"{tmp_path}/./in/")
-    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jsonl"]
+    with pytest.raises(UserError, match=r"nothing to read in .*: it lies in the output"):
+        run(config, f"{tmp_path}/in/*", f"{tmp_path}/out", written=[str(tmp_path)])
+    assert [str(path) for path in tmp_path.rglob("*.*")] == [f"{tmp_path}/in/a.jsonl"]

@@ -57,6 +57,11 @@ def ending_of(url: str) -> str:
     return f"*{inner}{suffix}" if inner in known or suffix in COMPRESSIONS else f"*{suffix}"
 
 
+def may_be_empty(url: str) -> bool:
+    """Whether a file of no bytes is a sound one, without records: of some formats even that needs a few."""
+    return reader_of(url).is_compressible and split_compression(url)[1] is None
+
+
 def is_divisible(url: str) -> bool:
     """Whether a file may be read in pieces."""
     divisible = reader_of(url).is_divisible

@@ -35,12 +35,20 @@ class Input:
     """Of a file, as its file system describes it."""
     prefix: str = ""
     """Begins the names of its files."""
+    lists: tuple[str, ...] = ()
+    """What messages call the lists that name it."""
     chain: str = ""
     """What follows the path in the URL of a file in an archive or cache: "::s3://bucket/a.zip"."""
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def counted_as(self) -> tuple[str, ...]:
+        """Whose files its files are: its own, and those of the lists that name it. A list may name millions of files,
+        of which nothing is kept."""
+        return self.lists if self.lists and self.kind == "file" else (self.said, *self.lists)
 
     def below_root(self, path: str) -> str:
         """A path below the root, relative to it."""

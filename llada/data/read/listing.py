@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from llada.data.left_out import FilesLeftOut, describe, leave_out
-from llada.data.read.formats import ending_of, find_reader, reader_of, supported
+from llada.data.read.formats import ending_of, find_reader, may_be_empty, reader_of, supported
 from llada.data.read.globs import compile_pattern
 from llada.data.read.inputs import Input, canonical_path, lines_of, open_input, open_inputs
 from llada.data.read.parts import InputFile
@@ -148,15 +148,13 @@ class _Listing:
                 name = name[: len(name) - len(named.pattern)]
             elif named.kind == "glob":
                 name = named.url(named.root)
-            return replace(
-                named, prefix=name if named.kind == "file" else name.rstrip("/") + "/" * bool(name)
-            )
+            prefix = name if named.kind == "file" else name.rstrip("/") + "/" * bool(name)
+            return replace(named, prefix=prefix, lists=(entry.said, *entry.lists))
 
         with lines_of(entry) as lines, ThreadPoolExecutor(_STAT_THREADS) as pool:
             wanted = (line for line in lines if line and not line.startswith("#"))
             while page := list(islice(wanted, _PAGE)):
                 for named in pool.map(opened, page):
-                    self._found[entry.said] += 1
                     yield from self._input(named, (*lists, place))
                     if named.kind != "file" and not self._links:
                         self._require_files(named)
@@ -220,14 +218,14 @@ class _Listing:
             reason = kind
         elif find_reader(path) is None:
             reason = ending_of(path)
-        elif info.get("size") == 0:
+        elif info.get("size") == 0 and may_be_empty(path):
             reason = "empty"
         elif not _is_utf8(path):
             reason = "name that is not UTF-8"
         if reason:
             self._leave_out(entry, reason, name, canonical)
             return
-        self._found[entry.said] += 1
+        self._found.update(entry.counted_as)
         if self._files is None or self._files.add(_mark(canonical + entry.chain)):
             yield InputFile(entry.url(path), entry.prefix + name, *_stat(info))
 
@@ -237,7 +235,8 @@ class _Listing:
 
     def _leave_out(self, entry: Input, reason: str, name: str, canonical: str) -> None:
         """Count a file or folder that is not read, once for its place `canonical`."""
-        leave_out(self._left_out_of.setdefault(entry.said, {}), reason, entry.prefix + name)
+        for said in entry.counted_as:
+            leave_out(self._left_out_of.setdefault(said, {}), reason, entry.prefix + name)
         if self._noted.add(_mark(canonical)):
             leave_out(self._left_out, reason, entry.prefix + name)
 
@@ -246,7 +245,7 @@ class _Listing:
         if self._found[entry.said]:
             return
         left_out = self._left_out_of.get(entry.said, {})
-        if entry.kind == "list":
+        if entry.kind == "list" and not left_out:
             problem = "the list names no file"
         elif not left_out and entry.kind == "folder":
             problem = "the folder is empty"

@@ -12,7 +12,15 @@ import pytest
 import zstandard
 
 from llada.data.read.compression import COMPRESSIONS
-from llada.data.read.formats import READERS, ending_of, find_reader, is_divisible, reader_of, supported
+from llada.data.read.formats import (
+    READERS,
+    ending_of,
+    find_reader,
+    is_divisible,
+    may_be_empty,
+    reader_of,
+    supported,
+)
 from llada.errors import UserError
 
 
@@ -105,6 +113,11 @@ def test_what_is_supported_is_said_by_the_readers():
 )
 def test_what_no_reader_knows_is_called_by_its_ending(name, ending):
     assert ending_of(name) == ending
+
+
+def test_which_files_may_be_empty():
+    names = ["a.jsonl", "a.csv", "a.warc", "a.jsonl.gz", "a.txt.zst", "a.parquet"]
+    assert [may_be_empty(name) for name in names] == [True, True, True, False, False, False]
 
 
 def test_no_two_readers_share_a_suffix():

@@ -278,25 +278,26 @@ def test_what_is_not_read_is_counted_and_named(place, tmp_path):
         "s/.git/objects/x.jsonl": b"x",
         "s/.git/config": b"x",
         "s/t.parquet/_SUCCESS": b"",
-        "s/empty.jsonl.gz": b"",
+        "s/empty.jsonl": b"",
+        "s/t.parquet/damaged.jsonl.gz": b"",
         "s/a.tar.gz": b"x",
         "s/a.jsonl.sha256": b"x",
         "s/part-00000": b"x",
     }.items():
         write_bytes(f"{place}/{name}", data)
     left_out = {}
-    assert len(list(list_inputs([f"{place}/s", f"{place}/s/t.parquet"], left_out=left_out))) == 4
+    assert len(list(list_inputs([f"{place}/s", f"{place}/s/t.parquet"], left_out=left_out))) == 5
     assert {reason: (entry["files"], entry["examples"]) for reason, entry in left_out.items()} == {
         "hidden": (2, ["s/.git/", "s/t.parquet/_SUCCESS"]),
         "*.md": (1, ["s/README.md"]),
         "*.jsonl.lz4": (1, ["s/b.jsonl.lz4"]),
         "*.tar.gz": (1, ["s/a.tar.gz"]),
         "*.jsonl.sha256": (1, ["s/a.jsonl.sha256"]),
-        "empty": (1, ["s/empty.jsonl.gz"]),
+        "empty": (1, ["s/empty.jsonl"]),
         "no suffix": (1, ["s/part-00000"]),
     }
     asked_for = {}
-    assert len(list(list_inputs([f"{place}/s/*.jsonl"], left_out=asked_for))) == 3
+    assert len(list(list_inputs([f"{place}/s/[!e]*.jsonl"], left_out=asked_for))) == 3
     assert asked_for == {}, "what a glob does not ask for is not left out"
     assert names(f"{place}/s/.git/*/*.jsonl") == [".git/objects/x.jsonl"], "asked for by its name"
 
@@ -369,6 +370,7 @@ def test_lists(place, tmp_path, monkeypatch):
             b"x*.jsonl\n",
             r"nothing to read in .*/x\*\.jsonl, which .*a\.txt lists: no file and no folder matches",
         ),
+        (b"e.txt\n", r"nothing to read in .*a\.txt: left out empty 1 \(e\.txt\)$"),
         (b"a.pdf", r"cannot read .*a\.pdf: the file name must end in"),
         ("é.txt".encode("utf-16"), r"the list .*a\.txt is not UTF-8 text"),
     ],
@@ -376,6 +378,7 @@ def test_lists(place, tmp_path, monkeypatch):
 def test_a_list_that_cannot_be_followed(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     (tmp_path / "a.pdf").write_bytes(b"x")
+    (tmp_path / "e.txt").touch()
     with pytest.raises(UserError, match=message):
         names(f"@{tmp_path}/a.txt")
     with pytest.raises(UserError, match="is a folder; a list is a file"):
