@@ -28,7 +28,7 @@ from llada.data.work.job import Job, Removals, Snapshot
 from llada.data.work.read_config import ReadConfig
 from llada.data.work.tasks import merge_group
 from llada.errors import UserError
-from llada.files import absolute, join, local_path
+from llada.files import absolute, join, local_path, storage_errors
 from llada.settings import from_dict, load_yaml, merge_settings, require
 from pipelines.corpus.duplicates import clean_up, count_rows, find_removals, left_to_clean
 from pipelines.corpus.finish import finish_snapshot
@@ -36,7 +36,7 @@ from pipelines.corpus.inputs import settle_resources, settle_sources
 from pipelines.corpus.snapshots import finished_snapshots, open_plan, refresh
 from pipelines.corpus.tokenizer import given_tokenizer, settle_tokenizer
 from pipelines.runners.tasks import TaskRun
-from pipelines.stage.artifact import Manifest, open_output, storage_errors
+from pipelines.stage.artifact import Manifest, open_output
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, parse_known, run_command, run_stage, take_recipe
 from pipelines.stage.tracking import Tracker

@@ -141,7 +141,7 @@ def _prepare_config(recipe: Recipe, args: QuickstartArgs) -> PrepareConfig:
     """The preset's preparation; for the user's own text made to hold something out of little or of one long text."""
     config = recipe.prepare
     if args.input:
-        size = sum(file.size for file in list_inputs(args.input))
+        size = sum(file.size or 0 for file in list_inputs(args.input))
         share = min(0.2, max(config.validation_fraction, 0.2 * OWN_TEXT_BYTES / max(size, 1)))
         read = replace(config.read, min_chars=1, section_chars=SECTION_CHARS)
         config = replace(config, read=read, validation_fraction=share)

@@ -17,7 +17,14 @@ TOP_LEVEL = {
     ".gitignore", ".dockerignore", ".pre-commit-config.yaml", ".ci", ".github",
 }  # fmt: skip
 # A room (a folder, or a file that is one) and the rooms that it may import beside itself and BASE.
-BASE = {"llada.errors", "llada.settings", "llada.registry", "llada.mixing", "llada.files"}
+BASE = {
+    "llada.errors",
+    "llada.settings",
+    "llada.registry",
+    "llada.mixing",
+    "llada.files",
+    "llada.store_errors",
+}
 ROOMS: dict[str, set[str]] = {
     **{name: set() for name in BASE},
     "llada.hardware": set(),

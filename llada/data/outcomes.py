@@ -96,6 +96,10 @@ def _first(total: list[T], more: list[T]) -> list[T]:
     return [*total, *more][:_MAX_NAMED]
 
 
+def _first_of_both(total: dict[str, str], more: dict[str, str]) -> dict[str, str]:
+    return dict([*total.items(), *more.items()][:_MAX_NAMED])
+
+
 def _merged(how: Callable[[Any, Any], Any], form: Callable[[], Any]) -> Any:
     """A field, empty as form() is, of which how(total, more) is the sum."""
     return field(default_factory=form, metadata={"merge": how})
@@ -125,6 +129,8 @@ class Report:
     damaged_files: list[str] = _merged(_first, list)
     unreadable_files: list[str] = _merged(operator.add, list)
     """All: they are tried again."""
+    file_problems: dict[str, str] = _merged(_first_of_both, dict)
+    """{label of a damaged or unreadable file: why}"""
     splits: dict[str, Counts] = _merged(_added, dict)
     """{split: {documents, rows, tokens}}"""
     seconds: dict[str, float] = _merged(_added, dict)

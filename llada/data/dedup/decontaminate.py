@@ -41,6 +41,7 @@ from llada.errors import UserError
 from llada.files import read_bytes, safetensors_layout, write_bytes
 from llada.mixing import GOLDEN_GAMMA
 from llada.settings import check_limits, limited, require
+from llada.store_errors import StoreError
 
 FORMAT = "llada-decontamination-1"
 _MAX_KNOWN_WORDS = 1 << 20
@@ -197,13 +198,14 @@ class DecontaminationIndex:
     def load(cls, url: str) -> DecontaminationIndex:
         """Read what `save` wrote. Raises UserError naming a file that is missing, foreign or damaged."""
         try:
-            data = read_bytes(url)
-            arrays = load(data)
+            arrays = load(data := read_bytes(url))
             described = json.loads(safetensors_layout(data)[0]["index"])
             if described["format"] != FORMAT:
                 raise ValueError
         except FileNotFoundError:
             raise UserError(f"no decontamination index at {url}; build it again") from None
+        except StoreError:
+            raise
         except (SafetensorError, ValueError, KeyError):
             raise UserError(f"{url} is no {FORMAT} file or is damaged; build it again") from None
         ends = np.cumsum(arrays["counts"]).tolist()
@@ -245,7 +247,7 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
     pieces_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for number, file in enumerate(files):
         rejects = Rejects()
-        for record in read_records(Part(file, file.size), rejects):
+        for record in read_records(Part(file, file.size or 0), rejects):
             text = "\n".join(_strings(record.fields, config.fields, f"{file.url}:{record.line}"))
             words = _words(text, config.fold_chinese)
             if len(words) < config.min_words:

@@ -25,7 +25,7 @@ from fsspec.utils import glob_translate
 from llada.data.read.formats import find_reader, reader_of, supported
 from llada.data.read.parts import InputFile
 from llada.errors import UserError
-from llada.files import filesystem, is_store_error
+from llada.files import describe, filesystem, open_text, storage_errors
 
 _STAT_THREADS = 32  # a list of files asks the store for each size; the answers take milliseconds each
 _PAGE = 1000
@@ -109,13 +109,14 @@ def _open_inputs(inputs: Sequence[str]) -> list[_Input]:
     labels: Counter[str] = Counter()
     for given in dict.fromkeys(inputs):
         fs, path = filesystem(given.removeprefix("@"))
+        there = None if given.startswith("@") else describe(given)
         if given.startswith("@"):
             kind = "list"
-        elif fs.isfile(path):  # before globs: a file's own name may hold brackets
+        elif there and there["type"] != "directory":  # before globs: a file's own name may hold brackets
             kind = "file"
         elif any(character in path for character in "*?["):
             kind = "glob"
-        elif fs.isdir(path):
+        elif there:
             kind = "folder"
         else:
             raise UserError(f"no input at {given}: no such file, folder or match")
@@ -128,11 +129,12 @@ def _open_inputs(inputs: Sequence[str]) -> list[_Input]:
     return opened
 
 
-def _files(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
+def _files(entry: _Input) -> Iterator[tuple[str, str, int | None, str]]:
     """(path, name below the input, bytes, identity) of each readable file of one input."""
     if entry.kind == "file":
         reader_of(entry.given)
-        yield entry.path, "", *_stat(entry.fs.info(entry.path))
+        if there := describe(entry.given):
+            yield entry.path, "", *_stat(there)
         return
     if entry.kind == "list":
         yield from _listed(entry)
@@ -151,43 +153,37 @@ def _files(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
         yield path, name, *_stat(info)
 
 
-def _listed(entry: _Input) -> Iterator[tuple[str, str, int, str]]:
+def _listed(entry: _Input) -> Iterator[tuple[str, str, int | None, str]]:
     """The files named, one a line, in the text file `entry.path`."""
 
-    def look(url: str) -> tuple[str, str, int, str]:
-        fs, path = filesystem(url)
+    def look(url: str) -> tuple[str, str, int | None, str]:
         reader_of(url)
-        try:
-            return url, url, *_stat(fs.info(path))
-        except FileNotFoundError:
-            raise UserError(f"no file at {url}, which {entry.given} lists") from None
+        if there := describe(url):
+            return url, url, *_stat(there)
+        raise UserError(f"no file at {url}, which {entry.given} lists")
 
     try:
-        opened = entry.fs.open(entry.path, "rt", encoding="utf-8")
+        with open_text(entry.given) as lines, ThreadPoolExecutor(_STAT_THREADS) as pool:
+            urls = (line.strip() for line in lines)
+            wanted = (url for url in urls if url and not url.startswith("#"))
+            while page := list(islice(wanted, _PAGE)):
+                yield from pool.map(look, page)
     except FileNotFoundError:
         raise UserError(f"no list at {entry.given}") from None
-    with opened as lines, ThreadPoolExecutor(_STAT_THREADS) as pool:
-        urls = (line.strip() for line in lines)
-        wanted = (url for url in urls if url and not url.startswith("#"))
-        while page := list(islice(wanted, _PAGE)):
-            yield from pool.map(look, page)
 
 
-def _stat(info: dict[str, Any]) -> tuple[int, str]:
+def _stat(info: dict[str, Any]) -> tuple[int | None, str]:
     """(bytes, what changes when the file does) from a file system's entry."""
+    size = None if info["size"] is None else int(info["size"])
     etag = info.get("ETag") or info.get("etag")
-    return int(info["size"]), str(etag).strip('"') if etag else f"{info['size']}-{info.get('mtime')}"
+    changed = info.get("mtime") if size is not None else info.get("Last-Modified")
+    return size, str(etag).strip('"') if etag else f"{size}-{changed}"
 
 
 def is_as_listed(file: InputFile) -> bool:
-    """Whether the store has the file, and the same version of it."""
-    fs, path = filesystem(file.url)
-    try:
-        return _stat(fs.info(path)) == (file.size, file.identity)
-    except Exception as error:
-        if is_store_error(error):
-            return False
-        raise
+    """Whether the store has the file, and the same version of it. Raises StoreError when it does not say."""
+    there = describe(file.url)
+    return there is not None and _stat(there) == (file.size, file.identity)
 
 
 def walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -197,7 +193,8 @@ def walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _walk_s3(fs, root)
         return
     try:
-        entries = fs.ls(root, detail=True)
+        with storage_errors(fs.unstrip_protocol(root)):
+            entries = fs.ls(root, detail=True)
     except FileNotFoundError:
         return
 
@@ -217,7 +214,8 @@ def _walk_s3(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     prefix = f"{key}/" if key else ""
     after: dict[str, str] = {}
     while True:
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, **after)
+        with storage_errors(f"s3://{root}"):
+            page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, **after)
         for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
                 yield f"{bucket}/{item['Key']}", {"size": item["Size"], "ETag": item["ETag"]}

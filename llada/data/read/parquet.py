@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,14 +12,13 @@ import pyarrow.parquet as pq
 
 from llada.data.outcomes import Rejects
 from llada.data.read.parts import Part, Reader, ReadOptions, Record
-from llada.files import filesystem
+from llada.files import open_seekable
 
 
 def read_parquet(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
     """The rows of a part, of `options.columns` alone. Rejected: "too_large", "not_utf8", damaged files and row groups."""
     columns: Sequence[str] | None = options.columns
-    fs, path = filesystem(part.file.url)
-    with fs.open(path, "rb") as opened:
+    with open_seekable(part.file.url) as opened:
         stream = _Watched(opened)
         try:
             table = pq.ParquetFile(stream)
@@ -32,7 +32,7 @@ def read_parquet(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator
         line = 0
         for group in range(table.num_row_groups):
             last = line + table.metadata.row_group(group).num_rows
-            if not part.start <= _first_byte(table, group) < (part.end or part.file.size):
+            if not part.start <= _first_byte(table, group) < (part.end or math.inf):
                 line = last
                 continue
             try:

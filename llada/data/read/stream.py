@@ -9,7 +9,7 @@ from llada.data.outcomes import Rejects
 from llada.data.read.compression import decompressor as new_decompressor
 from llada.data.read.compression import is_damage, split_compression
 from llada.data.read.parts import Part
-from llada.files import filesystem
+from llada.files import open_bytes
 
 _READ_BYTES = 1 << 18
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -40,10 +40,8 @@ def read_texts(part: Part, separator: bytes, max_bytes: int, rejects: Rejects) -
 def _chunks(part: Part, rejects: Rejects) -> Iterator[bytes | None]:
     """The bytes of a part from its start to the end of the file; a final None says that the file is damaged there."""
     compression = split_compression(part.file.url)[1]
-    fs, path = filesystem(part.file.url)
-    with fs.open(path, "rb") as stream:
+    with open_bytes(part.file.url, part.start) as stream:
         if compression is None:
-            stream.seek(part.start)
             while data := stream.read(_READ_BYTES):
                 yield data
             return
@@ -81,8 +79,8 @@ def _split(
     # A piece starts inside a record of the piece before it, unless a separator precedes it.
     foreign = part.start > 0
     if foreign:
-        fs, path = filesystem(part.file.url)
-        foreign = fs.cat_file(path, start=part.start - len(separator), end=part.start) != separator
+        with open_bytes(part.file.url, part.start - len(separator)) as stream:
+            foreign = stream.read(len(separator)) != separator
     for chunk in chunks:
         if chunk is None:
             return

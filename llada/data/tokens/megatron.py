@@ -20,6 +20,7 @@ from llada.data.tokens.packing import PackedRows, Packing, RowLayout, answer_tok
 from llada.data.tokens.writer import ShardWriter, Target
 from llada.errors import UserError
 from llada.files import exists, filesystem, join, local_path, read_bytes, write_bytes
+from llada.store_errors import StoreError
 
 _HEAD = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
@@ -105,6 +106,8 @@ def _read_index(prefix: str) -> _Index:
         available = fs.size(path)
     except FileNotFoundError:
         raise UserError(f"no {prefix}.idx and .bin; give their common path without the ending") from None
+    except StoreError:
+        raise
     except ValueError:  # a memory map cannot be empty
         data = np.empty(0, np.uint8)
     if bytes(data[:9]) != _MAGIC:
