@@ -17,6 +17,7 @@ workers, nor on order, nor on interruptions.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -66,7 +67,8 @@ class _Kind:
 def main(argv: Sequence[str]) -> None:
     """`llada prepare <preset> …`"""
     args, config = parse_words(argv)
-    counts = run_stage("prepare", prepare, args.common, config, inputs=args.input)["counts"]
+    manifest = run_stage("prepare", prepare, args.common, config, inputs=args.input, preset=argv[0])
+    counts = manifest["counts"]
     print(
         f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
         f"{counts['validation_rows']:,} validation rows"
@@ -126,12 +128,15 @@ def prepare(
     cluster: ClusterConfig,
     tracker: Tracker | None = None,
     progress: bool = True,
+    preset: str | None = None,
 ) -> Manifest:
     """Prepare `inputs` (files, folders, globs, "@" lists), or else the sources of `config`, into the folder `output`
-    and return the newest snapshot's manifest. `tracker` is a run of pipelines/stage/tracking.py or None.
+    and return the newest snapshot's manifest. `tracker` is a run of pipelines/stage/tracking.py or None;
+    `preset` is what the report calls the configuration.
 
     Raises UserError when there is nothing to read, too much is unreadable, or no row comes out.
     """
+    begun = time.monotonic()
     output, run = absolute(output), TaskRun(cluster, progress)
     sources = settle_sources(config, inputs)
     folder = open_output(output, stage="prepare", config=config.content(), inputs=given_tokenizer(config))
@@ -161,7 +166,9 @@ def prepare(
         packing = job.packing(tokenizer_hash, removals)
         run.step("pack", partial(pack_unit, packing), range(plan.units))
         run.step("merge", partial(merge_group, packing), range(plan.groups))
-        manifest = finish_snapshot(folder, packing, sources, earlier, tokenizer, tracker)
+        manifest = finish_snapshot(
+            folder, packing, sources, earlier, tokenizer, tracker, preset=preset, begun=begun
+        )
         if tracker is not None:
             counts = manifest["counts"].items()
             tracker.log_metrics({name: n for name, n in counts if isinstance(n, int | float)})

@@ -29,7 +29,7 @@ def steps() -> dict[str, str]:
         **{name: each.label for name, each in _filters().items() if each.reasons},
         DUPLICATE: "Duplicates",
         "duplicate_of_earlier_snapshot": "Duplicates of earlier snapshots",
-        "duplicate_lines": "Duplicate lines",
+        "duplicate_lines": "Too short without duplicate lines",
         "example_longer_than_row": "Longer than a row",
     }
 

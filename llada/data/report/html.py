@@ -41,6 +41,10 @@ def note(text: str) -> Markup:
     return tag("p", text, class_="note")
 
 
+def warning(text: str) -> Markup:
+    return tag("p", text, class_="warning")
+
+
 def details(title: object, *content: object, is_open: bool = False) -> Markup:
     return tag("details", tag("summary", title), *content, **({"open": ""} if is_open else {}))
 
@@ -130,6 +134,36 @@ def histogram(counts: Mapping[str, int], of: str = "documents") -> Markup:
     )
 
 
+def funnel_picture(levels: Sequence[tuple[str, int]]) -> Markup:
+    """What is left of a number after each of some steps: (step, number) from the widest level on, centred bars."""
+    whole, width, height = max(levels[0][1], 1), 400, 40
+    shapes: list[object] = []
+    above = 1.0
+    for place, (name, number) in enumerate(levels):
+        share, top = number / whole, place * height
+        if place:
+            slope = [(above, top - 8), (share, top + 18)]
+            left = " ".join(f"{width / 2 * (1 - wide):.1f},{y}" for wide, y in slope)
+            right = " ".join(f"{width / 2 * (1 + wide):.1f},{y}" for wide, y in reversed(slope))
+            shapes.append(tag("polygon", points=f"{left} {right}"))
+        rect = {"x": f"{width / 2 * (1 - share):.1f}", "width": f"{width * share:.1f}"}
+        shapes.append(tag("rect", **rect, y=top + 18, height=14))
+        shapes.append(tag("text", name, x=0, y=top + 13, class_="start"))
+        shapes.append(
+            tag("text", f"{format_count(number)} · {number / whole:.1%}", x=width, y=top + 13, class_="end")
+        )
+        above = share
+    label = ", ".join(f"{name}: {format_count(number)}" for name, number in levels)
+    return tag(
+        "svg",
+        *shapes,
+        viewBox=f"0 0 {width} {len(levels) * height}",
+        style="max-width: 480px",
+        role="img",
+        aria_label=label,
+    )
+
+
 def bar(share: float) -> Markup:
     """A horizontal bar for a share of the width, 0 to 1."""
     rect = tag("rect", width=f"{100 * share:.2f}%", height="100%")
@@ -139,7 +173,8 @@ def bar(share: float) -> Markup:
 _STYLE = """
   :root { color-scheme: light dark; --bg: light-dark(#fbfaf8, #17181a); --fg: light-dark(#1d1d1f, #e9e8e6);
     --dim: light-dark(#6b6a68, #9b9a97); --line: light-dark(#dddad4, #34363a); --box: light-dark(#fff, #1f2124);
-    --accent: light-dark(#1c6b5a, #6fcab2); --mark: light-dark(#f6e3a8, #5c4d1a); }
+    --accent: light-dark(#1c6b5a, #6fcab2); --mark: light-dark(#f6e3a8, #5c4d1a); --warn: light-dark(#b4561c, #e39a5f);
+    --gone: light-dark(#a33a2a, #e58f80); }
   * { box-sizing: border-box; }
   body { max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 6rem; background: var(--bg); color: var(--fg);
     font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
@@ -168,8 +203,11 @@ _STYLE = """
   svg { display: block; width: 100%; }
   svg.bar { height: .8rem; }
   rect { fill: var(--accent); }
+  polygon { fill: var(--accent); opacity: .25; }
   svg text { font-size: 11px; text-anchor: middle; fill: var(--fg); }
   svg text.axis { fill: var(--dim); }
+  svg text.start { text-anchor: start; font-size: 12px; }
+  svg text.end { text-anchor: end; font-size: 12px; fill: var(--dim); }
   figure { margin: 0; }
   figcaption { font-size: .875rem; margin-bottom: .5rem; }
   details { margin: .4rem 0; }
@@ -177,6 +215,9 @@ _STYLE = """
   article { margin: .5rem 0 1.25rem 1rem; }
   .text { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--box); border: 1px solid var(--line);
     border-radius: .4rem; padding: .6rem .8rem; font-size: .875rem; unicode-bidi: isolate; }
+  .warning { border-left: .25rem solid var(--warn); padding: .3rem .8rem; margin: .75rem 0; max-width: 60rem;
+    background: var(--box); overflow-wrap: anywhere; }
   mark { background: var(--mark); color: inherit; }
+  del { color: var(--gone); text-decoration: line-through; }
   ul { margin: .25rem 0; padding-left: 1.25rem; overflow-wrap: anywhere; }
 """

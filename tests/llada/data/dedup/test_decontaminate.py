@@ -178,7 +178,7 @@ def test_damaged_index_is_named(tmp_path):
         DecontaminationIndex.load(str(path))
     index_of(tmp_path / "a.jsonl", [{"q": QUESTION}]).save(str(path))
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match="index is no llada-decontamination-1 file or is damaged"):
+    with pytest.raises(ValueError, match="index is no llada-decontamination-2 file or is damaged"):
         DecontaminationIndex.load(str(path))
 
 

@@ -234,9 +234,11 @@ def test_nothing_from_the_data_becomes_html() -> None:
         "svg",
         "text",
         "span",
+        "del",
+        "polygon",
     }
     allowed = {"class", "id", "lang", "dir", "href", "style", "role", "aria-label", "open", "charset", "name", "content",
-               "viewbox", "x", "y", "width", "height"}  # fmt: skip
+               "viewbox", "x", "y", "width", "height", "points"}  # fmt: skip
     assert {key for _, attributes, _ in attacked.elements for key in attributes} <= allowed
     assert ATTACK in attacked.texts("div", **{"class": "text"})  # and it can be read
     assert page.count("alert(1)") > 20
@@ -338,7 +340,8 @@ def test_clusters_of_duplicates_have_sizes_and_their_largest_is_shown() -> None:
     assert "2,500 documents stand in 700 clusters" in "".join(page.texts("main"))
     assert "1,234 documents, 2 of them shown" in page.texts("summary")
     assert page.texts("title")[-10:][0] == "2 to 4: 699 clusters"
-    assert page.texts("mark") == ["d"]
+    assert page.texts("mark") == ["only here", "d"]
+    assert page.texts("del") == ["only in the one that stayed", "a"]
     assert "duplicates; of each" not in "".join(Page(_render(report, CONFIG)).texts("main"))
 
 
