@@ -53,7 +53,7 @@ def filesystem(url: str) -> tuple[Any, str]:
             options["client_kwargs"] = _web_options()
         return fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     except ImportError as error:  # names the package
-        raise UserError(f"{url}: {error}; install it") from error
+        raise UserError(f"{url}: {error}") from error
     except Exception as error:  # of fsspec alone; it calls some kinds of stores at once
         if (problem := told(error, url)) is not None:
             raise problem from error
@@ -98,7 +98,9 @@ def storage_errors(url: str) -> Iterator[None]:
     except Exception as error:
         if (problem := told(error, url)) is not None:
             raise problem from error
-        if _is_full(url):  # torch writes files in C++, which forgets the error's number
+        if not isinstance(error, FileNotFoundError) and _is_full(
+            url
+        ):  # torch writes files in C++, which forgets the error's number
             raise no_space(url) from error
         raise
 
@@ -107,7 +109,10 @@ def _is_full(url: str) -> bool:
     path = local_path(url)
     while path and not os.path.exists(path):
         path = os.path.dirname(path)
-    return bool(path) and shutil.disk_usage(str(path)).free < _FULL_BYTES
+    if not path:
+        return False
+    disk = shutil.disk_usage(path)
+    return disk.free < _FULL_BYTES < disk.total  # a folder of the kernel has no bytes at all
 
 
 def with_retries(call: Callable[[], T], url: str) -> T:
@@ -285,7 +290,7 @@ def _put(call: Callable[[], None], url: str) -> None:
     try:
         with_retries(call, url)
     except FileNotFoundError as error:
-        raise StoreError(f"{url}: there is no place to write to ({error}); correct it") from error
+        raise StoreError(f"{url}: nothing can be written there ({error}); give another place") from error
 
 
 @contextlib.contextmanager
@@ -301,8 +306,7 @@ def writing(url: str) -> Iterator[str]:
             _put(lambda: fs.put_file(temporary, path), url)
         return
     folder, name = os.path.split(target)
-    with storage_errors(url):
-        os.makedirs(folder, exist_ok=True)
+    _put(lambda: os.makedirs(folder, exist_ok=True), url)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary

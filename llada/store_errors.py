@@ -185,7 +185,8 @@ def told(error: BaseException, url: str) -> StoreError | None:
         return no_space(url)
     if (problem := _find(error)) is None:
         return None
-    made = StoreError(_in_one_line(f"{url}: {problem.cause}; {problem.remedy}"))
+    cause = problem.cause.replace(f" ({url})", "")
+    made = StoreError(_in_one_line(f"{url}: {cause}; {problem.remedy}"))
     made.may_pass = problem.may_pass
     return made
 

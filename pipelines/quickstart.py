@@ -94,14 +94,19 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
         _say(f"working in {root}; Ray's log is {log}")
         with _stage("prepare", data) as tracker:
             prepared = prepare(
-                _prepare_config(recipe, args), inputs=texts, output=data, tracker=tracker, **common
+                _prepare_config(recipe, args),
+                inputs=texts,
+                output=data,
+                tracker=tracker,
+                preset=args.preset,
+                **common,
             )
         before = _untrained_sample(recipe, data)
         with _stage("pretrain", pretrained) as tracker:
             first = pretrain(recipe, data=data, output=pretrained, tracker=tracker, **common)
         sft_config = replace(recipe.sft_prepare, tokenizer=str(Path(data) / "tokenizer"))
         with _stage("prepare", sft_data) as tracker:
-            prepare(sft_config, inputs=pairs, output=sft_data, tracker=tracker, **common)
+            prepare(sft_config, inputs=pairs, output=sft_data, tracker=tracker, preset=args.preset, **common)
         with _stage("sft", model) as tracker:
             second = sft(recipe, model=pretrained, data=sft_data, output=model, tracker=tracker, **common)
         config = EvaluateConfig(

@@ -266,6 +266,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
         "the tasks over whole units: tests/llada/data/test_prepare.py",
     ),
     "llada.data.report.sections": "the sections on their page: tests/llada/data/report/test_page.py",
+    "llada.data.report.mixture": "its section on the page: tests/llada/data/report/test_page.py",
     "llada.data.report.cost_tables": "the tables of the estimates: tests/llada/data/report/test_cost.py and test_page.py",
 }
 

@@ -170,8 +170,9 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
         first = min(total.unreadable_files)
         why = total.file_problems.get(first)
         raise UserError(
-            f"{len(unread):,} of {plan.files:,} files could not be read, {min(unread)} among them"
-            f"{f' ({why})' if why else ''}; run again when they can, or raise max_unreadable_fraction"
+            f"{len(unread):,} of {plan.files:,} files could not be read, {min(unread)} among them; "
+            "run again when they can, or raise max_unreadable_fraction"
+            + (f" ({first}: {why})" if why else "")
         )
     if is_first and not total.splits["train"]["rows"]:
         remedy = "check --input and the filters"
@@ -183,7 +184,8 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
     for name in total.damaged_files:
         _log.warning("damaged, its sound records were used: %s", name)
     for name in total.unreadable_files:
-        _log.warning("could not be read and is left out, a later run tries again: %s", name)
+        why = total.file_problems.get(name, "its store failed")
+        _log.warning("could not be read (%s) and is left out, a later run tries again: %s", why, name)
 
 
 def reasons(counts: Counter[str]) -> str:

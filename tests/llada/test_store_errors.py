@@ -304,6 +304,7 @@ def test_places_on_disk_that_are_something_else(tmp_path):
     folder = f"{tmp_path}/folder.jsonl"
     for call in (read_bytes, read_text, sha256, CALLS["settings"], CALLS["write"]):
         assert "that is a folder; give a file" in line_of(call, folder)
+    assert "/proc/none/file: nothing can be written there" in line_of(CALLS["write"], "/proc/none/file")
     assert "the name is too long" in line_of(CALLS["write"], f"{tmp_path}/{'x' * 300}")
     os.symlink(tmp_path / "b", tmp_path / "a")
     os.symlink(tmp_path / "a", tmp_path / "b")
@@ -345,10 +346,7 @@ def test_places_on_disk_without_permission():
     finally:
         shutil.rmtree(folder)
     assert len(lines) == 2
-    assert (
-        lines[0]
-        == f"{folder}/secret: no permission ({folder}/secret); change the rights, or give another place"
-    )
+    assert lines[0] == f"{folder}/secret: no permission; change the rights, or give another place"
     assert lines[1].startswith(f"{folder}/new/file: no permission")
 
 

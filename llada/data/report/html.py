@@ -55,7 +55,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], align: str) -> 
     body = [
         tag("tr", *(tag("td", c, class_=side) for c, side in zip(row, align, strict=True))) for row in rows
     ]
-    return tag("div", tag("table", tag("thead", top), tag("tbody", *body)), class_="scroll")
+    # What can be scrolled must be reached by the keyboard too.
+    return tag("div", tag("table", tag("thead", top), tag("tbody", *body)), class_="scroll", tabindex=0)
+
+
+def terms(entries: Mapping[str, object]) -> Markup:
+    """A list of names and what they stand for."""
+    return tag(
+        "dl", *(join(tag("dt", name), tag("dd", value)) for name, value in entries.items()), class_="terms"
+    )
 
 
 def cell(value: object) -> str:
@@ -174,7 +182,7 @@ _STYLE = """
   :root { color-scheme: light dark; --bg: light-dark(#fbfaf8, #17181a); --fg: light-dark(#1d1d1f, #e9e8e6);
     --dim: light-dark(#6b6a68, #9b9a97); --line: light-dark(#dddad4, #34363a); --box: light-dark(#fff, #1f2124);
     --accent: light-dark(#1c6b5a, #6fcab2); --mark: light-dark(#f6e3a8, #5c4d1a); --warn: light-dark(#b4561c, #e39a5f);
-    --gone: light-dark(#a33a2a, #e58f80); }
+    --gone: light-dark(#a33a2a, #e58f80); --shade: light-dark(#0003, #fff3); }
   * { box-sizing: border-box; }
   body { max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 6rem; background: var(--bg); color: var(--fg);
     font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
@@ -190,11 +198,19 @@ _STYLE = """
   .figures dd { margin: 0; font-size: 1.6rem; line-height: 1.25; }
   .figures dd.note { font-size: .85rem; }
   .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 2rem; }
-  .scroll { overflow-x: auto; }
+  .terms { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; margin: 0 0 1.5rem;
+    font-size: .875rem; }
+  .terms dt { color: var(--dim); }
+  .terms dd { margin: 0; overflow-wrap: anywhere; }
+  .scroll { overflow-x: auto; background:
+    linear-gradient(to right, var(--bg) 1rem, transparent 2rem) local,
+    linear-gradient(to left, var(--bg) 1rem, transparent 2rem) local,
+    linear-gradient(to right, var(--shade), transparent .75rem) scroll,
+    linear-gradient(to left, var(--shade), transparent .75rem) scroll; }
   table { border-collapse: collapse; font-size: .875rem; margin: .5rem 0; }
   th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
   th { color: var(--dim); font-weight: 500; vertical-align: bottom; }
-  td.l { overflow-wrap: anywhere; min-width: 7rem; }
+  td.l { overflow-wrap: anywhere; min-width: 8.5rem; }
   .r { text-align: right; white-space: nowrap; }
   th.r { white-space: normal; }
   .b { width: 22rem; min-width: 8rem; vertical-align: middle; }
@@ -203,11 +219,11 @@ _STYLE = """
   svg { display: block; width: 100%; }
   svg.bar { height: .8rem; }
   rect { fill: var(--accent); }
-  polygon { fill: var(--accent); opacity: .25; }
+  polygon { fill: var(--accent); opacity: .15; }
   svg text { font-size: 11px; text-anchor: middle; fill: var(--fg); }
   svg text.axis { fill: var(--dim); }
   svg text.start { text-anchor: start; font-size: 12px; }
-  svg text.end { text-anchor: end; font-size: 12px; fill: var(--dim); }
+  svg text.end { text-anchor: end; font-size: 12px; }
   figure { margin: 0; }
   figcaption { font-size: .875rem; margin-bottom: .5rem; }
   details { margin: .4rem 0; }
@@ -220,4 +236,12 @@ _STYLE = """
   mark { background: var(--mark); color: inherit; }
   del { color: var(--gone); text-decoration: line-through; }
   ul { margin: .25rem 0; padding-left: 1.25rem; overflow-wrap: anywhere; }
+  @media (max-width: 40rem) {
+    body { padding: 1.25rem 1rem 4rem; }
+    h1 { font-size: 1.25rem; overflow-wrap: anywhere; }
+    table { font-size: .8rem; }
+    th, td { padding-right: .7rem; }
+    article { margin-left: .25rem; }
+    .b { width: 8rem; }
+  }
 """

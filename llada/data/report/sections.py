@@ -48,6 +48,7 @@ from llada.data.report.html import (
     note,
     table,
     tag,
+    terms,
     warning,
 )
 from llada.data.tokens.manifest import DatasetEntry
@@ -142,7 +143,7 @@ def _run_facts(run: Run) -> Markup:
         "Date": run.created_at,
         "Commit": run.git_commit or "–",
     }
-    return table(("Run", ""), [(name, tag("code", cell(value))) for name, value in named.items()], "ll")
+    return terms({name: tag("code", value) for name, value in named.items()})
 
 
 def _wall_speed(run: Run | None, tokens: int) -> Iterator[tuple[str, str, str]]:

@@ -31,6 +31,10 @@ def report(kept=10, rows=5, validation_rows=0, **fields):
             r"2 of 12 records cannot be used \(invalid_json 2\); see .*quarantine",
         ),
         (report(unreadable_files=["a", "b#0-5", "b#5-"]), "2 of 3 files could not be read, a among them"),
+        (
+            report(unreadable_files=["a", "b"], file_problems={"a": "access was denied (403)"}),
+            r"a among them; run again .* \(a: access was denied \(403\)\)$",
+        ),
         (report(rows=0), "no training rows from 10 records .*check --input"),
         (report(rows=0, validation_rows=3), "all went to validation"),
     ],
