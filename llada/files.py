@@ -27,9 +27,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from llada.errors import UserError
-from llada.store_errors import StoreError, is_store_error, may_pass, no_space, told
+from llada.store_errors import StoreError, may_pass, no_space, told
+from llada.store_errors import is_store_error as is_store_error
 
-__all__ = ["StoreError", "is_store_error"]  # for those who ask stores
 T = TypeVar("T")
 _PAUSES_S = (1.0, 4.0, 15.0)
 # A call that took so long has been repeated often enough, by the store's own client.

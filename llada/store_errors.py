@@ -154,8 +154,6 @@ _NUMBERS = {  # of what file systems raise without one
     NotADirectoryError: errno.ENOTDIR,
     IsADirectoryError: errno.EISDIR,
     FileExistsError: errno.EEXIST,
-    TimeoutError: errno.ETIMEDOUT,
-    ConnectionError: errno.ECONNRESET,
 }
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 

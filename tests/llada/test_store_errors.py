@@ -393,6 +393,7 @@ def test_faults_of_ours_and_files_that_are_not_there_stay_what_they_are():
         KeyError("k"),
         ValueError("shape"),
         NotImplementedError(),
+        ConnectionError("of Ray"),
         RuntimeError("x"),
         OSError("plain"),
     ):

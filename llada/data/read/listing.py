@@ -90,14 +90,15 @@ def list_inputs(inputs: Sequence[str]) -> Iterator[InputFile]:
     seen = None if len(opened) == 1 and opened[0].kind != "list" else _Marks()
     for entry in opened:
         is_empty = True
-        for path, name, size, identity in _files(entry):
-            is_empty = False
-            url = entry.fs.unstrip_protocol(path) if "://" in entry.given or "://" in path else path
-            if seen is not None:
-                mark = int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest(), "little")
-                if not seen.add(mark):
-                    continue
-            yield InputFile(url, entry.prefix + name, size, identity)
+        with storage_errors(entry.given):
+            for path, name, size, identity in _files(entry):
+                is_empty = False
+                url = entry.fs.unstrip_protocol(path) if "://" in entry.given or "://" in path else path
+                if seen is not None:
+                    mark = int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest(), "little")
+                    if not seen.add(mark):
+                        continue
+                yield InputFile(url, entry.prefix + name, size, identity)
         if is_empty:
             raise UserError(f"nothing to read in {entry.given}: file names must end in one of {supported()}")
 
@@ -193,8 +194,7 @@ def walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from _walk_s3(fs, root)
         return
     try:
-        with storage_errors(fs.unstrip_protocol(root)):
-            entries = fs.ls(root, detail=True)
+        entries = fs.ls(root, detail=True)
     except FileNotFoundError:
         return
 
@@ -214,8 +214,7 @@ def _walk_s3(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     prefix = f"{key}/" if key else ""
     after: dict[str, str] = {}
     while True:
-        with storage_errors(f"s3://{root}"):
-            page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, **after)
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_PAGE, **after)
         for item in page.get("Contents", []):
             if not item["Key"].endswith("/"):
                 yield f"{bucket}/{item['Key']}", {"size": item["Size"], "ETag": item["ETag"]}
