@@ -1,7 +1,8 @@
 """Files at any fsspec URL (local path, s3://, gs://, memory://), written so that a reader never sees half a file, read
 whole or by byte ranges.
 
-Local files are written under a temporary name and renamed; object stores publish a put only when it is complete,
+What a store answers when it fails becomes one line here (`StoreError`, see llada/store_errors.py): by the functions below,
+and around everything else that asks a file system, by `storage_errors`. Local files are written under a temporary name and renamed; object stores publish a put only when it is complete,
 so there one put is enough. A leftover temporary file starts with a dot and is ignored by every listing here.
 """
 
@@ -13,17 +14,21 @@ import hashlib
 import json
 import os
 import posixpath
+import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TextIO, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from llada.errors import UserError
+from llada.store_errors import StoreError, may_pass, no_space, told
+from llada.store_errors import is_store_error as is_store_error
 
 T = TypeVar("T")
 _PAUSES_S = (1.0, 4.0, 15.0)
@@ -31,34 +36,55 @@ _PAUSES_S = (1.0, 4.0, 15.0)
 _CHAINING = frozenset(
     ["blockcache", "cached", "dir", "filecache", "libarchive", "reference", "simplecache", "tar", "zip"]
 )
-_STORE_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs")
-
-
-def is_store_error(error: BaseException) -> bool:
-    """Whether a file system failed, rather than our code; some stores' errors are no OSError."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _STORE_PACKAGES
+# A call that took so long has been repeated often enough, by the store's own client.
+_PATIENCE_S = 30.0
+_SILENCE_S = 60.0
+# Less than this free, and an error is put down to it.
+_FULL_BYTES = 1 << 20
 
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of `url` and the path inside it. Listings are never cached: others write too. Calls to S3
     are repeated, with pauses, while it is overloaded or away. Raises UserError for a kind of URL that nobody knows, or
-    that needs a package which is not installed."""
+    that needs a package which is not installed, and StoreError when a store refuses the first contact."""
     url = os.fspath(url)
+    options: dict[str, Any] = {}
     try:
         if url.startswith(("s3://", "s3a://")):
             _make_s3_patient()
+        elif _is_web(url):
+            _ = urlsplit(url).port  # which says what is no URL
+            options["client_kwargs"] = _web_options()
         if "::" in url and not chain_of(url):
             protocol = fsspec.core.split_protocol(url)[0] or "file"
             kind = fsspec.get_filesystem_class(protocol)
-            options = kind._get_kwargs_from_urls(url)
+            options |= kind._get_kwargs_from_urls(url)
             return fsspec.filesystem(protocol, use_listings_cache=False, **options), kind._strip_protocol(url)
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)
+        return fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     except ImportError as error:  # names the package
         raise UserError(f"{url}: {error}") from error
-    except ValueError as error:
-        if "Protocol not known" not in str(error):
-            raise
-        raise UserError(f"{url}: {error}") from None
+    except Exception as error:  # of fsspec alone; it calls some kinds of stores at once
+        if (problem := told(error, url)) is not None:
+            raise problem from error
+        remedy = "give a path of this machine, or s3://, gs://, abfs://, https://"
+        raise UserError(f"{url}: {' '.join(str(error).split())}; {remedy}") from error
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+@functools.cache
+def _web_options() -> dict[str, Any]:
+    """A server may take its time with a large file, but must go on sending. And files come as they are stored: one that
+    is called .gz is decompressed by whoever reads it."""
+    import aiohttp
+
+    return {
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S),
+        "headers": {"Accept-Encoding": "identity"},
+        "auto_decompress": False,
+    }
 
 
 def chain_of(url: str) -> str:
@@ -73,27 +99,56 @@ def _make_s3_patient() -> None:
     """Let s3fs repeat a call also after a connection that was refused or an answer 5xx: with botocore's repetitions
     inside of its own a call then lasts half a minute on average before it fails."""
     import s3fs
-    from botocore.exceptions import ClientError, ConnectionError
 
-    def is_passing(error: Exception) -> bool:
-        if isinstance(error, ClientError):
-            return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-        return isinstance(error, ConnectionError)
+    s3fs.core.set_custom_error_handler(may_pass)
 
-    s3fs.core.set_custom_error_handler(is_passing)
+
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """For a `with` block that asks the file system of `url` itself: its failures become a StoreError, one line. That
+    nothing is there remains a FileNotFoundError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (problem := told(error, url)) is not None:
+            raise problem from error
+        if not isinstance(error, FileNotFoundError) and _is_full(
+            url
+        ):  # torch writes files in C++, which forgets the error's number
+            raise no_space(url) from error
+        raise
+
+
+def _is_full(url: str) -> bool:
+    path = local_path(url)
+    while path and not os.path.exists(path):
+        path = os.path.dirname(path)
+    if not path:
+        return False
+    disk = shutil.disk_usage(path)
+    return disk.free < _FULL_BYTES < disk.total  # a folder of the kernel has no bytes at all
 
 
 def with_retries(call: Callable[[], T], url: str) -> T:
-    """call(), again with pauses while a remote store fails (beside the retries that s3fs makes itself)."""
-    for pause in _PAUSES_S:
-        try:
-            return call()
-        except Exception as error:
-            final = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-            if isinstance(error, final) or not is_store_error(error) or local_path(url):
-                raise
-            time.sleep(pause)
-    return call()
+    """call(), again with pauses while a remote store fails in a way that may pass (beside the retries that s3fs makes
+    itself). Raises StoreError when it goes on failing, and FileNotFoundError when nothing is there."""
+    begun = time.monotonic()
+    pauses = iter(_PAUSES_S if local_path(url) is None else ())
+    with storage_errors(url):
+        while True:
+            try:
+                return call()
+            except NotImplementedError as error:
+                raise StoreError(
+                    f"{url}: this kind of store cannot do that ({error}); give another place"
+                ) from error
+            except Exception as error:
+                pause = next(pauses, None)
+                if pause is None or not may_pass(error) or time.monotonic() - begun > _PATIENCE_S:
+                    raise
+                time.sleep(pause)
 
 
 def local_path(url: str) -> str | None:
@@ -117,23 +172,80 @@ def join(url: str, *names: str) -> str:
     return protocol + separator + posixpath.normpath(path)
 
 
-def exists(url: str) -> bool:
-    """True when a file or folder stands at `url`."""
+def entry_at(url: str) -> dict[str, Any] | None:
+    """What stands at `url`, as fsspec describes it: its "type" ("file", "directory"), its "size" (None when a web server
+    does not tell), what its store says of its version. None when nothing is there. Raises StoreError."""
     fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    try:
+        return with_retries(lambda: fs.info(path), url)
+    except FileNotFoundError:
+        return None
+
+
+def exists(url: str) -> bool:
+    """True when a file or folder stands at `url`. Raises StoreError when its store does not say."""
+    path = local_path(url)
+    return entry_at(url) is not None if path is None else os.path.exists(path)
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole file. Raises FileNotFoundError naming the URL, UserError when a folder is there or a file lies in its way."""
+    """The whole file. Raises FileNotFoundError naming the URL, StoreError when a folder is there, a file lies in its
+    way, or the store does not give it."""
     fs, path = filesystem(url)
     try:
         return with_retries(lambda: fs.cat_file(path), url)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {url}") from None
-    except IsADirectoryError:
-        raise UserError(f"{url} is a folder; give a file") from None
-    except NotADirectoryError:
-        raise UserError(f"there is no {url}: a file stands where its folder should be") from None
+
+
+@contextlib.contextmanager
+def open_bytes(url: str, start: int = 0) -> Iterator[BinaryIO]:
+    """For a `with` block, a file to read once, forwards, from byte `start` on. Web servers need neither tell its size nor
+    know ranges. Raises FileNotFoundError naming the URL; what fails while reading is raised as the file system does."""
+    fs, path = filesystem(url)
+    try:
+        if _is_web(url):
+            opened = with_retries(lambda: _open_web(fs, path, start), url)
+        else:
+            opened = with_retries(lambda: fs.open(path, "rb"), url)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {url}") from None
+    with opened as stream:
+        if not _is_web(url):
+            stream.seek(start)
+        yield stream
+
+
+def _open_web(fs: Any, path: str, start: int) -> Any:
+    """One request, whose answer is read as it comes."""
+    stream = fs.open(path, "rb", block_size=0, headers={"Range": f"bytes={start}-"} if start else {})
+    while start and stream.r.status != 206 and (skipped := stream.read(min(start, 1 << 20))):
+        start -= len(skipped)
+    return stream
+
+
+@contextlib.contextmanager
+def open_seekable(url: str) -> Iterator[BinaryIO]:
+    """For a `with` block, a file to read at any place; of a web server that knows no ranges, a copy of it. Raises
+    FileNotFoundError naming the URL; what fails while reading is raised as the file system does."""
+    fs, path = filesystem(url)
+    if _is_web(url) and not with_retries(lambda: _knows_ranges(fs, path), url):
+        with local_copy(url) as copied, open(copied, "rb") as stream:
+            yield stream
+        return
+    try:
+        opened = with_retries(lambda: fs.open(path, "rb"), url)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {url}") from None
+    with opened as stream:
+        yield stream
+
+
+def _knows_ranges(fs: Any, path: str) -> bool:
+    if fs.info(path)["size"] is None:
+        return False
+    with fs.open(path, "rb", block_size=0, headers={"Range": "bytes=0-0"}) as stream:
+        return stream.r.status == 206
 
 
 @contextlib.contextmanager
@@ -141,8 +253,11 @@ def open_text(url: str) -> Iterator[TextIO]:
     """For a `with` block, a UTF-8 text file to read line by line, decompressed as its name says. Raises
     FileNotFoundError naming the URL."""
     fs, path = filesystem(url)
+    options: dict[str, Any] = {"block_size": 0} if _is_web(url) else {}
     try:
-        opened = with_retries(lambda: fs.open(path, "rt", encoding="utf-8", compression="infer"), url)
+        opened = with_retries(
+            lambda: fs.open(path, "rt", encoding="utf-8-sig", compression="infer", **options), url
+        )
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {url}") from None
     with opened as stream:
@@ -158,9 +273,9 @@ def local_copy(url: str) -> Iterator[str]:
         here = path
         try:
             if local_path(url) is not None:
-                fs.info(path)
+                with_retries(lambda: fs.info(path), url)
             else:
-                here = os.path.join(folder, posixpath.basename(path))
+                here = os.path.join(folder, posixpath.basename(path) or "file")
                 with_retries(lambda: fs.get_file(path, here), url)
         except FileNotFoundError:
             raise FileNotFoundError(f"no file at {url}") from None
@@ -169,19 +284,29 @@ def local_copy(url: str) -> Iterator[str]:
 
 def sha256(url: str) -> str:
     """The hexadecimal SHA-256 of a file of any size."""
-    fs, path = filesystem(url)
-    with fs.open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with storage_errors(url), open_bytes(url) as stream:
+        while data := stream.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write the whole file at once: after a crash the old content, the new content or nothing is there."""
+    """Write the whole file at once: after a crash the old content, the new content or nothing is there. Raises
+    StoreError."""
     if local_path(url) is None:
         fs, path = filesystem(url)
-        with_retries(lambda: fs.pipe_file(path, data), url)
+        _put(lambda: fs.pipe_file(path, data), url)
         return
-    with writing(url) as path:
+    with storage_errors(url), writing(url) as path:
         Path(path).write_bytes(data)
+
+
+def _put(call: Callable[[], None], url: str) -> None:
+    try:
+        with_retries(call, url)
+    except FileNotFoundError as error:
+        raise StoreError(f"{url}: nothing can be written there ({error}); give another place") from error
 
 
 @contextlib.contextmanager
@@ -194,14 +319,15 @@ def writing(url: str) -> Iterator[str]:
         with tempfile.TemporaryDirectory() as folder:
             temporary = os.path.join(folder, "file")
             yield temporary
-            with_retries(lambda: fs.put_file(temporary, path), url)
+            _put(lambda: fs.put_file(temporary, path), url)
         return
     folder, name = os.path.split(target)
-    os.makedirs(folder, exist_ok=True)
+    _put(lambda: os.makedirs(folder, exist_ok=True), url)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        os.replace(temporary, target)
+        with storage_errors(url):
+            os.replace(temporary, target)
     except BaseException:
         if os.path.exists(temporary):
             os.unlink(temporary)
@@ -214,12 +340,16 @@ def file_sizes(url: str) -> dict[str, int]:
     Hidden files (and files in hidden folders) are left out.
     """
     fs, path = filesystem(url)
+    if local_path(url) and not os.path.isdir(path):
+        return {}
     try:
-        entries = fs.find(path, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
+        entries = with_retries(lambda: fs.find(path, detail=True), url)
+    except FileNotFoundError:
         return {}
     root = path.rstrip("/") + "/"
-    sizes = {name[len(root) :]: int(info["size"]) for name, info in entries.items() if name.startswith(root)}
+    sizes = {
+        name[len(root) :]: int(info["size"] or 0) for name, info in entries.items() if name.startswith(root)
+    }
     return {name: size for name, size in sizes.items() if not any(p.startswith(".") for p in name.split("/"))}
 
 
@@ -229,7 +359,7 @@ def file_sizes(url: str) -> dict[str, int]:
 def fetch_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
     """The bytes of (url, start, end) ranges of one file system, fetched together; empty ranges cost no request.
 
-    A range that reaches past the end of its file gives what is there. Raises FileNotFoundError.
+    A range that reaches past the end of its file gives what is there. Raises FileNotFoundError, StoreError.
     """
     asked = [(url, start, end) for url, start, end in ranges if end > start]
     if not asked:
@@ -238,6 +368,9 @@ def fetch_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
     paths = [fs._strip_protocol(url) for url, _, _ in asked]
     starts, ends = [start for _, start, _ in asked], [end for _, _, end in asked]
     pieces = with_retries(lambda: fs.cat_ranges(paths, starts, ends, on_error="raise"), asked[0][0])
+    for (url, start, end), piece in zip(asked, pieces, strict=True):
+        if len(piece) > end - start:
+            raise StoreError(f"{url}: the server knows no ranges of a file; copy it to another place first")
     fetched = iter(pieces)
     return [bytes(next(fetched)) if end > start else b"" for _, start, end in ranges]
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llada.errors import UserError, hint
+from llada.files import read_bytes
+from llada.store_errors import StoreError
 
 T = TypeVar("T")
 
@@ -71,20 +73,28 @@ def from_dict(kind: type[T], values: dict[str, Any], path: str = "") -> T:
     return kind(**parsed)
 
 
-def load_yaml(path: str | Path, noun: str) -> dict[str, Any]:
+def load_text(url: str | Path, noun: str) -> str:
+    """A settings file at any fsspec URL. Raises UserError naming the file, which is called a `noun`."""
+    try:
+        return read_bytes(str(url)).decode()
+    except FileNotFoundError:
+        raise UserError(f"cannot read the {noun} {url}: No such file or directory") from None
+    except StoreError as error:
+        raise UserError(f"cannot read the {noun} {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the {noun} {url} is not UTF-8 text: {error.reason}") from None
+
+
+def load_yaml(url: str | Path, noun: str) -> dict[str, Any]:
     """The settings in a YAML file; an empty one holds none. Raises UserError naming the file, which is called a `noun`."""
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the {noun} {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"the {noun} {path} is not UTF-8 text: {error.reason}") from None
+        values = yaml.safe_load(load_text(url, noun))
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{url} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):
-        raise UserError(f"{path} must hold 'key: value' lines")
+        raise UserError(f"{url} must hold 'key: value' lines")
     return values or {}
 
 

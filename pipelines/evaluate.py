@@ -23,7 +23,7 @@ from llada.data.tokens.manifest import load_dataset_entry, resolve_snapshot
 from llada.errors import UserError
 from llada.evals.evaluation import B, EvaluateConfig, Evaluation, Figures, R
 from llada.evals.tasks import TASKS
-from llada.files import absolute, join, write_bytes
+from llada.files import absolute, join, storage_errors, write_bytes
 from llada.model.hf import read_config
 from llada.model.transformer import Transformer
 from llada.training.parallel import resolve_precision, training_device
@@ -32,7 +32,6 @@ from pipelines.stage.artifact import (
     Manifest,
     fetch_folder,
     require_same_tokenizer,
-    storage_errors,
 )
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage

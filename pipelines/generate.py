@@ -26,13 +26,13 @@ from llada.data.document import text_problem
 from llada.data.read.dialogues import RecordError, parse_dialogue
 from llada.errors import UserError
 from llada.evals.evaluation import Block
-from llada.files import absolute, join, read_bytes, write_bytes
+from llada.files import absolute, join, read_bytes, storage_errors, write_bytes
 from llada.sampling.config import SamplingConfig
 from llada.sampling.text import complete_texts
 from llada.settings import check_limits, limited
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.runners.actors import map_blocks, require_checkpoint
-from pipelines.stage.artifact import Manifest, fetch_folder, storage_errors
+from pipelines.stage.artifact import Manifest, fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage
 from pipelines.stage.lifecycle import StageInput, begin_stage, finish_stage, folder_input

@@ -17,6 +17,7 @@ workers, nor on order, nor on interruptions.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,7 @@ from llada.data.work.job import Job, Removals, Snapshot
 from llada.data.work.read_config import ReadConfig
 from llada.data.work.tasks import merge_group
 from llada.errors import UserError
-from llada.files import absolute, join, local_path
+from llada.files import absolute, join, local_path, storage_errors
 from llada.settings import from_dict, load_yaml, merge_settings, require
 from pipelines.corpus.duplicates import clean_up, count_rows, find_removals, left_to_clean
 from pipelines.corpus.finish import describe_left_out, finish_snapshot
@@ -37,7 +38,7 @@ from pipelines.corpus.inputs import settle_resources, settle_sources
 from pipelines.corpus.snapshots import finished_snapshots, open_plan, refresh
 from pipelines.corpus.tokenizer import given_tokenizer, settle_tokenizer
 from pipelines.runners.tasks import TaskRun
-from pipelines.stage.artifact import Manifest, open_output, storage_errors
+from pipelines.stage.artifact import Manifest, open_output
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, parse_known, run_command, run_stage, take_recipe
 from pipelines.stage.tracking import Tracker, default_tracking_uri, tracking_places
@@ -67,7 +68,8 @@ class _Kind:
 def main(argv: Sequence[str]) -> None:
     """`llada prepare <preset> …`"""
     args, config = parse_words(argv)
-    counts = run_stage("prepare", prepare, args.common, config, inputs=args.input)["counts"]
+    manifest = run_stage("prepare", prepare, args.common, config, inputs=args.input, preset=argv[0])
+    counts = manifest["counts"]
     print(
         f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
         f"{counts['validation_rows']:,} validation rows"
@@ -146,13 +148,15 @@ def prepare(
     cluster: ClusterConfig,
     tracker: Tracker | None = None,
     progress: bool = True,
+    preset: str | None = None,
 ) -> Manifest:
     """Prepare `inputs` (files, folders, globs, "@" lists), or else the sources of `config`, into the folder `output`
     and return the newest snapshot's manifest. What lies in the output, or in `written`, is no input. `tracker` is a run
-    of pipelines/stage/tracking.py or None.
+    of pipelines/stage/tracking.py or None; `preset` is what the report calls the configuration.
 
     Raises UserError when there is nothing to read, too much is unreadable, or no row comes out.
     """
+    begun = time.monotonic()
     output, run = absolute(output), TaskRun(cluster, progress)
     written = [output, *written, *tracking_places(tracker.uri if tracker else default_tracking_uri(output))]
     sources = settle_sources(config, inputs, written)
@@ -183,7 +187,9 @@ def prepare(
         packing = job.packing(tokenizer_hash, removals)
         run.step("pack", partial(pack_unit, packing), range(plan.units))
         run.step("merge", partial(merge_group, packing), range(plan.groups))
-        manifest = finish_snapshot(folder, packing, sources, earlier, tokenizer, tracker)
+        manifest = finish_snapshot(
+            folder, packing, sources, earlier, tokenizer, tracker, preset=preset, begun=begun
+        )
         if tracker is not None:
             counts = manifest["counts"].items()
             tracker.log_metrics({name: n for name, n in counts if isinstance(n, int | float)})

@@ -101,6 +101,7 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
                 written=written if args.input else (),
                 output=data,
                 tracker=tracker,
+                preset=args.preset,
                 **common,
             )
         before = _untrained_sample(recipe, data)
@@ -114,6 +115,7 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
                 written=written if args.sft_input else (),
                 output=sft_data,
                 tracker=tracker,
+                preset=args.preset,
                 **common,
             )
         with _stage("sft", model) as tracker:
@@ -156,7 +158,7 @@ def _prepare_config(recipe: Recipe, args: QuickstartArgs) -> PrepareConfig:
     config = recipe.prepare
     if args.input:
         files = list_inputs(args.input, written=[args.output])
-        size = sum(file.size for file in files)
+        size = sum(file.size or 0 for file in files)
         share = min(0.2, max(config.validation_fraction, 0.2 * OWN_TEXT_BYTES / max(size, 1)))
         read = replace(config.read, min_chars=1, section_chars=SECTION_CHARS)
         config = replace(config, read=read, validation_fraction=share)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import os
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +104,124 @@ class Gateway:
         for end in ends:
             end.close()
         self._writers -= ends
+
+
+# {folder: (status, code)} of what S3 answers.
+S3_ANSWERS = {
+    "denied": (403, "AccessDenied"),
+    "wrong-key": (403, "InvalidAccessKeyId"),
+    "expired": (400, "ExpiredToken"),
+    "no-bucket": (404, "NoSuchBucket"),
+    "moved": (301, "PermanentRedirect"),
+}
+REDIRECTS = {"redirect": "/plain/{name}", "circle": "/circle/{name}", "elsewhere": "ftp://nowhere/{name}"}
+
+
+class WebServer(http.server.ThreadingHTTPServer):
+    """A web server on the loopback whose folders each have a fault: /403/x is refused, /chunked/x tells no size.
+
+    `files`: what a folder without a fault holds; `asked`: the requests so far.
+    """
+
+    files: dict[str, bytes]
+    asked: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that stops reading is none of ours."""
+
+
+class _WebHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: WebServer
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        self._drain()
+        _, folder, *rest = self.path.split("?")[0].split("/")
+        name = rest[-1] if rest else ""
+        if folder in S3_ANSWERS:
+            status, code = S3_ANSWERS[folder]
+            text = f"<Error><Code>{code}</Code><Message>{code} it is</Message></Error>"
+            self._answer(status, text.encode(), {"x-amz-bucket-region": "eu-west-1"} if status == 301 else {})
+        elif folder.isdigit():
+            self._answer(int(folder), b"no")
+        elif folder in REDIRECTS:
+            self._answer(302, b"", {"Location": REDIRECTS[folder].format(name=name)})
+        elif name not in self.server.files:
+            self._answer(404, b"no")
+        else:
+            self._give(folder, self.server.files[name])
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def _give(self, folder: str, data: bytes) -> None:
+        wanted = self.headers.get("Range")
+        if folder == "chunked":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            if self.command == "GET":
+                for start in range(0, len(data), 1 << 16):
+                    piece = data[start : start + (1 << 16)]
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                self.wfile.write(b"0\r\n\r\n")
+        elif folder == "ranges" and wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            piece = data[int(first) : int(last) + 1 if last else None]
+            place = f"bytes {first}-{int(first) + len(piece) - 1}/{len(data)}"
+            self._answer(206, piece, {"Content-Range": place})
+        elif folder == "cut":
+            self._answer(200, data[: len(data) // 2], {"Content-Length": str(len(data))})
+            self.close_connection = True
+        else:
+            self._answer(200, data)
+
+    def _answer(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _drain(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+
+@pytest.fixture
+def web_server() -> Iterator[Callable[..., WebServer]]:
+    """web_server(files) is a server that is running; with the paths of a (certificate, key) it speaks TLS."""
+    servers: list[WebServer] = []
+
+    def start(files: dict[str, bytes], certificate: tuple[str, str] | None = None) -> WebServer:
+        server = WebServer(("127.0.0.1", 0), _WebHandler)
+        server.files = files
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture(scope="session")

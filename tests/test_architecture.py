@@ -17,7 +17,14 @@ TOP_LEVEL = {
     ".gitignore", ".dockerignore", ".pre-commit-config.yaml", ".ci", ".github",
 }  # fmt: skip
 # A room (a folder, or a file that is one) and the rooms that it may import beside itself and BASE.
-BASE = {"llada.errors", "llada.settings", "llada.registry", "llada.mixing", "llada.files"}
+BASE = {
+    "llada.errors",
+    "llada.settings",
+    "llada.registry",
+    "llada.mixing",
+    "llada.files",
+    "llada.store_errors",
+}
 ROOMS: dict[str, set[str]] = {
     **{name: set() for name in BASE},
     "llada.hardware": set(),
@@ -269,6 +276,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
         "the tasks over whole units: tests/llada/data/test_prepare.py",
     ),
     "llada.data.report.sections": "the sections on their page: tests/llada/data/report/test_page.py",
+    "llada.data.report.mixture": "its section on the page: tests/llada/data/report/test_page.py",
     "llada.data.report.cost_tables": "the tables of the estimates: tests/llada/data/report/test_cost.py and test_page.py",
 }
 

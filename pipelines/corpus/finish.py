@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from llada.data.dedup.clusters import Clusters, read_clusters
+from llada.data.dedup.decontaminate import Coverage, DecontaminationIndex
 from llada.data.dedup.steps import locate
 from llada.data.document import Document
 from llada.data.left_out import added, describe
 from llada.data.outcomes import KEPT, SAMPLE_CHARS, Report, merge
 from llada.data.report.page import render_report
+from llada.data.report.sections import Run
 from llada.data.tokens.manifest import DatasetEntry, FileEntry, SplitEntry, file_entry, write_index
 from llada.data.tokens.shards import UNIGRAM_COUNTS, load_unigram_counts, write_unigram_counts
 from llada.data.tokens.splits import SPLITS
@@ -54,9 +57,12 @@ def finish_snapshot(
     earlier: Sequence[Finished],
     tokenizer: PreTrainedTokenizerFast,
     tracker: Tracker | None,
+    *,
+    preset: str | None = None,
+    begun: float | None = None,
 ) -> Manifest:
-    """Write all that makes the snapshot complete, its manifest last; the manifest. Raises UserError when the result
-    would be no good."""
+    """Write all that makes the snapshot complete, its manifest last; the manifest. `begun` is when its run began, by
+    time.monotonic(). Raises UserError when the result would be no good."""
     newest = earlier[-1] if earlier else None
     totals = add_up(job, newest, vocab_size(tokenizer))
     for report in totals.by_source.values():
@@ -78,8 +84,12 @@ def finish_snapshot(
         sources=trained,
         epochs=source_epochs(sources, trained),
     )
+    if not splits["validation"].rows:
+        _log.warning(
+            "no row is held out for validation: training on this data cannot tell whether it learns more than the text; "
+            "raise validation_fraction, or set read.section_chars to cut long documents"
+        )
     files = write_files(job, totals.unigrams)
-    write_report(job, totals, clusters)
     manifest = folder.describe(
         describe_counts(job, totals, clusters, splits, newest),
         kind="tokens",
@@ -87,6 +97,15 @@ def finish_snapshot(
         mlflow_run_id=tracker.wait_started() if tracker else None,
         dataset=dataset.to_json(),
     )
+    run = Run(
+        job.output,
+        job.snapshot.name,
+        manifest["created_at"],
+        preset,
+        manifest["git_commit"],
+        time.monotonic() - begun if begun else 0.0,
+    )
+    write_report(job, totals, clusters, dataset, run)
     return publish(manifest, job.snapshot)
 
 
@@ -151,9 +170,12 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
         )
     unread = {file_of(label) for label in total.unreadable_files}
     if len(unread) > max(1, config.max_unreadable_fraction * plan.files):  # a single one never stops a run
+        first = min(total.unreadable_files)
+        why = total.file_problems.get(first)
         raise UserError(
             f"{len(unread):,} of {plan.files:,} files could not be read, {min(unread)} among them; "
             "run again when they can, or raise max_unreadable_fraction"
+            + (f" ({first}: {why})" if why else "")
         )
     if is_first and not total.splits["train"]["rows"]:
         remedy = "check --input and the filters"
@@ -169,7 +191,8 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
         if name not in total.unreadable_files:
             _log.warning("what could be read of it was used: %s: %s", name, problem)
     for name in total.unreadable_files:
-        _log.warning("could not be read and is left out, a later run tries again: %s", name)
+        why = total.file_problems.get(name, "its store failed")
+        _log.warning("could not be read (%s) and is left out, a later run tries again: %s", why, name)
 
 
 def check_tokenizer(report: Report, limit: float) -> None:
@@ -276,7 +299,9 @@ def write_files(job: PackJob, unigrams: np.ndarray) -> dict[str, FileEntry]:
     return files
 
 
-def write_report(job: PackJob, totals: Totals, clusters: Clusters | None) -> None:
+def write_report(
+    job: PackJob, totals: Totals, clusters: Clusters | None, dataset: DatasetEntry, run: Run
+) -> None:
     """The page report.html, with the texts of the documents that its samples and clusters name."""
     ids: set[int] = set()
     if clusters is not None:
@@ -285,8 +310,18 @@ def write_report(job: PackJob, totals: Totals, clusters: Clusters | None) -> Non
             stayed = (sample["value"] for sample in report.samples.get(_DUPLICATE, []))
             ids.update(number for number in stayed if isinstance(number, int))
     documents = {number: _beginning(job, number) for number in sorted(ids)}
+    coverage: Sequence[Coverage] = ()
+    if job.config.decontamination.files:
+        coverage = DecontaminationIndex.load(job.snapshot.evaluation_index_url).coverage
     page = render_report(
-        totals.by_source, plan=job.plan, config=job.config, clusters=clusters, documents=documents
+        totals.by_source,
+        plan=job.plan,
+        config=job.config,
+        clusters=clusters,
+        documents=documents,
+        coverage=coverage,
+        dataset=dataset,
+        run=run,
     )
     write_bytes(job.snapshot.report_url, page.encode())
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llada.data.dedup.decontaminate import build_index
+from llada.data.dedup.decontaminate import build_index, coverage_problem
 from llada.data.read.listing import list_inputs
 from llada.data.work.config import PrepareConfig, SourceConfig
 from llada.data.work.job import Snapshot
 from llada.errors import UserError
 from llada.files import absolute, sha256
 from pipelines.stage.artifact import config_hash
+
+_log = logging.getLogger(__name__)
 
 
 def settle_sources(
@@ -39,7 +42,10 @@ def settle_resources(config: PrepareConfig, snapshot: Snapshot, sources: Sequenc
     urls = [url for source in sources for each in source.read.chain() for url in each.files()]
     if config.decontamination.files:
         urls.append(snapshot.evaluation_index_url)
-        build_index(config.decontamination).save(urls[-1])
+        index = build_index(config.decontamination)
+        index.save(urls[-1])
+        if problem := coverage_problem(index.coverage, config.decontamination.min_words):
+            _log.warning("decontamination: %s", problem)
     try:
         return config_hash({"files": [sha256(url) for url in urls]}) if urls else ""
     except FileNotFoundError as error:

@@ -14,7 +14,7 @@ from itertools import count
 
 from llada.data.left_out import FilesLeftOut, describe
 from llada.data.read.listing import is_as_listed, list_inputs
-from llada.data.read.parts import Part
+from llada.data.read.parts import InputFile, Part
 from llada.data.tokens.manifest import MANIFEST, DatasetEntry
 from llada.data.tokens.mixture import mixture_epochs
 from llada.data.work.config import PrepareConfig, SourceConfig
@@ -22,6 +22,7 @@ from llada.data.work.job import Snapshot
 from llada.data.work.units import Plan, SeenFiles, cut_file, read_plan, write_plan
 from llada.errors import UserError
 from llada.files import join, write_bytes
+from llada.store_errors import StoreError
 from pipelines.stage.artifact import Manifest, Output, config_hash, find_manifest, to_json
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def _new_parts(
     for plan in plans if unreadable else ():
         for unit in (unit for group in range(plan.groups) for unit in plan.group(group)):
             never_read -= {part.file.url for part in unit.parts if part.label not in unreadable}
-            again = [part for part in unit.parts if part.label in unreadable and is_as_listed(part.file)]
+            again = [part for part in unit.parts if part.label in unreadable and _is_there(part.file)]
             unreadable -= {part.label for part in again}
             yield from ((unit.source, part) for part in again)
     for source in sources:
@@ -118,6 +119,14 @@ def _new_parts(
                     "restore it, give the new text another name, switch dedup.exact on, or choose another --output"
                 )
             yield from ((source.name, part) for part in cut_file(file, config.unit_bytes))
+
+
+def _is_there(file: InputFile) -> bool:
+    """As far as its store says."""
+    try:
+        return is_as_listed(file)
+    except StoreError:
+        return False
 
 
 def refresh(folder: Output, sources: Sequence[SourceConfig], earlier: Sequence[Finished]) -> Manifest:

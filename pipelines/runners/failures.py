@@ -12,7 +12,7 @@ import errno
 from dataclasses import dataclass
 
 from llada.errors import UserError
-from llada.files import is_store_error
+from llada.store_errors import is_store_error, reason
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _IN_THE_WAY = (FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -41,9 +41,11 @@ def as_failure(error: Exception) -> Failure | None:
     if isinstance(error, UserError):
         return Failure(str(error), is_user_error=True)
     number = getattr(error, "errno", None) or 0
-    if number in _FULL or isinstance(error, (PermissionError, ConnectionError, TimeoutError, *_IN_THE_WAY)):
+    if number in _FULL:
         return Failure(str(error), number)
+    if isinstance(error, (PermissionError, ConnectionError, TimeoutError, *_IN_THE_WAY)):
+        return Failure(reason(error), number)
     # The errors of stores' own packages; a plain OSError, say of a file that should be there, is a fault of ours.
     if is_store_error(error) and not isinstance(error, OSError):
-        return Failure(str(error), number)
+        return Failure(reason(error), number)
     return None

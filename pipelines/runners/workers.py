@@ -26,10 +26,9 @@ from typing import Any
 from tqdm import tqdm
 
 from llada.errors import UserError
-from llada.files import join, local_path
+from llada.files import join, local_path, storage_errors
 from llada.training.events import CheckpointDue, Event, EventSink, RunStarted, StepDone, Validated
 from llada.training.trainer import TrainResult
-from pipelines.stage.artifact import storage_errors
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import MetricsFile

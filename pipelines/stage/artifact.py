@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -23,22 +22,17 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from llada.data.tokens.manifest import FileEntry
 from llada.errors import UserError
-from llada.files import file_sizes, filesystem, join, local_path, read_bytes, write_bytes
+from llada.files import file_sizes, filesystem, join, local_path, read_bytes, storage_errors, write_bytes
 from llada.settings import flatten_settings
 
 # {name in the folders of earlier versions: name today} of settings, dotted: such folders go on under the new names.
 RENAMED_SETTINGS = {"objective.objective": "objective.kind"}
-# Less than this free, and an error is put down to it.
-_FULL_BYTES = 1 << 20
-_NO_SPACE = (
-    "no space left while writing {url}: free some and run the same command again; what is finished is kept"
-)
 _PACKAGES = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "mlflow")
 
 
@@ -324,38 +318,6 @@ def put_folder(local: str | Path, url: str) -> None:
                 write_bytes(join(url, name), (Path(local) / name).read_bytes())
             else:
                 fs.put_file(str(Path(local) / name), join(root, name))
-
-
-@contextlib.contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Turn a full disk and missing rights, here or in a Ray task, into one clear UserError about `url`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            number = getattr(cause, "errno", None)
-            if number in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(_NO_SPACE.format(url=url)) from error
-            if isinstance(cause, PermissionError):
-                raise UserError(f"no permission for {url}: {cause}") from error
-            if isinstance(cause, NotADirectoryError | FileExistsError):
-                raise UserError(
-                    f"cannot use {url}: {cause.strerror or cause}; a file is in the way"
-                ) from error
-            cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
-        if _is_full(url):  # torch writes files in C++, which forgets the error's number
-            raise UserError(_NO_SPACE.format(url=url)) from error
-        raise
-
-
-def _is_full(url: str) -> bool:
-    path = local_path(url)
-    while path and not os.path.exists(path):
-        path = os.path.dirname(path)
-    return bool(path) and shutil.disk_usage(str(path)).free < _FULL_BYTES
 
 
 def _read_json(url: str) -> dict[str, Any] | None:

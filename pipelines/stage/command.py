@@ -34,7 +34,7 @@ from llada.config import Recipe
 from llada.errors import UserError
 from llada.files import exists, join, local_path
 from llada.presets import PRESETS, get_preset
-from llada.settings import from_json
+from llada.settings import from_json, load_text
 from pipelines.stage.artifact import Manifest
 from pipelines.stage.cluster import load_cluster
 from pipelines.stage.tracking import tracked
@@ -153,12 +153,7 @@ def take_recipe(argv: Sequence[str], command: str) -> tuple[Recipe, list[str]]:
             return get_preset("tiny"), words
         raise UserError(f"name a preset first: llada {command} <{'|'.join(PRESETS)}|recipe.json> …")
     if words[0].endswith(".json"):
-        try:
-            text = Path(words[0]).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot read the recipe {words[0]}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"the recipe {words[0]} is not UTF-8 text: {error.reason}") from None
+        text = load_text(words[0], "recipe")
         return from_json(Recipe, text), words[1:]
     return get_preset(words[0]), words[1:]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from llada.files import file_sizes, join, read_bytes, sha256, write_bytes
+from llada.files import file_sizes, join, read_bytes, sha256, storage_errors, write_bytes
 from llada.model.hf import save_state
 from llada.model.transformer import ModelConfig
 from llada.training.events import (
@@ -26,7 +26,7 @@ from llada.training.events import (
     event_to_json,
 )
 from llada.training.trainer import TrainResult
-from pipelines.stage.artifact import Manifest, Output, fetch_folder, put_folder, storage_errors
+from pipelines.stage.artifact import Manifest, Output, fetch_folder, put_folder
 from pipelines.stage.tracking import Tracker
 
 CHECKPOINTS = "checkpoints"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -208,6 +209,31 @@ def test_filters_decontamination_and_the_report(local_ray, config, tmp_path):
     assert "<script>email@" not in page
 
 
+def test_what_is_not_looked_for_or_not_held_out_is_said(local_ray, config, tmp_path, caplog):
+    write(tmp_path / "eval.jsonl", ["a short question", "and its answer"])
+    write(tmp_path / "a.jsonl", [sentence(i) for i in range(6)])
+    settings = replace(
+        config,
+        validation_fraction=0.0,
+        decontamination=DecontaminationConfig(files=(str(tmp_path / "eval.jsonl"),)),
+    )
+    manifest = run(settings, tmp_path / "a.jsonl", tmp_path / "out")
+    said = [record.getMessage() for record in caplog.records]
+    assert any(
+        re.search(r"none of the 2 evaluation rows of .*eval\.jsonl can be found", line) for line in said
+    )
+    assert any(line.startswith("no row is held out for validation") for line in said)
+    page = (tmp_path / "out/snapshots/0000/report.html").read_text()
+    for words in (
+        "nothing was looked for in the data",
+        "No row is held out",
+        manifest["created_at"],
+        "Tokens per second",
+    ):
+        assert words in page
+    assert "No document contains" not in page
+
+
 def test_a_mixture_has_its_shares(local_ray, config, tmp_path):
     write(tmp_path / "web/a.jsonl", [sentence(i) for i in range(60)])
     write(tmp_path / "code/a.jsonl", [sentence(1000 + i) for i in range(15)])
@@ -215,6 +241,9 @@ def test_a_mixture_has_its_shares(local_ray, config, tmp_path):
     code = SourceConfig("code", (str(tmp_path / "code"),), weight=0.5, epochs=2.0)
     settings = replace(config, sources=(web, code))
     manifest = run(settings, None, tmp_path / "out")
+    page = (tmp_path / "out/snapshots/0000/report.html").read_text()
+    assert "Left unused" in page
+    assert page.count("<polygon") == 3  # a step in the funnels of both sources, and of all
     stored = {name: counts["rows"] for name, counts in manifest["dataset"]["sources"].items()}
     epochs = manifest["dataset"]["epochs"]
     assert epochs["code"] == 2.0  # as often as allowed, and the rest in proportion

@@ -3,13 +3,14 @@
 Words are those of llada.data.dedup.minhash, after Unicode's NFKC: lower case, no diacritics, no punctuation, and a character
 each in scripts without spaces, so 13 characters of a Chinese question match, in traditional characters as in
 simplified ones. Numbers count as they are: the question with other numbers is another question. A row of an evaluation
-file is read as one text, its strings in order, so a question followed by its answer matches as well. A row of fewer
-than `ngram` words is looked for as a whole: where rows are that short (lines of poems), `fields` leaves out what
-training text does not hold beside them.
+file is read as one text, its strings in order, so a question followed by its answer matches as well. A short question
+stands in no `ngram` words without the id or source beside it: so every string, and every few neighbouring ones, of
+fewer than `ngram` words are looked for as a whole, if they have `min_words`.
 
 The index is one safetensors file, made once and read by every worker:
     hashes uint64 (H,), sorted within each size · sizes, counts (S,): H hashes of S sizes, in words ·
-    owners uint32 (H,): the row of each hash, with files, lines uint32 (R,) of the rows; the files' names in its metadata
+    owners uint32 (H,): the row of each hash, with files, lines uint32 (R,) of the rows; the files' names, and how much
+    of them can be found, in its metadata
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import numpy as np
 from safetensors import SafetensorError
@@ -38,15 +39,16 @@ from llada.data.left_out import FilesLeftOut, added, describe
 from llada.data.outcomes import EvaluationMatch, Rejects
 from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
-from llada.data.read.parts import Part
+from llada.data.read.parts import InputFile, Part, Record
 from llada.errors import UserError
-from llada.files import read_bytes, safetensors_layout, write_bytes
+from llada.files import read_bytes, safetensors_layout, storage_errors, write_bytes
 from llada.mixing import GOLDEN_GAMMA
 from llada.settings import check_limits, limited, require
+from llada.store_errors import StoreError
 
 _log = logging.getLogger(__name__)
 
-FORMAT = "llada-decontamination-1"
+FORMAT = "llada-decontamination-2"
 _MAX_KNOWN_WORDS = 1 << 20
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _SIEVE_BITS = (16, 24)  # 64 KB to 16 MB
@@ -62,7 +64,7 @@ class DecontaminationConfig:
     ngram: int = limited(13, low=1)
     """Words in a row that make a match."""
     min_words: int = limited(8, low=1)
-    """Rows of min_words to ngram - 1 words are looked for as a whole; shorter ones are left out: they are chance."""
+    """Strings of min_words to ngram - 1 words are looked for as a whole; shorter ones are left out: they are chance."""
     fields: tuple[str, ...] | None = None
     """Top-level fields that make a row's text, in this order; None takes every string in it."""
     fold_chinese: bool = True
@@ -86,6 +88,39 @@ class Match(NamedTuple):
     """All matched words in a row, normalised."""
     ngrams: int
     """Matched n-grams in the whole text: few when it is a chance, many when a question was copied."""
+
+
+class Coverage(TypedDict):
+    """How much of one evaluation file can be found."""
+
+    file: str
+    rows: int
+    """Of the file."""
+    found_rows: int
+    """Those with an n-gram in the index."""
+    fields: int
+    """Strings of the rows."""
+    found_fields: int
+    """Those that are found by themselves, without what stands beside them."""
+
+
+def coverage_problem(coverage: Sequence[Coverage], min_words: int) -> str | None:
+    """What is not looked for of the evaluation sets, and what to do; None when all of it is."""
+    rows, found = (sum(each[key] for each in coverage) for key in ("rows", "found_rows"))
+    if found == rows and rows:
+        return None
+    worst = max(coverage, key=lambda each: each["rows"] - each["found_rows"], default=None)
+    where = (
+        f"{worst['file']}" + (f" and {len(coverage) - 1:,} others" if len(coverage) > 1 else "")
+        if worst
+        else ""
+    )
+    if not rows:
+        return f"nothing was looked for in the data: there is no evaluation row in {where or 'the evaluation files'}"
+    remedy = f"they are shorter than min_words={min_words}; lower decontamination.min_words to look for them"
+    if not found:
+        return f"nothing was looked for in the data: none of the {rows:,} evaluation rows of {where} can be found, {remedy}"
+    return f"{rows - found:,} of {rows:,} evaluation rows of {where} are not looked for: {remedy}"
 
 
 class _WordHashes(dict[str, int]):
@@ -129,13 +164,13 @@ class DecontaminationIndex:
 
     def __init__(
         self,
-        names: list[str],
+        coverage: list[Coverage],
         files: np.ndarray,
         lines: np.ndarray,
         ngrams: dict[int, tuple[np.ndarray, np.ndarray]],
         fold_chinese: bool,
     ) -> None:
-        self.names, self._files, self._lines, self._fold = names, files, lines, fold_chinese
+        self.coverage, self._files, self._lines, self._fold = coverage, files, lines, fold_chinese
         self._tables = {size: _Table.of(*ngrams[size]) for size in sorted(ngrams, reverse=True)}
         self._hasher = _NgramHasher()
 
@@ -180,7 +215,9 @@ class DecontaminationIndex:
         gaps = np.flatnonzero(np.diff(positions) > 1)
         last = int(positions[gaps[0] if len(gaps) else -1])
         run = " ".join(words[int(positions[0]) : last + size])
-        return Match(self.names[int(self._files[owner])], int(self._lines[owner]), run, len(positions))
+        return Match(
+            self.coverage[int(self._files[owner])]["file"], int(self._lines[owner]), run, len(positions)
+        )
 
     def save(self, url: str) -> None:
         """Write the index as one file. Equal evaluation files and settings give equal bytes."""
@@ -194,20 +231,21 @@ class DecontaminationIndex:
             "lines": self._lines,
         }
         # Several metadata entries would stand in an order that changes from run to run.
-        described = json.dumps({"format": FORMAT, "names": self.names, "fold_chinese": self._fold})
+        described = json.dumps({"format": FORMAT, "coverage": self.coverage, "fold_chinese": self._fold})
         write_bytes(url, save(arrays, metadata={"index": described}))
 
     @classmethod
     def load(cls, url: str) -> DecontaminationIndex:
         """Read what `save` wrote. Raises UserError naming a file that is missing, foreign or damaged."""
         try:
-            data = read_bytes(url)
-            arrays = load(data)
+            arrays = load(data := read_bytes(url))
             described = json.loads(safetensors_layout(data)[0]["index"])
             if described["format"] != FORMAT:
                 raise ValueError
         except FileNotFoundError:
             raise UserError(f"no decontamination index at {url}; build it again") from None
+        except StoreError:
+            raise
         except (SafetensorError, ValueError, KeyError):
             raise UserError(f"{url} is no {FORMAT} file or is damaged; build it again") from None
         ends = np.cumsum(arrays["counts"]).tolist()
@@ -215,7 +253,7 @@ class DecontaminationIndex:
             size: (arrays["hashes"][start:end], arrays["owners"][start:end])
             for size, start, end in zip(arrays["sizes"].tolist(), [0, *ends], ends, strict=False)
         }
-        return cls(described["names"], arrays["files"], arrays["lines"], ngrams, described["fold_chinese"])
+        return cls(described["coverage"], arrays["files"], arrays["lines"], ngrams, described["fold_chinese"])
 
 
 @dataclass(frozen=True)
@@ -245,20 +283,28 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
     """
     hasher = _NgramHasher()
     left_out: FilesLeftOut = {}
-    files = list(list_inputs(config.files, left_out=left_out)) if config.files else []
+    coverage: list[Coverage] = []
     rows: list[tuple[int, int]] = []
     pieces_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for number, file in enumerate(files):
+    for number, file in enumerate(list_inputs(config.files, left_out=left_out) if config.files else ()):
         rejects = Rejects()
-        for record in read_records(Part(file, file.size), rejects):
-            text = "\n".join(_strings(record.fields, config.fields, f"{file.url}:{record.line}"))
-            words = _words(text, config.fold_chinese)
-            if len(words) < config.min_words:
-                continue
-            size = min(config.ngram, len(words))
-            hashes = hasher.of_words(words).ngrams(size)
-            pieces_of.setdefault(size, []).append((hashes, np.full(len(hashes), len(rows), dtype=np.uint32)))
-            rows.append((number, record.line))
+        covered: Coverage = {"file": file.url, "rows": 0, "found_rows": 0, "fields": 0, "found_fields": 0}
+        coverage.append(covered)
+        for record in _evaluation_rows(file, rejects):
+            strings = _strings(record.fields, config.fields, f"{file.url}:{record.line}")
+            fields = [words for text in strings if (words := _words(text, config.fold_chinese))]
+            covered["rows"] += 1
+            covered["fields"] += len(fields)
+            covered["found_fields"] += sum(len(words) >= config.min_words for words in fields)
+            wanted = list(_wanted(fields, config))
+            for words in wanted:
+                size = min(config.ngram, len(words))
+                hashes = hasher.of_words(words).ngrams(size)
+                owner = np.full(len(hashes), len(rows), dtype=np.uint32)
+                pieces_of.setdefault(size, []).append((hashes, owner))
+            if wanted:
+                covered["found_rows"] += 1
+                rows.append((number, record.line))
         if rejects.counts:
             raise UserError(
                 f"evaluation file {file.url}: cannot read {rejects.counts.total()} rows "
@@ -274,8 +320,29 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
         ngrams[size] = (unique, owners[first])
     places = np.array(rows, dtype=np.uint32).reshape(-1, 2)
     return DecontaminationIndex(
-        [file.url for file in files], places[:, 0].copy(), places[:, 1].copy(), ngrams, config.fold_chinese
+        coverage, places[:, 0].copy(), places[:, 1].copy(), ngrams, config.fold_chinese
     )
+
+
+def _evaluation_rows(file: InputFile, rejects: Rejects) -> Iterator[Record]:
+    with storage_errors(file.url):
+        yield from read_records(Part(file, file.size or 0), rejects)
+
+
+def _wanted(fields: list[list[str]], config: DecontaminationConfig) -> Iterator[list[str]]:
+    """The words whose n-grams stand for a row: all of it, and each run of neighbouring fields that is shorter than an
+    n-gram, which no n-gram of the whole row would find where the run stands alone."""
+    whole = [word for words in fields for word in words]
+    if len(whole) >= config.ngram:
+        yield whole
+    for first in range(len(fields)):
+        run: list[str] = []
+        for words in fields[first:]:
+            run = run + words
+            if len(run) >= config.ngram:
+                break
+            if len(run) >= config.min_words:
+                yield run
 
 
 def _words(text: str, fold_chinese: bool) -> list[str]:

@@ -35,6 +35,7 @@ from llada.errors import UserError
 from llada.files import join, read_bytes, write_bytes
 from llada.mixing import mix64
 from llada.settings import check_limits, limited
+from llada.store_errors import StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ class QualityClassifier:
             return cls(config, arrays["weights"], float(arrays["bias"][0]), figures)
         except FileNotFoundError as error:
             raise UserError(f"no quality classifier in {folder}: {error}; train one") from None
+        except StoreError:
+            raise
         except (SafetensorError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"{folder} is no {FORMAT} folder or is damaged; train the classifier again"
@@ -149,7 +152,7 @@ def read_labels(
     without_records: FilesLeftOut = {}
     for file in list_inputs(urls, left_out=left_out):
         rejects = Rejects()
-        for record in read_records(Part(file, file.size), rejects):
+        for record in read_records(Part(file, file.size or 0), rejects):
             text, label = (record.fields.get(name) for name in (text_field, label_field))
             place = f"labelled file {file.url}:{record.line}"
             if not isinstance(text, str) or text_problem(text):

@@ -23,6 +23,7 @@ from llada.data.filters.view import TextView
 from llada.errors import UserError
 from llada.files import local_copy
 from llada.settings import require
+from llada.store_errors import StoreError
 
 # Characters that are looked at: on 400 web pages the decisions at 0.65 are those of the whole texts.
 _PREFIX_CHARS = 4000
@@ -125,5 +126,7 @@ def _load(model: str | None) -> Any:
             return fasttext.load_model(path)
     except FileNotFoundError:
         raise UserError(f"no language model at {model}: give the file of a fastText model") from None
+    except StoreError:
+        raise
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{model} is no fastText model: {error}") from None

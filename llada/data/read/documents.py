@@ -20,7 +20,7 @@ from llada.data.read.fields import MISSING, field_of, no_field, text_of
 from llada.data.read.formats import read_records, reader_of
 from llada.data.read.listing import is_as_listed
 from llada.data.read.parts import Part, ReadOptions
-from llada.files import is_store_error
+from llada.store_errors import StoreError, is_store_error, may_pass, reason
 
 T = TypeVar("T")
 DocumentsOf = Callable[[Part, Rejects, ReadOptions], Iterator[Document]]
@@ -34,8 +34,8 @@ class UnreadableFileError(OSError):
     """A file that the store did not deliver, however often it was asked."""
 
     def __init__(self, part: Part, error: Exception) -> None:
-        super().__init__(f"{part.label} cannot be read: {error}")
-        self.part = part
+        self.part, self.reason, self.may_pass = part, reason(error), may_pass(error)
+        super().__init__(f"{part.label} cannot be read: {self.reason}")
 
 
 def read(
@@ -55,7 +55,11 @@ def read(
     for part in parts:
         if part.label in skip:
             continue
-        if not is_as_listed(part.file):
+        try:
+            is_there = is_as_listed(part.file)
+        except StoreError as error:
+            raise UnreadableFileError(part, error) from error
+        if not is_there:
             raise UnreadableFileError(part, OSError("it is gone, or has changed since it was listed"))
         before = rejects.counts.copy()
         yield from timed(_guarded(part, documents_of(part, rejects, options)), "read", report)
@@ -109,15 +113,18 @@ def _url(fields: dict[str, Any]) -> str | None:
     return None
 
 
-def patiently(read: Callable[[frozenset[str]], T]) -> tuple[T, list[str]]:
-    """(read(skip), the labels of the parts given up): again, with pauses, after an UnreadableFileError, then without it."""
+def patiently(read: Callable[[frozenset[str]], T]) -> tuple[T, dict[str, str]]:
+    """(read(skip), {label of a part given up: why}): again, with pauses, after an UnreadableFileError that may pass, then
+    without it."""
     failures: dict[str, int] = {}
+    given_up: dict[str, str] = {}
     while True:
-        given_up = frozenset(label for label, count in failures.items() if count >= _ATTEMPTS)
         try:
-            return read(given_up), sorted(given_up)
+            return read(frozenset(given_up)), dict(sorted(given_up.items()))
         except UnreadableFileError as error:
             label = error.part.label
             failures[label] = failures.get(label, 0) + 1
-            if failures[label] < _ATTEMPTS:
+            if failures[label] < _ATTEMPTS and error.may_pass:
                 time.sleep(_BACK_OFF_S * 2 ** (failures[label] - 1))
+            else:
+                given_up[label] = error.reason

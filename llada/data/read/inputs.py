@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from llada.data.read.globs import is_pattern, split_pattern
 from llada.errors import UserError
-from llada.files import chain_of, filesystem
+from llada.files import chain_of, filesystem, open_text, with_retries
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def open_input(given: str, said: str = "") -> Input:
         )
     if given.startswith("@"):
         return Input(said, fs, path, "list", path, chain=chain)
-    info = _info(fs, path)
+    info = _info(fs, path, said)
     if info is not None and info["type"] == "directory":
         return Input(said, fs, path, "folder", path.rstrip("/"), chain=chain)
     if info is not None and info["type"] == "other":
@@ -105,16 +105,20 @@ def open_input(given: str, said: str = "") -> Input:
     raise UserError(f"no input at {said}: no such file or folder")
 
 
-def _info(fs: Any, path: str) -> dict[str, Any] | None:
+def _info(fs: Any, path: str, said: str) -> dict[str, Any] | None:
     """What a file system says of a path; None when nothing is there."""
-    try:
-        return fs.info(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # a glob of many alternatives is no name
+
+    def look() -> dict[str, Any] | None:
+        try:
+            return fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        raise
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # a glob of many alternatives is no name
+                return None
+            raise
+
+    return with_retries(look, said)
 
 
 @contextlib.contextmanager
@@ -129,13 +133,10 @@ def lines_of(entry: Input) -> Iterator[Iterator[str]]:
             raise UserError(f"the list {entry.said} is not UTF-8 text: {error.reason}") from None
 
     try:
-        opened = entry.fs.open(entry.path, "rt", encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
+        with open_text(entry.url(entry.path)) as stream:
+            yield stripped(stream)
+    except FileNotFoundError:
         raise UserError(f"no list at {entry.said}") from None
-    except IsADirectoryError:
-        raise UserError(f"{entry.said} is a folder; a list is a file of one URL a line") from None
-    with opened as stream:
-        yield stripped(stream)
 
 
 def canonical_path(fs: Any, path: str) -> str:

@@ -17,7 +17,7 @@ from llada.data.outcomes import Rejects
 from llada.data.read.json_lines import read_json_lines
 from llada.data.read.parts import Part, Reader, ReadOptions, Record
 from llada.data.read.stream import read_characters
-from llada.files import filesystem
+from llada.files import open_bytes, storage_errors
 
 _HEAD_BYTES = 1 << 16
 _SPACE = re.compile("[\ufeff \t\r\n]*")
@@ -52,8 +52,9 @@ def read_json(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Re
 
 def is_lines(url: str) -> bool:
     """Whether an uncompressed file holds an object a line, so that it may be cut."""
-    fs, path = filesystem(url)
-    return _layout(fs.cat_file(path, start=0, end=_HEAD_BYTES).decode("utf-8", "ignore")) == "lines"
+    with storage_errors(url), open_bytes(url) as stream:
+        head = stream.read(_HEAD_BYTES)
+    return _layout(head.decode("utf-8", "ignore")) == "lines"
 
 
 def _head(part: Part, encoding: str | None) -> str:

@@ -27,7 +27,7 @@ from llada.data.read.inputs import Input, canonical_path, lines_of, open_input, 
 from llada.data.read.parts import InputFile
 from llada.data.read.walk import EntryKind, walk
 from llada.errors import UserError
-from llada.files import filesystem, is_store_error, join
+from llada.files import entry_at, filesystem, join, storage_errors
 
 _STAT_THREADS = 32  # a list of files asks the store for each size; the answers take milliseconds each
 _PAGE = 1000
@@ -110,7 +110,8 @@ class _Listing:
     def files(self) -> Iterator[InputFile]:
         """All files."""
         for entry in self._inputs:
-            yield from self._input(entry)
+            with storage_errors(entry.said):
+                yield from self._input(entry)
             if not self._links:
                 self._require_files(entry)
         while self._links:
@@ -290,18 +291,15 @@ def _mark(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _stat(info: dict[str, Any]) -> tuple[int, str]:
+def _stat(info: dict[str, Any]) -> tuple[int | None, str]:
     """(bytes, what changes when the file does) from a file system's entry."""
+    size = None if info["size"] is None else int(info["size"])
     etag = info.get("ETag") or info.get("etag")
-    return int(info["size"]), str(etag).strip('"') if etag else f"{info['size']}-{info.get('mtime')}"
+    changed = info.get("mtime") if size is not None else info.get("Last-Modified")
+    return size, str(etag).strip('"') if etag else f"{size}-{changed}"
 
 
 def is_as_listed(file: InputFile) -> bool:
-    """Whether the store has the file, and the same version of it."""
-    fs, path = filesystem(file.url)
-    try:
-        return _stat(fs.info(path)) == (file.size, file.identity)
-    except Exception as error:
-        if is_store_error(error):
-            return False
-        raise
+    """Whether the store has the file, and the same version of it. Raises StoreError when it does not say."""
+    there = entry_at(file.url)
+    return there is not None and _stat(there) == (file.size, file.identity)

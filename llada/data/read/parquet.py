@@ -7,6 +7,7 @@ is None, unless it is the text.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from llada.data.outcomes import Rejects
 from llada.data.read.fields import no_field
 from llada.data.read.parts import Part, Reader, ReadOptions, Record
-from llada.files import filesystem
+from llada.files import open_seekable
 
 _BATCH_ROWS = 256
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -25,8 +26,7 @@ _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 def read_parquet(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
     """The rows of a part, of `options.columns` alone. Rejected: "too_large", "not_utf8", all rows of a file without the
     text column ("missing_text"), damaged files and row groups."""
-    fs, path = filesystem(part.file.url)
-    with fs.open(path, "rb") as opened:
+    with open_seekable(part.file.url) as opened:
         stream = _Watched(opened)
         try:
             table = pq.ParquetFile(stream, page_checksum_verification=True)
@@ -120,9 +120,10 @@ def _begins_in(part: Part, table: pq.ParquetFile, group: int) -> bool:
     """Whether the part has to read a row group; one whose place makes no sense is the first part's."""
     column = table.metadata.row_group(group).column(0)
     first_byte = int(column.dictionary_page_offset or column.data_page_offset)
-    if not 0 <= first_byte < part.file.size:
+    size = math.inf if part.file.size is None else part.file.size
+    if not 0 <= first_byte < size:
         return part.start == 0
-    return part.start <= first_byte < (part.end or part.file.size)
+    return part.start <= first_byte < (part.end or size)
 
 
 def _rows(batch: pa.RecordBatch, options: ReadOptions) -> Iterator[dict[str, Any] | _Rejected]:

@@ -17,7 +17,8 @@ class InputFile:
 
     url: str
     name: str
-    size: int
+    size: int | None
+    """In bytes; None when a web server does not tell."""
     identity: str
 
 

@@ -9,7 +9,7 @@ from itertools import chain
 from llada.data.outcomes import Rejects
 from llada.data.read.compression import SOUND, Damage, Piece, decompressed, split_compression
 from llada.data.read.parts import Part
-from llada.files import filesystem
+from llada.files import open_bytes
 
 _READ_BYTES = 1 << 18
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -118,8 +118,7 @@ def _without_utf_16(part: Part, rejects: Rejects) -> Iterator[Piece]:
 def _pieces(part: Part) -> Iterator[Piece]:
     """The bytes of a part from its start to the end of the file, decompressed."""
     compression = split_compression(part.file.url)[1]
-    fs, path = filesystem(part.file.url)
-    with fs.open(path, "rb") as stream:
+    with open_bytes(part.file.url, part.start) as stream:
         if compression is not None:
             yield from decompressed(stream, compression)
             return
@@ -187,11 +186,10 @@ class _Records:
         self._is_tail = False  # it may have begun before what is known of it
         self._tail_opening = b""  # unless it begins so
         self.is_over = False
-        if (
-            part.start > 0
-        ):  # a part starts inside a record of the one before it, unless a separator precedes it
-            fs, path = filesystem(part.file.url)
-            self._is_tail = fs.cat_file(path, part.start - len(separator), part.start) != separator
+        if part.start > 0:
+            # A part starts inside a record of the one before it, unless a separator precedes it.
+            with open_bytes(part.file.url, part.start - len(separator)) as stream:
+                self._is_tail = stream.read(len(separator)) != separator
 
     def add(self, chunk: bytes) -> Iterator[bytes | None]:
         """The records that end in the next bytes of the stream."""

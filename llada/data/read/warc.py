@@ -19,7 +19,7 @@ from llada.data.read.extraction import decode_html, text_extractor
 from llada.data.read.http_body import binary_kind, decode_body
 from llada.data.read.parts import Part, Reader, ReadOptions, Record
 from llada.errors import UserError
-from llada.files import filesystem
+from llada.files import open_bytes
 
 _READ_BYTES = 1 << 16  # small: a member may expand a thousandfold
 _MAX_HEADER_BYTES = 1 << 16
@@ -78,8 +78,7 @@ def read_warc(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Re
     """The main text of each page, as {"id", "url", "date", "text"}. Rejected: damaged or too large records, and pages
     that no text can be extracted from; sound records that are no page, or have no text, are skipped."""
     extract = text_extractor(options.extractor)
-    fs, path = filesystem(part.file.url)
-    with fs.open(path, "rb") as stream:
+    with open_bytes(part.file.url) as stream:
         compression = split_compression(part.file.url)[1]
         for line, page in read_pages(stream, compression, options.max_record_bytes):
             if isinstance(page, Lost):

@@ -30,7 +30,7 @@ def steps() -> dict[str, str]:
         **{name: each.label for name, each in _filters().items() if each.reasons},
         DUPLICATE: "Duplicates",
         "duplicate_of_earlier_snapshot": "Duplicates of earlier snapshots",
-        "duplicate_lines": "Duplicate lines",
+        "duplicate_lines": "Too short without duplicate lines",
         NO_WORDS: "Not in the tokenizer's vocabulary",
         REFUSED: "Refused by the chat template",
         TOO_LONG: "Longer than a row",

@@ -41,6 +41,10 @@ def note(text: str) -> Markup:
     return tag("p", text, class_="note")
 
 
+def warning(text: str) -> Markup:
+    return tag("p", text, class_="warning")
+
+
 def details(title: object, *content: object, is_open: bool = False) -> Markup:
     return tag("details", tag("summary", title), *content, **({"open": ""} if is_open else {}))
 
@@ -51,7 +55,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], align: str) -> 
     body = [
         tag("tr", *(tag("td", c, class_=side) for c, side in zip(row, align, strict=True))) for row in rows
     ]
-    return tag("div", tag("table", tag("thead", top), tag("tbody", *body)), class_="scroll")
+    # What can be scrolled must be reached by the keyboard too.
+    return tag("div", tag("table", tag("thead", top), tag("tbody", *body)), class_="scroll", tabindex=0)
+
+
+def terms(entries: Mapping[str, object]) -> Markup:
+    """A list of names and what they stand for."""
+    return tag(
+        "dl", *(join(tag("dt", name), tag("dd", value)) for name, value in entries.items()), class_="terms"
+    )
 
 
 def cell(value: object) -> str:
@@ -130,6 +142,36 @@ def histogram(counts: Mapping[str, int], of: str = "documents") -> Markup:
     )
 
 
+def funnel_picture(levels: Sequence[tuple[str, int]]) -> Markup:
+    """What is left of a number after each of some steps: (step, number) from the widest level on, centred bars."""
+    whole, width, height = max(levels[0][1], 1), 400, 40
+    shapes: list[object] = []
+    above = 1.0
+    for place, (name, number) in enumerate(levels):
+        share, top = number / whole, place * height
+        if place:
+            slope = [(above, top - 8), (share, top + 18)]
+            left = " ".join(f"{width / 2 * (1 - wide):.1f},{y}" for wide, y in slope)
+            right = " ".join(f"{width / 2 * (1 + wide):.1f},{y}" for wide, y in reversed(slope))
+            shapes.append(tag("polygon", points=f"{left} {right}"))
+        rect = {"x": f"{width / 2 * (1 - share):.1f}", "width": f"{width * share:.1f}"}
+        shapes.append(tag("rect", **rect, y=top + 18, height=14))
+        shapes.append(tag("text", name, x=0, y=top + 13, class_="start"))
+        shapes.append(
+            tag("text", f"{format_count(number)} · {number / whole:.1%}", x=width, y=top + 13, class_="end")
+        )
+        above = share
+    label = ", ".join(f"{name}: {format_count(number)}" for name, number in levels)
+    return tag(
+        "svg",
+        *shapes,
+        viewBox=f"0 0 {width} {len(levels) * height}",
+        style="max-width: 480px",
+        role="img",
+        aria_label=label,
+    )
+
+
 def bar(share: float) -> Markup:
     """A horizontal bar for a share of the width, 0 to 1."""
     rect = tag("rect", width=f"{100 * share:.2f}%", height="100%")
@@ -139,7 +181,8 @@ def bar(share: float) -> Markup:
 _STYLE = """
   :root { color-scheme: light dark; --bg: light-dark(#fbfaf8, #17181a); --fg: light-dark(#1d1d1f, #e9e8e6);
     --dim: light-dark(#6b6a68, #9b9a97); --line: light-dark(#dddad4, #34363a); --box: light-dark(#fff, #1f2124);
-    --accent: light-dark(#1c6b5a, #6fcab2); --mark: light-dark(#f6e3a8, #5c4d1a); }
+    --accent: light-dark(#1c6b5a, #6fcab2); --mark: light-dark(#f6e3a8, #5c4d1a); --warn: light-dark(#b4561c, #e39a5f);
+    --gone: light-dark(#a33a2a, #e58f80); --shade: light-dark(#0003, #fff3); }
   * { box-sizing: border-box; }
   body { max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 6rem; background: var(--bg); color: var(--fg);
     font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
@@ -155,11 +198,19 @@ _STYLE = """
   .figures dd { margin: 0; font-size: 1.6rem; line-height: 1.25; }
   .figures dd.note { font-size: .85rem; }
   .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 2rem; }
-  .scroll { overflow-x: auto; }
+  .terms { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; margin: 0 0 1.5rem;
+    font-size: .875rem; }
+  .terms dt { color: var(--dim); }
+  .terms dd { margin: 0; overflow-wrap: anywhere; }
+  .scroll { overflow-x: auto; background:
+    linear-gradient(to right, var(--bg) 1rem, transparent 2rem) local,
+    linear-gradient(to left, var(--bg) 1rem, transparent 2rem) local,
+    linear-gradient(to right, var(--shade), transparent .75rem) scroll,
+    linear-gradient(to left, var(--shade), transparent .75rem) scroll; }
   table { border-collapse: collapse; font-size: .875rem; margin: .5rem 0; }
   th, td { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
   th { color: var(--dim); font-weight: 500; vertical-align: bottom; }
-  td.l { overflow-wrap: anywhere; min-width: 7rem; }
+  td.l { overflow-wrap: anywhere; min-width: 8.5rem; }
   .r { text-align: right; white-space: nowrap; }
   th.r { white-space: normal; }
   .b { width: 22rem; min-width: 8rem; vertical-align: middle; }
@@ -168,8 +219,11 @@ _STYLE = """
   svg { display: block; width: 100%; }
   svg.bar { height: .8rem; }
   rect { fill: var(--accent); }
+  polygon { fill: var(--accent); opacity: .15; }
   svg text { font-size: 11px; text-anchor: middle; fill: var(--fg); }
   svg text.axis { fill: var(--dim); }
+  svg text.start { text-anchor: start; font-size: 12px; }
+  svg text.end { text-anchor: end; font-size: 12px; }
   figure { margin: 0; }
   figcaption { font-size: .875rem; margin-bottom: .5rem; }
   details { margin: .4rem 0; }
@@ -177,6 +231,17 @@ _STYLE = """
   article { margin: .5rem 0 1.25rem 1rem; }
   .text { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--box); border: 1px solid var(--line);
     border-radius: .4rem; padding: .6rem .8rem; font-size: .875rem; unicode-bidi: isolate; }
+  .warning { border-left: .25rem solid var(--warn); padding: .3rem .8rem; margin: .75rem 0; max-width: 60rem;
+    background: var(--box); overflow-wrap: anywhere; }
   mark { background: var(--mark); color: inherit; }
+  del { color: var(--gone); text-decoration: line-through; }
   ul { margin: .25rem 0; padding-left: 1.25rem; overflow-wrap: anywhere; }
+  @media (max-width: 40rem) {
+    body { padding: 1.25rem 1rem 4rem; }
+    h1 { font-size: 1.25rem; overflow-wrap: anywhere; }
+    table { font-size: .8rem; }
+    th, td { padding-right: .7rem; }
+    article { margin-left: .25rem; }
+    .b { width: 8rem; }
+  }
 """

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from llada.data.dedup.clusters import Clusters
+from llada.data.dedup.decontaminate import Coverage, coverage_problem
 from llada.data.document import Document
 from llada.data.filters.chain import resolve_filters
 from llada.data.left_out import FilesLeftOut, added
@@ -22,6 +23,7 @@ from llada.data.report.funnel import (
     DUPLICATE,
     DUPLICATES,
     NOTHING,
+    Amount,
     amount_of,
     amount_read,
     by_outcome,
@@ -41,12 +43,16 @@ from llada.data.report.html import (
     format_count,
     format_number,
     format_share,
+    funnel_picture,
     histogram,
     join,
     note,
     table,
     tag,
+    terms,
+    warning,
 )
+from llada.data.tokens.manifest import DatasetEntry
 from llada.data.tokens.splits import SPLITS
 from llada.data.work.config import PrepareConfig, SourceConfig
 from llada.data.work.units import Plan
@@ -54,6 +60,23 @@ from llada.data.work.units import Plan
 _MAX_LANGUAGES = 20
 _MAX_ROWS = 100  # of a list of files, matches or reasons
 _MAX_SOURCES = 20  # with a funnel of their own
+LINES = "Duplicate lines removed"
+NO_VALIDATION = "No row is held out for validation: training on this data cannot tell whether it learns more than the text."
+
+
+@dataclass(frozen=True)
+class Run:
+    """Which run of `prepare` a report is of."""
+
+    output: str
+    snapshot: str
+    """Below the output."""
+    created_at: str
+    """ISO 8601, UTC."""
+    preset: str | None = None
+    git_commit: str | None = None
+    seconds: float = 0.0
+    """From its beginning to this report; of the last attempt, when there were several."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +91,11 @@ class Facts:
     """Those of the deduplication."""
     documents: Mapping[int, Document] = field(default_factory=dict)
     """{id: the beginning of a document} of those that clusters and samples of duplicates name."""
+    coverage: Sequence[Coverage] = ()
+    """Of the evaluation sets."""
+    dataset: DatasetEntry | None = None
+    """What training is told of the prepared folder, earlier snapshots included."""
+    run: Run | None = None
 
     @cached_property
     def total(self) -> Report:
@@ -92,16 +120,37 @@ def overview(facts: Facts) -> Markup:
         ("Tokens", format_count(tokens), " · ".join(splits)),
         ("Text kept", format_bytes(kept.bytes), f"of {format_bytes(read.bytes)} read"),
         ("Input", format_bytes(plan.bytes), f"{format_count(plan.files)} files · {format_count(plan.units)} units"),
+        *_wall_speed(facts.run, tokens),
         ("Tokens per second and core", speed, f"CPU seconds: {', '.join(steps) or '–'}"),
     ]  # fmt: skip
     tiles = [
         tag("div", tag("dt", name), tag("dd", value), tag("dd", remark, class_="note"))
         for name, value, remark in figures
     ]
+    held_out = facts.dataset.splits["validation"].rows if facts.dataset else 1
     return join(
+        _run_facts(facts.run) if facts.run else "",
         tag("dl", *tiles, class_="figures"),
+        "" if held_out else warning(NO_VALIDATION),
         note(f"Plan {plan.id}. Sizes are decimal: 1 MB is 1,000,000 bytes."),
     )
+
+
+def _run_facts(run: Run) -> Markup:
+    named = {
+        "Preset": run.preset or "–",
+        "Output": run.output,
+        "Snapshot": run.snapshot,
+        "Date": run.created_at,
+        "Commit": run.git_commit or "–",
+    }
+    return terms({name: tag("code", value) for name, value in named.items()})
+
+
+def _wall_speed(run: Run | None, tokens: int) -> Iterator[tuple[str, str, str]]:
+    if run and run.seconds:
+        remark = f"{run.seconds:,.0f} seconds from the beginning of the last attempt to this report"
+        yield "Tokens per second", format_count(tokens / run.seconds), remark
 
 
 def funnels(facts: Facts) -> Markup:
@@ -110,14 +159,18 @@ def funnels(facts: Facts) -> Markup:
         name: {*resolve_filters(config.read_of(name).filters), *_global_steps(config)} for name in reports
     }
     everywhere: set[str] = set().union(*active.values())
-    parts = [_funnel(total, everywhere)]
+    largest = sorted(reports, key=lambda name: -amount_read(reports[name]).bytes)
+    pictures = [_picture(total, everywhere, "All sources" if len(reports) > 1 else "Documents")]
+    if len(reports) > 1:
+        pictures += [_picture(reports[name], active[name], name) for name in largest[:_MAX_SOURCES]]
+    parts = [tag("div", *pictures, class_="columns"), _funnel(total, everywhere)]
     parts.append(
         note(
-            "Bytes are those of a text when its fate was decided: C4 and the scrubbing of personal data rewrite."
+            "Bytes are those of a text when its fate was decided: C4 and the scrubbing of personal data rewrite. "
+            "Duplicate lines are lines; a document of which too little stays without them goes as a whole."
         )
     )
     if len(reports) > 1:
-        largest = sorted(reports, key=lambda name: -amount_read(reports[name]).bytes)
         rows = []
         for name in largest:
             read, kept = amount_read(reports[name]), amount_of(reports[name], KEPT)
@@ -151,13 +204,27 @@ def _global_steps(config: PrepareConfig) -> Iterator[str]:
         yield "duplicate_lines"
 
 
-def _funnel(report: Report, active: set[str]) -> Markup:
-    """Documents and bytes left after each step that is switched on or refused something."""
-    refused, read = refused_by_step(report), amount_read(report)
-    left, rows = read, [("Read", "", format_count(read.documents), "100%", format_bytes(read.bytes), bar(1))]
+def _left_after(report: Report, active: set[str]) -> Iterator[tuple[str, Amount, Amount]]:
+    """(step, what it refused, what is left) of each step that is switched on or refused something."""
+    refused, left = refused_by_step(report), amount_read(report)
     for step in in_order({*refused, *(active & set(steps()))}):
         lost = refused.get(step, NOTHING)
         left = left.plus(-lost.documents, -lost.bytes)
+        yield step, lost, left
+
+
+def _picture(report: Report, active: set[str], title: str) -> Markup:
+    read = amount_read(report)
+    levels = [("Read", read.documents)]
+    levels += [(step_name(step), left.documents) for step, _, left in _left_after(report, active)]
+    return tag("figure", tag("figcaption", cell(title)), funnel_picture(levels))
+
+
+def _funnel(report: Report, active: set[str]) -> Markup:
+    """Documents and bytes left after each step."""
+    read = amount_read(report)
+    rows = [("Read", "", format_count(read.documents), "100%", format_bytes(read.bytes), bar(1))]
+    for step, lost, left in _left_after(report, active):
         documents = format_count(left.documents), format_share(left.documents, read.documents)
         size = format_bytes(left.bytes), bar(left.bytes / read.bytes if read.bytes else 0)
         rows.append((step_name(step), format_count(lost.documents), *documents, *size))
@@ -257,16 +324,23 @@ def duplicates(facts: Facts) -> Markup:
     pairs = []
     for sample in total.samples.get(DUPLICATE, []):
         removed, stayed = sample["text"], facts.documents.get(_document_id(sample))
-        texts = (removed,) if stayed is None else _marked_differences(removed, stayed.text)
+        texts = (removed,) if stayed is None else _side_by_side(removed, stayed.text)
         columns = [
             tag("div", tag("h4", name), _text_box(text, sample["language"]))
             for name, text in zip(("Removed", "Stayed"), texts, strict=False)
         ]
         origin = _origin({**sample, "value": None})  # the value is an internal number
         pairs.append(tag("article", origin, tag("div", *columns, class_="columns")))
-    counts = (f"{steps()[outcome]}: {format_count(total.documents(outcome))}" for outcome in DUPLICATES)
+    counts = [f"{steps()[outcome]}: {format_count(total.documents(outcome))}" for outcome in DUPLICATES]
+    if facts.config.dedup.lines:
+        counts.append(f"{LINES}: {format_count(total.edits.get('duplicate_lines', 0))}")
     shown = [details("Samples, with the words that differ marked", *pairs)] if pairs else []
     return join(note(" · ".join(counts)), _clusters(facts), *shown)
+
+
+def _legend() -> Markup:
+    own, missing = tag("mark", "only here"), tag("del", "only in the one that stayed")
+    return tag("p", "In a removed text: ", own, ", ", missing, ".", class_="note")
 
 
 def _document_id(sample: Sample) -> int:
@@ -288,21 +362,35 @@ def _clusters(facts: Facts) -> Markup:
         stayed, *went = (facts.documents[number] for number in cluster.ids)
         boxes = [join(tag("h4", "Stayed"), _place(stayed), _text_box(stayed.text, stayed.language))]
         for document in went:
-            marked = _marked_differences(document.text, stayed.text)[0]
+            marked = _in_one(document.text, stayed.text)
             boxes.append(join(tag("h4", "Removed"), _place(document), _text_box(marked, document.language)))
         title = f"{format_count(cluster.size)} documents, {len(boxes)} of them shown"
         largest.append(details(title, *(tag("article", box) for box in boxes)))
     sizes = {str(k): number for k, number in clusters.sizes.items()}
     figure = tag("figure", tag("figcaption", "Clusters by their documents"), histogram(sizes, of="clusters"))
-    return join(note(summary), figure, tag("h3", "Largest clusters"), *largest)
+    return join(note(summary), figure, tag("h3", "Largest clusters"), _legend(), *largest)
 
 
 def contamination(facts: Facts) -> Markup:
-    total = facts.total
-    if not facts.config.decontamination.files:
+    config, total, coverage = facts.config.decontamination, facts.total, facts.coverage
+    if not config.files:
         return note("No evaluation set was given.")
+    counted = [
+        (
+            cell(each["file"]),
+            *(format_count(each[key]) for key in ("rows", "found_rows", "fields", "found_fields")),
+        )
+        for each in coverage[:_MAX_ROWS]
+    ]
+    head = ("Evaluation file", "Rows", "Looked for", "Fields", "Looked for alone")
+    title = f"Evaluation files, {_listed(counted, coverage)}"
+    searched = [details(title, table(head, counted, "lrrrr"), is_open=True)] if counted else []
+    if problem := coverage_problem(coverage, config.min_words):
+        searched.insert(0, warning(problem))
     if not total.matches:
-        return note("No document contains a row of the evaluation sets.")
+        rows_found = sum(each["found_rows"] for each in coverage)
+        fine = f"No document contains one of the {format_count(rows_found)} rows that were looked for."
+        return join(note(fine) if rows_found else "", *searched)
     rows = [
         (
             cell(match["file"]),
@@ -314,9 +402,8 @@ def contamination(facts: Facts) -> Markup:
     ]
     removed = format_count(total.documents("contaminated"))
     listed = table(("Evaluation file", "Line", "Document", "Matching words"), rows, "lrll")
-    return join(
-        note(f"Documents removed: {removed}."), details(f"Matches, {_listed(rows, total.matches)}", listed)
-    )
+    matches = details(f"Matches, {_listed(rows, total.matches)}", listed)
+    return join(note(f"Documents removed: {removed}."), *searched, matches)
 
 
 def input_files(facts: Facts) -> Markup:
@@ -327,7 +414,7 @@ def input_files(facts: Facts) -> Markup:
         ("Damaged files", total.damaged_files),
     ):
         if files:
-            items = [tag("li", cell(name)) for name in files[:_MAX_ROWS]]
+            items = [tag("li", _file_and_why(name, total)) for name in files[:_MAX_ROWS]]
             parts.append(details(f"{title}: {_listed(items, files)}", tag("ul", *items), is_open=True))
     left_out = added(facts.plan.left_out, total.left_out)
     if left_out:
@@ -345,6 +432,11 @@ def input_files(facts: Facts) -> Markup:
     parts.append(tag("div", *columns, class_="columns"))
     fine = join(note("Left out: none."), note("Every file was read and every record was sound."))
     return join(*parts) if any((total.unreadable_files, total.damaged_files, left_out, tables)) else fine
+
+
+def _file_and_why(label: str, report: Report) -> Markup:
+    why = report.file_problems.get(label)
+    return join(cell(label), tag("p", why, class_="note") if why else "")
 
 
 def speed(facts: Facts) -> Markup:
@@ -403,21 +495,41 @@ def _text_box(text: object, language: str) -> Markup:
     return tag("div", text, class_="text", dir="auto", lang=language.replace("_", "-"))
 
 
-def _marked_differences(removed: str, stayed: str) -> tuple[Markup, Markup]:
-    """Both texts, with the words that the other one does not have in that place marked."""
+def _differences(removed: str, stayed: str) -> Iterator[tuple[bool, str, str]]:
+    """(whether they are equal, piece of `removed`, piece of `stayed`), one behind the other, in whole words."""
     by_character = len(removed) > 30 * len(removed.split())  # a script without spaces
     left, right = (list(t) if by_character else re.split(r"(\s+)", t) for t in (removed, stayed))
-    marked: tuple[list[object], list[object]] = ([], [])
-    for kind, *ends in difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        for words, (begin, end), out in zip((left, right), (ends[:2], ends[2:]), marked, strict=True):
-            piece = "".join(words[begin:end])
-            out.append(piece if kind == "equal" or not piece.strip() else tag("mark", piece))
-    return join(*marked[0]), join(*marked[1])
+    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
+    for kind, begin, end, other_begin, other_end in matcher.get_opcodes():
+        yield kind == "equal", "".join(left[begin:end]), "".join(right[other_begin:other_end])
+
+
+def _side_by_side(removed: str, stayed: str) -> tuple[Markup, Markup]:
+    """Both texts, with the words that the other one does not have in that place marked."""
+    pieces = list(_differences(removed, stayed))
+    return (
+        join(*(_marked(own, is_equal) for is_equal, own, _ in pieces)),
+        join(*(_marked(other, is_equal) for is_equal, _, other in pieces)),
+    )
+
+
+def _in_one(removed: str, stayed: str) -> Markup:
+    """The text that was removed, its own words marked, and those that only the other one has struck out beside them."""
+    parts: list[object] = []
+    for is_equal, own, other in _differences(removed, stayed):
+        parts += [tag("del", other)] if other.strip() and not is_equal else []
+        parts.append(_marked(own, is_equal))
+    return join(*parts)
+
+
+def _marked(piece: str, is_equal: bool) -> str:
+    return piece if is_equal or not piece.strip() else tag("mark", piece)
 
 
 def _counts_table(counts: Counts) -> Markup:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows = [(cell(name), format_count(number)) for name, number in ranked[:_MAX_ROWS]]
+    named = {"duplicate_lines": LINES}
+    rows = [(cell(named.get(name, name)), format_count(number)) for name, number in ranked[:_MAX_ROWS]]
     return table(("Reason", "Number"), rows, "lr")
 
 

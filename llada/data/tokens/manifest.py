@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from llada.errors import UserError
 from llada.files import join, read_bytes, sha256, writing
+from llada.store_errors import StoreError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -194,5 +195,7 @@ def _load_manifest(url: str) -> dict[str, Any]:
             f"no manifest.json in {url}: it is no prepared folder, or its preparation is not complete: "
             "run the stage 'prepare' to finish it"
         ) from None
+    except StoreError:
+        raise
     except ValueError:
         raise ShardError(f"{join(url, MANIFEST)} is not JSON; prepare the folder again") from None

@@ -19,7 +19,18 @@ from llada.data.tokens.manifest import ShardEntry, load_dataset_entry, read_inde
 from llada.data.tokens.packing import PackedRows, Packing, RowLayout, answer_tokens
 from llada.data.tokens.writer import ShardWriter, Target
 from llada.errors import UserError
-from llada.files import exists, filesystem, join, local_path, read_bytes, write_bytes
+from llada.files import (
+    entry_at,
+    exists,
+    filesystem,
+    join,
+    local_path,
+    open_seekable,
+    read_bytes,
+    storage_errors,
+    write_bytes,
+)
+from llada.store_errors import StoreError
 
 _HEAD = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
@@ -60,24 +71,25 @@ def export_megatron(data_url: str, split: str, prefix: str) -> dict[str, int]:
             f"{data_url} holds {info.kind} data; Megatron's format has no answer masks: export pretraining data"
         )
     code = 4 if info.vocab_size > _LARGEST_U16_VOCABULARY else 8
-    fs, path = filesystem(f"{prefix}.bin")
-    fs.makedirs(fs._parent(path), exist_ok=True)
-    if exists(f"{prefix}.idx"):
-        fs.rm_file(filesystem(f"{prefix}.idx")[1])
     ends, written = [np.zeros(1, dtype=np.int64)], 0  # in tokens from the start of the file
-    with fs.open(path, "wb") as stream:
-        for name in read_index(data_url, split)["name"].to_pylist():
-            rows = PackedRows(**load(read_bytes(join(data_url, info.root, name))))
-            last = rows.segments[:, 2]
-            row = np.repeat(np.arange(len(rows.tokens)), np.diff(rows.segment_offsets).astype(np.int64))
-            closed = (last < info.row_length) | (rows.tokens[row, last - 1] == info.eos_token_id)
-            if info.packing == "best_fit":
-                closed[:] = True
-            segment_ends = np.cumsum(last - rows.segments[:, 0], dtype=np.int64) + written
-            ends.append(segment_ends[closed])
-            tokens = answer_tokens(rows)  # in pretraining all but the padding
-            stream.write(tokens.astype(_DTYPES[code]).tobytes())
-            written += len(tokens)
+    with storage_errors(f"{prefix}.bin"):
+        fs, path = filesystem(f"{prefix}.bin")
+        fs.makedirs(fs._parent(path), exist_ok=True)
+        if exists(f"{prefix}.idx"):
+            fs.rm_file(filesystem(f"{prefix}.idx")[1])
+        with fs.open(path, "wb") as stream:
+            for name in read_index(data_url, split)["name"].to_pylist():
+                rows = PackedRows(**load(read_bytes(join(data_url, info.root, name))))
+                last = rows.segments[:, 2]
+                row = np.repeat(np.arange(len(rows.tokens)), np.diff(rows.segment_offsets).astype(np.int64))
+                closed = (last < info.row_length) | (rows.tokens[row, last - 1] == info.eos_token_id)
+                if info.packing == "best_fit":
+                    closed[:] = True
+                segment_ends = np.cumsum(last - rows.segments[:, 0], dtype=np.int64) + written
+                ends.append(segment_ends[closed])
+                tokens = answer_tokens(rows)  # in pretraining all but the padding
+                stream.write(tokens.astype(_DTYPES[code]).tobytes())
+                written += len(tokens)
     borders = np.unique(np.concatenate([*ends, [written]]))  # a last document without EOS ends here
     lengths = np.diff(borders)
     _write_index(f"{prefix}.idx", code, lengths)
@@ -98,13 +110,15 @@ def _write_index(url: str, code: int, lengths: np.ndarray) -> None:
 def _read_index(prefix: str) -> _Index:
     """PREFIX.idx, checked against itself and the size of PREFIX.bin. Raises UserError naming what is wrong with it."""
     url = f"{prefix}.idx"
-    local = local_path(url)
+    local, binary = local_path(url), entry_at(f"{prefix}.bin")
     try:
         data = np.memmap(local, np.uint8, "r") if local else np.frombuffer(read_bytes(url), np.uint8)
-        fs, path = filesystem(f"{prefix}.bin")
-        available = fs.size(path)
+        if binary is None:
+            raise FileNotFoundError
     except FileNotFoundError:
         raise UserError(f"no {prefix}.idx and .bin; give their common path without the ending") from None
+    except StoreError:
+        raise
     except ValueError:  # a memory map cannot be empty
         data = np.empty(0, np.uint8)
     if bytes(data[:9]) != _MAGIC:
@@ -131,7 +145,8 @@ def _read_index(prefix: str) -> _Index:
     if not inside or (lengths < 0).any() or (pointers < 0).any():
         raise UserError(f"{url} is damaged: its lengths, pointers or documents make no sense; copy it again")
     needed = int((pointers + lengths.astype(np.int64) * dtype.itemsize).max(initial=0))
-    if available < needed:
+    available = binary["size"] if binary else None
+    if available is not None and available < needed:
         raise UserError(f"{prefix}.bin has {available} bytes, its index needs {needed}; copy it again")
     return _Index(dtype, lengths, pointers, documents)
 
@@ -142,8 +157,7 @@ def import_megatron(prefix: str) -> Iterator[np.ndarray]:
     Read as a stream from any fsspec URL. Raises UserError for a damaged index or file, or for a negative token.
     """
     index = _read_index(prefix)
-    fs, path = filesystem(f"{prefix}.bin")
-    with fs.open(path, "rb") as stream:
+    with storage_errors(f"{prefix}.bin"), open_seekable(f"{prefix}.bin") as stream:
         for number, (first, end) in enumerate(zip(index.documents[:-1], index.documents[1:], strict=True)):
             pieces = []
             for sequence in range(first, end):

@@ -39,6 +39,7 @@ from llada.files import (
     safetensors_layout,
     write_bytes,
 )
+from llada.store_errors import StoreError
 
 FORMAT = "llada-tokens-1"
 UNIGRAM_COUNTS = "unigram_counts.npy"
@@ -100,6 +101,8 @@ def load_unigram_counts(url: str) -> np.ndarray:
         return np.load(io.BytesIO(read_bytes(path)))
     except FileNotFoundError:
         raise ShardError(f"{path} is missing; {REMEDY}") from None
+    except StoreError:
+        raise
     except (ValueError, EOFError) as error:
         raise ShardError(f"{path} is damaged ({error}); {REMEDY}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from llada.data.dedup.decontaminate import Decontamination, DecontaminationIndex
@@ -55,15 +55,15 @@ class Reading:
             filters.append(Decontamination(index, self.report.matches))
         return FilterChain(filters)
 
-    def finish(self, unreadable: Sequence[str], name: str) -> Report:
-        """The report, complete; the rejected records are put into quarantine under `name`."""
+    def finish(self, unreadable: Mapping[str, str], name: str) -> Report:
+        """The report, complete: with {label: why} of the parts that could not be read. The rejected records are put into quarantine under `name`."""
         self.report.rejected = dict(sorted(self.rejects.counts.items()))
         self.report.skipped = dict(sorted(self.rejects.skipped.items()))
         self.report.left_out = self.rejects.left_out
         self.report.unreadable_files = list(unreadable)
         for kind, number in self.rejects.edits.items():
             self.report.add_edits(kind, number)
-        self.report.file_problems |= self.rejects.file_problems()
+        self.report.file_problems |= self.rejects.file_problems() | dict(unreadable)
         if examples := self.rejects.examples:
             lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples)
             write_bytes(self.job.quarantine_url(name), lines.encode())

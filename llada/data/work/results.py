@@ -82,6 +82,10 @@ def write_list(url: str, entries: Sequence[Report | ShardEntry]) -> None:
 def read_json(url: str) -> dict[str, Any] | None:
     """A JSON object, or None when it is not there or not whole."""
     try:
-        return json.loads(read_bytes(url))
-    except (FileNotFoundError, ValueError):
+        data = read_bytes(url)
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(data)
+    except ValueError:
         return None

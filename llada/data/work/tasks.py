@@ -105,7 +105,7 @@ def filter_unit(job: Job, index: int, before: Before) -> FilterCounts:
 
     (reading, (documents, rows)), unreadable = patiently(store)
     described = {"documents": documents, "rows": rows}
-    digest = hashlib.sha256(f"{name} {described} {unreadable}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{name} {described} {list(unreadable)}".encode()).hexdigest()
     counts: FilterCounts = {"documents": documents, "rows": rows, "fingerprint": int(digest[:10], 16)}
     FilteredUnit(counts, inputs, reading.finish(unreadable, name)).write(job.filtered_url(unit))
     return counts

@@ -166,6 +166,9 @@ def plan_units(parts: Iterable[tuple[str, Part]], unit_bytes: int) -> Iterator[U
 
 def cut_file(file: InputFile, unit_bytes: int) -> Iterator[Part]:
     """The parts of a file, each at most `unit_bytes` where the format allows it."""
+    if file.size is None:
+        yield Part(file, unit_bytes)
+        return
     if file.size <= unit_bytes or not is_divisible(file.url):
         yield Part(file, file.size)
         return

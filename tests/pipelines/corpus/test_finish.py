@@ -35,6 +35,10 @@ def report(kept=10, rows=5, validation_rows=0, **fields):
             report(rejected={"not_utf8": 2}, file_problems={"a.txt": "not_utf8: set read.encoding"}),
             r"2 of 12 records cannot be used \(not_utf8 2; a.txt: not_utf8: set read.encoding\); see .*quarantine",
         ),
+        (
+            report(unreadable_files=["a", "b"], file_problems={"a": "access was denied (403)"}),
+            r"a among them; run again .* \(a: access was denied \(403\)\)$",
+        ),
         (report(rows=0), "no training rows from 10 records .*check --input"),
         (report(rows=0, validation_rows=3), "all went to validation"),
     ],
@@ -71,6 +75,6 @@ def test_what_is_bearable_is_said(tmp_path, caplog):
         f"damaged, {used}: worn",
         f"{used}: torn: {problem}",
         f"{used}: odd: trailing_garbage",
-        "could not be read and is left out, a later run tries again: lost",
+        "could not be read (403) and is left out, a later run tries again: lost",
     ]
     check(job_of(tmp_path), report(rows=0), is_first=False)  # a later snapshot may add nothing

@@ -9,8 +9,8 @@ import traceback
 import pytest
 
 from llada.errors import UserError
+from llada.files import storage_errors
 from pipelines.runners.tasks import map_tasks
-from pipelines.stage.artifact import storage_errors
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import exit_codes
 

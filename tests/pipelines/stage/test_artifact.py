@@ -7,6 +7,7 @@ import fsspec
 import pytest
 
 from llada.errors import UserError
+from llada.files import storage_errors
 from llada.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.stage.artifact import (
     Output,
@@ -16,7 +17,6 @@ from pipelines.stage.artifact import (
     put_folder,
     read_manifest,
     require_same_tokenizer,
-    storage_errors,
 )
 
 INPUTS = [{"url": "/data/a", "id": "1"}, {"url": "/data/b", "id": "2"}]

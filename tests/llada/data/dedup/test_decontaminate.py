@@ -13,6 +13,7 @@ from llada.data.dedup.decontaminate import (
     DecontaminationConfig,
     DecontaminationIndex,
     build_index,
+    coverage_problem,
 )
 from llada.data.document import Document
 from llada.data.filters.view import TextView
@@ -73,6 +74,42 @@ def test_short_rows_are_looked_for_as_a_whole(tmp_path):
     assert index.match(f"zero {eight} nine").line == 1
     assert index.match(eight.removesuffix(" eight")) is None
     assert index.match(f"zero {seven} h") is None
+
+
+def test_a_short_question_is_found_without_what_stands_beside_it(tmp_path):
+    question, answer = "who wrote the first tale of the green lantern", "an author"
+    row = {
+        "id": "quiz-000017",
+        "category": "literature",
+        "question": question,
+        "answers": [answer, "nobody knows"],
+    }
+    index = index_of(
+        tmp_path / "a.jsonl", [row, {"first": "吾生也有涯", "second": "而知也无涯", "source": "庄子•养生主"}]
+    )
+    for text in (question, f"{question} {answer}", f"literature: {question}?", "「吾生也有涯，而知也无涯」"):
+        assert index.match(f"so {text} they say") is not None, text
+    assert index.match("so who wrote the first tale of the green lamp") is None
+    assert index.match("吾生也有涯") is None  # five words are chance
+
+
+def test_how_much_of_an_evaluation_set_can_be_found_is_counted(tmp_path):
+    rows = [{"q": QUESTION, "a": "72"}, {"q": "short", "a": "no"}, {"n": 7}]
+    index = index_of(tmp_path / "a.jsonl", rows)
+    index.save(str(tmp_path / "index"))
+    counted = {"file": str(tmp_path / "a.jsonl"), "rows": 3, "found_rows": 1, "fields": 4, "found_fields": 1}
+    assert DecontaminationIndex.load(str(tmp_path / "index")).coverage == [counted]
+    problem = coverage_problem(index.coverage, 8)
+    assert problem == (
+        f"2 of 3 evaluation rows of {tmp_path}/a.jsonl are not looked for: they are shorter than min_words=8; "
+        "lower decontamination.min_words to look for them"
+    )
+    assert coverage_problem(index_of(tmp_path / "b.jsonl", rows[:1]).coverage, 8) is None
+    nothing = coverage_problem(index_of(tmp_path / "c.jsonl", rows[1:]).coverage, 8)
+    assert nothing.startswith(
+        f"nothing was looked for in the data: none of the 2 evaluation rows of {tmp_path}/c.jsonl"
+    )
+    assert "no evaluation row in" in coverage_problem(index_of(tmp_path / "d.jsonl", []).coverage, 8)
 
 
 def test_which_strings_make_a_row(tmp_path):
@@ -178,7 +215,7 @@ def test_damaged_index_is_named(tmp_path):
         DecontaminationIndex.load(str(path))
     index_of(tmp_path / "a.jsonl", [{"q": QUESTION}]).save(str(path))
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match="index is no llada-decontamination-1 file or is damaged"):
+    with pytest.raises(ValueError, match="index is no llada-decontamination-2 file or is damaged"):
         DecontaminationIndex.load(str(path))
 
 
@@ -193,6 +230,11 @@ def test_chinese_poems_of_the_reversal_task_are_found(shared_dir):
     assert len({match.line for match in matches}) == 17
     as_printed = DecontaminationConfig((poem_file,), fields=("first", "second"), fold_chinese=False)
     assert sum(match is not None for match in build_index(as_printed).match_all(poems)) == 2
+    # The pairs alone, where the rows hold their source as well.
+    with open(poem_file, encoding="utf-8") as lines:
+        pairs = [f"{row['first']}，{row['second']}" for row in map(json.loads, lines)]
+    found = build_index(DecontaminationConfig((poem_file,))).match_all(pairs)
+    assert sum(match is not None for match in found) == 48
 
 
 def test_real_text_against_real_benchmarks(shared_dir):

@@ -113,5 +113,5 @@ def test_patience_ends(monkeypatch):
             raise UnreadableFileError(Part(InputFile("bad", "bad", 1, ""), 1), OSError("away"))
         return "done"
 
-    assert patiently(work) == ("done", ["bad"])
+    assert patiently(work) == ("done", {"bad": "away"})
     assert asked == [frozenset()] * 3 + [frozenset({"bad"})]

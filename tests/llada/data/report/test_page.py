@@ -1,6 +1,8 @@
 """The report as a browser sees it: well-formed, complete in itself, with the right numbers and no HTML from the data."""
 
 import re
+import shutil
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llada.data.dedup.clusters import Cluster, Clusters
-from llada.data.dedup.decontaminate import DecontaminationConfig
+from llada.data.dedup.decontaminate import Coverage, DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
 from llada.data.document import Document
 from llada.data.filters.chain import FILTERS
@@ -18,9 +20,10 @@ from llada.data.prepare import before
 from llada.data.read.listing import list_inputs
 from llada.data.read.parts import Part
 from llada.data.report.funnel import steps
-from llada.data.report.html import Markup, histogram, note
+from llada.data.report.html import Markup, funnel_picture, histogram, note
 from llada.data.report.page import SECTIONS, render_report
-from llada.data.report.sections import Facts
+from llada.data.report.sections import Facts, Run
+from llada.data.tokens.manifest import DatasetEntry, SplitEntry
 from llada.data.work.config import PrepareConfig, SourceConfig
 from llada.data.work.job import Job, Snapshot
 from llada.data.work.read_config import ReadConfig
@@ -235,9 +238,11 @@ def test_nothing_from_the_data_becomes_html() -> None:
         "svg",
         "text",
         "span",
+        "del",
+        "polygon",
     }
     allowed = {"class", "id", "lang", "dir", "href", "style", "role", "aria-label", "open", "charset", "name", "content",
-               "viewbox", "x", "y", "width", "height"}  # fmt: skip
+               "viewbox", "x", "y", "width", "height", "points", "tabindex"}  # fmt: skip
     assert {key for _, attributes, _ in attacked.elements for key in attributes} <= allowed
     assert ATTACK in attacked.texts("div", **{"class": "text"})  # and it can be read
     assert page.count("alert(1)") > 20
@@ -352,7 +357,8 @@ def test_clusters_of_duplicates_have_sizes_and_their_largest_is_shown() -> None:
     assert "2,500 documents stand in 700 clusters" in "".join(page.texts("main"))
     assert "1,234 documents, 2 of them shown" in page.texts("summary")
     assert page.texts("title")[-10:][0] == "2 to 4: 699 clusters"
-    assert page.texts("mark") == ["d"]
+    assert page.texts("mark") == ["only here", "d"]
+    assert page.texts("del") == ["only in the one that stayed", "a"]
     assert "duplicates; of each" not in "".join(Page(_render(report, CONFIG)).texts("main"))
 
 
@@ -368,6 +374,113 @@ def test_matches_with_evaluation_sets_are_listed() -> None:
     assert len(rows) == 100
     assert rows[0] == ["gsm8k.jsonl", "2,000", "s3://a:0", "natalia sold"]
     assert "Matches, 100 of 150" in page.texts("summary")
+
+
+def test_evaluation_rows_that_are_not_looked_for_are_no_clean_bill() -> None:
+    config = PrepareConfig(decontamination=DecontaminationConfig(files=("a.jsonl",)))
+
+    def shown(found: int) -> Page:
+        each: Coverage = {"file": "a.jsonl", "rows": 50, "found_rows": found, "fields": 90, "found_fields": 3}
+        return Page(render_report({"": _report()}, plan=PLAN, config=config, coverage=[each]))
+
+    assert shown(50).table("Evaluation file") == [["a.jsonl", "50", "50", "90", "3"]]
+    assert shown(50).texts("p", **{"class": "warning"}) == []
+    assert "No document contains one of the 50 rows that were looked for." in shown(50).texts("p")
+    (some,) = shown(48).texts("p", **{"class": "warning"})
+    assert some.startswith(
+        "2 of 50 evaluation rows of a.jsonl are not looked for: they are shorter than min_words=8"
+    )
+    (none,) = shown(0).texts("p", **{"class": "warning"})
+    assert none.startswith("nothing was looked for in the data: none of the 50 evaluation rows")
+    assert not any("No document contains" in text for text in shown(0).texts("p"))
+
+
+def _mixture_report() -> str:
+    sources = (SourceConfig("web", (), weight=0.75), SourceConfig("books", (), weight=0.25))
+    counts = {
+        name: {"documents": 9, "rows": 9, "tokens": tokens}
+        for name, tokens in (("web", 3000), ("books", 4000))
+    }
+    splits = {
+        "train": SplitEntry(rows=9, tokens=7000, indexes=()),
+        "validation": SplitEntry(rows=0, tokens=0, indexes=()),
+    }
+    epochs = {"web": 1.0, "books": 0.25}
+    dataset = DatasetEntry(kind="pretrain", row_length=8, splits=splits, sources=counts, epochs=epochs)
+    run = Run(
+        "s3://bucket/" + "very-long-name/" * 9, "snapshots/0002", "2026-11-26", "llada_8b", "107381d", 10.0
+    )
+    report = _report()
+    report.unreadable_files = ["s3://bucket/a.jsonl"]
+    report.file_problems = {"s3://bucket/a.jsonl": "access was denied (403)"}
+    return render_report(
+        {"web": report, "books": _report()},
+        plan=PLAN,
+        config=replace(CONFIG, sources=sources),
+        dataset=dataset,
+        run=run,
+    )
+
+
+def test_the_report_says_which_run_it_is_and_what_its_mixture_uses() -> None:
+    page = Page(_mixture_report())
+    (facts,) = page.texts("dl", **{"class": "terms"})
+    assert re.fullmatch("Presetllada_8bOutputs3://.*Snapshotsnapshots/0002Date2026-11-26Commit107381d", facts)
+    assert "Tokens per second40010 seconds" in " ".join(page.texts("dl"))
+    assert page.table("Source", "Weight") == [
+        ["web", "0.75 (75.0%)", "3,000", "1", "3,000", "75.0%", "0 (0.0%)"],
+        ["books", "0.25 (25.0%)", "4,000", "0.25", "1,000", "25.0%", "3,000 (75.0%)"],
+    ]
+    (warned,) = page.texts("p", **{"class": "warning"})
+    assert warned.startswith("No row is held out for validation")
+    assert page.texts("li") == ["s3://bucket/a.jsonlaccess was denied (403)"]
+
+
+def test_each_source_has_a_picture_of_its_funnel() -> None:
+    page = Page(_mixture_report())
+    assert page.texts("figcaption")[:3] == ["All sources", "web", "books"]
+    assert page.texts("text", **{"class": "start"})[:3] == ["Read", "Length limits", "URL lists"]
+    assert page.texts("text", **{"class": "end"})[:3] == ["200 · 100.0%", "190 · 95.0%", "188 · 94.0%"]
+    (picture,) = {
+        name for name, attributes, _ in Page(funnel_picture([("Read", 0)])).elements if name == "svg"
+    }
+    assert picture == "svg"
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MEASURE = """<script>
+document.querySelectorAll("details").forEach(each => each.open = true);
+const width = document.documentElement.clientWidth;
+const outside = [...document.querySelectorAll("body *")].filter(
+  each => each.getBoundingClientRect().right > width + 1 && !each.closest(".scroll"));
+const cut = [...document.querySelectorAll("table")].filter(
+  each => each.scrollWidth > each.parentElement.clientWidth
+    && getComputedStyle(each.parentElement).overflowX !== "auto");
+parent.postMessage([document.documentElement.scrollWidth <= width, outside.length, cut.length].join(), "*");
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [360, 420, 1280])
+def test_the_page_fits_a_phone(tmp_path: Path, width: int) -> None:
+    """Nothing but tables is wider than the screen, and those scroll by themselves."""
+    (tmp_path / "report.html").write_text(_mixture_report().replace("</body>", MEASURE))
+    (tmp_path / "phone.html").write_text(
+        f"<iframe src=report.html width={width} height=900></iframe>"
+        "<script>onmessage = message => { document.title = message.data }</script>"
+    )
+    command = [
+        *(
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}/profile",
+        ),
+        *("--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path}/phone.html"),
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<title>true,0,0</title>" in shown
 
 
 def test_bars_are_as_high_as_their_numbers() -> None:
