@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +36,7 @@ from llada.tokenizer import (
     train_tokenizer,
 )
 from pipelines.serve import APP_NAME, ServeArgs, build_app, build_deployments, parse_args, serve
+from pipelines.serving.routes import RequestLimits
 from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -386,18 +386,14 @@ class TestStarting:
         assert APP_NAME not in ray_serve.status().applications
 
     def test_a_replica_that_cannot_load_the_model_is_one_line(
-        self, own_serve: ClusterConfig, random_model: Path, tmp_path: Path
+        self, own_serve: ClusterConfig, random_model: Path
     ) -> None:
         from ray import serve as ray_serve
 
-        folder = tmp_path / "model"
-        shutil.copytree(random_model, folder)
-        weights = folder / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-100])
         with pytest.raises(UserError) as caught:
-            serve(ServeArgs(str(folder), port=free_port()), own_serve)
-        assert str(caught.value).startswith(f"the endpoint did not start: cannot serve {folder}: ")
-        assert "is damaged" in str(caught.value)
+            serve(ServeArgs(str(random_model), port=free_port(), device="cuda:99"), own_serve)
+        assert str(caught.value).startswith(f"the endpoint did not start: cannot serve {random_model}: ")
+        assert "there is no device 'cuda:99' here" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert APP_NAME not in ray_serve.status().applications
 
@@ -460,7 +456,9 @@ def test_the_serve_config_has_no_key_that_ray_would_ignore(serve_config: dict[st
         assert (module, builder) == (build_app.__module__, build_app.__name__)
 
 
-def test_the_serve_config_states_a_limit_once_and_it_arrives(serve_config: dict[str, Any]) -> None:
+def test_the_serve_config_states_a_limit_once_and_it_arrives(
+    serve_config: dict[str, Any], random_model: Path
+) -> None:
     """What `deployments` says wins over the application's own: it must not say again what `args` say."""
     (application,) = serve_config["applications"]
     for built in build_deployments(parse_args(application["args"])):
@@ -468,12 +466,15 @@ def test_the_serve_config_states_a_limit_once_and_it_arrives(serve_config: dict[
         for deployment in application["deployments"]:
             assert deployment["name"] != built.name or not of_ours & (deployment.keys() - {"name"})
     # As Ray builds it on the cluster.
-    denoiser = build_app(application["args"])._bound_deployment.init_args[0]._bound_deployment
-    args = application["args"]
+    args = application["args"] | {"model": str(random_model)}
+    gateway = build_app(args)._bound_deployment
+    denoiser = gateway.init_args[0]._bound_deployment
     for limit in ("max_ongoing_requests", "max_queued_requests"):
         assert getattr(denoiser, limit) == args[limit]
     options = denoiser._deployment_config
     assert options.graceful_shutdown_timeout_s == args["graceful_shutdown_timeout_s"]
+    assert options.max_surge_percent == args["max_surge_percent"]
+    assert gateway.init_args[3] == RequestLimits(args["max_body_bytes"], args["request_timeout_s"])
     for name in (
         "min_replicas",
         "max_replicas",

@@ -12,7 +12,7 @@ from pipelines.serving.prompts import PromptEncoder
 @pytest.fixture
 def encoder() -> PromptEncoder:
     tokenizer = train_tokenizer(["One, two, three."] * 5, 270)
-    return PromptEncoder(tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id)
+    return PromptEncoder(tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id, max_length=64)
 
 
 def test_text_is_only_text(encoder: PromptEncoder) -> None:
@@ -41,7 +41,9 @@ def test_ids_that_are_no_text_are_refused(encoder: PromptEncoder) -> None:
 def test_what_the_template_refuses_is_the_clients_fault(template: str | None, message: str) -> None:
     tokenizer = train_tokenizer(["One, two, three."] * 5, 270)
     tokenizer.chat_template = template
-    encoder = PromptEncoder(tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id)
+    encoder = PromptEncoder(
+        tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id, max_length=64
+    )
     with pytest.raises(RequestError, match=message) as caught:
         encoder.encode_chat([{"role": "user", "content": "One"}])
     assert (caught.value.status, caught.value.param) == (400, "messages")

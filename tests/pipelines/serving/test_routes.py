@@ -19,7 +19,7 @@ from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import DIALECTS, Dialect, build_api
+from pipelines.serving.routes import DIALECTS, Dialect, Health, build_api
 
 Call = Callable[..., httpx.Response]
 CHAT = [{"role": "user", "content": "How are you?"}]
@@ -189,8 +189,8 @@ def test_a_client_who_goes_before_the_first_byte_leaves_nothing_behind() -> None
             finally:
                 self.open -= 1
 
-        async def unhealthy(self) -> None:
-            return None
+        def health(self) -> Health:
+            return Health("ok")
 
     backend = Endless()
     api = build_api(backend, "tiny")

@@ -34,7 +34,9 @@ def test_messages_come_in_the_forms_of_clients() -> None:
 
 def test_a_conversation_is_one_prompt() -> None:
     tokenizer = train_tokenizer(["One, two, three."] * 5, 270)
-    encoder = PromptEncoder(tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id)
+    encoder = PromptEncoder(
+        tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id, max_length=64
+    )
     (prompt,) = body().prompts(encoder)
     assert prompt.ids == encoder.encode_chat([USER])
     assert (prompt.suffix, prompt.echo) == ((), "")
