@@ -138,11 +138,16 @@ def parse_args(values: dict[str, Any]) -> ServeArgs:
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:
     """The Ray Serve application; in a Serve config file, `import_path: pipelines.serve:build_app` and `args`.
 
-    Raises UserError for a checkpoint that cannot be served: what is served already goes on. (Of a remote folder, the
-    weights' checksums are left to the replicas.)
+    Raises UserError, for a Serve config file Serve's own exception, for settings and checkpoints that cannot be served:
+    what is served already goes on. (Of a remote folder, the weights' checksums are left to the replicas.)
     """
     if not isinstance(args, ServeArgs):
-        args = parse_args(args)
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            return build_app(parse_args(args))
+        except UserError as error:  # any other exception Serve tries again, and shows as a traceback
+            raise RayServeException(str(error)) from error
     check_checkpoint(args.model)
     with naming(args.model):
         find_dtype(args.dtype)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, cast
 
@@ -34,6 +35,7 @@ class Gateway:
     ) -> None:
         self._replicas = Replicas(denoiser, retry_after_s)
         self._model_id, self._limits = model_id, limits
+        self._replicas.look()  # one that takes over from another is not "starting"
         threading.Thread(target=self._replicas.watch, name="watch-health", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -54,25 +56,29 @@ class Replicas:
         self._health = Health("starting", "the model is being loaded")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = asyncio.Event()
-        self._num_open = 0
+        self._open: set[DeploymentResponseGenerator[ReplicaEvent]] = set()
+        self._is_over = False  # no request is waited for any more
 
     async def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of one replica. Raises RequestError 429 when the queue is full, 503 when no replica answers or the
         endpoint is taken down before one does."""
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayActorError, TaskCancelledError
         from ray.serve.exceptions import (
             BackPressureError,
             DeploymentUnavailableError,
             ReplicaUnavailableError,
+            RequestCancelledError,
         )
 
         self._loop = asyncio.get_running_loop()
         if self._draining.is_set():
             raise self._away()
         response = cast("DeploymentResponseGenerator[ReplicaEvent]", self._handle.stream.remote(body))
-        self._num_open += 1
+        self._open.add(response)
         try:
-            yield await self._first(response)
+            first = await self._first(response)
+            self._health = Health("ok")
+            yield first
             async for event in response:
                 yield event
         except BackPressureError as error:
@@ -85,13 +91,19 @@ class Replicas:
         except (DeploymentUnavailableError, ReplicaUnavailableError, RayActorError) as error:
             _log.warning("no answer from the model's replicas: %s", error)
             raise self._away() from error
-        except (asyncio.CancelledError, GeneratorExit, RequestError):
+        except (asyncio.CancelledError, RequestCancelledError, TaskCancelledError) as error:
+            with contextlib.suppress(Exception):
+                response.cancel()
+            if self._is_over:
+                raise self._away() from error
+            raise
+        except (GeneratorExit, RequestError):
             # Nobody wants it any more. (Not `finally`: cancel() raises again what the response has failed with.)
             with contextlib.suppress(Exception):
                 response.cancel()
             raise
         finally:
-            self._num_open -= 1
+            self._open.discard(response)
 
     async def _first(self, response: DeploymentResponseGenerator[ReplicaEvent]) -> ReplicaEvent:
         """The event by which a replica takes the request, unless the endpoint is taken down before it comes."""
@@ -115,29 +127,34 @@ class Replicas:
         self._draining.set()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace_s
-        while self._num_open and loop.time() < deadline:
+        while self._open and loop.time() < deadline:
             await asyncio.sleep(0.1)
+        self._is_over = True
+        for response in self._open:
+            with contextlib.suppress(Exception):
+                response.cancel()
         await asyncio.sleep(0.5)  # the last bytes are on their way through Ray's proxy
 
     def health(self) -> Health:
-        """What the watch has seen last."""
+        """What has been seen last, of the controller's view or of an answer."""
         return _DRAINING if self._draining.is_set() else self._health
 
     def watch(self) -> None:
         """Keep `health` up to date for as long as the process runs. In a thread: the controller is asked synchronously,
         and may be slow to answer."""
-        pause = threading.Event()
         while not self._draining.is_set():
-            try:
-                health = self._ask()
-            except Exception as error:  # the replicas are no worse for a controller that is away
-                _log.warning("Serve's controller does not answer: %s", error)
-            else:
-                if health == _DRAINING and self._loop is not None:
-                    # Taken down by somebody else, e.g. with `serve delete`.
-                    self._loop.call_soon_threadsafe(self._draining.set)
-                self._health = health
-            pause.wait(_ASK_EVERY_S if self._health.status == "ok" else _ASK_SOON_S)
+            time.sleep(_ASK_EVERY_S if self._health.status == "ok" else _ASK_SOON_S)
+            self.look()
+            if self._health == _DRAINING and self._loop is not None:
+                # Taken down by somebody else, e.g. with `serve delete`.
+                self._loop.call_soon_threadsafe(self._draining.set)
+
+    def look(self) -> None:
+        """Bring `health` up to date."""
+        try:
+            self._health = self._ask()
+        except Exception as error:  # the replicas are no worse for a controller that is away
+            _log.warning("Serve's controller does not answer: %s", error)
 
     def _ask(self) -> Health:
         from ray import serve
@@ -146,11 +163,13 @@ class Replicas:
         deployment = application.deployments.get(self._handle.deployment_name) if application else None
         if application is not None and application.status == "DELETING":
             return _DRAINING
-        if deployment is not None:
-            running = any(n for state, n in deployment.replica_states.items() if state == "RUNNING")
-            # A deployment may be meant to have no replica now.
-            if running or deployment.status == "HEALTHY":
-                return Health("ok")
-            if deployment.status in ("UPDATING", "UPSCALING"):
-                return Health("starting", "no replica of the model has started yet")
+        # Serve tells of no deployment while it builds a new version, nor when it could not: the old ones go on.
+        if deployment is None:
+            return self._health
+        running = any(n for state, n in deployment.replica_states.items() if state == "RUNNING")
+        # A deployment may be meant to have no replica now.
+        if running or deployment.status == "HEALTHY":
+            return Health("ok")
+        if deployment.status in ("UPDATING", "UPSCALING"):
+            return Health("starting", "no replica of the model has started yet")
         return Health("unavailable", "no replica of the model runs; Serve's log says why")

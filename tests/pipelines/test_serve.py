@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -24,6 +25,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from llada.errors import UserError
+from llada.files import sha256
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
@@ -68,11 +70,10 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- On Ray Serve -----------------------------------------------------------------------------------------------------
 
 START = """
-import sys
+import json, sys
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.serve import ServeArgs, serve
-args = ServeArgs(sys.argv[1], port=int(sys.argv[2]), max_ongoing_requests=4, max_queued_requests=4)
-serve(args, ClusterConfig(num_cpus=2))
+serve(ServeArgs(**json.loads(sys.argv[1])), ClusterConfig(num_cpus=2))
 """
 
 
@@ -82,14 +83,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def server(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of the endpoint; at the end, SIGTERM must take it down quietly and with exit code 0."""
-    port = free_port()
-    out = tmp_path_factory.mktemp("serve") / "out.txt"
+@contextlib.contextmanager
+def serving(model: Path, out: Path, **args: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    """A client of an endpoint in processes of its own, whose terminal is the file `out`."""
+    args |= {"model": str(model), "port": free_port()}
     with out.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", START, str(random_model), str(port)],
+            [sys.executable, "-c", START, json.dumps(args)],
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=REPOSITORY,
@@ -101,17 +101,28 @@ def server(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             assert process.poll() is None, out.read_text()
             assert time.monotonic() < deadline, out.read_text()
             time.sleep(0.2)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
+        with httpx.Client(base_url=f"http://127.0.0.1:{args['port']}", timeout=60) as client:
+            while client.get("/health").json() != {"status": "ok"}:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield client, process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of the endpoint; at the end, SIGTERM must take it down quietly and with exit code 0."""
+    out = tmp_path_factory.mktemp("serve") / "out.txt"
+    with serving(random_model, out, max_ongoing_requests=4, max_queued_requests=4) as (client, process):
+        yield client
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         lines = [line for line in out.read_text().splitlines() if line.strip()]
         assert len(lines) == 3, lines  # where, how, and the farewell; nothing of Ray's
         assert lines[1].strip().startswith("curl -N http://")
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 def complete(server: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -396,6 +407,157 @@ class TestStarting:
         assert "there is no device 'cuda:99' here" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert APP_NAME not in ray_serve.status().applications
+
+
+@pytest.mark.integration
+def test_taking_it_down_finishes_what_runs_and_refuses_the_rest(random_model: Path, tmp_path: Path) -> None:
+    """SIGTERM with two requests running, two waiting and more to come: nobody hangs, and nobody is told 404."""
+    settings: dict[str, Any] = {"max_ongoing_requests": 2, "graceful_shutdown_timeout_s": 20}
+    with serving(random_model, tmp_path / "out.txt", **settings) as (client, process):
+
+        async def take_down() -> tuple[list[httpx.Response], list[httpx.Response], list[httpx.Response]]:
+            limits = httpx.Limits(max_keepalive_connections=0)
+            async with httpx.AsyncClient(base_url=client.base_url, timeout=60, limits=limits) as requests:
+
+                def ask(**fields: Any) -> asyncio.Task[httpx.Response]:
+                    body = {**FAST, "prompt": "Go", **fields}
+                    return asyncio.create_task(requests.post("/v1/completions", json=body))
+
+                running = [ask(max_tokens=60), ask(**LONG, cfg_scale=1.0)]
+                while await asyncio.to_thread(metric, client, "llada_requests_running") < 2:
+                    await asyncio.sleep(0.1)
+                waiting = [ask(), ask(stream=True)]
+                while await asyncio.to_thread(metric, client, "llada_requests_queued") < 2:
+                    await asyncio.sleep(0.1)
+                process.send_signal(signal.SIGTERM)
+                began = time.monotonic()
+                refused = list(await asyncio.gather(*waiting))
+                assert time.monotonic() - began < 5
+                coming: list[httpx.Response] = []
+                with contextlib.suppress(httpx.TransportError):  # in the end nobody listens
+                    while not running[-1].done():
+                        coming += [await ask(max_tokens=2), await requests.get("/health")]
+                        await asyncio.sleep(0.2)
+                return list(await asyncio.gather(*running)), refused, coming
+
+        (short, long), refused, coming = asyncio.run(asyncio.wait_for(take_down(), 60))
+        assert process.wait(60) == 0
+    assert short.status_code == 200
+    assert short.json()["usage"]["completion_tokens"] == 60
+    *_, cut, done, _ = long.text.split("\n\n")  # it would have run for longer than the time that is given
+    assert json.loads(cut.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
+    assert done == "data: [DONE]"
+    for response in refused:
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        assert "taken down" in response.json()["error"]["message"]
+    assert {response.status_code for response in coming} == {503}
+    assert {"status": "draining", "reason": "the endpoint is being taken down"} in [r.json() for r in coming]
+
+
+def make_bad(kind: str, good: Path, folder: Path) -> dict[str, Any]:
+    """Settings of an endpoint that cannot start."""
+    if kind == "missing":
+        return {"model": str(folder)}
+    if kind == "device":
+        return {"model": str(good), "device": "cuda:99"}
+    shutil.copytree(good, folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if kind == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "altered":
+        files = {weights.name: {"bytes": weights.stat().st_size, "sha256": sha256(str(weights))}}
+        (folder / "manifest.json").write_text(json.dumps({"files": files}))
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 48}))
+    return {"model": str(folder)}
+
+
+class TestRedeploying:
+    """`serve deploy` on a Serve that runs already."""
+
+    @pytest.fixture(scope="class")
+    def deploy(self, own_serve: ClusterConfig) -> Callable[..., str]:
+        """deploy(url, **args) waits for the end of it and returns the application's status."""
+        from ray import serve as ray_serve
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        port = free_port()
+        ray_serve.start(http_options={"port": port})
+
+        def deploy(**args: Any) -> str:
+            application = {
+                "name": APP_NAME,
+                "import_path": "pipelines.serve:build_app",
+                "runtime_env": {"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
+                "args": {"model_id": "tiny", "max_ongoing_requests": 2, **args},
+            }
+            client = _get_global_client()
+            assert client is not None
+            client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+            deadline = time.monotonic() + 120
+            while (status := ray_serve.status().applications[APP_NAME]).status not in (
+                "RUNNING",
+                "DEPLOY_FAILED",
+            ):
+                assert time.monotonic() < deadline, status
+                time.sleep(0.2)
+            return f"{status.status.value}: {status.message}"
+
+        self.__class__.url = f"http://127.0.0.1:{port}"
+        return deploy
+
+    url: ClassVar[str]
+
+    @pytest.mark.timeout(600)
+    def test_a_bad_one_leaves_the_old_version_answering(
+        self, deploy: Callable[..., str], random_model: Path, tmp_path: Path
+    ) -> None:
+        assert deploy(model=str(random_model)).startswith("RUNNING")
+        answers: list[httpx.Response] = []
+        is_over = threading.Event()
+
+        def keep_asking() -> None:
+            with httpx.Client(base_url=self.url, timeout=60) as client:
+                while not is_over.wait(0.05):
+                    body = {**FAST, "prompt": "Go", "max_tokens": 4}
+                    answers.extend([client.post("/v1/completions", json=body), client.get("/health")])
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        try:
+            for kind in ("missing", "cut", "altered", "config", "device"):
+                before = len(answers)
+                status = deploy(**make_bad(kind, random_model, tmp_path / kind))
+                assert status.startswith("DEPLOY_FAILED"), (kind, status)
+                if kind != "device":  # known only where the replica runs
+                    assert f"cannot serve {tmp_path / kind}: " in status
+                time.sleep(1)
+                assert len(answers) > before
+            assert deploy(model=str(random_model), max_choices=3).startswith("RUNNING")
+        finally:
+            is_over.set()
+            asking.join()
+        assert [(a.status_code, a.text) for a in answers if a.status_code != 200] == []
+
+    def test_deleting_it_refuses_what_waits(self, deploy: Callable[..., str], random_model: Path) -> None:
+        from ray import serve as ray_serve
+
+        deploy(model=str(random_model), max_ongoing_requests=1, graceful_shutdown_timeout_s=5)
+        body = {**FAST, **LONG}
+        with (
+            httpx.Client(base_url=self.url, timeout=60) as client,
+            ThreadPoolExecutor(1) as pool,
+            client.stream("POST", "/v1/completions", json=body) as running,
+        ):
+            next(running.iter_lines())
+            waiting = pool.submit(client.post, "/v1/completions", json={**FAST, "prompt": "Go"})
+            while metric(client, "llada_requests_queued") < 1:
+                time.sleep(0.1)
+            ray_serve.delete(APP_NAME, _blocking=False)
+            response = waiting.result(30)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
 
 
 # --- Configuration ----------------------------------------------------------------------------------------------------
