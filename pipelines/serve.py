@@ -49,7 +49,7 @@ class ServeArgs:
     """One model behind one endpoint. None in the four replica fields: the cluster file decides, else 1 CPU."""
 
     model: str
-    """Checkpoint folder, local or at any fsspec URL."""
+    """Checkpoint folder at any fsspec URL, or a local one that is on every node."""
     model_id: str | None = None
     """The model's name in requests; None takes the folder's."""
     device: str | None = None
@@ -57,7 +57,7 @@ class ServeArgs:
     dtype: str | None = None
     """Of the weights, e.g. bfloat16; None keeps the file's."""
     verify_checksums: bool = True
-    """Read all weights once before they are loaded, and refuse those that are not the ones of the folder's manifest."""
+    """Read all weights before they are loaded, and refuse those that are not the manifest's. False for huge models."""
     sampling: SamplingConfig = dataclasses.field(default_factory=default_sampling)
     """Of requests that do not choose; gen_length is their max_tokens."""
 
@@ -230,8 +230,8 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         },
     )
     if cluster.address is None:  # the replicas will see what we see: fail before anything starts
+        check_checkpoint(args.model)
         folder = fetch_folder(args.model)
-        check_checkpoint(str(folder))
         args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
     if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
         _check_port(args.host, args.port)
@@ -345,9 +345,10 @@ def _take_down(grace_s: float, *, keep_ray: bool) -> None:
     from ray import serve
 
     print("taking the endpoint down when its requests are finished; Ctrl-C again to stop at once", flush=True)
-    with contextlib.suppress(KeyboardInterrupt, TimeoutError):
+    with contextlib.suppress(KeyboardInterrupt, Exception):  # what is broken is taken down all the same
         serve.get_app_handle(APP_NAME).drain.remote(grace_s).result(timeout_s=grace_s + 10)
-        if keep_ray:
+    if keep_ray:
+        with contextlib.suppress(KeyboardInterrupt, TimeoutError):
             serve.delete(APP_NAME)
 
 

@@ -48,7 +48,7 @@ class Denoiser:
             dtype: of the weights, e.g. "bfloat16"; None keeps the file's.
             max_choices: prompts × n of one request at the most.
             stall_timeout_s: a forward that takes longer makes the health check fail.
-            verify_checksums: read all weights once before they are loaded, and refuse those that are not the manifest's.
+            verify_checksums: read all weights before they are loaded, and refuse those that are not the manifest's.
 
         Raises:
             UserError: no model there, or one that cannot be served.

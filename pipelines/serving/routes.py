@@ -174,7 +174,9 @@ async def _answer(
         track = stack.enter_context(metrics.track(dialect.path))
         try:
             _check_headers(request)
-            body = parse_body(dialect.body, await timer.wait_for(_read_body(request, limits.body_bytes)))
+            raw = await timer.wait_for(_read_body(request, limits.body_bytes))
+            # In a thread: a large one must not hold up the streams of the others.
+            body = await asyncio.to_thread(parse_body, dialect.body, raw)
             if body.model is not None:
                 _check_model(body.model, model_id)
             writer = dialect.writer(body, model_id)
