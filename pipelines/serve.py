@@ -17,15 +17,17 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llada.errors import UserError
-from llada.model.hf import read_config
+from llada.files import local_path
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, from_dict, limited, merge_settings, require
-from llada.tokenizer import has_tokenizer
+from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkpoint
 from pipelines.serving.gateway import Gateway
-from pipelines.serving.replica import Denoiser
+from pipelines.serving.replica import Denoiser, find_dtype
+from pipelines.serving.routes import RequestLimits
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
 from pipelines.stage.command import Flat, parse, run_command
@@ -47,13 +49,15 @@ class ServeArgs:
     """One model behind one endpoint. None in the four replica fields: the cluster file decides, else 1 CPU."""
 
     model: str
-    """Checkpoint folder, local or at any fsspec URL."""
+    """Checkpoint folder at any fsspec URL, or a local one that is on every node."""
     model_id: str | None = None
     """The model's name in requests; None takes the folder's."""
     device: str | None = None
     """Where the weights are; None: "cuda" when a replica has a GPU, else "cpu"."""
     dtype: str | None = None
     """Of the weights, e.g. bfloat16; None keeps the file's."""
+    verify_checksums: bool = True
+    """Read all weights before they are loaded, and refuse those that are not the manifest's. False for huge models."""
     sampling: SamplingConfig = dataclasses.field(default_factory=default_sampling)
     """Of requests that do not choose; gen_length is their max_tokens."""
 
@@ -65,23 +69,30 @@ class ServeArgs:
     """CPUs that Ray sets aside for a replica."""
     gpus_per_replica: float | None = limited(None, low=0)
     """GPUs of a replica; 0.5 puts two on one."""
-    target_ongoing_requests: float = limited(4, above=0)
-    """Requests for each replica, running and queued, that autoscaling aims at."""
+    target_ongoing_requests: float | None = limited(None, above=0)
+    """Requests for each replica, running and queued, that autoscaling aims at; None: half of max_ongoing_requests."""
     upscale_delay_s: float = limited(15, low=0)
     """Seconds of more load before replicas are added."""
     downscale_delay_s: float = limited(300, low=0)
     """Seconds of less load before replicas are removed."""
+    max_surge_percent: int = limited(100, low=0, high=100)
+    """Replicas that a redeploy may start beside the old ones, which go when the new ones answer. 0, where there is no room
+    for both, stops the old ones first: then nobody answers until the new ones have started."""
 
     max_ongoing_requests: int = limited(8, low=1)
-    """Requests that a replica takes at a time; as many canvases are denoised in turns."""
+    """Requests that a replica takes at a time; they are denoised in turns."""
     max_queued_requests: int = limited(64, low=-1)
     """Requests that may wait; -1 for any number. Ray keeps to it within a few requests of a burst."""
     retry_after_s: int = limited(5, low=0)
     """What a rejected client is told to wait."""
     max_choices: int = limited(32, low=1)
     """Prompts times n in one request."""
+    max_body_bytes: int = limited(4 << 20, low=1024)
+    """Of one request's JSON."""
+    request_timeout_s: float = limited(3600, above=0)
+    """From a request's first byte to the last one of its answer, streamed or not."""
     graceful_shutdown_timeout_s: float = limited(120, low=0)
-    """What a replica that is scaled down gets to finish its requests."""
+    """What a replica that is scaled down, and the endpoint when it is taken down, get to finish their requests."""
     stall_timeout_s: float = limited(600, above=0)
     """A replica whose forward takes longer is replaced."""
 
@@ -96,10 +107,16 @@ class ServeArgs:
         require(high >= low, f"serve: max_replicas {high} is below min_replicas {low}")
         require(self.max_queued_requests != 0, "serve: max_queued_requests must be -1 or at least 1, not 0")
         require(
-            self.target_ongoing_requests <= self.max_ongoing_requests,
-            f"serve: target_ongoing_requests {self.target_ongoing_requests:g} must be at most max_ongoing_requests "
+            self.target_requests <= self.max_ongoing_requests,
+            f"serve: target_ongoing_requests {self.target_requests:g} must be at most max_ongoing_requests "
             f"{self.max_ongoing_requests}",
         )
+
+    @property
+    def target_requests(self) -> float:
+        """`target_ongoing_requests`, or what follows for it."""
+        chosen = self.target_ongoing_requests
+        return self.max_ongoing_requests / 2 if chosen is None else chosen
 
     @property
     def replicas(self) -> tuple[int, int]:
@@ -119,9 +136,23 @@ def parse_args(values: dict[str, Any]) -> ServeArgs:
 
 
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:
-    """The Ray Serve application; in a Serve config file, `import_path: pipelines.serve:build_app` and `args`."""
+    """The Ray Serve application; in a Serve config file, `import_path: pipelines.serve:build_app` and `args`.
+
+    Raises UserError, for a Serve config file Serve's own exception, for settings and checkpoints that cannot be served:
+    what is served already goes on. (Of a remote folder, the weights' checksums are left to the replicas.)
+    """
     if not isinstance(args, ServeArgs):
-        args = parse_args(args)
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            return build_app(parse_args(args))
+        except UserError as error:  # any other exception Serve tries again, and shows as a traceback
+            raise RayServeException(str(error)) from error
+    check_checkpoint(args.model)
+    with naming(args.model):
+        find_dtype(args.dtype)
+        if args.verify_checksums and (folder := local_path(args.model)) is not None:
+            verify_checkpoint(Path(folder))
     gateway, denoiser = build_deployments(args)
     model = denoiser.bind(
         args.model,
@@ -131,8 +162,10 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         max_concurrent=args.max_ongoing_requests,
         max_choices=args.max_choices,
         stall_timeout_s=args.stall_timeout_s,
+        verify_checksums=args.verify_checksums,
     )
-    return gateway.bind(model, args.name, args.retry_after_s)
+    limits = RequestLimits(args.max_body_bytes, args.request_timeout_s)
+    return gateway.bind(model, args.name, args.retry_after_s, limits)
 
 
 def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
@@ -147,6 +180,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
         max_ongoing_requests=10_000,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
+        max_surge_percent=100,
     )(serve.ingress()(Gateway))
     denoiser = serve.deployment(
         name="Denoiser",
@@ -157,13 +191,14 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
         autoscaling_config={
             "min_replicas": low,
             "max_replicas": high,
-            "target_ongoing_requests": args.target_ongoing_requests,
+            "target_ongoing_requests": args.target_requests,
             "upscale_delay_s": args.upscale_delay_s,
             "downscale_delay_s": args.downscale_delay_s,
         },
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
+        max_surge_percent=args.max_surge_percent,
     )(Denoiser)
     return gateway, denoiser
 
@@ -195,13 +230,8 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         },
     )
     if cluster.address is None:  # the replicas will see what we see: fail before anything starts
+        check_checkpoint(args.model)
         folder = fetch_folder(args.model)
-        try:
-            read_config(folder)
-        except UserError as error:
-            raise UserError(f"cannot serve {args.model}: {error}") from error
-        if not has_tokenizer(folder):
-            raise UserError(f"cannot serve {args.model}: it has no tokenizer.json")
         args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
     if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
         _check_port(args.host, args.port)
@@ -211,25 +241,28 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
             print(_greeting(args, url, str(log)), flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
-            _take_down()
+            _take_down(args.graceful_shutdown_timeout_s, keep_ray=not is_own)
     return url
 
 
 def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     """Start Serve if need be and run the application; returns its URL once requests are answered.
 
-    `keep_ray`: the cluster goes on without us, so what does not start is removed from it.
+    `keep_ray`: the cluster goes on without us, so what does not start is removed from it, unless an earlier deployment
+    of the application goes on answering.
     """
     from ray import serve
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
+    app = build_app(args)
+    is_redeploy = _serve_runs() and APP_NAME in serve.status().applications
     try:
         serve.start(http_options={"host": args.host, "port": args.port})
-        serve.run(build_app(args), name=APP_NAME)
+        serve.run(app, name=APP_NAME)
     except BaseException as error:  # Ctrl-C as well: what has been begun must not stay
         failure = _replica_failure()
-        if keep_ray:
+        if keep_ray and not is_redeploy:
             with contextlib.suppress(Exception):
                 serve.delete(APP_NAME)
         if isinstance(error, TimeoutError | RayServeException):
@@ -306,14 +339,17 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _take_down() -> None:
-    """Let the running requests finish, a minute at the most, and remove the application. (serve.shutdown, on a Ray of
-    our own, would say on the terminal that it has killed its own controller.)"""
+def _take_down(grace_s: float, *, keep_ray: bool) -> None:
+    """Let the running requests finish, `grace_s` at the most, while those that wait or come are answered with 503; then
+    remove the application. (On a Ray of our own it ends with that: without the application, Serve answers 404.)"""
     from ray import serve
 
     print("taking the endpoint down when its requests are finished; Ctrl-C again to stop at once", flush=True)
-    with contextlib.suppress(KeyboardInterrupt, TimeoutError):
-        serve.delete(APP_NAME)
+    with contextlib.suppress(KeyboardInterrupt, Exception):  # what is broken is taken down all the same
+        serve.get_app_handle(APP_NAME).drain.remote(grace_s).result(timeout_s=grace_s + 10)
+    if keep_ray:
+        with contextlib.suppress(KeyboardInterrupt, TimeoutError):
+            serve.delete(APP_NAME)
 
 
 @dataclasses.dataclass(frozen=True)

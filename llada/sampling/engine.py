@@ -1,9 +1,11 @@
-"""Many requests on one network: `DenoiseEngine` walks each request's canvas, in turns.
+"""Many requests on one network: `DenoiseEngine` walks each one's canvases, in turns.
 
-One background thread runs one forward at a time, round-robin over the admitted requests, and looks after each forward
-whether the text can grow, end or is no longer wanted. Every request has a canvas and noise of its own, so that the same
-seed gives the same text whatever else runs. Forwards of several requests are not batched; `_turn` is the place for that:
-the canvases' plans are there, and `sampler.commit` takes each one's logits from wherever they come.
+One background thread runs one forward at a time, round-robin over the admitted streams, and looks after each forward
+whether the text can grow, end or is no longer wanted. Turns go round between streams, not between the replies that one
+of them asks for (those are walked one after the other): who asks for 32 gets no more of the network than who asks for
+one. Every reply has a canvas and noise of its own, so that the same seed gives the same text whatever else runs.
+Forwards of several streams are not batched; `_turn` is the place for that: the canvases' plans are there, and
+`sampler.commit` takes each one's logits from wherever they come.
 """
 
 from __future__ import annotations
@@ -48,12 +50,19 @@ class GenerateRequest:
 
 
 class _Run:
-    """One request on its way: touched by the engine's thread only, except for `is_cancelled`."""
+    """One reply on its way: touched by the engine's thread only."""
 
     def __init__(self, index: int, request: GenerateRequest, reply: Reply, mailbox: Mailbox) -> None:
         self.index, self.request, self.reply, self.mailbox = index, request, reply, mailbox
-        self.is_cancelled = False
         self.canvas: Canvas | None = None
+
+
+class _Stream:
+    """The replies that are asked for together, the first of `runs` being walked. `is_cancelled` may be set anywhere."""
+
+    def __init__(self, runs: Sequence[_Run], mailbox: Mailbox) -> None:
+        self.runs, self.mailbox = deque(runs), mailbox
+        self.is_cancelled = False
 
 
 class DenoiseEngine:
@@ -68,7 +77,7 @@ class DenoiseEngine:
     ) -> None:
         """
         Args:
-            max_concurrent: canvases walked at a time; further requests wait in the order of their arrival.
+            max_concurrent: streams that take turns, one canvas each; further ones wait in the order of their arrival.
         """
         if max_concurrent < 1:
             raise UserError(f"engine: max_concurrent must be at least 1, not {max_concurrent}")
@@ -82,8 +91,8 @@ class DenoiseEngine:
         self.end_ids = frozenset(end_ids(tokenizer) | ({self.eos_id} - {None}))
         self._device = device_of(model) or torch.device("cpu")
         self._changed = threading.Condition()
-        self._waiting: deque[_Run] = deque()
-        self._running: list[_Run] = []
+        self._waiting: deque[_Stream] = deque()
+        self._running: list[_Stream] = []
         self._is_closing = False
         self._failures = 0
         self._forward_began: float | None = None
@@ -106,10 +115,13 @@ class DenoiseEngine:
         """
         mailbox = Mailbox()
         runs = [self._build_run(i, request, mailbox) for i, request in enumerate(requests)]
+        if not runs:
+            return
+        stream = _Stream(runs, mailbox)
         with self._changed:
             if self._is_closing:
                 raise RuntimeError("the engine is closed")
-            self._waiting.extend(runs)
+            self._waiting.append(stream)
             self._changed.notify()
         unfinished = len(runs)
         try:
@@ -120,8 +132,7 @@ class DenoiseEngine:
                     unfinished -= isinstance(event, Finished)
                     yield event
         finally:
-            for run in runs:
-                run.is_cancelled = True
+            stream.is_cancelled = True
 
     def check(self, *, stall_timeout_s: float = 600.0) -> None:
         """Raises RuntimeError when nothing can be expected any more: the process should be replaced."""
@@ -190,31 +201,33 @@ class DenoiseEngine:
         finally:
             with self._changed:
                 self._is_closing = True
-                for run in [*self._running, *self._waiting]:
-                    run.mailbox.put(RuntimeError("the engine was closed before the reply was complete"))
+                for stream in [*self._running, *self._waiting]:
+                    stream.mailbox.put(RuntimeError("the engine was closed before the reply was complete"))
                 self._running.clear()
                 self._waiting.clear()
 
     def _turn(self) -> None:
-        """One forward of every admitted request."""
-        for run in list(self._running):
+        """One forward of every admitted stream."""
+        for stream in list(self._running):
             if self._is_closing:
                 return
-            if not run.is_cancelled:
+            if not stream.is_cancelled:
+                run = stream.runs[0]
                 self._forward_began = time.monotonic()
                 try:
-                    has_ended = self._advance(run)
+                    if self._advance(run):
+                        stream.runs.popleft()
                 except Exception as error:  # one request's failure is not the others'
                     _log.exception("a request failed")
                     # One that could not even be laid out says nothing about the network.
                     self._failures += run.canvas is not None
-                    run.mailbox.put(error)
-                    has_ended = True
+                    stream.mailbox.put(error)
+                    stream.runs.clear()
                 finally:
                     self._forward_began = None
-                if not has_ended:
+                if stream.runs:
                     continue
-            self._running.remove(run)
+            self._running.remove(stream)
 
     def _advance(self, run: _Run) -> bool:
         """One forward of a request, and what it made readable. True when the request has ended."""

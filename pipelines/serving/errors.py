@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "service_unavailable_error"}
+_TYPES = {
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+_MAX_MESSAGE = 1000
 
 
 class RequestError(Exception):
@@ -26,4 +32,10 @@ class RequestError(Exception):
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
         kind = _TYPES.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        message, param = shorten(self.message, _MAX_MESSAGE), self.param
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """What a client has sent, as far as a message repeats it."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,10 +1,18 @@
-"""What a replica tells the gateway about a request: the engine's events of all its choices, or one `Refused`."""
+"""What a replica tells the gateway about a request: `Serving` and the engine's events of its choices, or one `Refused`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from llada.sampling.events import Finished, Started, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The first event of a request: a replica has taken it."""
+
+    fingerprint: str
+    """Of what answers: OpenAI's system_fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,4 +25,4 @@ class Refused:
     code: str | None
 
 
-ReplicaEvent = Refused | Started | Text | Finished
+ReplicaEvent = Refused | Serving | Started | Text | Finished

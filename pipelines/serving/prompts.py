@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import jinja2
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
 from llada.tokenizer import encode_texts, render_chat
-from pipelines.serving.errors import RequestError
+from pipelines.serving.errors import RequestError, shorten
 
 
 class PromptEncoder:
     """Turns what the dialects (pipelines/serving/dialects) were sent into token ids. All errors are RequestErrors 400."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, vocab_size: int, mask_id: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, *, vocab_size: int, mask_id: int, max_length: int
+    ) -> None:
+        """`max_length`: the model's context, in tokens. What is certain to exceed it is refused before it is encoded."""
         self._tokenizer, self._vocab_size, self._mask_id = tokenizer, vocab_size, mask_id
+        self._max_length = max_length
+        # A token's name has at least as many bytes as the text that it stands for.
+        self._max_bytes = max_length * max(len(token.encode()) for token in tokenizer.get_vocab())
+        self._special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of plain text."""
+        """The ids of plain text. Raises RequestError for more of it than the context could hold."""
+        self._refuse_too_long(text, "prompt")
         return encode_texts(self._tokenizer, [text])[0] if text else []
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The ids of {"role", "content"} turns up to the open turn of the assistant.
 
-        Raises RequestError when the tokenizer has no chat template or its template refuses the turns.
+        Raises RequestError when the tokenizer has no chat template, its template refuses the turns, or they have more
+        text than the context could hold.
         """
+        self._refuse_too_long("".join(turn["content"] for turn in messages), "messages")
         try:
             return render_chat(self._tokenizer, messages)
         except (UserError, jinja2.TemplateError) as error:
             raise RequestError(400, str(error), param="messages") from None
 
     def check_ids(self, ids: Sequence[int]) -> list[int]:
-        """The ids themselves. Raises RequestError for one that is no token, or the mask."""
+        """The ids themselves. Raises RequestError for one that is no token or the mask, and for too many of them."""
+        if len(ids) > self._max_length:
+            self._refuse(f"{len(ids):,} tokens", "prompt")
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 message = f"prompt: token id {token} lies outside the vocabulary of {self._vocab_size}"
@@ -42,6 +55,31 @@ class PromptEncoder:
                 message = f"prompt: token id {token} is the mask; to fill a gap, send prompt and suffix"
                 raise RequestError(400, message, param="prompt")
         return list(ids)
+
+    def find_stop_tokens(self, stops: Sequence[str]) -> frozenset[int]:
+        """The ids of the special tokens that are stop strings.
+
+        Raises RequestError for the mask, and for a stop string that has a special token among other text: special
+        tokens do not show in a reply, so that no reply could ever hold it.
+        """
+        found = set()
+        for stop in stops:
+            if stop in self._special:
+                found.add(self._special[stop])
+            elif inside := next((token for token in self._special if token in stop), None):
+                message = f"stop: {shorten(stop)!r} holds the special token {inside!r} beside text, which no reply does"
+                raise RequestError(400, f"{message}; send the token alone", param="stop")
+        if self._mask_id in found:
+            raise RequestError(400, "stop: no reply holds the mask token", param="stop")
+        return frozenset(found)
+
+    def _refuse_too_long(self, text: str, param: str) -> None:
+        if len(text) > self._max_bytes or len(text.encode()) > self._max_bytes:
+            self._refuse(f"{len(text):,} characters, more than so many tokens can spell", param)
+
+    def _refuse(self, given: str, param: str) -> NoReturn:
+        message = f"the model's context length is {self._max_length} tokens, but the prompt has {given}"
+        raise RequestError(400, message, param=param, code="context_length_exceeded")
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

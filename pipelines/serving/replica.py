@@ -19,9 +19,10 @@ from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
 from llada.sampling.rules import RULE_OF_KNOB, RULES
+from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.errors import RequestError
-from pipelines.serving.events import Refused, ReplicaEvent
+from pipelines.serving.events import Refused, ReplicaEvent, Serving
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.stage.artifact import fetch_folder
 
@@ -39,6 +40,7 @@ class Denoiser:
         max_concurrent: int = 8,
         max_choices: int = 32,
         stall_timeout_s: float = 600.0,
+        verify_checksums: bool = True,
     ) -> None:
         """
         Args:
@@ -46,23 +48,33 @@ class Denoiser:
             dtype: of the weights, e.g. "bfloat16"; None keeps the file's.
             max_choices: prompts × n of one request at the most.
             stall_timeout_s: a forward that takes longer makes the health check fail.
+            verify_checksums: read all weights before they are loaded, and refuse those that are not the manifest's.
 
         Raises:
             UserError: no model there, or one that cannot be served.
         """
-        folder = fetch_folder(model_url)
-        try:
+        with naming(model_url):
+            folder = fetch_folder(model_url)
             _check_device(device)
-            model, tokenizer = llada.load(folder, device=device, dtype=_find_dtype(dtype))
-        except UserError as error:
-            raise UserError(f"cannot serve {model_url}: {error}") from error
-        if tokenizer is None:
-            raise UserError(f"cannot serve {model_url}: it has no tokenizer.json")
+            contents = verify_checkpoint(folder, read_weights=verify_checksums)
+            model, tokenizer = llada.load(folder, device=device, dtype=find_dtype(dtype))
+            if tokenizer is None:
+                raise UserError("it has no tokenizer.json")
+        self.fingerprint = fingerprint(
+            contents,
+            device=device.partition(":")[0],
+            dtype=dtype,
+            sampling=dataclasses.asdict(sampling),
+            torch=torch.__version__,
+        )
         self.sampling, self.max_choices, self.stall_timeout_s = sampling, max_choices, stall_timeout_s
         self.max_length = model.config.max_length
         self.engine = DenoiseEngine(model, tokenizer, max_concurrent=max_concurrent)
         self.encoder = PromptEncoder(
-            tokenizer, vocab_size=model.config.vocab_size, mask_id=self.engine.mask_id
+            tokenizer,
+            vocab_size=model.config.vocab_size,
+            mask_id=self.engine.mask_id,
+            max_length=self.max_length,
         )
 
     def check_health(self) -> None:
@@ -77,13 +89,15 @@ class Denoiser:
             self.engine.close()
 
     async def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
-        """The events of all choices, or one `Refused`. Choice i answers prompt i // n. Leaving early cancels them."""
+        """`Serving` and the events of all choices, or one `Refused`. Choice i answers prompt i // n. Leaving early
+        cancels them."""
         try:
             # In a thread: tokenising a long text must not hold up the streams of the others.
             prompts, requests = await asyncio.to_thread(self.requests_of, body)
         except RequestError as error:
             yield Refused(error.status, error.message, error.param, error.code)
             return
+        yield Serving(self.fingerprint)
         try:
             async with contextlib.aclosing(self.engine.stream(*requests)) as events:
                 async for event in events:
@@ -98,12 +112,11 @@ class Denoiser:
 
     def requests_of(self, body: SamplingBody) -> tuple[list[Prompt], list[GenerateRequest]]:
         """What the request continues, and `n` requests to the engine for each prompt. Raises RequestError (400)."""
-        prompts = body.prompts(self.encoder)
-        if len(prompts) * body.n > self.max_choices:
-            message = (
-                f"{len(prompts)} prompts × n={body.n} are more than the {self.max_choices} choices allowed"
-            )
+        if body.num_prompts * body.n > self.max_choices:
+            message = f"{body.num_prompts} prompts × n={body.n} are more than the {self.max_choices} choices allowed"
             raise RequestError(400, message, param="n")
+        stop_ids = self.encoder.find_stop_tokens(body.stop)
+        prompts = body.prompts(self.encoder)
         requests = []
         for prompt in prompts:
             sampling = self._choose_sampling(body, self._fit(prompt, body.max_tokens))
@@ -115,6 +128,7 @@ class Denoiser:
                     # Below 2⁶³, which every torch generator takes; the same for each prompt of a list.
                     seed=None if body.seed is None else (body.seed + choice) % 2**63,
                     stop=tuple(body.stop),
+                    end_ids=self.engine.end_ids | stop_ids,
                     wants_canvas=body.stream_options.include_canvas,
                 )
                 for choice in range(body.n)
@@ -147,7 +161,8 @@ class Denoiser:
         raise RequestError(400, message, param="prompt", code="context_length_exceeded")
 
 
-def _find_dtype(name: str | None) -> torch.dtype | None:
+def find_dtype(name: str | None) -> torch.dtype | None:
+    """torch's dtype of this name. Raises UserError when there is none."""
     dtype = None if name is None else getattr(torch, name, None)
     if name is not None and not isinstance(dtype, torch.dtype):
         raise UserError(f"dtype {name!r} is none of torch's; try bfloat16, float16 or float32")

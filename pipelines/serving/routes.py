@@ -6,31 +6,38 @@ into an OpenAI error, and sees every request, so that its counters cover all rep
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llada.sampling.events import Event, Started
 from pipelines.serving.dialects.body import SamplingBody, parse_body
 from pipelines.serving.dialects.chat import ChatBody, ChatWriter
 from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
 from pipelines.serving.dialects.writer import ReplyWriter
-from pipelines.serving.errors import RequestError
-from pipelines.serving.events import Refused, ReplicaEvent
+from pipelines.serving.errors import RequestError, shorten
+from pipelines.serving.events import Refused, ReplicaEvent, Serving
 from pipelines.serving.metrics import GatewayMetrics, RequestTrack
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _PAGE = Path(__file__).parent / "static" / "index.html"
+# A client's own time limit, which Ray's proxy enforces with a plain text 408 (a value that is not positive: none).
+_TIMEOUT_HEADER = "x-request-timeout-seconds"
+_READ = ["GET", "HEAD"]
 
 
 @dataclass(frozen=True)
@@ -48,46 +55,64 @@ DIALECTS = (
 )
 
 
+@dataclass(frozen=True)
+class Health:
+    """Whether requests can be served, in a word, and why not in a line that a stranger may read."""
+
+    status: Literal["ok", "starting", "unavailable", "draining"]
+    reason: str | None = None
+
+
 class Backend(Protocol):
     """Where the replies come from."""
 
     def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of a request. Raises RequestError when there is no place for it; closing it cancels the work."""
 
-    async def unhealthy(self) -> str | None:
-        """None when requests can be served, else why not."""
+    def health(self) -> Health:
+        """What is known now; asks nobody."""
 
 
-def build_api(backend: Backend, model_id: str) -> FastAPI:
+@dataclass(frozen=True)
+class RequestLimits:
+    """What one request may take."""
+
+    body_bytes: int = 4 << 20
+    seconds: float = 3600.0
+    """From its first byte to the last one of the answer."""
+
+
+def build_api(backend: Backend, model_id: str, limits: RequestLimits = RequestLimits()) -> FastAPI:
     """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /."""
-    api = FastAPI(title="llada", docs_url=None, redoc_url=None, openapi_url=None)
+    api = FastAPI(title="llada", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    api.add_middleware(_WithoutTrailingSlash)
     metrics = GatewayMetrics()
     created = int(time.time())
     card = {"id": model_id, "object": "model", "created": created, "owned_by": "llada"}
 
-    @api.get("/v1/models")
+    @api.api_route("/v1/models", methods=_READ)
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [card]}
 
-    @api.get("/v1/models/{name:path}")
+    @api.api_route("/v1/models/{name:path}", methods=_READ)
     async def get_model(name: str) -> dict[str, Any]:
         _check_model(name, model_id)
         return card
 
     for dialect in DIALECTS:
-        api.post(dialect.path)(_endpoint(dialect, backend, metrics, model_id))
+        api.post(dialect.path)(_endpoint(dialect, backend, metrics, model_id, limits))
 
-    @api.get("/health")
+    @api.api_route("/health", methods=_READ)
     async def health() -> Response:
-        reason = await backend.unhealthy()
-        content = {"status": "ok"} if reason is None else {"status": "unavailable", "reason": reason}
-        return JSONResponse(content, 200 if reason is None else 503)
+        now = backend.health()
+        content = {"status": now.status} | ({} if now.reason is None else {"reason": now.reason})
+        return JSONResponse(content, 200 if now.status == "ok" else 503)
 
-    @api.get("/metrics")
+    @api.api_route("/metrics", methods=_READ)
     async def show_metrics() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    @api.get("/")
+    @api.api_route("/", methods=_READ)
     async def page() -> HTMLResponse:
         return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
 
@@ -98,38 +123,64 @@ def build_api(backend: Backend, model_id: str) -> FastAPI:
 
     @api.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        message = f"{shorten(request.method)} {shorten(request.url.path)}: {error.detail}"
         return JSONResponse(RequestError(error.status_code, message).body(), error.status_code, error.headers)
+
+    @api.exception_handler(Exception)  # logged by Starlette
+    async def fail(_: Request, __: Exception) -> Response:
+        return JSONResponse(RequestError(500, "the server failed; its log says why").body(), 500)
 
     return api
 
 
+class _WithoutTrailingSlash:
+    """/v1/models/ is /v1/models. (A redirect would not do: clients send a GET after a POST that is redirected.)"""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        await self._app(scope, receive, send)
+
+
 def _check_model(name: str, model_id: str) -> None:
     if name != model_id:
-        message = f"the model {name!r} does not exist; this endpoint serves {model_id!r}"
+        message = f"the model {shorten(name)!r} does not exist; this endpoint serves {model_id!r}"
         raise RequestError(404, message, param="model", code="model_not_found")
 
 
 def _endpoint(
-    dialect: Dialect, backend: Backend, metrics: GatewayMetrics, model_id: str
+    dialect: Dialect, backend: Backend, metrics: GatewayMetrics, model_id: str, limits: RequestLimits
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await _answer(dialect, backend, metrics, request, model_id)
+        return await _answer(dialect, backend, metrics, request, model_id, limits)
 
     return endpoint
 
 
 async def _answer(
-    dialect: Dialect, backend: Backend, metrics: GatewayMetrics, request: Request, model_id: str
+    dialect: Dialect,
+    backend: Backend,
+    metrics: GatewayMetrics,
+    request: Request,
+    model_id: str,
+    limits: RequestLimits,
 ) -> Response:
     """Run a request. Whatever goes wrong before its first text is an HTTP status, not a broken stream."""
+    timer = _Timer(_seconds(request, limits))
     with contextlib.ExitStack() as stack:
-        track = stack.enter_context(metrics.track(request.url.path))
+        track = stack.enter_context(metrics.track(dialect.path))
         try:
-            body = parse_body(dialect.body, await request.body())
-            _check_model(body.model or model_id, model_id)
+            _check_headers(request)
+            raw = await timer.wait_for(_read_body(request, limits.body_bytes))
+            # In a thread: a large one must not hold up the streams of the others.
+            body = await asyncio.to_thread(parse_body, dialect.body, raw)
+            if body.model is not None:
+                _check_model(body.model, model_id)
             writer = dialect.writer(body, model_id)
-            events = _follow(backend, body, track)
+            events = _follow(backend, body, writer, track, timer)
             if not body.stream:
                 async with contextlib.aclosing(events):
                     async for event in events:
@@ -140,12 +191,69 @@ async def _answer(
         except RequestError as error:
             track.status = error.status
             raise
+        except ClientDisconnect:  # during its upload
+            return Response(status_code=track.status)
         except Exception as error:
             _log.exception("a request failed")
             track.status = 500
             raise RequestError(500, "the model failed on this request; the server's log says why") from error
         lasting = stack.pop_all()  # the stream ends it
     return _EventStream(_sse(first, events, writer, track), events, lasting)
+
+
+def _check_headers(request: Request) -> None:
+    """Raises RequestError 415 for a body that is declared to be something else than JSON in UTF-8."""
+    declared = request.headers.get("content-type", "application/json")
+    kind, _, parameters = declared.lower().partition(";")
+    charset = parameters.partition("charset=")[2].strip(' "')
+    if kind.strip() != "application/json" or charset not in ("", "utf-8", "utf8", "us-ascii"):
+        raise RequestError(415, f"Content-Type {shorten(declared)!r} is not supported: send application/json")
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise RequestError(415, f"Content-Encoding {shorten(coding)!r} is not supported: send the plain body")
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """Raises RequestError 413 as soon as it is known that there are more than `limit` bytes."""
+    error = RequestError(413, f"the body has more than the {limit:,} bytes allowed", code="body_too_large")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise error
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise error
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _seconds(request: Request, limits: RequestLimits) -> float:
+    """How long the request may take: the limit, or less when its client says so."""
+    try:
+        asked = float(request.headers.get(_TIMEOUT_HEADER, ""))
+    except ValueError:
+        return limits.seconds
+    if not (math.isfinite(asked) and asked > 0):
+        return limits.seconds
+    return min(limits.seconds, 0.9 * asked)  # before Ray's proxy cuts it off
+
+
+class _Timer:
+    """The time that a request has left. What takes longer is cancelled, and ends as RequestError 408."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._deadline = asyncio.get_running_loop().time() + seconds
+
+    async def wait_for(self, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout_at(self._deadline) as timeout:
+                return await work
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            message = f"the request took longer than the {self._seconds:g} s that it has"
+            raise RequestError(408, message, code="timeout") from error
 
 
 class _EventStream(StreamingResponse):
@@ -165,14 +273,19 @@ class _EventStream(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
-async def _follow(backend: Backend, body: SamplingBody, track: RequestTrack) -> AsyncGenerator[Event, None]:
-    """The texts and ends of a request; counts them. Raises RequestError for one that was refused."""
+async def _follow(
+    backend: Backend, body: SamplingBody, writer: ReplyWriter, track: RequestTrack, timer: _Timer
+) -> AsyncGenerator[Event, None]:
+    """The texts and ends of a request; counts them, and tells the writer who answers. Raises RequestError for a request
+    that was refused or took too long."""
     async with contextlib.aclosing(backend.stream(body)) as events:
-        async for event in events:
+        while (event := await timer.wait_for(anext(events, None))) is not None:
             track.see(event)
             if isinstance(event, Refused):
                 raise RequestError(event.status, event.message, param=event.param, code=event.code)
-            if not isinstance(event, Started):
+            if isinstance(event, Serving):
+                writer.system_fingerprint = event.fingerprint
+            elif not isinstance(event, Started):
                 yield event
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -13,18 +14,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 import torch
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from ray.serve.exceptions import RayServeException
 
 from llada.errors import UserError
+from llada.files import sha256
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
@@ -37,6 +40,7 @@ from llada.tokenizer import (
     train_tokenizer,
 )
 from pipelines.serve import APP_NAME, ServeArgs, build_app, build_deployments, parse_args, serve
+from pipelines.serving.routes import RequestLimits
 from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,11 +72,10 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- On Ray Serve -----------------------------------------------------------------------------------------------------
 
 START = """
-import sys
+import json, sys
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.serve import ServeArgs, serve
-args = ServeArgs(sys.argv[1], port=int(sys.argv[2]), max_ongoing_requests=4, max_queued_requests=4)
-serve(args, ClusterConfig(num_cpus=2))
+serve(ServeArgs(**json.loads(sys.argv[1])), ClusterConfig(num_cpus=2))
 """
 
 
@@ -82,36 +85,46 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def server(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of the endpoint; at the end, SIGTERM must take it down quietly and with exit code 0."""
-    port = free_port()
-    out = tmp_path_factory.mktemp("serve") / "out.txt"
+@contextlib.contextmanager
+def serving(model: Path, out: Path, **args: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    """A client of an endpoint in processes of its own, whose terminal is the file `out`."""
+    args |= {"model": str(model), "port": free_port()}
     with out.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", START, str(random_model), str(port)],
+            [sys.executable, "-c", START, json.dumps(args)],
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while "serving tiny at" not in out.read_text():
             assert process.poll() is None, out.read_text()
             assert time.monotonic() < deadline, out.read_text()
             time.sleep(0.2)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
+        with httpx.Client(base_url=f"http://127.0.0.1:{args['port']}", timeout=60) as client:
+            while client.get("/health").json() != {"status": "ok"}:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield client, process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of the endpoint; at the end, SIGTERM must take it down quietly and with exit code 0."""
+    out = tmp_path_factory.mktemp("serve") / "out.txt"
+    with serving(random_model, out, max_ongoing_requests=4, max_queued_requests=4) as (client, process):
+        yield client
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         lines = [line for line in out.read_text().splitlines() if line.strip()]
         assert len(lines) == 3, lines  # where, how, and the farewell; nothing of Ray's
         assert lines[1].strip().startswith("curl -N http://")
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 def complete(server: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -270,6 +283,75 @@ class TestServe:
             assert error.keys() == {"message", "type", "param", "code"}
             assert error["code"] == code
 
+    def test_openais_own_client(self, server: httpx.Client) -> None:
+        openai = pytest.importorskip("openai", reason="needs the package openai")
+        client = openai.OpenAI(base_url=f"{server.base_url}/v1/", api_key="none", max_retries=0, timeout=60)
+        turns = [{"role": "system", "content": "Be brief.", "name": "host"}, *CHAT]
+        knobs = {"block_length": 8, "temperature": 1.0}
+        asked: dict[str, Any] = {"model": "tiny", "messages": turns, "max_completion_tokens": 12, "seed": 3}
+        labels = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k"}
+        whole = client.chat.completions.create(**asked, **labels, extra_body=knobs)
+        assert whole.system_fingerprint.startswith("fp_")
+        chunks = list(
+            client.chat.completions.create(
+                **asked, extra_body=knobs, stream=True, stream_options={"include_usage": True}
+            )
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content != ""
+        assert chunks[-1].usage == whole.usage
+        assert {chunk.system_fingerprint for chunk in chunks} == {whole.system_fingerprint}
+        answer = whole.choices[0].message.model_dump()  # sent back as history, with all its empty fields
+        again = [*turns, answer, {"role": "tool", "tool_call_id": "call_1", "content": "4"}]
+        assert client.chat.completions.create(**{**asked, "messages": again}).choices
+        assert client.completions.create(model="tiny", prompt="Go", max_tokens=4).choices
+        assert [model.id for model in client.models.list()] == ["tiny"]
+        for error, fields in [
+            (openai.BadRequestError, {"logprobs": True}),
+            (openai.BadRequestError, {"stop": "text<|eot_id|>"}),
+            (openai.NotFoundError, {"model": "gpt-4"}),
+            (openai.APIStatusError, {"messages": [{"role": "user", "content": "x" * 5_000_000}]}),
+        ]:
+            with pytest.raises(error) as caught:
+                client.chat.completions.create(**asked | fields)
+            assert caught.value.body["message"]
+        assert caught.value.status_code == 413
+
+    def test_what_clients_do_to_sockets(self, server: httpx.Client) -> None:
+        """A body in chunks without end, one that stops short, a time limit of the client's, and bytes that are no text."""
+        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+        def ask(headers: str, *parts: bytes) -> tuple[int, dict[str, Any]]:
+            with socket.create_connection((server.base_url.host, server.base_url.port), timeout=60) as client:
+                client.sendall((head + headers + "\r\n").encode())
+                with contextlib.suppress(OSError):  # the server need not read it all
+                    for part in parts:
+                        client.sendall(part)
+                answer = http.client.HTTPResponse(client)
+                answer.begin()
+                return answer.status, json.loads(answer.read())["error"]
+
+        chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        assert ask("Transfer-Encoding: chunked\r\n", *[chunk] * 400)[1]["code"] == "body_too_large"
+        assert ask("Content-Length: 99999999\r\n")[0] == 413
+        status, error = ask("Content-Length: 50\r\nX-Request-Timeout-Seconds: 1\r\n", b"{")
+        assert (status, error["type"]) == (408, "timeout_error")
+        body = json.dumps({**FAST, "prompt": "Go", "max_tokens": 1900}).encode()
+        status, error = ask(f"Content-Length: {len(body)}\r\nX-Request-Timeout-Seconds: 1\r\n", body)
+        assert (status, error["type"]) == (408, "timeout_error")
+        raw = b'{"prompt": "\xed\xa0\x80"}'
+        assert ask(f"Content-Length: {len(raw)}\r\n", raw)[0] == 400
+        failed = metric(server, "llada_requests_total", status="500")
+        gone = metric(server, "llada_requests_total", status="499")
+        with socket.create_connection((server.base_url.host, server.base_url.port)) as client:
+            client.sendall((head + "Content-Length: 50\r\n\r\n{").encode())
+            time.sleep(0.5)
+        deadline = time.monotonic() + 30
+        while metric(server, "llada_requests_total", status="499") == gone:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert metric(server, "llada_requests_total", status="500") == failed
+
     def test_disconnecting_frees_the_engine(self, server: httpx.Client) -> None:
         """Four streams fill the replica with a minute of work; when their readers leave, a short one gets through."""
         with contextlib.ExitStack() as stack:
@@ -386,20 +468,168 @@ class TestStarting:
         assert APP_NAME not in ray_serve.status().applications
 
     def test_a_replica_that_cannot_load_the_model_is_one_line(
-        self, own_serve: ClusterConfig, random_model: Path, tmp_path: Path
+        self, own_serve: ClusterConfig, random_model: Path
     ) -> None:
         from ray import serve as ray_serve
 
-        folder = tmp_path / "model"
-        shutil.copytree(random_model, folder)
-        weights = folder / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-100])
         with pytest.raises(UserError) as caught:
-            serve(ServeArgs(str(folder), port=free_port()), own_serve)
-        assert str(caught.value).startswith(f"the endpoint did not start: cannot serve {folder}: ")
-        assert "is damaged" in str(caught.value)
+            serve(ServeArgs(str(random_model), port=free_port(), device="cuda:99"), own_serve)
+        assert str(caught.value).startswith(f"the endpoint did not start: cannot serve {random_model}: ")
+        assert "there is no device 'cuda:99' here" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert APP_NAME not in ray_serve.status().applications
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_taking_it_down_finishes_what_runs_and_refuses_the_rest(random_model: Path, tmp_path: Path) -> None:
+    """SIGTERM with two requests running, two waiting and more to come: nobody hangs, and nobody is told 404."""
+    settings: dict[str, Any] = {"max_ongoing_requests": 2, "graceful_shutdown_timeout_s": 30}
+    with serving(random_model, tmp_path / "out.txt", **settings) as (client, process):
+
+        async def take_down() -> tuple[list[httpx.Response], list[httpx.Response], list[httpx.Response]]:
+            limits = httpx.Limits(max_keepalive_connections=0)
+            async with httpx.AsyncClient(base_url=client.base_url, timeout=120, limits=limits) as requests:
+
+                def ask(**fields: Any) -> asyncio.Task[httpx.Response]:
+                    body = {**FAST, "prompt": "Go", **fields}
+                    return asyncio.create_task(requests.post("/v1/completions", json=body))
+
+                running = [ask(max_tokens=20), ask(**LONG, cfg_scale=1.0)]
+                while await asyncio.to_thread(metric, client, "llada_requests_running") < 2:
+                    await asyncio.sleep(0.1)
+                waiting = [ask(), ask(stream=True)]
+                while await asyncio.to_thread(metric, client, "llada_requests_queued") < 2:
+                    await asyncio.sleep(0.1)
+                process.send_signal(signal.SIGTERM)
+                began = time.monotonic()
+                refused = list(await asyncio.gather(*waiting))
+                assert time.monotonic() - began < 15
+                coming: list[httpx.Response] = []
+                with contextlib.suppress(httpx.TransportError):  # in the end nobody listens
+                    while not running[-1].done():
+                        coming += [await ask(max_tokens=2), await requests.get("/health")]
+                        await asyncio.sleep(0.2)
+                return list(await asyncio.gather(*running)), refused, coming
+
+        (short, long), refused, coming = asyncio.run(asyncio.wait_for(take_down(), 150))
+        assert process.wait(120) == 0
+    assert short.status_code == 200
+    assert short.json()["usage"]["completion_tokens"] == 20
+    *_, cut, done, _ = long.text.split("\n\n")  # it would have run for longer than the time that is given
+    assert json.loads(cut.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
+    assert done == "data: [DONE]"
+    for response in refused:
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        assert "taken down" in response.json()["error"]["message"]
+    assert {response.status_code for response in coming} == {503}
+    assert {"status": "draining", "reason": "the endpoint is being taken down"} in [r.json() for r in coming]
+
+
+def make_bad(kind: str, good: Path, folder: Path) -> dict[str, Any]:
+    """Settings of an endpoint that cannot start."""
+    if kind == "missing":
+        return {"model": str(folder)}
+    if kind == "device":
+        return {"model": str(good), "device": "cuda:99"}
+    shutil.copytree(good, folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if kind == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "altered":
+        files = {weights.name: {"bytes": weights.stat().st_size, "sha256": sha256(str(weights))}}
+        (folder / "manifest.json").write_text(json.dumps({"files": files}))
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"d_model": 48}))
+    return {"model": str(folder)}
+
+
+@pytest.mark.timeout(900)
+class TestRedeploying:
+    """`serve deploy` on a Serve that runs already."""
+
+    @pytest.fixture(scope="class")
+    def deploy(self, own_serve: ClusterConfig) -> Callable[..., str]:
+        """deploy(url, **args) waits for the end of it and returns the application's status."""
+        from ray import serve as ray_serve
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        port = free_port()
+        ray_serve.start(http_options={"port": port})
+
+        def deploy(**args: Any) -> str:
+            application = {
+                "name": APP_NAME,
+                "import_path": "pipelines.serve:build_app",
+                "runtime_env": {"env_vars": {"PYTHONPATH": str(REPOSITORY)}},
+                "args": {"model_id": "tiny", "max_ongoing_requests": 2, **args},
+            }
+            client = _get_global_client()
+            assert client is not None
+            client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+            deadline = time.monotonic() + 300
+            while (status := ray_serve.status().applications[APP_NAME]).status not in (
+                "RUNNING",
+                "DEPLOY_FAILED",
+            ):
+                assert time.monotonic() < deadline, status
+                time.sleep(0.2)
+            return f"{status.status.value}: {status.message}"
+
+        self.__class__.url = f"http://127.0.0.1:{port}"
+        return deploy
+
+    url: ClassVar[str]
+
+    def test_a_bad_one_leaves_the_old_version_answering(
+        self, deploy: Callable[..., str], random_model: Path, tmp_path: Path
+    ) -> None:
+        assert deploy(model=str(random_model)).startswith("RUNNING")
+        answers: list[httpx.Response] = []
+        is_over = threading.Event()
+
+        def keep_asking() -> None:
+            with httpx.Client(base_url=self.url, timeout=60) as client:
+                while not is_over.wait(0.1):
+                    body = {**FAST, "prompt": "Go", "max_tokens": 4}
+                    answers.extend([client.post("/v1/completions", json=body), client.get("/health")])
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        try:
+            for kind in ("missing", "cut", "altered", "config", "device"):
+                before = len(answers)
+                status = deploy(**make_bad(kind, random_model, tmp_path / kind))
+                assert status.startswith("DEPLOY_FAILED"), (kind, status)
+                if kind != "device":  # known only where the replica runs
+                    assert f"cannot serve {tmp_path / kind}: " in status
+                time.sleep(1)
+                assert len(answers) > before
+            assert deploy(model=str(random_model), max_choices=3).startswith("RUNNING")
+        finally:
+            is_over.set()
+            asking.join()
+        assert [(a.status_code, a.text) for a in answers if a.status_code != 200] == []
+
+    def test_deleting_it_refuses_what_waits(self, deploy: Callable[..., str], random_model: Path) -> None:
+        from ray import serve as ray_serve
+
+        deploy(model=str(random_model), max_ongoing_requests=1, graceful_shutdown_timeout_s=5)
+        body = {**FAST, **LONG}
+        with (
+            httpx.Client(base_url=self.url, timeout=60) as client,
+            ThreadPoolExecutor(1) as pool,
+            client.stream("POST", "/v1/completions", json=body) as running,
+        ):
+            next(running.iter_lines())
+            waiting = pool.submit(client.post, "/v1/completions", json={**FAST, "prompt": "Go"})
+            while metric(client, "llada_requests_queued") < 1:
+                time.sleep(0.1)
+            ray_serve.delete(APP_NAME, _blocking=False)
+            response = waiting.result(30)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
 
 
 # --- Configuration ----------------------------------------------------------------------------------------------------
@@ -424,6 +654,36 @@ def test_scaling_and_limits_reach_serve() -> None:
     assert denoiser._deployment_config.graceful_shutdown_timeout_s == 120
     assert (gateway.num_replicas, gateway.ray_actor_options["num_cpus"]) == (1, 0)
     assert args.name == "tiny"
+
+
+@pytest.mark.parametrize("limit, aim", [(1, 0.5), (2, 1), (8, 4), (30, 15)])
+def test_what_autoscaling_aims_at_follows_the_limit(limit: int, aim: float) -> None:
+    args = ServeArgs("m", max_ongoing_requests=limit)
+    _, denoiser = build_deployments(args)
+    assert denoiser._deployment_config.autoscaling_config.target_ongoing_requests == aim
+    assert denoiser.max_ongoing_requests == limit
+
+
+def test_a_redeploy_starts_beside_the_old_version() -> None:
+    for deployment in build_deployments(ServeArgs("m")):
+        assert deployment._deployment_config.max_surge_percent == 100
+    gateway, denoiser = build_deployments(ServeArgs("m", max_surge_percent=0))
+    assert gateway._deployment_config.max_surge_percent == 100  # it takes no resources
+    assert denoiser._deployment_config.max_surge_percent == 0
+
+
+@pytest.mark.parametrize("kind", ["missing", "cut", "altered", "config"])
+def test_what_cannot_be_served_is_said_where_the_application_is_built(
+    random_model: Path, tmp_path: Path, kind: str
+) -> None:
+    args = make_bad(kind, random_model, tmp_path / kind)
+    with pytest.raises(UserError, match=f"cannot serve {args['model']}: "):
+        build_app(ServeArgs(**args))
+    # From a Serve file: what Serve shows as one line, and does not try again.
+    with pytest.raises(RayServeException, match=f"^cannot serve {args['model']}: "):
+        build_app(args)
+    with pytest.raises(RayServeException, match="^unknown setting modell"):
+        build_app({"modell": "m"})
 
 
 def test_what_cannot_be_served_is_said_before_ray_starts(tmp_path: Path, random_model: Path) -> None:
@@ -460,7 +720,9 @@ def test_the_serve_config_has_no_key_that_ray_would_ignore(serve_config: dict[st
         assert (module, builder) == (build_app.__module__, build_app.__name__)
 
 
-def test_the_serve_config_states_a_limit_once_and_it_arrives(serve_config: dict[str, Any]) -> None:
+def test_the_serve_config_states_a_limit_once_and_it_arrives(
+    serve_config: dict[str, Any], random_model: Path
+) -> None:
     """What `deployments` says wins over the application's own: it must not say again what `args` say."""
     (application,) = serve_config["applications"]
     for built in build_deployments(parse_args(application["args"])):
@@ -468,12 +730,15 @@ def test_the_serve_config_states_a_limit_once_and_it_arrives(serve_config: dict[
         for deployment in application["deployments"]:
             assert deployment["name"] != built.name or not of_ours & (deployment.keys() - {"name"})
     # As Ray builds it on the cluster.
-    denoiser = build_app(application["args"])._bound_deployment.init_args[0]._bound_deployment
-    args = application["args"]
+    args = application["args"] | {"model": str(random_model)}
+    gateway = build_app(args)._bound_deployment
+    denoiser = gateway.init_args[0]._bound_deployment
     for limit in ("max_ongoing_requests", "max_queued_requests"):
         assert getattr(denoiser, limit) == args[limit]
     options = denoiser._deployment_config
     assert options.graceful_shutdown_timeout_s == args["graceful_shutdown_timeout_s"]
+    assert options.max_surge_percent == args["max_surge_percent"]
+    assert gateway.init_args[3] == RequestLimits(args["max_body_bytes"], args["request_timeout_s"])
     for name in (
         "min_replicas",
         "max_replicas",
@@ -509,6 +774,9 @@ def test_sampling_settings_keep_the_endpoints_defaults() -> None:
         ({"model": "m", "max_queued_requests": 0}, "-1 or at least 1"),
         ({"model": "m", "max_ongoing_requests": 0}, "max_ongoing_requests must be at least 1"),
         ({"model": "m", "target_ongoing_requests": 9.0}, "at most max_ongoing_requests 8"),
+        ({"model": "m", "max_body_bytes": 10}, "max_body_bytes must be at least 1024"),
+        ({"model": "m", "request_timeout_s": 0.0}, "request_timeout_s must be above 0"),
+        ({"model": "m", "max_surge_percent": 101}, "max_surge_percent must be at most 100"),
         ({"model": "m", "target_ongoing_requests": 0}, "target_ongoing_requests must be above 0"),
         ({"model": "m", "sampling": {"step": 3}}, "unknown setting sampling.step; did you mean 'steps'?"),
         ({"model": "m", "sampling": {"steps": -3}}, "steps must be at least 1"),

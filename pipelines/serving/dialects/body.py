@@ -1,7 +1,9 @@
 """What every dialect's request body shares: the sampling fields, what is refused with its reason, and strict parsing.
 
-Nothing is ignored in silence: a field that cannot be honoured is refused by name, a misspelt one with the nearest name.
-The sampler's knobs are fields because `SamplingConfig` declares them (llada/sampling/config.py).
+A field of OpenAI's is one of three: honoured (a field of the body), refused by name with the reason unless its value asks
+for nothing (`_REFUSED`), or a label on which no answer depends, at OpenAI neither (`Labels`). A misspelt name is refused
+with the nearest one, a name that stands twice as well. The sampler's knobs are fields because `SamplingConfig` declares
+them (llada/sampling/config.py).
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import json
 import typing
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -26,7 +29,7 @@ from pydantic import (
 from llada.errors import hint
 from llada.sampling.config import SamplingConfig, request_knobs
 from llada.settings import field_docs
-from pipelines.serving.errors import RequestError
+from pipelines.serving.errors import RequestError, shorten
 
 if TYPE_CHECKING:
     from pipelines.serving.prompts import PromptEncoder
@@ -55,12 +58,17 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "modalities": ((["text"],), "the model writes text only"),
     "audio": ((), "the model writes text only"),
     "prediction": ((), "there is no speculative decoding"),
-    "reasoning_effort": ((), "the model has no reasoning mode"),
+    "reasoning_effort": (("none",), "the model has no reasoning mode"),
+    "verbosity": (("medium",), "use max_tokens"),
+    "web_search_options": ((), "the model searches nothing"),
+    "moderation": ((), "nothing is moderated"),
     "store": ((False,), "nothing is stored"),
     "metadata": (({},), "nothing is stored"),
     "service_tier": (("auto", "default"), "there is one tier"),
 }
 _MAX_STOPS = 16
+_MAX_STOP_CHARS = 500
+_MAX_NAME_CHARS = 64
 # Our limits of a setting (llada/settings.py) and pydantic's.
 _LIMITS = {"low": "ge", "above": "gt", "high": "le", "below": "lt"}
 
@@ -82,6 +90,8 @@ class StrictModel(BaseModel):
 
 class StreamOptions(StrictModel):
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+    """Padding against eavesdroppers who count bytes is not supported."""
     include_canvas: bool = False
     """Ours: every chunk carries the whole draft, masks included."""
 
@@ -97,6 +107,16 @@ class Prompt:
     """Text that the reply begins with."""
 
 
+class Labels(StrictModel):
+    """What clients send for OpenAI's own book-keeping and caches. The answer is the same with and without it."""
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+
+
 def _knob_fields() -> dict[str, Any]:
     """A body field for each knob that a request may set, with the knob's type, limits and documentation."""
     kinds, docs = typing.get_type_hints(SamplingConfig), field_docs(SamplingConfig)
@@ -105,14 +125,16 @@ def _knob_fields() -> dict[str, Any]:
         limits = {_LIMITS[name]: limit for name, limit in knob.metadata.items() if name in _LIMITS}
         if (high := knob.metadata["request_high"]) is not None:
             limits["le"] = high
+        if kinds[knob.name] is str:
+            limits["max_length"] = _MAX_NAME_CHARS
         described[knob.name] = (kinds[knob.name] | None, Field(None, description=docs[knob.name], **limits))
     return described
 
 
 if TYPE_CHECKING:
-    KnobFields = StrictModel
+    KnobFields = Labels
 else:
-    KnobFields = create_model("KnobFields", __base__=StrictModel, __module__=__name__, **_knob_fields())
+    KnobFields = create_model("KnobFields", __base__=Labels, __module__=__name__, **_knob_fields())
 
 
 class SamplingBody(KnobFields):
@@ -128,11 +150,14 @@ class SamplingBody(KnobFields):
     max_tokens: int | None = Field(None, ge=1)
     n: int = Field(1, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: list[str] = Field([], max_length=_MAX_STOPS)
+    stop: list[Annotated[str, Field(max_length=_MAX_STOP_CHARS)]] = Field([], max_length=_MAX_STOPS)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str | None = None
-    """Of no consequence here, as at OpenAI."""
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts there are, before any is encoded."""
+        return 1
 
     @abstractmethod
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
@@ -176,10 +201,11 @@ Body = TypeVar("Body", bound=SamplingBody)
 def parse_body(kind: type[Body], raw: bytes) -> Body:
     """The request body, or RequestError 400 that names the field and what is wrong with it."""
     try:
-        data = json.loads(raw)
+        # Decoded here: json.loads lets bytes of half a surrogate pair pass, and guesses at other encodings.
+        data = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique)
         json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is legal JSON, but no text
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is not JSON text: {error}") from None
+        raise RequestError(400, f"the body is not JSON text in UTF-8: {error}") from None
     if not isinstance(data, dict):
         raise RequestError(400, "the body must be a JSON object")
     try:
@@ -187,6 +213,14 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
     except ValidationError as error:
         message, param = _explain(error, _known_names(kind))
         raise RequestError(400, message, param=param) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        twice = shorten(Counter(name for name, _ in pairs).most_common(1)[0][0])
+        raise RequestError(400, f"the body says {twice!r} twice: send one of them", param=twice)
+    return data
 
 
 def _known_names(kind: type[SamplingBody]) -> dict[str, list[str]]:
@@ -205,10 +239,10 @@ def _explain(error: ValidationError, known: Mapping[str, Sequence[str]]) -> tupl
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     first = [*unknown, *problems][0]
     where = first["loc"]
-    name = ".".join(str(part) for part in where) or "body"
+    name = shorten(".".join(str(part) for part in where)) or "body"
     if unknown:
         names = known.get("" if len(where) == 1 else str(where[0]), [])
-        return f"unknown field {name!r}; {hint(where[-1], names)}", name
+        return f"unknown field {name!r}; {hint(shorten(str(where[-1])), names)}", name
     message = first["msg"].removeprefix("Value error, ")
     return f"{name}: {message[:1].lower()}{message[1:]}", name
 

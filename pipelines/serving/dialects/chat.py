@@ -4,44 +4,79 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.serving.dialects.body import Prompt, SamplingBody, StrictModel
 from pipelines.serving.dialects.writer import ReplyWriter
-from pipelines.serving.errors import RequestError
+from pipelines.serving.errors import RequestError, shorten
 
 if TYPE_CHECKING:
     from pipelines.serving.prompts import PromptEncoder
 
 
-class Message(StrictModel):
-    """One turn of a conversation."""
+_MAX_MESSAGES = 1024
+_ROLES = Literal["system", "user", "assistant", "tool", "function"]
+# What a turn of the assistant may carry beside text, and this model's turns do not.
+_NOT_TEXT = {
+    "tool_calls": "the model calls no tools",
+    "function_call": "the model calls no tools",
+    "audio": "the model reads text only",
+}
 
-    role: Literal["system", "user", "assistant"]
+
+class Message(StrictModel):
+    """One turn of a conversation.
+
+    The chat template sees the role and the text. `name`, `tool_call_id` and `type` are accepted from clients that send
+    them: they tie a turn to a person or a call, for which LLaDA's template has no place.
+    """
+
+    type: Literal["text", "message"] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    role: _ROLES
     content: str
+
+    @field_validator("role")
+    @classmethod
+    def _ask_for_the_call(cls, role: str, info: ValidationInfo) -> str:
+        if role == "tool" and info.data.get("tool_call_id") is None:
+            raise ValueError("a turn of 'tool' needs the tool_call_id that it answers")
+        return role
 
     @model_validator(mode="before")
     @classmethod
     def _accept_client_forms(cls, data: Any) -> Any:
-        """Content in parts, the role `developer`, and the empty fields of a reply that is sent back as history."""
+        """Content in parts, the role `developer`, and the fields of a reply that is sent back as history."""
         if not isinstance(data, dict):
             return data
         data = {name: value for name, value in data.items() if value not in (None, [])}
         if data.get("role") == "developer":
             data["role"] = "system"
-        content = data.get("content")
-        if isinstance(content, list):
-            for part in content:
-                if (
-                    not isinstance(part, dict)
-                    or part.get("type") != "text"
-                    or not isinstance(part.get("text"), str)
-                ):
-                    raise ValueError(
-                        "content parts must be {'type': 'text', 'text': …}; the model reads text only"
-                    )
-            data["content"] = "".join(part["text"] for part in content)
+        if isinstance(data.get("content"), list):
+            data["content"] = "".join(_text_of(part) for part in data["content"])
+        if data.get("role") == "assistant":
+            for name in _NOT_TEXT.keys() & data.keys():
+                raise ValueError(f"{name} is not supported: {_NOT_TEXT[name]}")
+            # A reply of OpenAI's has a content, a refusal or (an empty turn) neither.
+            refusal = data.pop("refusal", None)
+            if refusal is not None and data.setdefault("content", refusal) != refusal:
+                raise ValueError("content and refusal differ: send one of them")
+            data.setdefault("content", "")
         return data
+
+
+def _text_of(part: Any) -> str:
+    """The text of a part of a message's content."""
+    if isinstance(part, dict):
+        kind = part.get("type")
+        # prompt_cache_breakpoint is a label: see `Labels`.
+        unknown = part.keys() - {"type", str(kind), "prompt_cache_breakpoint"}
+        if kind in ("text", "refusal") and isinstance(part.get(kind), str):
+            if unknown:
+                raise ValueError(f"unknown field {shorten(min(unknown))!r} in a content part")
+            return str(part[kind])
+    raise ValueError("content parts must be {'type': 'text', 'text': …}; the model reads text only")
 
 
 class ChatBody(SamplingBody):
@@ -49,7 +84,7 @@ class ChatBody(SamplingBody):
 
     other_names: ClassVar[tuple[str, ...]] = ("max_completion_tokens",)
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
 
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
         turns = [{"role": turn.role, "content": turn.content} for turn in self.messages]

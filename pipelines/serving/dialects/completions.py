@@ -21,6 +21,10 @@ class CompletionBody(SamplingBody):
     suffix: str = ""
     echo: bool = False
 
+    @property
+    def num_prompts(self) -> int:
+        return len(self.prompt)
+
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
         suffix = encoder.encode_text(self.suffix)
         prompts = []

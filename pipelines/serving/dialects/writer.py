@@ -24,6 +24,7 @@ class ReplyWriter(ABC):
 
     def __init__(self, body: SamplingBody, model_id: str) -> None:
         self.body = body
+        self.system_fingerprint: str | None = None
         self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model_id = model_id
@@ -94,7 +95,13 @@ class ReplyWriter(ABC):
         return {**self._head(self.chunk_object), "choices": [choice], **usage}
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model_id}
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model_id,
+            "system_fingerprint": self.system_fingerprint,
+        }
 
     def _totals(self) -> dict[str, Any]:
         """OpenAI's usage, and what it took: forwards of the network, and tokens for each of them."""

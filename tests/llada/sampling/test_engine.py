@@ -139,6 +139,43 @@ def test_requests_take_turns() -> None:
     engine.close()
 
 
+def test_turns_go_round_between_streams_not_between_their_replies() -> None:
+    """Who asks for one short reply waits for as many forwards of the others as its own takes, however many they want."""
+    model = build_model()
+
+    class Watched:
+        config = model.config
+
+        def __init__(self) -> None:
+            self.widths: list[int] = []
+
+        def __call__(self, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+            self.widths.append(tokens.shape[1])
+            return model(tokens, **inputs)
+
+    watched = Watched()
+    engine = DenoiseEngine(watched, TOKENIZER, max_concurrent=3)
+
+    def asked(length: int) -> GenerateRequest:
+        return GenerateRequest(ids("One"), SamplingConfig(length, length, 8), end_ids=frozenset())
+
+    async def finished(*requests: GenerateRequest) -> list[int]:
+        return [event.index async for event in engine.stream(*requests) if isinstance(event, Finished)]
+
+    async def race() -> list[int]:
+        many = asyncio.create_task(finished(*[asked(60)] * 16))
+        while not watched.widths:
+            await asyncio.sleep(0.001)
+        await finished(asked(4))
+        return await many
+
+    assert asyncio.run(race()) == list(range(16))  # one after the other
+    engine.close()
+    is_short = [width == len(ids("One")) + 4 for width in watched.widths]
+    first, last = is_short.index(True), len(is_short) - is_short[::-1].index(True)
+    assert is_short[first:last] == [True, False, True, False, True, False, True]
+
+
 def test_one_stream_of_several_requests(engine: DenoiseEngine) -> None:
     requests = [GenerateRequest(ids("Go"), SAMPLING, seed=seed) for seed in (1, 2, 3, 4)]
 

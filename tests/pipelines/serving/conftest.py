@@ -16,7 +16,7 @@ from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import build_api
+from pipelines.serving.routes import Health, build_api
 
 CONTEXT = 2048
 
@@ -52,12 +52,12 @@ class Local:
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser, self.stream = denoiser, denoiser.stream
 
-    async def unhealthy(self) -> str | None:
+    def health(self) -> Health:
         try:
             self.denoiser.check_health()
         except RuntimeError as error:
-            return str(error)
-        return None
+            return Health("unavailable", str(error))
+        return Health("ok")
 
 
 Call = Callable[..., httpx.Response]

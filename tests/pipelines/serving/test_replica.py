@@ -12,15 +12,17 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from llada.errors import UserError
+from llada.files import sha256
 from llada.registry import load_plugins
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Finished, Started, Text
 from llada.sampling.rules import RULES
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.errors import RequestError
-from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.events import ReplicaEvent, Serving
 from pipelines.serving.replica import Denoiser
 
 CONTEXT = 2048
@@ -94,6 +96,74 @@ def test_choices_of_a_prompt_share_it_and_have_seeds_of_their_own(denoiser: Deno
         assert own[1] == Text(index, ["Go", "One, two"][index // 2])
         assert isinstance(own[-1], Finished)
         assert (own[-1].prompt_tokens > 0) == (index % 2 == 0)
+
+
+def test_choices_are_counted_before_a_prompt_is_encoded(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(denoiser, "encoder")
+    with pytest.raises(RequestError, match="3000 prompts × n=2 are more than the 4 choices"):
+        denoiser.requests_of(body(prompt=["x"] * 3000, n=2))
+
+
+@pytest.mark.parametrize("token", ["<|eot_id|>", "<|startoftext|>", "<|end_header_id|>"])
+def test_a_special_token_as_a_stop_string_stops(denoiser: Denoiser, small_model: Path, token: str) -> None:
+    """The network is certain of the token at the third place of the reply."""
+    tokenizer = denoiser.engine.tokenizer
+    wanted = [30, 31, tokenizer.convert_tokens_to_ids(token), 32, 33]
+
+    class Certain:
+        def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+            logits = torch.zeros(*tokens.shape, len(tokenizer))
+            for place, number in enumerate(wanted):
+                logits[:, 3 + place, number] = 20 - place
+            return logits
+
+    scripted = Denoiser(str(small_model), SamplingConfig(gen_length=5, steps=None, block_length=5))
+    scripted.engine.model = Certain()
+    *_, stopped = events_of(scripted, body(stop=["never there", token]))
+    *_, full = events_of(scripted, body(stop="never there"))
+    scripted.close()
+    assert isinstance(stopped, Finished)
+    assert isinstance(full, Finished)
+    assert (stopped.reason, stopped.completion_tokens) == ("stop", 2)
+    assert (full.reason, full.completion_tokens) == (("stop", 2) if token == "<|eot_id|>" else ("length", 5))
+
+
+def test_a_stop_string_that_can_never_be_met_is_refused(denoiser: Denoiser) -> None:
+    for stop in ("<|eot_id|>\n", "<|mdm_mask|>"):
+        (event,) = events_of(denoiser, body(stop=stop))
+        assert (event.status, event.param) == (400, "stop")  # type: ignore[union-attr]
+
+
+def test_altered_weights_are_not_served(small_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    weights = folder / "model.safetensors"
+    files = {weights.name: {"bytes": weights.stat().st_size, "sha256": sha256(str(weights))}}
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    good = Denoiser(str(folder), SamplingConfig())
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(UserError, match=rf"cannot serve {folder}: model\.safetensors is not the file"):
+        Denoiser(str(folder), SamplingConfig())
+    unchecked = Denoiser(str(folder), SamplingConfig(), verify_checksums=False)
+    (folder / "manifest.json").unlink()
+    altered = Denoiser(str(folder), SamplingConfig())
+    for denoiser in (good, unchecked, altered):
+        denoiser.close()
+    assert good.fingerprint != altered.fingerprint
+
+
+def test_the_fingerprint_says_what_answers(denoiser: Denoiser, small_model: Path) -> None:
+    first, *_ = events_of(denoiser, body(max_tokens=2))
+    assert first == Serving(denoiser.fingerprint)
+    same, other = (
+        Denoiser(str(small_model), sampling, max_choices=7)
+        for sampling in (denoiser.sampling, replace(denoiser.sampling, block_length=4))
+    )
+    same.close()
+    other.close()
+    assert same.fingerprint == denoiser.fingerprint != other.fingerprint
 
 
 def test_a_request_that_cannot_be_served_is_one_event(denoiser: Denoiser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import DIALECTS, Dialect, build_api
+from pipelines.serving.routes import DIALECTS, Dialect, Health, RequestLimits, build_api
 
 Call = Callable[..., httpx.Response]
 CHAT = [{"role": "user", "content": "How are you?"}]
@@ -128,11 +128,225 @@ def test_fields_that_ask_for_nothing_are_accepted(post: Call) -> None:
     assert response.json()["usage"]["completion_tokens"] <= 5
 
 
-def test_unknown_routes_and_methods_are_errors_too(post: Call) -> None:
+def test_unknown_routes_and_methods_are_errors_too(post: Call, call: Call, denoiser: Denoiser) -> None:
     response = post("/v1/embeddings", {})
     error = response.json()["error"]
     assert (response.status_code, error["message"]) == (404, "POST /v1/embeddings: Not Found")
-    assert post("/v1/models", {}).status_code == 405
+    for method, path, allowed in [
+        ("POST", "/v1/models", {"GET", "HEAD"}),
+        ("POST", "/health", {"GET", "HEAD"}),
+        ("DELETE", "/", {"GET", "HEAD"}),
+        ("GET", "/v1/chat/completions", {"POST"}),
+        ("OPTIONS", "/v1/completions/", {"POST"}),
+    ]:
+        response = call(denoiser, method, path)
+        assert response.status_code == 405
+        assert set(response.headers["allow"].split(", ")) == allowed
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/models/tiny"])
+def test_what_can_be_read_answers_head_and_a_trailing_slash(
+    call: Call, denoiser: Denoiser, path: str
+) -> None:
+    assert call(denoiser, "HEAD", path).status_code == 200
+    assert call(denoiser, "GET", path.rstrip("/") + "/").status_code == 200
+
+
+def test_a_trailing_slash_keeps_the_body(post: Call) -> None:
+    assert post("/v1/completions/", {**FAST, "prompt": "Go", "max_tokens": 2}).status_code == 200
+    assert post("/v1/chat/completions/", {**FAST, "messages": CHAT, "max_tokens": 2}).status_code == 200
+
+
+def test_names_are_repeated_in_part(call: Call, post: Call, denoiser: Denoiser) -> None:
+    long = "x" * 10_000
+    for response in (
+        post("/v1/completions", {"prompt": "Go", "model": long}),
+        call(denoiser, "GET", f"/v1/models/{long}"),
+        call(denoiser, "GET", f"/{long}"),
+        call(denoiser, "GET", "/v1/models/%ED%A0%80"),
+        post("/v1/completions", {"prompt": "Go", "model": ""}),
+    ):
+        assert response.status_code == 404
+        assert len(response.content) < 500
+
+
+def test_answers_say_what_has_answered(post: Call, denoiser: Denoiser) -> None:
+    body = {**FAST, "messages": CHAT, "max_tokens": 3}
+    assert post("/v1/chat/completions", body).json()["system_fingerprint"] == denoiser.fingerprint
+    stream = post("/v1/chat/completions", {**body, "stream": True}).text
+    chunks = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {denoiser.fingerprint}
+
+
+# --- What one request may take ----------------------------------------------------------------------------------------
+
+
+ANY = RequestLimits()
+
+
+class Slow:
+    """A backend that answers after a minute; how many requests it has in hand."""
+
+    open = 0
+
+    async def stream(self, body: SamplingBody) -> AsyncGenerator[Event, None]:
+        self.open += 1
+        try:
+            yield Started(0)
+            yield Text(0, "well")
+            await asyncio.sleep(60)
+        finally:
+            self.open -= 1
+
+    def health(self) -> Health:
+        return Health("ok")
+
+
+def ask(
+    parts: Iterable[bytes], *, limits: RequestLimits = ANY, pause_s: float = 0, **headers: str
+) -> tuple[httpx.Response, str]:
+    """The answer to a body that comes in parts, and the metrics after it."""
+    backend = Slow()
+
+    async def send() -> tuple[httpx.Response, str]:
+        async def upload() -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part
+                await asyncio.sleep(pause_s)
+
+        transport = httpx.ASGITransport(build_api(backend, "tiny", limits))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            answer = await client.post("/v1/completions", content=upload(), headers=named)
+            return answer, (await client.get("/metrics")).text
+
+    answer, metrics = asyncio.run(send())
+    assert backend.open == 0
+    assert "llada_requests_queued 0.0" in metrics
+    assert "llada_requests_running 0.0" in metrics
+    assert f'llada_requests_total{{route="/v1/completions",status="{answer.status_code}"}} 1.0' in metrics
+    return answer, metrics
+
+
+def test_a_large_body_is_refused_before_it_is_read() -> None:
+    read = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1000
+            yield b"x" * 1000
+
+    limits = RequestLimits(body_bytes=10_000)
+    answer, _ = ask(endless(), limits=limits, content_length="10001")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert read == 0
+    answer, _ = ask(endless(), limits=limits)  # in chunks, of no declared length
+    assert answer.status_code == 413
+    assert "more than the 10,000 bytes" in answer.json()["error"]["message"]
+    assert read == 11_000
+    exact = b'{"prompt": "x", "model": "none"' + b" " * 9968 + b"}"
+    assert len(exact) == 10_000
+    assert ask([exact], limits=limits)[0].status_code == 404
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_request_has_its_time(streams: bool) -> None:
+    """Also one of which the answer has begun: then the error is an event of the stream."""
+    body = [json.dumps({"prompt": "Go", "stream": streams}).encode()]
+    for limits, headers in [
+        (RequestLimits(seconds=0.2), {}),
+        (RequestLimits(), {"x_request_timeout_seconds": "0.3"}),
+    ]:
+        if not streams:
+            answer, _ = ask(body, limits=limits, **headers)
+            error = answer.json()["error"]
+            assert answer.status_code == 408
+        else:
+            error = broken_stream(body[0], limits, headers)
+        assert (error["type"], error["code"]) == ("timeout_error", "timeout")
+
+
+def broken_stream(body: bytes, limits: RequestLimits, headers: dict[str, str]) -> dict[str, Any]:
+    async def send() -> str:
+        transport = httpx.ASGITransport(build_api(Slow(), "tiny", limits))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            answer = await client.post("/v1/completions", content=body, headers=named)
+            assert answer.status_code == 200
+            return answer.text
+
+    *_, error, done, _ = asyncio.run(send()).split("\n\n")
+    assert done == "data: [DONE]"
+    return json.loads(error.removeprefix("data: "))["error"]
+
+
+def test_a_slow_upload_has_its_time_too() -> None:
+    answer, _ = ask([b'{"prompt": "x"'] + [b" "] * 100, pause_s=0.05, limits=RequestLimits(seconds=0.2))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"]
+)
+def test_a_body_that_is_declared_to_be_something_else(kind: str) -> None:
+    answer, _ = ask([b'{"prompt": "x", "model": "none"}'], content_type=kind)
+    assert answer.status_code == 415
+    assert "send application/json" in answer.json()["error"]["message"]
+
+
+def test_json_may_be_declared_in_full() -> None:
+    body = [b'{"prompt": "x", "model": "none"}']
+    assert ask(body, content_type="Application/JSON; charset=UTF-8")[0].status_code == 404
+    answer, _ = ask(body, content_encoding="gzip")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (415, "invalid_request_error")
+
+
+def test_a_client_who_goes_during_its_upload_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    messages = [
+        {"type": "http.request", "body": b'{"prompt": ', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    async def send(_: Any) -> None:
+        pass
+
+    async def upload_and_go() -> str:
+        api = build_api(Slow(), "tiny")
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "headers": [],
+            "query_string": b"",
+        }
+        await api(scope, receive, send)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
+            return (await client.get("/metrics")).text
+
+    metrics = asyncio.run(upload_and_go())
+    assert 'llada_requests_total{route="/v1/completions",status="499"} 1.0' in metrics
+    assert "llada_requests_queued 0.0" in metrics
+    assert "failed" not in caplog.text
+
+
+def test_a_fault_of_ours_has_openais_form_on_every_route() -> None:
+    class Broken(Slow):
+        def health(self) -> Health:
+            raise KeyError("secret")
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(build_api(Broken(), "tiny"), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get("/health")
+
+    answer = asyncio.run(send())
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert "secret" not in answer.text
 
 
 def test_a_failure_before_the_first_text_is_a_status_and_later_an_event(
@@ -189,8 +403,8 @@ def test_a_client_who_goes_before_the_first_byte_leaves_nothing_behind() -> None
             finally:
                 self.open -= 1
 
-        async def unhealthy(self) -> None:
-            return None
+        def health(self) -> Health:
+            return Health("ok")
 
     backend = Endless()
     api = build_api(backend, "tiny")

@@ -381,5 +381,5 @@ def test_a_list_that_cannot_be_followed(tmp_path, content, message):
     (tmp_path / "e.txt").touch()
     with pytest.raises(UserError, match=message):
         names(f"@{tmp_path}/a.txt")
-    with pytest.raises(UserError, match="is a folder; a list is a file"):
+    with pytest.raises(UserError, match="that is a folder; give a file"):
         names(f"@{tmp_path}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import typing
 from typing import Any
 
 import pytest
 
 from llada.sampling.config import request_knobs
 from pipelines.serving.dialects.body import SamplingBody, parse_body
+from pipelines.serving.dialects.chat import ChatBody
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.errors import RequestError
 
@@ -79,6 +81,78 @@ def test_refused_fields_name_their_reason() -> None:
     assert error.message == "top_p=0.9 is not supported: use temperature"
     assert parse(top_p=1.0, logprobs=False, tools=[], store=None).knobs() == {}
     assert "not supported" in problem(logprobs=0).message  # 0 is not false
+
+
+@pytest.mark.parametrize(
+    "raw, message",
+    [
+        (b'{"prompt": "\xed\xa0\x80"}', "UTF-8"),  # half a surrogate pair in bytes
+        (b'{"prompt": "\\ud800"}', "UTF-8"),  # and spelt out
+        (b'{"\\udfff": 1, "prompt": "x"}', "UTF-8"),
+        (b'{"prompt": "\xff"}', "UTF-8"),
+        ('{"prompt": "x"}'.encode("utf-16"), "UTF-8"),
+        ('{"prompt": "x"}'.encode("utf-32-le"), "body"),
+        (b"[" * 100_000, "body"),
+        (b'{"prompt": "x", "seed": ' + b"1" * 5000 + b"}", "body"),
+        (b'{"prompt": "x", "seed": 1, "seed": 2}', "the body says 'seed' twice"),
+        (b'{"prompt": "x", "stream": true, "stream_options": {"a": 1, "a": 1}}', "the body says 'a' twice"),
+    ],
+    ids=lambda value: str(value[:30]),
+)
+def test_what_is_no_json_text_is_refused(raw: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        parse_body(CompletionBody, raw)
+    assert caught.value.status == 400
+    json.dumps(caught.value.body(), ensure_ascii=False).encode()  # can be sent
+
+
+def test_a_byte_order_mark_is_no_fault() -> None:
+    assert parse_body(CompletionBody, b"\xef\xbb\xbf" + b'{"prompt": "x"}').prompt == ["x"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("name", [*RANGES, "max_tokens", "n", "seed", "top_p", "presence_penalty"])
+def test_only_finite_numbers(name: str, number: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_body(CompletionBody, f'{{"prompt": "x", "{name}": {number}}}'.encode())
+    assert (caught.value.status, caught.value.param) == (400, name)
+
+
+def test_what_a_client_sends_is_repeated_in_part() -> None:
+    long = "x" * 100_000
+    for fields in ({long: 1}, {"remasking": long}, {"tools": [long]}, {"stop": [long]}, {"stream": long}):
+        error = problem(**fields).body()["error"]
+        assert len(json.dumps(error)) < 1500
+
+
+def test_labels_are_accepted_and_change_nothing() -> None:
+    labels = {
+        "user": "someone",
+        "safety_identifier": "5f",
+        "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h",
+        "prompt_cache_options": {"mode": "explicit"},
+    }
+    assert parse(**labels).knobs() == {}
+    for name in labels:
+        assert problem(**{name: 5}).param == name
+
+
+@pytest.mark.parametrize("kind", ["chat", "completions"])
+def test_every_field_of_openais_client_is_known(kind: str) -> None:
+    """Honoured, refused with the reason, or a label; never an unknown name."""
+    pytest.importorskip("openai", reason="needs the package openai")
+    from openai.types import completion_create_params
+    from openai.types.chat import completion_create_params as chat_create_params
+
+    module = chat_create_params if kind == "chat" else completion_create_params
+    body, required = (ChatBody, "messages") if kind == "chat" else (CompletionBody, "prompt")
+    names = typing.get_type_hints(module.CompletionCreateParamsStreaming).keys()
+    assert {"model", "stop", "seed", "stream_options", required} <= names
+    for name in names:
+        with pytest.raises(RequestError) as caught:  # of no field's type
+            parse_body(body, json.dumps({name: [[{"none": "such"}]]}).encode())
+        assert "unknown field" not in caught.value.message, name
 
 
 def test_a_body_travels_to_the_replica() -> None:

@@ -32,9 +32,65 @@ def test_messages_come_in_the_forms_of_clients() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "turn, role, content",
+    [
+        ({"role": "user", "content": "Hi", "name": "Ann"}, "user", "Hi"),
+        ({"role": "user", "content": "Hi", "type": "message"}, "user", "Hi"),
+        ({"role": "user", "content": "Hi", "type": "text"}, "user", "Hi"),
+        ({"role": "tool", "content": "4", "tool_call_id": "call_1"}, "tool", "4"),
+        ({"role": "function", "content": "4", "name": "add"}, "function", "4"),
+        ({"role": "assistant", "content": None}, "assistant", ""),
+        ({"role": "assistant"}, "assistant", ""),
+        ({"role": "assistant", "content": None, "refusal": "No."}, "assistant", "No."),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, "assistant", "No."),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "Hi", "prompt_cache_breakpoint": {}}]},
+            "user",
+            "Hi",
+        ),
+    ],
+    ids=str,
+)
+def test_fields_of_a_turn_that_clients_send(turn: dict[str, Any], role: str, content: str) -> None:
+    (message,) = body([turn]).messages
+    assert (message.role, message.content) == (role, content)
+
+
+@pytest.mark.parametrize(
+    "turn, message",
+    [
+        ({"role": "user", "content": None}, "messages.0.content: field required"),
+        ({"role": "tool", "content": "4"}, "messages.0.role: a turn of 'tool' needs the tool_call_id"),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "tool_calls is not supported"),
+        ({"role": "assistant", "function_call": {"name": "f"}}, "function_call is not supported"),
+        ({"role": "assistant", "audio": {"id": "1"}}, "audio is not supported"),
+        ({"role": "assistant", "content": "Yes.", "refusal": "No."}, "content and refusal differ"),
+        ({"role": "user", "content": "Hi", "refusal": "No."}, "unknown field 'messages.0.refusal'"),
+        ({"role": "user", "content": "Hi", "weight": 0}, "unknown field 'messages.0.weight'"),
+        ({"role": "user", "content": "Hi", "type": "image"}, "messages.0.type"),
+        ({"role": "user", "content": [{"type": "text", "text": "Hi", "bold": True}]}, "unknown field 'bold'"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "the model reads text only"),
+    ],
+    ids=str,
+)
+def test_what_a_turn_cannot_hold_is_refused_by_name(turn: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        body([turn])
+    assert message in caught.value.message
+
+
+def test_so_many_turns_are_enough() -> None:
+    assert len(body([USER] * 1024).messages) == 1024
+    with pytest.raises(RequestError, match="at most 1024 items"):
+        body([USER] * 1025)
+
+
 def test_a_conversation_is_one_prompt() -> None:
     tokenizer = train_tokenizer(["One, two, three."] * 5, 270)
-    encoder = PromptEncoder(tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id)
+    encoder = PromptEncoder(
+        tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id, max_length=64
+    )
     (prompt,) = body().prompts(encoder)
     assert prompt.ids == encoder.encode_chat([USER])
     assert (prompt.suffix, prompt.echo) == ((), "")

@@ -17,7 +17,7 @@ from pipelines.serving.prompts import PromptEncoder
 @pytest.fixture(scope="module")
 def encoder() -> PromptEncoder:
     tokenizer = train_tokenizer(["One, two, three."] * 5, 270)
-    return PromptEncoder(tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id)
+    return PromptEncoder(tokenizer, vocab_size=len(tokenizer), mask_id=tokenizer.mask_token_id, max_length=64)
 
 
 def body(**fields: Any) -> CompletionBody:

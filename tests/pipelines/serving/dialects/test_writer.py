@@ -45,7 +45,8 @@ def test_a_whole_reply(dialect: Any) -> None:
     assert [choice["finish_reason"] for choice in whole["choices"]] == ["length", "stop"]
     assert whole["usage"] == {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13}
     assert whole["denoising"] == {"forwards": 10, "tokens_per_forward": 0.8}
-    assert list(whole) == ["id", "object", "created", "model", "choices", "usage", "denoising"]
+    head = ["id", "object", "created", "model", "system_fingerprint"]
+    assert list(whole) == [*head, "choices", "usage", "denoising"]
 
 
 def test_no_forward_is_no_division_by_zero(dialect: Any) -> None:
