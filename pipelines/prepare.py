@@ -66,7 +66,7 @@ class _Kind:
 def main(argv: Sequence[str]) -> None:
     """`llada prepare <preset> …`"""
     args, config = parse_words(argv)
-    counts = run_stage("prepare", prepare, args.common, config, inputs=args.input)["counts"]
+    counts = run_stage("prepare", prepare, args.common, config, preset=argv[0], inputs=args.input)["counts"]
     print(
         f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
         f"{counts['validation_rows']:,} validation rows"

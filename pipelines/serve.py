@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llada.errors import UserError
@@ -29,6 +28,7 @@ from pipelines.serving.replica import Denoiser
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
 from pipelines.stage.command import Flat, parse, run_command
+from pipelines.stage.interruption import interruptible
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -205,7 +205,7 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
     if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
         _check_port(args.host, args.port)
-    with connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log, _interruptible():
+    with interruptible(), connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log:
         url = _deploy(args, str(log), keep_ray=not is_own)
         if blocking:
             print(_greeting(args, url, str(log)), flush=True)
@@ -287,23 +287,6 @@ def _check_port(host: str, port: int) -> None:
             raise UserError(
                 f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
             ) from None
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM interrupts like Ctrl-C (Ray's own handler would end the process without taking the endpoint down)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _take_down() -> None:
