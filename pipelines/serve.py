@@ -28,7 +28,9 @@ from pipelines.serving.replica import Denoiser
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
 from pipelines.stage.command import Flat, parse, run_command
+from pipelines.stage.delivery import model_folder
 from pipelines.stage.interruption import interruptible
+from pipelines.stage.tracking import default_tracking_uri
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -311,7 +313,8 @@ class ServeCommandArgs:
 def main(argv: Sequence[str]) -> None:
     """`llada serve …`"""
     command = parse(ServeCommandArgs, argv, "serve")
-    serve(command.args, load_cluster(command.cluster))
+    model = model_folder(command.args.model, default_tracking_uri("endpoint"))  # beside us there is no output
+    serve(dataclasses.replace(command.args, model=model), load_cluster(command.cluster))
 
 
 if __name__ == "__main__":

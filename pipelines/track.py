@@ -74,7 +74,7 @@ def deliver(output: str, uri: str) -> list[str]:
             reasons.append(f"{call[0]}: {_reason(error)}")
     assert delivery.run_id is not None
     link_run(output, delivery.run_id)
-    write_undelivered(output, begin, left)
+    write_undelivered(output, None, left)
     return reasons
 
 

@@ -251,18 +251,24 @@ def read_undelivered(output: str) -> tuple[Call | None, list[Call]]:
     ), calls
 
 
-def write_undelivered(output: str, begin: Call, calls: list[Call]) -> None:
-    """Keep the calls for later; none removes the file."""
+def write_undelivered(output: str, begin: Call | None, calls: list[Call]) -> None:
+    """Keep the calls for later, behind `begin` where there is no run yet; without calls there is no file."""
     url = join(output, UNDELIVERED_FILE)
     if calls:
         lines = [
             json.dumps({"call": name, **values}, default=str, skipkeys=True) + "\n"
-            for name, values in [begin, *calls]
+            for name, values in [*([begin] if begin else []), *calls]
         ]
         write_bytes(url, "".join(lines).encode())
     elif exists(url):
         fs, path = filesystem(url)
         fs.rm_file(path)
+
+
+def put_aside_undelivered(output: str) -> None:
+    """Rename a file that cannot be read, for a person to look at."""
+    fs, path = filesystem(join(output, UNDELIVERED_FILE))
+    fs.mv(path, f"{path}.damaged")
 
 
 # --- Registered models ------------------------------------------------------------------------------------------------

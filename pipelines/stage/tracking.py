@@ -31,6 +31,7 @@ from pipelines.stage.delivery import (
     Call,
     Delivery,
     database_path,
+    put_aside_undelivered,
     read_undelivered,
     write_undelivered,
 )
@@ -64,6 +65,7 @@ class Tracker:
         self.uri, self.stage, self.output, self.preset = uri, stage, absolute(output), preset
         self._delivery = Delivery(uri, self.output)
         self._calls: queue.Queue[Call | None] = queue.Queue(BUFFERED_CALLS)
+        self._earlier: list[Call] = []
         self._current: Call | None = None
         self._undelivered: list[Call] = []
         self._warned_of: set[str] = set()
@@ -120,7 +122,7 @@ class Tracker:
         self._closing.set()
         self._calls.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
-        left = [*self._undelivered, *([self._current] if self._current else [])]
+        left = [*self._undelivered, *([self._current] if self._current else []), *self._earlier]
         while not self._calls.empty():
             if (call := self._calls.get_nowait()) is not None:
                 left.append(call)
@@ -128,7 +130,7 @@ class Tracker:
         try:  # the stage has succeeded; its bookkeeping must not fail it
             if self.run_id:
                 link_run(self.output, self.run_id)
-            write_undelivered(self.output, self._begin, left)
+            write_undelivered(self.output, None if self.run_id else self._begin, left)
         except Exception as error:
             log.warning("MLflow at %s did not take %d calls, and %s: %s", self.uri, len(left), target, error)
         else:
@@ -171,14 +173,16 @@ class Tracker:
 
     def _deliver(self) -> None:
         """The background thread: start the run, then hand over calls in order, each again while the server is away."""
-        left: list[Call] = []
-        with suppress(Exception):  # a damaged file of the undelivered must not cost this attempt its run
+        try:
+            earlier = read_undelivered(self.output)[1]
             # Begun and ended is the run by this attempt.
-            left = [
-                call for call in read_undelivered(self.output)[1] if call[0] in CALLS and call[0] != "end"
-            ]
+            self._earlier = [call for call in earlier if call[0] in CALLS and call[0] != "end"]
+        except Exception as error:  # must not cost this attempt its run
+            log.warning("%s; it is put aside", error)
+            with suppress(Exception):
+                put_aside_undelivered(self.output)
         while True:
-            call = left.pop(0) if left else self._calls.get()
+            call = self._earlier.pop(0) if self._earlier else self._calls.get()
             if call is None:
                 return
             self._current = call

@@ -113,6 +113,7 @@ def steps(recipe: Recipe, number: int, **changes: float) -> Recipe:
     return replace(recipe, pretrain=longer)
 
 
+@pytest.mark.timeout(900)
 def test_a_finished_run_goes_on_to_a_new_length(stages, tmp_path, caplog):
     """It ends where a run ends that was as long from the start, when the schedules agree on the steps before."""
     output, whole = str(tmp_path / "extended"), str(tmp_path / "whole")

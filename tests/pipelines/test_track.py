@@ -66,7 +66,7 @@ def test_what_is_not_taken_stays_and_a_damaged_line_is_named(llada, tmp_path, mo
     assert code == 1
     assert "1 calls are left" in out
     assert "no-such-file" in err
-    assert [json.loads(line)["call"] for line in file.read_text().splitlines()] == ["start", "artifact"]
+    assert [json.loads(line)["call"] for line in file.read_text().splitlines()] == ["artifact"]
     file.write_text("{\n")
     code, _, err = llada("track", str(tmp_path / "out"))
     assert code == 1

@@ -221,3 +221,14 @@ def test_a_database_of_another_version_is_one_line_with_the_remedy(tmp_path, cap
     assert f"mlflow db upgrade {uri}" in told[0]
     assert "\n" not in told[0]
     assert Path(tmp_path, "out", "tracking-undelivered.jsonl").exists()
+
+
+def test_a_damaged_file_of_the_undelivered_is_put_aside(tmp_path, caplog):
+    output, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    output.mkdir()
+    (output / "tracking-undelivered.jsonl").write_text("{\n")
+    with tracked("sft", str(output), uri=uri) as tracker:
+        tracker.log_metrics({"train.loss": 1.0}, step=1)
+        assert tracker.wait_started()
+    assert (output / "tracking-undelivered.jsonl.damaged").read_text() == "{\n"
+    assert "tracking-undelivered.jsonl:1 is no call" in caplog.text
