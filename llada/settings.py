@@ -18,7 +18,7 @@ import operator
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,6 +180,7 @@ def limited(
     **metadata: Any,
 ) -> Any:
     """A dataclass field whose values `check_limits` keeps in [low, high], or in (above, below); None is always allowed.
+    In a tuple they hold for every number.
 
     Further keywords become the field's metadata.
     """
@@ -206,14 +207,23 @@ def check_limits(settings: Any, name: str) -> None:
                 f"{name}: {field_name} must be one of {', '.join(map(str, choices))}, not {value!r}"
             )
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name}: {field.name} must be a finite number, not {value}")
-        for limit, (holds, words) in _LIMITS.items():
-            if value is not None and limit in field.metadata and not holds(value, field.metadata[limit]):
-                raise UserError(
-                    f"{name}: {field.name} must be {words} {field.metadata[limit]}, not {value!r}"
-                )
+        for value in _single_values(getattr(settings, field.name)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name}: {field.name} must be a finite number, not {value}")
+            for limit, (holds, words) in _LIMITS.items():
+                if value is not None and limit in field.metadata and not holds(value, field.metadata[limit]):
+                    raise UserError(
+                        f"{name}: {field.name} must be {words} {field.metadata[limit]}, not {value!r}"
+                    )
+
+
+def _single_values(value: Any) -> Iterator[Any]:
+    """The value, or those in a tuple of tuples."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _single_values(item)
+    else:
+        yield value
 
 
 @functools.cache

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "memory and time of a pretraining run",
     "convert": "layouts: checkpoints (LLaDA, iLLaDA, Llama), token data (Megatron)",
     "train-classifier": "labelled documents to a quality filter for prepare",
+    "track": "to MLflow, what stages could not deliver",
 }
 # The names of llada.presets.PRESETS, which takes seconds to import.
 PRESETS = ("tiny", "mdlm_small", "llada_1b", "llada_8b", "illada_8b")
@@ -38,10 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         print(f"llada: no command {name!r}; {hint(name, COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
-    # Not above: it takes a second, which `llada --help` and a mistyped name need not wait for.
-    from pipelines.stage.command import run_command
+    try:
+        # Not above: it takes a second, which `llada --help` and a mistyped name need not wait for.
+        from pipelines.stage.command import run_command
+    except KeyboardInterrupt:
+        print(f"llada {name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
-    run_command(name, words[1:])
+    run_command(name, words[1:], ends_process=argv is None)
 
 
 def _usage() -> str:

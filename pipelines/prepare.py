@@ -41,7 +41,8 @@ from pipelines.runners.tasks import TaskRun
 from pipelines.stage.artifact import Manifest, open_output
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, parse_known, run_command, run_stage, take_recipe
-from pipelines.stage.tracking import Tracker, default_tracking_uri, tracking_places
+from pipelines.stage.delivery import tracking_places
+from pipelines.stage.tracking import Tracker, default_tracking_uri
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 

@@ -12,28 +12,24 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated
 
+import tyro
+
 from llada.config import Recipe
 from llada.data.tokens.manifest import resolve_snapshot
-from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.files import absolute, join
+from llada.model.hf import read_config
 from llada.model.transformer import ModelConfig
-from llada.training.events import EventSink
+from llada.settings import require
 from llada.training.optim import OptimConfig
-from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
+from llada.training.trainer import RunConfig, TrainConfig, open_splits
 from pipelines.runners.workers import run_workers
-from pipelines.stage.artifact import Manifest
+from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
-from pipelines.stage.lifecycle import begin_stage, folder_input
+from pipelines.stage.lifecycle import folder_input
 from pipelines.stage.tracking import Tracker
-from pipelines.stage.training import (
-    CHECKPOINTS,
-    LEARNING_RATES,
-    finish_training,
-    save_weights,
-    training_summary,
-)
+from pipelines.stage.training import begin_training, finish_training, training_summary, training_worker
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,8 @@ class PretrainArgs:
     objective: ObjectiveConfig
     optim: OptimConfig
     train: TrainConfig
+    start: Annotated[str | None, tyro.conf.arg(name="model")] = None
+    """Checkpoint folder to start from instead of random weights; it brings its network."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,8 +53,21 @@ def main(argv: Sequence[str]) -> None:
     run = recipe.pretrain
     defaults = {"model": recipe.model, "objective": run.objective, "optim": run.optim, "train": run.train}
     args = parse(PretrainArgs, words, "pretrain <preset>", **defaults)
+    require(
+        args.start is None or args.model == recipe.model,
+        f"--model {args.start} brings its own network: leave out the settings --model.…",
+    )
     recipe = replace(recipe, model=args.model, pretrain=RunConfig(args.objective, args.optim, args.train))
-    manifest = run_stage("pretrain", pretrain, args.common, recipe, data=args.data)
+    manifest = run_stage(
+        "pretrain",
+        pretrain,
+        args.common,
+        recipe,
+        preset=argv[0],
+        data=args.data,
+        model=args.start,
+        extend=args.common.resume,
+    )
     print(f"{args.common.output}: {training_summary(manifest)}")
 
 
@@ -66,46 +77,42 @@ def pretrain(
     data: str,
     output: str,
     cluster: ClusterConfig,
+    model: str | None = None,
+    extend: bool = False,
     tracker: Tracker | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Pretrain on a prepared folder and return the manifest; goes on from the newest checkpoint, skips a finished one.
 
+    Args:
+        model: checkpoint folder whose network and weights to start from, instead of the recipe's and random ones.
+        extend: let a finished run go on to a new length.
+
     Raises UserError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
     data, output = resolve_snapshot(absolute(data)), absolute(output)
-    folder = begin_stage(
+    network, inputs = recipe.model, [folder_input("data", data)]
+    if model is not None:
+        model = absolute(model)
+        require_same_tokenizer(model, data)
+        network, _ = read_config(fetch_folder(model))
+        inputs.append(folder_input("model", model))
+    folder = begin_training(
         "pretrain",
         output,
-        config={"model": asdict(recipe.model), **asdict(recipe.pretrain)},
-        inputs=[folder_input("data", data)],
+        config={"model": asdict(network), **asdict(recipe.pretrain)},
+        inputs=inputs,
         tracker=tracker,
-        may_change=LEARNING_RATES,
+        extend=extend,
     )
     if folder.manifest is not None:
         return folder.manifest
-    open_splits(data, recipe.model, recipe.pretrain)  # refuses what does not fit before Ray is started
-    function = partial(pretrain_worker, recipe.model, recipe.pretrain, data, output)
+    open_splits(data, network, recipe.pretrain)  # refuses what does not fit before Ray is started
+    function = partial(training_worker, network, recipe.pretrain, data, output, model)
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="pretrain", progress=progress
     )
     return finish_training(folder, result, tokenizer=join(data, "tokenizer"), tracker=tracker)
-
-
-def pretrain_worker(
-    model: ModelConfig, config: RunConfig, data: str, output: str, report: EventSink
-) -> TrainResult:
-    """What every worker does: train from the newest checkpoint in `output`, or from random weights."""
-    result = train(
-        model,
-        config,
-        data,
-        checkpoints=join(output, CHECKPOINTS),
-        unigram_counts=load_unigram_counts(data),
-        report=report,
-    )
-    save_weights(output, result, model)
-    return result
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
     common: dict[str, Any] = {"cluster": cluster, "progress": args.progress}
     with connect(cluster, root / "logs") as log:
         _say(f"working in {root}; Ray's log is {log}")
-        with _stage("prepare", data) as tracker:
+        with _stage("prepare", data, args.preset) as tracker:
             prepared = prepare(
                 _prepare_config(recipe, args),
                 inputs=texts,
@@ -105,10 +105,10 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
                 **common,
             )
         before = _untrained_sample(recipe, data)
-        with _stage("pretrain", pretrained) as tracker:
+        with _stage("pretrain", pretrained, args.preset) as tracker:
             first = pretrain(recipe, data=data, output=pretrained, tracker=tracker, **common)
         sft_config = replace(recipe.sft_prepare, tokenizer=str(Path(data) / "tokenizer"))
-        with _stage("prepare", sft_data) as tracker:
+        with _stage("prepare", sft_data, args.preset) as tracker:
             prepare(
                 sft_config,
                 inputs=pairs,
@@ -118,12 +118,12 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
                 preset=args.preset,
                 **common,
             )
-        with _stage("sft", model) as tracker:
+        with _stage("sft", model, args.preset) as tracker:
             second = sft(recipe, model=pretrained, data=sft_data, output=model, tracker=tracker, **common)
         config = EvaluateConfig(
             prompts=(PROMPT,), sampling=recipe.sampling, document_mask=recipe.pretrain.objective.document_mask
         )
-        with _stage("evaluate", evaluation) as tracker:
+        with _stage("evaluate", evaluation, args.preset) as tracker:
             results = evaluate(
                 config, model=pretrained, data=data, output=evaluation, tracker=tracker, **common
             )["results"]
@@ -167,9 +167,9 @@ def _prepare_config(recipe: Recipe, args: QuickstartArgs) -> PrepareConfig:
     return config
 
 
-def _stage(name: str, output: str) -> AbstractContextManager[Tracker]:
+def _stage(name: str, output: str, preset: str) -> AbstractContextManager[Tracker]:
     _say(f"{name} → {output}")
-    return tracked(name, output)
+    return tracked(name, output, preset=preset)
 
 
 def _say(text: str) -> None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +30,9 @@ from pipelines.serving.routes import RequestLimits
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
 from pipelines.stage.command import Flat, parse, run_command
+from pipelines.stage.delivery import model_folder
+from pipelines.stage.interruption import interruptible
+from pipelines.stage.tracking import default_tracking_uri
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -235,7 +237,7 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
     if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
         _check_port(args.host, args.port)
-    with connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log, _interruptible():
+    with interruptible(), connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log:
         url = _deploy(args, str(log), keep_ray=not is_own)
         if blocking:
             print(_greeting(args, url, str(log)), flush=True)
@@ -322,23 +324,6 @@ def _check_port(host: str, port: int) -> None:
             ) from None
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM interrupts like Ctrl-C (Ray's own handler would end the process without taking the endpoint down)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _take_down(grace_s: float, *, keep_ray: bool) -> None:
     """Let the running requests finish, `grace_s` at the most, while those that wait or come are answered with 503; then
     remove the application. (On a Ray of our own it ends with that: without the application, Serve answers 404.)"""
@@ -364,7 +349,8 @@ class ServeCommandArgs:
 def main(argv: Sequence[str]) -> None:
     """`llada serve …`"""
     command = parse(ServeCommandArgs, argv, "serve")
-    serve(command.args, load_cluster(command.cluster))
+    model = model_folder(command.args.model, default_tracking_uri("endpoint"))  # beside us there is no output
+    serve(dataclasses.replace(command.args, model=model), load_cluster(command.cluster))
 
 
 if __name__ == "__main__":

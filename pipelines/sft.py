@@ -10,32 +10,21 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated
 
-import torch
-
 from llada.config import Recipe
 from llada.data.tokens.manifest import load_dataset_entry, resolve_snapshot
-from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.errors import UserError
 from llada.files import absolute, join
-from llada.model.hf import load_model, read_config
-from llada.model.transformer import ModelConfig
-from llada.training.events import EventSink
+from llada.model.hf import read_config
 from llada.training.optim import OptimConfig
-from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
+from llada.training.trainer import RunConfig, TrainConfig, open_splits
 from pipelines.runners.workers import run_workers
 from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
-from pipelines.stage.lifecycle import begin_stage, folder_input
+from pipelines.stage.lifecycle import folder_input
 from pipelines.stage.tracking import Tracker
-from pipelines.stage.training import (
-    CHECKPOINTS,
-    LEARNING_RATES,
-    finish_training,
-    save_weights,
-    training_summary,
-)
+from pipelines.stage.training import begin_training, finish_training, training_summary, training_worker
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,16 @@ def main(argv: Sequence[str]) -> None:
     defaults = {"objective": run.objective, "optim": run.optim, "train": run.train}
     args = parse(SftArgs, words, "sft <preset>", **defaults)
     recipe = replace(recipe, sft=RunConfig(args.objective, args.optim, args.train))
-    manifest = run_stage("sft", sft, args.common, recipe, model=args.model, data=args.data)
+    manifest = run_stage(
+        "sft",
+        sft,
+        args.common,
+        recipe,
+        preset=argv[0],
+        model=args.model,
+        data=args.data,
+        extend=args.common.resume,
+    )
     print(f"{args.common.output}: {training_summary(manifest)}")
 
 
@@ -70,10 +68,12 @@ def sft(
     data: str,
     output: str,
     cluster: ClusterConfig,
+    extend: bool = False,
     tracker: Tracker | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Fine-tune the checkpoint folder `model` and return the manifest; goes on where it stopped, skips a finished one.
+    `extend` lets a finished run go on to a new length.
 
     Raises UserError: no checkpoint, data that is not of kind "sft" or of another tokenizer, and as `pretrain`.
     """
@@ -83,40 +83,22 @@ def sft(
     local = fetch_folder(model)
     require_same_tokenizer(model, data)
     model_config, _ = read_config(local)
-    folder = begin_stage(
+    folder = begin_training(
         "sft",
         output,
         config=asdict(recipe.sft),
         inputs=[folder_input("data", data), folder_input("model", model)],
         tracker=tracker,
-        may_change=LEARNING_RATES,
+        extend=extend,
     )
     if folder.manifest is not None:
         return folder.manifest
     open_splits(data, model_config, recipe.sft)  # refuses what does not fit before Ray is started
-    function = partial(sft_worker, model_config, recipe.sft, model, data, output)
+    function = partial(training_worker, model_config, recipe.sft, data, output, model)
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="sft", progress=progress
     )
     return finish_training(folder, result, tokenizer=join(data, "tokenizer"), tracker=tracker)
-
-
-def sft_worker(
-    model_config: ModelConfig, config: RunConfig, model: str, data: str, output: str, report: EventSink
-) -> TrainResult:
-    """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `model`."""
-    network = load_model(fetch_folder(model), dtype=torch.float32)
-    result = train(
-        model_config,
-        config,
-        data,
-        checkpoints=join(output, CHECKPOINTS),
-        unigram_counts=load_unigram_counts(data),
-        initial_state={name: parameter.detach() for name, parameter in network.named_parameters()},
-        report=report,
-    )
-    save_weights(output, result, model_config)
-    return result
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ class TimeConfig:
     density: TimeDensity = "uniform"
     """"uniform": t uniform; "importance": log(1 − α(t)) uniform, which makes the weight constant (MDLM's importance
     sampling)."""
-    t_min: float = limited(0.0, low=0)
+    t_min: float = limited(0.0, low=0, high=1)
     """Lowest noise level."""
-    t_max: float = limited(1.0, high=1)
+    t_max: float = limited(1.0, low=0, high=1)
     """Highest noise level."""
 
     def __post_init__(self) -> None:

@@ -37,9 +37,9 @@ class ModelConfig:
     """Key/value heads, a divisor of num_heads (grouped-query attention); None: as many as heads."""
     max_length: int = limited(4096, low=1)
     """Positions; longer inputs are refused."""
-    rope_theta: float = 500_000.0
+    rope_theta: float = limited(500_000.0, above=0)
     """Base of the rotary positions' wavelengths."""
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: float = limited(1e-5, low=0)
     tie_embeddings: bool = False
     """The head is the embedding."""
     causal: bool = False

@@ -1,15 +1,19 @@
 """Training checkpoints: sharded (DCP), resumable at any number of workers, on any fsspec URL.
 
-`<folder>/step-00001000/` holds the shards of parameters and optimizer state; `state.json` (the run's identity and its
-cursor) is written last, so a folder without it is an interrupted write and is ignored. The data position is the step:
-noise and order are functions of it.
+`<folder>/step-00001000/` holds the shards of parameters and optimizer state; `state.json` (the run's identity, its cursor
+and the files' checksums) is written last, so a folder without it is an interrupted write and is passed over, as is one
+that has been damaged since. The data position is the step: noise and order are functions of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,11 +27,19 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
 from llada.errors import UserError
-from llada.files import filesystem, local_path, write_bytes
+from llada.files import filesystem, is_store_error, join, local_path, write_bytes
 from llada.model.transformer import Transformer, copy_full_
+from llada.training.events import CheckpointSkipped
 from llada.training.parallel import world
 
 STATE_FILE = "state.json"
+_CHUNK_BYTES = 1 << 23
+
+log = logging.getLogger(__name__)
+
+
+class DamagedError(Exception):
+    """A checkpoint cannot be read; the message names its file."""
 
 
 @dataclass(frozen=True)
@@ -55,35 +67,54 @@ def restore(
     *,
     initial_state: Mapping[str, Tensor] | None,
     seed: int,
-) -> Cursor:
-    """Fill the network (and optimizers) from the newest checkpoint, or else the initial weights, or else the seed.
+) -> tuple[Cursor, list[CheckpointSkipped]]:
+    """Fill the network (and optimizers) from the newest checkpoint that is whole, or else the initial weights, or else
+    the seed; the cursor, and which newer checkpoints are not whole. A collective.
 
     Args:
         identity: JSON values of what must not change when a run goes on, by the name of what it is.
         initial_state: our parameter names -> full tensors, the same on every worker.
 
     Raises:
-        UserError: the checkpoints are another run's, or do not fit the network and its optimizers.
+        UserError: the checkpoints are another run's, or do not fit the network and its optimizers; or all are damaged.
     """
-    steps = complete_checkpoints(folder)
-    if steps:
-        state = read_state(folder, steps[-1])
-        stored = state.pop("identity")
-        different = sorted(key for key in identity if stored.get(key) != identity[key])
-        if different:
-            raise UserError(
-                f"the checkpoints in {folder} are of another run ({', '.join(different)} differ): "
-                "choose another output folder"
-            )
-        load_checkpoint(folder, steps[-1], model, optimizers)
-        return Cursor(**state)
+    skipped = _interrupted(folder)
+    complete = complete_checkpoints(folder)
+    for step in reversed(complete):
+        try:
+            state = read_state(folder, step)
+            stored = state.pop("identity")
+            different = sorted(key for key in identity if stored.get(key) != identity[key])
+            if different:
+                raise UserError(
+                    f"the checkpoints in {folder} are of another run ({', '.join(different)} differ): "
+                    "choose another output folder"
+                )
+            _verify(folder, step, state.pop("files", {}))
+            load_checkpoint(folder, step, model, optimizers)
+        except DamagedError as error:
+            skipped.append(CheckpointSkipped(step, str(error)))
+        else:
+            skipped = [skip for skip in skipped if skip.step > step]
+            _warn(skipped, f"going on from step {step}")
+            return Cursor(**state), skipped
+    if complete:
+        raise UserError(
+            f"no checkpoint in {folder} is whole ({skipped[-1].reason}): delete that folder to train from the start"
+        )
+    _warn(skipped, "training from the start")
     if initial_state is None:
         model.init_weights(seed)
     else:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 copy_full_(parameter, initial_state[name])
-    return Cursor()
+    return Cursor(), skipped
+
+
+def _warn(skipped: list[CheckpointSkipped], consequence: str) -> None:
+    for skip in skipped if world()[0] == 0 else []:
+        log.warning("%s: %s", skip.reason, consequence)
 
 
 def _tensors(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -117,15 +148,17 @@ def save_checkpoint(
         fs.makedirs(path, exist_ok=True)
     _barrier()
     writer = FileSystemWriter(path) if local_path(folder) else FsspecWriter(url)
+    written = _count_what_is_written(writer)
     try:
         dcp.save(_tensors(model, optimizers), storage_writer=writer)
     except CheckpointException as error:  # no Exception for Python, so most handlers would miss it
         first = next(iter(error.failures.values()))[0]
         raise RuntimeError(f"cannot write the checkpoint {url}: {first}") from first
+    files = {name: entry for entries in _from_all(written) for name, entry in entries.items()}
     if world()[0] == 0:
-        write_bytes(
-            f"{url}/{STATE_FILE}", json.dumps({"identity": identity, **asdict(cursor)}, indent=2).encode()
-        )
+        state = {"identity": identity, **asdict(cursor), "files": files}
+        state["checksum"] = _checksum(state)
+        write_bytes(f"{url}/{STATE_FILE}", json.dumps(state, indent=2).encode())
         for old in complete_checkpoints(folder)[:-keep]:
             fs.rm(f"{root.rstrip('/')}/step-{old:08d}", recursive=True)
     _barrier()
@@ -135,20 +168,43 @@ def save_checkpoint(
 def complete_checkpoints(folder: str) -> list[int]:
     """Steps of the finished checkpoints, ascending."""
     fs, root = filesystem(folder)
+    return [step for step in _begun(folder) if fs.exists(join(root, f"step-{step:08d}", STATE_FILE))]
+
+
+def _begun(folder: str) -> list[int]:
+    """Steps of all checkpoints, ascending."""
+    fs, root = filesystem(folder)
     if not fs.exists(root):
         return []
     # Not a glob: the folder's own name may hold brackets or stars.
     names = [str(path).rstrip("/").split("/")[-1] for path in fs.ls(root, detail=False)]
-    steps = [int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d+", name)]
-    return sorted(step for step in steps if fs.exists(f"{root.rstrip('/')}/step-{step:08d}/{STATE_FILE}"))
+    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d+", name))
+
+
+def _interrupted(folder: str) -> list[CheckpointSkipped]:
+    complete = set(complete_checkpoints(folder))
+    return [
+        CheckpointSkipped(
+            step, f"{join(folder, f'step-{step:08d}')} has no {STATE_FILE} (an interrupted write)"
+        )
+        for step in _begun(folder)
+        if step not in complete
+    ]
 
 
 def read_state(folder: str, step: int) -> dict[str, Any]:
-    """What a checkpoint's state.json holds: "identity" and the fields of `Cursor`."""
+    """What a checkpoint's state.json holds: "identity", the fields of `Cursor`, and "files" where checksums were kept:
+    {name: [bytes, CRC-32]}. Raises DamagedError."""
     fs, root = filesystem(folder)
-    with fs.open(f"{root.rstrip('/')}/step-{step:08d}/{STATE_FILE}") as file:
-        state = json.load(file)
-    objective = state["identity"]["objective"]
+    url = join(folder, f"step-{step:08d}", STATE_FILE)
+    try:
+        state = json.loads(fs.cat_file(join(root, f"step-{step:08d}", STATE_FILE)))
+        checksum = state.pop("checksum", None)
+        if checksum not in (None, _checksum(state)):
+            raise DamagedError(f"{url} has another checksum than when it was written")
+        objective = state["identity"]["objective"]
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise DamagedError(f"{url} is damaged ({type(error).__name__}: {error})") from error
     if "objective" in objective:  # older checkpoints call its kind so
         objective["kind"] = objective.pop("objective")
     return state
@@ -157,7 +213,10 @@ def read_state(folder: str, step: int) -> dict[str, Any]:
 def load_checkpoint(
     folder: str, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]
 ) -> None:
-    """Restore parameters and optimizer state in place, resharding as needed. A collective. Raises UserError."""
+    """Restore parameters and optimizer state in place, resharding as needed. A collective.
+
+    Raises UserError when they do not fit, DamagedError when they cannot be read.
+    """
     _, root = filesystem(folder)
     path = f"{root.rstrip('/')}/step-{step:08d}"
     reader = (
@@ -165,7 +224,10 @@ def load_checkpoint(
         if local_path(folder)
         else FsspecReader(f"{folder.rstrip('/')}/step-{step:08d}")
     )
-    metadata = reader.read_metadata().state_dict_metadata
+    try:
+        metadata = reader.read_metadata().state_dict_metadata
+    except Exception as error:
+        raise _damage_or_fault(f"{path}/.metadata", error) from error
     owner = {
         id(p): optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]
     }
@@ -186,7 +248,95 @@ def load_checkpoint(
             f"checkpoint {path} does not fit this model and optimizer ({', '.join(missing[:5])}): "
             "delete it to go on from the one before"
         )
-    dcp.load(tensors, storage_reader=reader)
+    try:
+        dcp.load(tensors, storage_reader=reader)
+    except CheckpointException as error:
+        first = next(iter(error.failures.values()))[0]
+        raise _damage_or_fault(path, first) from first
+
+
+def _damage_or_fault(path: str, error: BaseException) -> Exception:
+    """What to raise for a checkpoint that cannot be read: a store that is away has not damaged it."""
+    reason = (
+        f"{path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    )
+    away = is_store_error(error) and not isinstance(error, FileNotFoundError)
+    return RuntimeError(reason) if away or isinstance(error, MemoryError) else DamagedError(reason)
+
+
+# --- Checksums --------------------------------------------------------------------------------------------------------
+
+
+class _Counted:
+    """A stream that is written from its beginning to its end, and the CRC-32 of what has gone through."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.size, self.crc = stream, 0, 0
+
+    def write(self, data: Any) -> Any:
+        self.size += memoryview(data).nbytes
+        self.crc = zlib.crc32(data, self.crc)
+        return self.stream.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _count_what_is_written(writer: FileSystemWriter) -> dict[str, list[int]]:
+    """{name: [bytes, CRC-32]} of the files that this worker's `writer` is going to write; it fills while they are."""
+    written: dict[str, list[int]] = {}
+    create = writer.fs.create_stream
+
+    @contextlib.contextmanager
+    def create_stream(path: str | os.PathLike, mode: str) -> Iterator[Any]:
+        with create(path, mode) as stream:
+            counted = _Counted(stream)
+            yield counted
+        if mode == "wb":  # .metadata is written under a temporary name
+            written[os.path.basename(path).removesuffix(".tmp")] = [counted.size, counted.crc]
+
+    writer.fs.create_stream = create_stream  # type: ignore[method-assign]
+    return written
+
+
+def _verify(folder: str, step: int, files: Mapping[str, list[int]]) -> None:
+    """Raises DamagedError, on every worker, for a file that is not as it was written. The workers share out the files."""
+    fs, root = filesystem(folder)
+    rank, num_workers = world()
+    fault = None
+    for name in sorted(files)[rank::num_workers]:
+        size, crc = files[name]
+        path, url = (join(place, f"step-{step:08d}", name) for place in (root, folder))
+        if not fs.exists(path):
+            fault = fault or f"{url} is missing"
+        elif (found := fs.size(path)) != size:
+            fault = fault or f"{url} has {found:,} bytes instead of {size:,}"
+        elif _crc_of(fs, path) != crc:
+            fault = fault or f"{url} has another checksum than when it was written"
+    if fault := next(filter(None, _from_all(fault)), None):
+        raise DamagedError(fault)
+
+
+def _crc_of(fs: Any, path: str) -> int:
+    crc = 0
+    with fs.open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _checksum(state: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
+def _from_all(value: Any) -> list[Any]:
+    """Each worker's `value`, in their order. A collective."""
+    num_workers = world()[1]
+    if num_workers == 1:
+        return [value]
+    values: list[Any] = [None] * num_workers
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _barrier() -> None:

@@ -1,4 +1,4 @@
-"""What a training run says of itself, in this order: RunStarted, then StepDone, Validated and CheckpointDue as they come.
+"""What a training run says of itself, in this order: RunStarted, CheckpointSkipped where one is damaged, then StepDone, Validated and CheckpointDue as they come.
 
 As JSON, an event is {"event": its name, …its fields} (`event_to_json`): a line of metrics.jsonl. Losses are nats per token.
 """
@@ -62,12 +62,22 @@ class CheckpointDue:
     step: int
 
 
-Event = RunStarted | StepDone | Validated | CheckpointDue
+@dataclass(frozen=True)
+class CheckpointSkipped:
+    """A checkpoint is not whole: the run goes on from an older one, or from the start."""
+
+    name: ClassVar[str] = "skipped"
+    step: int
+    reason: str
+    """Names its file."""
+
+
+Event = RunStarted | CheckpointSkipped | StepDone | Validated | CheckpointDue
 EventSink = Callable[[Event], None]
 """What a training loop tells its events to."""
 
 _KINDS: dict[str, type[Event]] = {
-    kind.name: kind for kind in (RunStarted, StepDone, Validated, CheckpointDue)
+    kind.name: kind for kind in (RunStarted, CheckpointSkipped, StepDone, Validated, CheckpointDue)
 }
 
 

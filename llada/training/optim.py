@@ -6,6 +6,7 @@ Muon, AdamW moves all. The schedule is warm-up–stable–decay, with drops in b
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +19,7 @@ from torch.distributed.tensor import DTensor
 # Private, because public Muon scales its rate only inside its own step; torch's own factor keeps us equal to it.
 from torch.optim._muon import _adjust_lr
 
-from llada.settings import check_limits, limited
+from llada.settings import check_limits, limited, require
 from llada.training.parallel import resolve_precision
 
 OptimizerName = Literal["adamw", "muon"]
@@ -37,26 +38,54 @@ class OptimConfig:
     """AdamW's peak rate."""
     muon_lr: float = limited(3e-4, above=0)
     """Muon's peak rate."""
-    muon_momentum: float = 0.95
-    betas: tuple[float, float] = (0.9, 0.95)
+    muon_momentum: float = limited(0.95, low=0, below=1)
+    betas: tuple[float, float] = limited((0.9, 0.95), low=0, below=1)
     """Of AdamW's two moments."""
-    eps: float = 1e-8
+    eps: float = limited(1e-8, above=0)
     """Of AdamW's denominator."""
-    weight_decay: float = 0.1
+    weight_decay: float = limited(0.1, low=0)
     """Of matrices and embeddings; norms are never decayed."""
-    grad_clip: float = 1.0
+    grad_clip: float = limited(1.0, low=0)
     """Global norm of the gradient; 0 is off."""
     warmup_steps: int = limited(100, low=0)
     """Steps of the linear rise from 0 to the peak."""
     decay_fraction: float = limited(0.2, low=0, high=1)
     """Last share of the run, linear down to final_lr_ratio."""
-    final_lr_ratio: float = 0.1
+    final_lr_ratio: float = limited(0.1, low=0)
     """Of the peak, at the end."""
-    drops: tuple[tuple[float, float], ...] = ()
-    """Pairs (share of the run, factor of the peak from there on)."""
+    drops: tuple[tuple[float, float], ...] = limited((), low=0)
+    """Pairs (share of the run, factor of the peak from there on), in the order of the run."""
 
     def __post_init__(self) -> None:
         check_limits(self, "optim")
+        shares = [share for share, _ in self.drops]
+        require(
+            all(a < b for a, b in itertools.pairwise([*shares, 1.0])),
+            f"optim: drops must stand at rising shares of the run below 1, not at {', '.join(map(str, shares))}",
+        )
+
+
+def schedule_faults(num_steps: int, config: OptimConfig) -> list[str]:
+    """What a schedule of this many steps cannot do as it is set, a line each; empty for a sound one."""
+    first_decay = num_steps - round(config.decay_fraction * num_steps)
+    faults = []
+    if config.warmup_steps > num_steps:
+        faults.append(
+            f"optim.warmup_steps {config.warmup_steps} is more than the run's {num_steps} steps: "
+            f"the learning rate ends at {lr_factor(num_steps - 1, num_steps, config):.0%} of its peak"
+        )
+    elif config.warmup_steps > first_decay:
+        faults.append(
+            f"optim.warmup_steps {config.warmup_steps} reaches into the decay that optim.decay_fraction "
+            f"{config.decay_fraction:g} begins at step {first_decay} of {num_steps}: the decay begins late, with a jump"
+        )
+    for share, _ in config.drops:
+        if not config.warmup_steps <= share * num_steps <= first_decay:
+            faults.append(
+                f"optim.drops: the drop at {share:g} of the run falls into its "
+                f"{'warm-up' if share * num_steps < config.warmup_steps else 'decay'}"
+            )
+    return faults
 
 
 def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:

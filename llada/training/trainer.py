@@ -7,6 +7,7 @@ resumed run repeats an uninterrupted one, and the number of workers changes noth
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,7 +26,7 @@ from llada.training import checkpoint
 from llada.training.batches import BatchStream
 from llada.training.events import CheckpointDue, Event, EventSink, RunStarted, StepDone, Validated
 from llada.training.metrics import Throughput, peak_flops
-from llada.training.optim import OptimConfig, build_optimizers, lr_factor, set_lr
+from llada.training.optim import OptimConfig, build_optimizers, lr_factor, schedule_faults, set_lr
 from llada.training.parallel import (
     Precision,
     all_sum,
@@ -39,6 +40,8 @@ from llada.training.parallel import (
     world,
 )
 from llada.training.validation import Validation
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def train(
     dataset, held_out = open_splits(data, model_config, config)
     seed = config.train.seed
     global_rows = config.train.global_batch_tokens // dataset.row_length
-    num_steps = config.train.num_steps or max(1, round(config.train.num_epochs * len(dataset) / global_rows))
+    num_steps = run_length(config, dataset)
     stream = BatchStream(
         dataset, config.objective, global_rows=global_rows, seed=seed, rank=rank, num_workers=num_workers
     )
@@ -157,8 +160,13 @@ def train(
     )
     optimizers = build_optimizers(model, config.optim)
     identity = run_identity(model_config, config, dataset)
-    cursor = checkpoint.restore(
+    cursor, skipped = checkpoint.restore(
         checkpoints, identity, model, optimizers, initial_state=initial_state, seed=seed
+    )
+    require(
+        cursor.step <= num_steps,
+        f"the checkpoints in {checkpoints} are at step {cursor.step}, beyond a run of {num_steps}: "
+        "set train.num_steps (or num_epochs) to more, or choose another output folder",
     )
     network = torch.compile(model) if config.train.compile else model
 
@@ -176,6 +184,8 @@ def train(
             workers=num_workers,
         )
     )
+    for skip in skipped:
+        emit(skip)
     last_step = num_steps if stop_at is None else min(stop_at, num_steps)
     flops = model_config.training_flops_per_token(dataset.row_length)
     clock = Throughput(flops, peak_flops(device, dtype) * num_workers)
@@ -267,7 +277,8 @@ def train_step(
 def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[TokenDataset, TokenDataset]:
     """The training and the validation split of a prepared folder.
 
-    Raises UserError, before anything is built, for a network that cannot learn from this data.
+    Raises UserError, before anything is built, for a network that cannot learn from this data; warns of a schedule that
+    does not fit the length of the run.
     """
     dataset = TokenDataset(data, "train")
     info, where = dataset.info, dataset.url
@@ -300,7 +311,21 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
         f"{dataset.row_length}",
     )
     require(len(dataset) > 0, f"{where} has no training rows")
-    return dataset, TokenDataset(data, "validation")
+    held_out = TokenDataset(data, "validation")
+    require(
+        len(held_out) > 0,
+        f"{where} has no validation rows: prepare it with a larger validation_fraction",
+    )
+    if world()[0] == 0:
+        for fault in schedule_faults(run_length(config, dataset), config.optim):
+            log.warning("%s", fault)
+    return dataset, held_out
+
+
+def run_length(config: RunConfig, dataset: TokenDataset) -> int:
+    """Optimizer steps of the whole run."""
+    global_rows = config.train.global_batch_tokens // dataset.row_length
+    return config.train.num_steps or max(1, round(config.train.num_epochs * len(dataset) / global_rows))
 
 
 def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:

@@ -12,6 +12,7 @@ the terminal with its remote traceback.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import threading
@@ -27,7 +28,15 @@ from tqdm import tqdm
 
 from llada.errors import UserError
 from llada.files import join, local_path, storage_errors
-from llada.training.events import CheckpointDue, Event, EventSink, RunStarted, StepDone, Validated
+from llada.training.events import (
+    CheckpointDue,
+    CheckpointSkipped,
+    Event,
+    EventSink,
+    RunStarted,
+    StepDone,
+    Validated,
+)
 from llada.training.trainer import TrainResult
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.tracking import Tracker
@@ -37,6 +46,10 @@ from pipelines.stage.training import MetricsFile
 MAX_FAILURES = 3
 # A GPU node may have to be started first; Ray's own limit is 60 s.
 WORKER_START_TIMEOUT_S = "1800"
+# How long a worker that is done waits for the driver to hear of it.
+FLUSH_TIMEOUT_S = 10.0
+
+log = logging.getLogger(__name__)
 
 TrainFunction = Callable[[EventSink], TrainResult]
 """What every worker runs, inside its process group. Picklable; it may be run again, and then goes on."""
@@ -65,14 +78,22 @@ def run_workers(
     that has happened MAX_FAILURES + 1 times.
     """
     with storage_errors(output), connect(cluster, _log_folder(output)):
+        import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.util.queue import Queue
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
-        events, user_errors = Queue(), Queue()
-        trainer = TorchTrainer(
-            partial(_work, function, output, _threads_per_worker(cluster), events, user_errors),
+        # On the driver's node: what is lost with any other node must be replaceable.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        events, user_errors = (
+            Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2)
+        )
+        # Any: Ray's own types are those of its first version, where a training function returns nothing.
+        work: Any = partial(_work, function, output, _threads_per_worker(cluster), events, user_errors)
+        trainer: Any = TorchTrainer(
+            work,
             torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=cluster.num_workers,
@@ -89,10 +110,13 @@ def run_workers(
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
+        # Private, because Ray has no setting for it: its handler of Ctrl-C ends the process by SystemExit, past all who
+        # would clean up and say how to go on.
+        trainer._register_sigint_handler = lambda controller: None
         listener = _Listener(events, tracker, label, progress)
         try:
             with listener:
-                trainer.fit()
+                result = trainer.fit().return_value
         except Exception as error:
             _raise_user_error(user_errors)
             error.add_note(f"{label}: the last checkpoint is kept, run the same command again to go on")
@@ -104,34 +128,59 @@ def run_workers(
         finally:
             with contextlib.suppress(Exception):  # Ray itself may be gone, and the queue with it
                 user_errors.shutdown()
-        if listener.result is None:
+        if result is None:
             raise RuntimeError(f"{label}: the workers ended without a result; run the same command again")
-        return listener.result
+        return result
 
 
 def _raise_user_error(user_errors: Any) -> None:
+    if _has_given_up(user_errors):
+        raise UserError(user_errors.get())
+
+
+def _has_given_up(user_errors: Any) -> bool:
+    """Whether a worker has found what starting again cannot mend."""
     from ray.exceptions import RayError
 
-    message = None
     with contextlib.suppress(RayError):
-        message = None if user_errors.empty() else user_errors.get()
-    if message is not None:
-        raise UserError(message)
+        return not user_errors.empty()
+    return False
 
 
-def _work(function: TrainFunction, output: str, threads: int, events: Any, user_errors: Any) -> None:
-    """Runs on every worker."""
+class _Reporter:
+    """Tells the driver of a worker's events. It never waits for the driver, and never fails because of it."""
+
+    def __init__(self, events: Any) -> None:
+        self.events, self.last = events, None
+
+    def tell(self, item: Event | _Crash) -> None:
+        with contextlib.suppress(Exception):
+            self.last = self.events.actor.put_nowait.remote(item)
+
+    def flush(self) -> None:
+        """Wait a little for what was told last."""
+        import ray
+
+        if self.last is not None:
+            with contextlib.suppress(Exception):
+                ray.wait([self.last], timeout=FLUSH_TIMEOUT_S)
+
+
+def _work(
+    function: TrainFunction, output: str, threads: int, events: Any, user_errors: Any
+) -> TrainResult | None:
+    """Runs on every worker; what worker 0 returns arrives at the driver."""
     import torch
 
-    if not user_errors.empty():
-        return  # started again after what starting again cannot mend
+    if _has_given_up(user_errors):
+        return None
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
-    metrics = MetricsFile(output)
+    metrics, reporter = MetricsFile(output), _Reporter(events)
 
     def report(event: Event) -> None:
         metrics.add(event)
-        events.put(event)
+        reporter.tell(event)
 
     rank = int(os.environ.get("RANK", 0))
     try:
@@ -139,15 +188,18 @@ def _work(function: TrainFunction, output: str, threads: int, events: Any, user_
             result = function(report)
             if rank == 0:
                 metrics.write()
-                events.put(replace(result, state=None))
+        return replace(result, state=None)
     except UserError as error:
         # Raised all the same, so that Ray ends the other workers: they may not have found it (a shard that only this
         # one reads) and wait for this one in a collective.
-        user_errors.put(str(error))
+        with contextlib.suppress(Exception):
+            user_errors.put(str(error))
         raise
     except Exception:
-        events.put(_Crash(rank, traceback.format_exc()))
+        reporter.tell(_Crash(rank, traceback.format_exc()))
         raise
+    finally:
+        reporter.flush()
 
 
 class _Listener:
@@ -155,7 +207,6 @@ class _Listener:
 
     def __init__(self, events: Any, tracker: Tracker | None, label: str, progress: bool) -> None:
         self.events, self.tracker, self.label, self.progress = events, tracker, label, progress
-        self.result: TrainResult | None = None
         self.crash: _Crash | None = None
         self._bar: tqdm | None = None
         self._thread = threading.Thread(target=self._drain, daemon=True)
@@ -176,20 +227,26 @@ class _Listener:
     def _drain(self) -> None:
         from ray.exceptions import RayError
 
+        failed: set[str] = set()
         with contextlib.suppress(RayError):
             while (event := self.events.get()) is not None:
-                self._handle(event)
+                try:
+                    self._handle(event)
+                except Exception as error:  # what cannot be shown is trained all the same
+                    if repr(error) not in failed:
+                        log.exception("%s: cannot show %s", self.label, type(event).__name__)
+                    failed.add(repr(error))
 
-    def _handle(self, event: Event | TrainResult | _Crash) -> None:
+    def _handle(self, event: Event | _Crash) -> None:
         match event:
-            case TrainResult():
-                self.result = event
             case _Crash():
                 # The first of an attempt: the other workers fail because this one has.
                 self.crash = self.crash or event
             case RunStarted():
                 self.crash = None
                 self._start(event)
+            case CheckpointSkipped():
+                log.warning("%s: %s: going on from an older one", self.label, event.reason)
             case StepDone() | Validated():
                 self._show(event)
             case CheckpointDue():

@@ -115,7 +115,7 @@ class Output:
             "counts": dict(counts),
             **sections,
             "files": dict(files or {}),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "versions": _package_versions(),
             "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "mlflow_run_id": mlflow_run_id,
@@ -135,11 +135,14 @@ def open_output(
     config: Mapping[str, Any],
     inputs: Sequence[Input],
     may_change: Collection[str] = (),
+    may_extend: Collection[str] = (),
+    extend: bool = False,
 ) -> Output:
     """Open (or create) the output folder of a stage for one configuration and its inputs.
 
     An input is {"url", "id"}; only the ids are compared. `may_change` names settings (dotted) that an unfinished folder
-    may go on with changed. Raises UserError when the folder belongs to other work.
+    may go on with changed, `may_extend` those that also a finished one may when `extend` asks for it: it then counts as
+    unfinished until its new manifest replaces the old. Raises UserError when the folder belongs to other work.
     """
     plain = json.loads(json.dumps(config))  # tuples become lists, as they will be when read back
     output = Output(url, stage, plain, list(inputs))
@@ -159,11 +162,16 @@ def open_output(
             }
             write_bytes(join(url, "stage.json"), to_json(described))
             return output
-        if differences := _differences(earlier, output, () if manifest else may_change):
-            raise UserError(
-                f"{url} already holds other work: {differences}; choose another --output or delete it"
-            )
-        if manifest and _has_files(url, manifest):
+        allowed = {*may_extend, *may_change} if extend else {*(() if manifest else may_change)}
+        if differences := _differences(earlier, output, allowed):
+            remedy = "choose another --output or delete it"
+            if may_extend and not _differences(earlier, output, {*may_extend, *may_change}):
+                remedy = (
+                    "with --resume a run goes on to a new length and schedule; or choose another --output"
+                )
+            raise UserError(f"{url} already holds other work: {differences}; {remedy}")
+        is_same = not _differences(earlier, output, ())
+        if manifest and is_same and _has_files(url, manifest):
             output.manifest = cast(Manifest, manifest)
     return output
 
@@ -221,6 +229,17 @@ def find_manifest(url: str) -> Manifest | None:
     """The manifest of a folder, or None when no stage of ours made it."""
     with storage_errors(url):
         return cast("Manifest | None", _read_json(join(url, "manifest.json")))
+
+
+def link_run(url: str, run_id: str) -> None:
+    """Write the MLflow run into the manifests of a finished folder that do not name one yet."""
+    manifest = find_manifest(url)
+    if manifest is None:
+        return
+    for folder in dict.fromkeys([join(url, manifest["snapshot"]) if "snapshot" in manifest else url, url]):
+        found = find_manifest(folder)
+        if found is not None and found["mlflow_run_id"] is None:
+            write_bytes(join(folder, "manifest.json"), to_json({**found, "mlflow_run_id": run_id}))
 
 
 def folder_id(url: str) -> str:
@@ -339,7 +358,7 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of this source tree, or None when it is installed without git."""
     if commit := os.environ.get("LLADA_GIT_COMMIT"):  # container images carry no .git
         return commit

@@ -9,21 +9,33 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from llada.errors import UserError
 from llada.settings import check_limits, from_dict, limited, load_yaml
+from pipelines.stage.interruption import handlers_kept
 
 _CONNECT_TIMEOUT_S = 5.0
+# How long a Ray started here may take to be up, on a machine that is busy with other things.
+START_TIMEOUT_S = 300.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Silences a FutureWarning about GPU variables on CPU tasks.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+# Of a Ray started here, read by its processes. Ray's own limits are for machines that have nothing else to do.
+_PATIENT = {
+    "RAY_worker_register_timeout_seconds": f"{START_TIMEOUT_S:.0f}",
+    "RAY_agent_register_timeout_ms": f"{START_TIMEOUT_S * 1000:.0f}",
+}
+# Ray adds 15 to the niceness of its workers: with other work on the machine they would hardly get a turn.
+_NICENESS = {"RAY_worker_niceness": "0"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +93,47 @@ def connect(cluster: ClusterConfig, log_dir: str | Path) -> Iterator[Path]:
         os.environ.setdefault(name, value)
     if cluster.address is None:
         # Nobody but this process talks to a Ray started here.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        own = {"RAY_AUTH_MODE": "disabled", **_PATIENT, **_NICENESS}
+        for name, value in own.items():
+            os.environ.setdefault(name, value)
     import ray
     import ray.data  # now, because importing it sets up its loggers, which _logs_to replaces
 
     log_path = Path(log_dir) / "ray.log"
     with _logs_to(log_path) as handler:
         joined = not ray.is_initialized()
-        if joined:
-            _start(cluster)
-        logging.getLogger("ray").handlers = [handler]  # ray.init has taken it away
         try:
+            if joined:
+                _start(cluster)
+            logging.getLogger("ray").handlers = [handler]  # ray.init has taken it away
             ray.data.DataContext.get_current().enable_progress_bars = False  # ours is the one that people see
             yield log_path
         finally:
             if joined:
-                ray.shutdown()
+                _leave()
+
+
+def _leave() -> None:
+    """Disconnect from Ray, and end one that was started here. What goes wrong then has nothing to do with our work."""
+    import ray
+
+    try:
+        ray.shutdown()
+    except Exception:
+        logging.getLogger("ray").warning("Ray did not end well", exc_info=True)
 
 
 def _start(cluster: ClusterConfig) -> None:
+    """Join or start Ray; signals are handled as they were before, though Ray sets a handler of its own."""
+    try:
+        with handlers_kept():
+            _init(cluster)
+    except SystemExit:  # Ray's handler of SIGTERM
+        signal.raise_signal(signal.SIGTERM)
+        raise
+
+
+def _init(cluster: ClusterConfig) -> None:
     import ray
 
     # configure_logging=False: ray.init would attach its own handlers again.
@@ -114,7 +148,16 @@ def _start(cluster: ClusterConfig) -> None:
         ]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
         options |= {"num_cpus": cluster.num_cpus, "object_store_memory": cluster.object_store_bytes}
-        ray.init(address="local", include_dashboard=False, **options)
+        try:
+            with _patient_start():
+                ray.init(address="local", include_dashboard=False, **options)
+        except Exception as error:
+            if not _is_about_starting(error):
+                raise
+            raise UserError(
+                f"Ray did not start on this machine: {_first_line(error)}; it may be too busy or out of memory: "
+                "run the same command again (Ray's own logs: /tmp/ray/session_latest/logs)"
+            ) from error
         return
     remedy = (
         "start it (ray start --head), correct `address` in the cluster file, or use ray_configs/local.yaml"
@@ -125,11 +168,52 @@ def _start(cluster: ClusterConfig) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
         except (OSError, ValueError) as error:
             raise UserError(f"no Ray cluster at {cluster.address} ({error}); {remedy}") from None
+    environment = options.get("runtime_env", {})
+    options["runtime_env"] = {**environment, "env_vars": {**_NICENESS, **environment.get("env_vars", {})}}
     try:
         ray.init(address=cluster.address, **options)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot join the Ray cluster at {cluster.address!r}: {reason}; {remedy}") from error
+    except Exception as error:
+        if not _is_about_starting(error):
+            raise
+        raise UserError(
+            f"cannot join the Ray cluster at {cluster.address!r}: {_first_line(error)}; {remedy}"
+        ) from error
+
+
+def _is_about_starting(error: Exception) -> bool:
+    """Whether Ray says that it cannot start or be joined; some of that it raises as a bare Exception."""
+    from ray.exceptions import RayError
+
+    return isinstance(error, OSError | RuntimeError | ValueError | RayError) or type(error) is Exception
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _patient_start() -> Iterator[None]:
+    """For a `with` block, ray.init waits for its node as long as START_TIMEOUT_S; Ray has no setting for its own 30 s."""
+    # Private, because that is where ray.init asks whether its node is up.
+    from ray._private import services
+
+    ask = services.get_node
+
+    def wait(gcs_address: str, node_id: str) -> Any:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                return ask(gcs_address, node_id)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    services.get_node = wait
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 @contextlib.contextmanager

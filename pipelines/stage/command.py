@@ -7,7 +7,7 @@ fields of the dataclass, typed and strict: `--optim.lr 1e-3`; a preset, or the J
               1      one line: what the user can mend (UserError); or a traceback, on the terminal and in a log, and a
                      line that says where: a fault of ours or of the machine
               2      a wrong command line
-              130    interrupted
+              130    interrupted by Ctrl-C; 143 by SIGTERM
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from llada.presets import PRESETS, get_preset
 from llada.settings import from_json, load_text
 from pipelines.stage.artifact import Manifest
 from pipelines.stage.cluster import load_cluster
-from pipelines.stage.tracking import tracked
+from pipelines.stage.delivery import model_folder
+from pipelines.stage.interruption import exit_code, ignore_signals, interruptible
+from pipelines.stage.tracking import default_tracking_uri, tracked
 
 T = TypeVar("T")
 ERROR_LOG = "error.log"
@@ -56,7 +58,7 @@ class Common:
     tracking_uri: str | None = None
     """MLflow; default $MLFLOW_TRACKING_URI, else an sqlite file beside the output."""
     resume: bool = False
-    """Insist that the output was begun before (going on is the default anyway)."""
+    """Insist that the output was begun before (going on is the default anyway). A finished training goes on to a new length."""
     progress: bool = True
     """Show progress bars."""
 
@@ -64,10 +66,14 @@ class Common:
 # --- A command from its beginning to its end --------------------------------------------------------------------------
 
 
-def run_command(name: str, argv: Sequence[str] | None = None) -> None:
-    """Run the command `name` with these words (by default the process's own). Raises SystemExit unless it succeeds."""
+def run_command(name: str, argv: Sequence[str] | None = None, *, ends_process: bool = True) -> None:
+    """Run the command `name` with these words (by default the process's own). Raises SystemExit unless it succeeds;
+    `ends_process`: nothing comes after it."""
     _quiet()
-    with exit_codes(name):
+    with contextlib.ExitStack() as last:
+        if ends_process:
+            last.callback(ignore_signals)
+        last.enter_context(exit_codes(name))
         # By its name also under `python -m`, where its file runs as __main__: what it sends to Ray's workers must be
         # importable there.
         command = importlib.import_module(f"pipelines.{name.replace('-', '_')}")
@@ -78,18 +84,23 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
 def exit_codes(name: str, output: str | None = None) -> Iterator[None]:
     """Turn every exception of the block into what the user should see of it, and SystemExit (see the top).
 
-    A traceback is kept in `<output>/logs/error.log` when the output is local and begun, else in a temporary file.
+    A traceback is kept in `<output>/logs/error.log` when the output is local and begun, else in a temporary file. With an
+    `output` the block is a stage: nothing in it may end the process, also not as if it had succeeded.
     """
     try:
-        yield
-        sys.stdout.flush()
+        with interruptible():
+            yield
+            sys.stdout.flush()
     except UserError as error:
         print(f"llada {name}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print(f"llada {name}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Exception as error:
+        goes_on = "; the same command goes on where it stopped" if output else ""
+        print(f"llada {name}: interrupted{goes_on}", file=sys.stderr)
+        raise SystemExit(exit_code()) from None
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and output is None:
+            raise
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             raise SystemExit(1) from None
         text = "".join(traceback.format_exception(error))
@@ -183,13 +194,25 @@ def parse_known(kind: type[T], words: Sequence[str], command: str) -> T:
 
 
 def run_stage(
-    stage: str, function: Callable[..., Manifest], common: Common, *args: Any, **kwargs: Any
+    stage: str,
+    function: Callable[..., Manifest],
+    common: Common,
+    *args: Any,
+    preset: str | None = None,
+    **kwargs: Any,
 ) -> Manifest:
-    """Call a stage inside its MLflow run; its manifest."""
+    """Call a stage inside its MLflow run; its manifest.
+
+    `preset` is what the first word of the command line was. A `model` among the keywords may be of MLflow's registry.
+    """
     if common.resume and not exists(join(common.output, "stage.json")):
         raise UserError(f"--resume: nothing was begun in {common.output}")
     cluster = load_cluster(common.cluster)
-    with exit_codes(stage, common.output), tracked(stage, common.output, uri=common.tracking_uri) as tracker:
+    uri = common.tracking_uri or default_tracking_uri(common.output)
+    name = preset and Path(preset).stem
+    with exit_codes(stage, common.output), tracked(stage, common.output, uri=uri, preset=name) as tracker:
+        if kwargs.get("model"):
+            kwargs["model"] = model_folder(kwargs["model"], uri)
         return function(
             *args,
             output=common.output,

@@ -9,7 +9,7 @@ return finish_stage(folder, tracker, counts, kind="evaluation", artifacts=("resu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,18 +43,20 @@ def begin_stage(
     config: dict[str, Any],
     inputs: Sequence[StageInput],
     tracker: Tracker | None,
-    may_change: Collection[str] = (),
+    in_force: Mapping[str, Any] | None = None,
+    **may: Any,
 ) -> Output:
-    """Open the output folder (see `open_output`); unless it is complete, tell MLflow the settings and the inputs."""
+    """Open the output folder (`may`: see `open_output`); unless it is complete, tell MLflow the settings and the inputs.
+    `in_force` are those of the settings that this configuration makes use of; None: all."""
     folder = open_output(
         output,
         stage=stage,
         config=config,
         inputs=[{"url": entry.url, "id": entry.id} for entry in inputs],
-        may_change=may_change,
+        **may,
     )
     if tracker and not folder.is_complete:
-        tracker.log_params(config)
+        tracker.log_params(config if in_force is None else in_force)
         for entry in inputs:
             tracker.log_input(entry.url, context=entry.role, manifest=entry.manifest)
     return folder

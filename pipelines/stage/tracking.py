@@ -1,38 +1,46 @@
-"""MLflow: one experiment, one run per stage, with parameters, metrics, system metrics, artifacts and lineage.
+"""MLflow: one experiment, one run per stage, with parameters, metrics, system metrics, artifacts, models and lineage.
 
 The run's id is kept in the stage's folder (tracking.json): a stage that goes on continues its run, and one that is
 already finished, or refuses its input, makes none. Tracking can fail, training cannot. Calls go into a queue that a
-background thread hands to MLflow; when the server is away they wait there, and whatever could not be delivered is
-written at the end to `tracking-undelivered.jsonl` in the stage's folder. Nothing here raises and nothing here blocks a
-training step.
+background thread hands to MLflow (delivery.py); when the server is away they wait there, and whatever could not be
+delivered is written at the end to `tracking-undelivered.jsonl` in the stage's folder, which the next attempt or
+`llada track` delivers. Nothing here raises and nothing here blocks a training step.
 """
 
 from __future__ import annotations
 
-import json
+import getpass
 import logging
 import os
 import queue
-import tempfile
+import shlex
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llada.files import is_store_error, join, local_path, read_bytes, write_bytes
+from llada.files import absolute, exists, is_store_error, join, local_path
 from llada.settings import flatten_settings
+from pipelines.stage.artifact import git_commit, link_run
+from pipelines.stage.delivery import (
+    CALLS,
+    UNDELIVERED_FILE,
+    Call,
+    Delivery,
+    database_path,
+    put_aside_undelivered,
+    read_undelivered,
+    write_undelivered,
+)
 
-EXPERIMENT = "llada"
-RUN_FILE = "tracking.json"
-# MLflow's limits (mlflow/utils/validation.py).
-PARAM_VALUE_CHARS = 6000
-PARAMS_PER_BATCH = 100
-METRICS_PER_BATCH = 1000
 BUFFERED_CALLS = 100_000
 RETRY_S = 2.0
-CLOSE_TIMEOUT_S = 20.0
+# MLflow itself takes this long to start on a busy machine; a server that refuses is given up at once.
+CLOSE_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -46,32 +54,36 @@ def default_tracking_uri(output: str) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def tracking_places(uri: str) -> list[str]:
-    """The files and folders in which MLflow keeps runs on this machine."""
-    if not uri.startswith("sqlite:///"):
-        return []
-    database = Path(uri.removeprefix("sqlite:///"))
-    return [str(database), str(database.parent / "mlartifacts")]
-
-
 class Tracker:
-    """One MLflow run, started by the first call. All calls return at once."""
+    """One MLflow run, started by the first call. All calls return at once.
 
-    def __init__(self, uri: str, stage: str, output: str) -> None:
-        self.uri, self.stage, self.output = uri, stage, output
-        self.run_id: str | None = None
-        self._calls: queue.Queue[tuple[str, dict[str, Any]] | None] = queue.Queue(BUFFERED_CALLS)
-        self._undelivered: list[tuple[str, dict[str, Any]]] = []
+    Args:
+        preset: what the settings are called, for the names of the run and of the model.
+    """
+
+    def __init__(self, uri: str, stage: str, output: str, *, preset: str | None = None) -> None:
+        self.uri, self.stage, self.output, self.preset = uri, stage, absolute(output), preset
+        self._delivery = Delivery(uri, self.output)
+        self._calls: queue.Queue[Call | None] = queue.Queue(BUFFERED_CALLS)
+        self._earlier: list[Call] = []
+        self._current: Call | None = None
+        self._undelivered: list[Call] = []
         self._warned_of: set[str] = set()
-        self._started = threading.Event()
+        self._tried = threading.Event()
         self._system_metrics: Any = None
         self._closing = threading.Event()
+        self._begin: Call = ("start", {"name": self._run_name(), "tags": self._run_tags()})
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
 
+    @property
+    def run_id(self) -> str | None:
+        """Once MLflow has given one."""
+        return self._delivery.run_id
+
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Parameters, nested ones as dotted names."""
-        values = {name: str(value) for name, value in flatten_settings(params).items()}
-        self._put("params", values=values)
+        """Parameters, nested ones as dotted names; those that are None are not set, and left out."""
+        flat = flatten_settings(params)
+        self._put("params", values={name: str(value) for name, value in flat.items() if value is not None})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
@@ -79,169 +91,148 @@ class Tracker:
 
     def log_artifact(self, url: str | Path) -> None:
         """A file at any URL."""
-        self._put("artifact", url=str(url))
+        self._put("artifact", url=absolute(str(url)))
 
     def log_input(self, url: str, *, context: str, manifest: Mapping[str, object] | None = None) -> None:
         """A folder the stage reads, as an MLflow dataset; its digest is the manifest's config hash."""
         digest = str((manifest or {}).get("config_hash") or "unknown")[:36]
         producer = str((manifest or {}).get("mlflow_run_id") or "")
+        if isinstance(url, str):  # else a fault of ours, which is told where MLflow finds it
+            url = absolute(url)
         self._put("input", url=url, context=context, digest=digest, producer=producer)
+
+    def log_model(self, url: str, *, step: int) -> None:
+        """A checkpoint folder as the run's model, and as the newest version of the registered model
+        `<preset>-<stage>`: models:/<preset>-<stage>@<alias> is then a place that every --model takes."""
+        self._put("model", url=url, name=f"{self.preset or 'llada'}-{self.stage}", step=step)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._put("tags", values=dict(tags))
 
+    def deliver_left(self) -> None:
+        """Begin to deliver what an earlier attempt could not."""
+        if not self._thread.ident:
+            self._thread.start()
+
     def close(self, status: str = "FINISHED") -> None:
-        """End the run; waits briefly for the queue, then writes what is left to the stage's folder."""
+        """End the run; waits a while for the queue, then writes what is left to the stage's folder."""
         if not self._thread.ident:
             return
         self._put("end", status=status)
         self._closing.set()
         self._calls.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
-        left = list(self._undelivered)
+        left = [*self._undelivered, *([self._current] if self._current else []), *self._earlier]
         while not self._calls.empty():
             if (call := self._calls.get_nowait()) is not None:
                 left.append(call)
-        if left:
-            target = join(self.output, "tracking-undelivered.jsonl")
-            try:
-                lines = [
-                    json.dumps({"call": name, **values}, default=str, skipkeys=True) + "\n"
-                    for name, values in left
-                ]
-                write_bytes(target, "".join(lines).encode())
-                log.warning("MLflow at %s did not take %d calls; they are in %s", self.uri, len(left), target)
-            except Exception as error:  # the stage has succeeded; its bookkeeping must not fail it
+        target = join(self.output, UNDELIVERED_FILE)
+        try:  # the stage has succeeded; its bookkeeping must not fail it
+            if self.run_id:
+                link_run(self.output, self.run_id)
+            write_undelivered(self.output, None if self.run_id else self._begin, left)
+        except Exception as error:
+            log.warning("MLflow at %s did not take %d calls, and %s: %s", self.uri, len(left), target, error)
+        else:
+            if left:
                 log.warning(
-                    "MLflow at %s did not take %d calls, and %s: %s", self.uri, len(left), target, error
+                    "MLflow at %s did not take %d calls; `llada track %s` delivers them from %s",
+                    self.uri,
+                    len(left),
+                    self.output,
+                    target,
                 )
 
-    def wait_started(self, timeout_s: float = 10.0) -> str | None:
-        """The run id, once MLflow has given one; None if it does not answer in time."""
-        self._started.wait(timeout_s)
+    def wait_started(self, timeout_s: float = START_TIMEOUT_S) -> str | None:
+        """The run id, once MLflow has given one; None if it does not answer in time, or cannot be used."""
+        if self._thread.ident:
+            self._tried.wait(timeout_s)
         return self.run_id
 
-    def _put(self, name: str, **values: Any) -> None:
-        if not self._thread.ident:
-            self._thread.start()
+    def _run_name(self) -> str:
+        """What tells it apart in a list of runs: "pretrain tiny first-try 2026-11-26 03:50"."""
+        folder = self.output.rstrip("/").rsplit("/", 1)[-1]
+        return " ".join(filter(None, [self.stage, self.preset, folder, time.strftime("%Y-%m-%d %H:%M")]))
+
+    def _run_tags(self) -> dict[str, str]:
+        tags = {"stage": self.stage, "output": self.output, "mlflow.source.name": shlex.join(sys.argv)}
+        with suppress(Exception):  # no such user in a container
+            tags["mlflow.user"] = getpass.getuser()
+        if self.preset:
+            tags["preset"] = self.preset
+        if commit := git_commit():
+            tags |= {"git_commit": commit, "mlflow.source.git.commit": commit}
+        return tags
+
+    def _put(self, call: str, /, **values: Any) -> None:
+        self.deliver_left()
         try:
-            self._calls.put_nowait((name, values))
+            self._calls.put_nowait((call, values))
         except queue.Full:
-            log.warning("MLflow buffer full: dropping one %s call", name)
+            log.warning("MLflow buffer full: dropping one %s call", call)
 
     def _deliver(self) -> None:
         """The background thread: start the run, then hand over calls in order, each again while the server is away."""
-        client = None
+        try:
+            earlier = read_undelivered(self.output)[1]
+            # Begun and ended is the run by this attempt.
+            self._earlier = [call for call in earlier if call[0] in CALLS and call[0] != "end"]
+        except Exception as error:  # must not cost this attempt its run
+            log.warning("%s; it is put aside", error)
+            with suppress(Exception):
+                put_aside_undelivered(self.output)
         while True:
-            call = self._calls.get()
+            call = self._earlier.pop(0) if self._earlier else self._calls.get()
             if call is None:
                 return
+            self._current = call
             while True:
                 try:
-                    if client is None:
-                        client = self._start()
-                    self._handle(client, *call)
+                    if self._delivery.client is None:
+                        self._start()
+                    self._hand_over(call)
                     break
                 except Exception as error:
+                    self._tried.set()
                     if self._closing.is_set() or not _may_pass(error):
                         self._give_up(call, error)
                         break
-                    log.debug("MLflow call %s failed: %s", call[0], error)
+                    self._warn_once(error, "it is tried again")
                     time.sleep(RETRY_S)
+            self._current = None
 
-    def _give_up(self, call: tuple[str, dict[str, Any]], error: Exception) -> None:
-        """Keep a call for the file of the undelivered; each kind of failure is warned of once."""
+    def _hand_over(self, call: Call) -> None:
+        if call[0] == "end" and self._system_metrics:
+            self._system_metrics.finish()
+        self._delivery(call)
+
+    def _start(self) -> None:
+        self._delivery.open(**self._begin[1])
+        assert self.run_id is not None
+        self._system_metrics = _system_metrics(self._delivery.client, self.run_id)
+        self._tried.set()
+
+    def _give_up(self, call: Call, error: Exception) -> None:
+        """Keep a call for the file of the undelivered; each kind of failure is told once, a fault of ours as an error."""
         self._undelivered.append(call)
+        if self._delivery.client is None:
+            self._warn_once(error, f"what it misses is kept in {join(self.output, UNDELIVERED_FILE)}")
+            return
         reason = f"MLflow call {call[0]} failed: {type(error).__name__}: {error}"
         is_known = _may_pass(error) or _is_refused(error) or reason in self._warned_of
-        log.log(logging.DEBUG if is_known else logging.WARNING, reason)
+        log.log(logging.DEBUG if is_known else logging.ERROR, reason)
         self._warned_of.add(reason)
 
-    def _start(self) -> Any:
-        # A dead server must not hold the thread for MLflow's default of seven retries with back-off.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-        import mlflow
-
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        client = mlflow.MlflowClient(tracking_uri=self.uri)
-        if self.run_id is None:
-            self.run_id = self._earlier_run(client)
-        if self.run_id is None:
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                location = None
-                if self.uri.startswith("sqlite:///"):
-                    location = Path(tracking_places(self.uri)[1]).as_uri()
-                experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
-            else:
-                experiment_id = experiment.experiment_id
-            tags = {"stage": self.stage, "output": self.output}
-            run = client.create_run(experiment_id, run_name=self.stage, tags=tags)
-            self.run_id = run.info.run_id
-        else:
-            client.update_run(self.run_id, status="RUNNING")
-        record = json.dumps({"uri": self.uri, "run_id": self.run_id}) + "\n"
-        write_bytes(join(self.output, RUN_FILE), record.encode())
-        self._system_metrics = _system_metrics(client, self.run_id)
-        self._started.set()
-        return client
-
-    def _earlier_run(self, client: Any) -> str | None:
-        """The run that an earlier attempt at this output has begun on this server, if it still has it."""
-        try:
-            record = json.loads(read_bytes(join(self.output, RUN_FILE)))
-        except (FileNotFoundError, ValueError):
-            return None
-        if not isinstance(record, dict) or record.get("uri") != self.uri:
-            return None
-        try:
-            info = client.get_run(record["run_id"]).info
-            return info.run_id if info.lifecycle_stage == "active" else None
-        except Exception as error:
-            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-
-    def _handle(self, client: Any, name: str, values: dict[str, Any]) -> None:
-        from mlflow.entities import Metric, Param
-
-        if name == "params":
-            params = [Param(k, v[:PARAM_VALUE_CHARS]) for k, v in values["values"].items()]
-            for start in range(0, len(params), PARAMS_PER_BATCH):
-                client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_BATCH])
-        elif name == "metrics":
-            metrics = [Metric(k, v, values["timestamp"], values["step"]) for k, v in values["values"].items()]
-            for start in range(0, len(metrics), METRICS_PER_BATCH):
-                client.log_batch(self.run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
-        elif name == "artifact":
-            self._log_artifact(client, values["url"])
-        elif name == "tags":
-            for key, value in values["values"].items():
-                client.set_tag(self.run_id, key, value)
-        elif name == "input":
-            from mlflow.entities import Dataset, DatasetInput, InputTag
-
-            source = json.dumps({"uri": values["url"]})
-            dataset = Dataset(values["url"].rstrip("/")[-500:], values["digest"], "code", source)
-            tags = [InputTag("mlflow.data.context", values["context"])]
-            client.log_inputs(self.run_id, datasets=[DatasetInput(dataset, tags)])
-            if values["producer"]:
-                client.set_tag(self.run_id, f"input.{values['context']}.run_id", values["producer"])
-        elif name == "end":
-            if self._system_metrics:
-                self._system_metrics.finish()
-            client.set_terminated(self.run_id, status=values["status"])
-
-    def _log_artifact(self, client: Any, url: str) -> None:
-        if path := local_path(url):
-            client.log_artifact(self.run_id, path)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / url.rsplit("/", 1)[-1]
-            copy.write_bytes(read_bytes(url))
-            client.log_artifact(self.run_id, str(copy))
+    def _warn_once(self, error: Exception, consequence: str) -> None:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        remedy = ""
+        if self._delivery.client is None and database_path(self.uri) is not None:
+            remedy = f" (a database of another version, or half made: `mlflow db upgrade {self.uri}`, or delete it)"
+        if reason not in self._warned_of:
+            self._warned_of.add(reason)
+            log.warning(
+                "MLflow at %s: %s: %s%s; %s", self.uri, type(error).__name__, reason, remedy, consequence
+            )
 
 
 def _system_metrics(client: Any, run_id: str) -> Any:
@@ -267,19 +258,31 @@ def _may_pass(error: Exception) -> bool:
     """The server, its database or the store of its artifacts failed. All else is a fault of ours, which would only fail
     again; on a database MLflow wraps those too."""
     ours = (TypeError, AttributeError, LookupError, NameError, AssertionError, FileNotFoundError)
-    if _is_refused(error) or isinstance(error.__cause__ or error, ours):
+    if _is_refused(error) or isinstance(error.__cause__ or error.__context__ or error, ours):
+        return False
+    if "out-of-date database schema" in str(error):
         return False
     of_server = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy")
     return of_server or is_store_error(error)
 
 
+def _has_undelivered(output: str) -> bool:
+    with suppress(Exception):
+        return exists(join(output, UNDELIVERED_FILE))
+    return False
+
+
 @contextmanager
-def tracked(stage: str, output: str, *, uri: str | None = None) -> Iterator[Tracker]:
-    """A tracker for a `with` block: FINISHED at its end, FAILED when it raises."""
-    tracker = Tracker(uri or default_tracking_uri(output), stage, output)
+def tracked(
+    stage: str, output: str, *, uri: str | None = None, preset: str | None = None
+) -> Iterator[Tracker]:
+    """A tracker for a `with` block: FINISHED at its end, KILLED when it is interrupted, FAILED when it raises."""
+    tracker = Tracker(uri or default_tracking_uri(output), stage, output, preset=preset)
     try:
+        if _has_undelivered(tracker.output):
+            tracker.deliver_left()
         yield tracker
-    except BaseException:
-        tracker.close("FAILED")
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.close()

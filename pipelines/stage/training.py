@@ -1,41 +1,154 @@
-"""A training stage's folder, for `pretrain` and `sft` alike: what stands in it beside the resumable checkpoints.
+"""A training stage, for `pretrain` and `sft` alike: how its folder begins, what its workers do, how it ends.
 
-Worker 0 keeps metrics.jsonl and, at the end, writes the weights; the driver adds the tokenizer, loss.png and the manifest.
+Beside the resumable checkpoints, worker 0 keeps metrics.jsonl and, at the end, writes the weights; the driver adds the tokenizer, loss.png and the manifest.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
+from llada.data.tokens.shards import load_unigram_counts
+from llada.errors import UserError
 from llada.files import file_sizes, join, read_bytes, sha256, storage_errors, write_bytes
-from llada.model.hf import save_state
+from llada.model.hf import load_model, save_state
 from llada.model.transformer import ModelConfig
+from llada.settings import flatten_settings
+from llada.training.checkpoint import complete_checkpoints
 from llada.training.events import (
     CheckpointDue,
     Event,
+    EventSink,
     RunStarted,
     StepDone,
     Validated,
     event_from_json,
     event_to_json,
 )
-from llada.training.trainer import TrainResult
-from pipelines.stage.artifact import Manifest, Output, fetch_folder, put_folder
+from llada.training.trainer import RunConfig, TrainResult, train
+from pipelines.stage.artifact import (
+    Manifest,
+    Output,
+    fetch_folder,
+    find_manifest,
+    put_folder,
+)
+from pipelines.stage.lifecycle import StageInput, begin_stage
 from pipelines.stage.tracking import Tracker
 
 CHECKPOINTS = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
 LOSS_PLOT = "loss.png"
-# Settings that an unfinished run may go on with changed, as LLaDA's did after a NaN.
+# Settings that an unfinished run may go on with changed, as LLaDA's did after a NaN ...
 LEARNING_RATES = ("optim.lr", "optim.muon_lr")
+# ... and those of its length and schedule, with which also a finished one may be extended.
+SCHEDULE = (
+    "train.num_steps",
+    "train.num_epochs",
+    "optim.warmup_steps",
+    "optim.decay_fraction",
+    "optim.final_lr_ratio",
+    "optim.drops",
+)
 # How stale metrics.jsonl may be for somebody who watches it.
 METRICS_EVERY_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def begin_training(
+    stage: str,
+    output: str,
+    *,
+    config: dict[str, Any],
+    inputs: Sequence[StageInput],
+    tracker: Tracker | None,
+    extend: bool,
+) -> Output:
+    """Open the folder of a training stage (see `begin_stage`); `extend` lets a finished run go on to a new length.
+
+    Raises UserError when the folder belongs to other work, or has nothing left to go on from.
+    """
+    finished = find_manifest(output) if extend else None
+    if finished is not None and _lengths(finished["config"]) == _lengths(config):
+        finished = None
+    if finished is not None and not complete_checkpoints(join(output, CHECKPOINTS)):
+        raise UserError(
+            f"{output} has no checkpoints any more to go on from: start from its weights, "
+            f"llada pretrain … --model {output} --output <another folder>"
+        )
+    folder = begin_stage(
+        stage,
+        output,
+        config=config,
+        inputs=inputs,
+        tracker=tracker,
+        in_force=settings_in_force(config),
+        may_change=LEARNING_RATES,
+        may_extend=SCHEDULE,
+        extend=extend and (finished is not None or find_manifest(output) is None),
+    )
+    if finished is not None:
+        log.warning(
+            "%s: the finished run goes on behind its %s steps; the learning rate is from there on that of the schedule "
+            "of the whole, longer run",
+            stage,
+            f"{finished['counts']['num_steps']:,}",
+        )
+    return folder
+
+
+def _lengths(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    return config["train"]["num_steps"], config["train"]["num_epochs"]
+
+
+def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of a training run that the others leave a meaning, by their dotted names."""
+    settings = flatten_settings(config)
+    idle = []
+    if settings["optim.optimizer"] != "muon":
+        idle += [name for name in settings if name.startswith("optim.muon_")]
+    if settings["train.num_steps"] is not None:
+        idle.append("train.num_epochs")
+    if settings["objective.kind"] == "autoregressive":
+        idle += ["objective.schedule", "objective.subs"]
+        idle += [name for name in settings if name.startswith("objective.time.")]
+    return {name: value for name, value in settings.items() if name not in idle}
+
+
+def training_worker(
+    model: ModelConfig,
+    config: RunConfig,
+    data: str,
+    output: str,
+    start: str | None,
+    report: EventSink,
+) -> TrainResult:
+    """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`, or
+    from random ones."""
+    initial_state = None
+    if start is not None:
+        network = load_model(fetch_folder(start), dtype=torch.float32)
+        initial_state = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    result = train(
+        model,
+        config,
+        data,
+        checkpoints=join(output, CHECKPOINTS),
+        unigram_counts=load_unigram_counts(data),
+        initial_state=initial_state,
+        report=report,
+    )
+    save_weights(output, result, model)
+    return result
 
 
 class MetricsFile:
@@ -55,7 +168,13 @@ class MetricsFile:
             case StepDone() | Validated():
                 self._events.append(event)
                 if time.monotonic() - self._written_at > METRICS_EVERY_S:
-                    self.write()
+                    try:
+                        self.write()
+                    except (
+                        Exception
+                    ) as error:  # it must not fail a step; all of it is written again next time
+                        log.warning("%s could not be written: %s", self.url, error)
+                        self._written_at = time.monotonic()
             case CheckpointDue():
                 self.write()
 
@@ -73,9 +192,15 @@ def read_metrics(output: str) -> list[StepDone | Validated]:
 
 def _read(url: str) -> list[StepDone | Validated]:
     try:
-        events = [event_from_json(json.loads(line)) for line in read_bytes(url).decode().splitlines()]
+        lines = read_bytes(url).splitlines()
     except FileNotFoundError:
         return []
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(event_from_json(json.loads(line)))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            log.warning("%s:%d is no event (%s) and is left out", url, number, error)
     return [event for event in events if isinstance(event, StepDone | Validated)]
 
 
@@ -114,6 +239,7 @@ def finish_training(
         tracker.set_tags({"output.kind": "checkpoint", "output.config_hash": manifest["config_hash"]})
         for name in (LOSS_PLOT, METRICS_FILE, "manifest.json"):
             tracker.log_artifact(join(folder.url, name))
+        tracker.log_model(folder.url, step=result.num_steps)
     return manifest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import llada
+from llada.config import Recipe
 from llada.data.tokens.shards import load_unigram_counts
 from llada.errors import UserError
 from llada.model.hf import load_state, read_config
@@ -103,3 +105,59 @@ def test_data_that_does_not_fit_the_model_is_refused_at_once(stages, tmp_path, c
     with pytest.raises(UserError, match=message):
         pretrain(recipe, data=stages.data, output=output, cluster=stages.cluster, progress=False)
     assert not Path(output, "manifest.json").exists()
+
+
+def steps(recipe: Recipe, number: int, **changes: float) -> Recipe:
+    run = recipe.pretrain
+    longer = replace(run, train=replace(run.train, num_steps=number), optim=replace(run.optim, **changes))
+    return replace(recipe, pretrain=longer)
+
+
+@pytest.mark.timeout(900)
+def test_a_finished_run_goes_on_to_a_new_length(stages, tmp_path, caplog):
+    """It ends where a run ends that was as long from the start, when the schedules agree on the steps before."""
+    output, whole = str(tmp_path / "extended"), str(tmp_path / "whole")
+    options = {"data": stages.data, "cluster": stages.cluster, "progress": False}
+    flat = {"warmup_steps": 2, "decay_fraction": 0.0}
+    pretrain(steps(stages.recipe, 6, **flat), output=output, **options)
+    with pytest.raises(UserError, match=r"train\.num_steps 6 \(now 9\); with --resume"):
+        pretrain(steps(stages.recipe, 9, **flat), output=output, **options)
+    with pytest.raises(UserError, match=r"optim\.lr"):  # of the same length: nothing would be trained with it
+        pretrain(steps(stages.recipe, 6, **flat, lr=1e-5), output=output, extend=True, **options)
+    manifest = pretrain(steps(stages.recipe, 9, **flat), output=output, extend=True, **options)
+    assert "goes on behind its 6 steps" in caplog.text
+    assert manifest == read_manifest(output)
+    assert (manifest["counts"]["num_steps"], manifest["config"]["train"]["num_steps"]) == (9, 9)
+    pretrain(steps(stages.recipe, 9, **flat), output=whole, **options)
+    one, two = weights(whole), weights(output)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(UserError, match="are at step 9, beyond a run of 7"):
+        pretrain(steps(stages.recipe, 7, **flat), output=output, extend=True, **options)
+    shutil.rmtree(f"{output}/checkpoints")
+    with pytest.raises(UserError, match="no checkpoints any more to go on from"):
+        pretrain(steps(stages.recipe, 12, **flat), output=output, extend=True, **options)
+
+
+def test_pretraining_starts_from_a_checkpoint_with_its_network(stages, tmp_path):
+    output = str(tmp_path / "out")
+    other = replace(stages.recipe, model=replace(stages.recipe.model, d_model=64))  # is not asked
+    manifest = pretrain(
+        steps(other, 1, lr=1e-9, muon_lr=1e-9),
+        data=stages.data,
+        model=stages.pretrained,
+        output=output,
+        cluster=stages.cluster,
+        progress=False,
+    )
+    assert [entry["url"] for entry in manifest["inputs"]][1] == stages.pretrained
+    assert manifest["config"]["model"]["d_model"] == 32
+    one, two = weights(stages.pretrained), weights(output)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+
+
+def test_a_network_is_asked_for_once(llada):
+    words = ["pretrain", "tiny", "--data", "d", "--output", "o", "--model", "m", "--model.d-model", "64"]
+    code, _, err = llada(*words)
+    assert code == 1
+    assert "--model m brings its own network" in err

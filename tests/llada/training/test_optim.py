@@ -3,9 +3,17 @@
 import pytest
 import torch
 
+from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training import optim
-from llada.training.optim import OptimConfig, build_optimizers, lr_factor, map_whole_matrices, set_lr
+from llada.training.optim import (
+    OptimConfig,
+    build_optimizers,
+    lr_factor,
+    map_whole_matrices,
+    schedule_faults,
+    set_lr,
+)
 
 
 def small_model() -> Transformer:
@@ -44,6 +52,44 @@ def test_lr_corner_cases() -> None:
     for bad in ({"decay_fraction": 1.5}, {"lr": 0.0}, {"warmup_steps": -1}):
         with pytest.raises(ValueError, match="optim"):
             OptimConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("drops", "at"),
+    [(((0.5, 0.1), (0.2, 0.5)), "0.5, 0.2"), (((0.5, 0.1), (0.5, 0.2)), "0.5, 0.5"), (((1.5, 0.1),), "1.5")],
+)
+def test_drops_stand_in_the_order_of_the_run(drops: tuple, at: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"optim: drops must stand at rising shares of the run below 1, not at {at}$"
+    ):
+        OptimConfig(drops=drops)
+    OptimConfig(drops=((0.2, 0.5), (0.5, 0.1)))
+
+
+@pytest.mark.parametrize(
+    ("steps", "changes", "said"),
+    [
+        (100, {}, None),
+        (100, {"warmup_steps": 100, "decay_fraction": 0.0}, None),
+        (
+            100,
+            {"warmup_steps": 200},
+            "more than the run's 100 steps: the learning rate ends at 50% of its peak",
+        ),
+        (
+            100,
+            {"warmup_steps": 90},
+            "reaches into the decay that optim.decay_fraction 0.2 begins at step 80 of 100",
+        ),
+        (100, {"drops": ((0.9, 0.5),)}, "the drop at 0.9 of the run falls into its decay"),
+        (100, {"drops": ((0.05, 0.5),)}, "the drop at 0.05 of the run falls into its warm-up"),
+    ],
+    ids=str,
+)
+def test_what_a_schedule_cannot_do_is_said(steps: int, changes: dict, said: str | None) -> None:
+    faults = schedule_faults(steps, OptimConfig(**{"warmup_steps": 10} | changes))
+    assert len(faults) == (said is not None)
+    assert said is None or said in faults[0]
 
 
 def test_every_parameter_is_moved_by_one_optimizer_with_its_decay() -> None:

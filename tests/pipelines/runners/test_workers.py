@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import torch
 
 from llada.config import Recipe
@@ -113,6 +114,50 @@ def test_a_killed_driver_takes_its_ray_along_and_the_same_command_goes_on(stages
     assert not left, f"still running: {[p.pid for p in left]}"
     pretrain(longer(stages.recipe), data=stages.data, output=output, cluster=stages.cluster, progress=False)
     assert_same_run(output, undisturbed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_that_it_goes_on_and_leaves_no_process(stages, tmp_path, number, code):
+    """Ctrl-C and SIGTERM while Ray trains, whose handlers are not ours."""
+    output, recipe = str(tmp_path / "out"), tmp_path / "recipe.json"
+    train_config = replace(stages.recipe.pretrain.train, num_steps=100_000, checkpoint_every=5)
+    recipe.write_text(
+        to_json(replace(stages.recipe, pretrain=replace(stages.recipe.pretrain, train=train_config)))
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.pretrain",
+        str(recipe),
+        "--data",
+        stages.data,
+        "--no-progress",
+    ]
+    command += ["--output", output, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+
+    def default() -> None:  # whoever runs the tests may ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with open(tmp_path / "log", "wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY, preexec_fn=default)
+        try:
+            for _ in range(4800):
+                if checkpoints(output) or driver.poll() is not None:
+                    break
+                time.sleep(0.05)
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            started = psutil.Process(driver.pid).children(recursive=True)
+            # With the priority of the command: Ray would have it that they wait for everybody else.
+            assert {process.nice() for process in started} == {psutil.Process(driver.pid).nice()}
+            driver.send_signal(number)
+            assert driver.wait(120) == code
+        finally:
+            driver.kill()
+    lines = (tmp_path / "log").read_text().strip().splitlines()
+    assert lines[-1] == "llada pretrain: interrupted; the same command goes on where it stopped"
+    assert "Traceback" not in "".join(lines)
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not left, f"still running: {[p.pid for p in left]}"
 
 
 @pytest.fixture
@@ -243,3 +288,74 @@ def test_a_second_attempt_can_succeed(local_ray, tmp_path):
 
     assert run(function, tmp_path / "out") == RESULT
     assert attempts(tmp_path / "attempts") == 2
+
+
+def test_a_driver_that_hears_nothing_fails_no_step(local_ray, tmp_path):
+    """The queue that leads to it dies in the middle: steps are done, their log is kept, the result arrives."""
+
+    def function(report: EventSink) -> TrainResult:
+        report(RunStarted(0, 2, 10, 3.0, "float32", 1))
+        (reporter,) = (
+            cell.cell_contents for cell in report.__closure__ if hasattr(cell.cell_contents, "tell")
+        )
+        ray.kill(reporter.events.actor)
+        for number in (1, 2):
+            report(StepDone(number, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
+        return RESULT
+
+    assert run(function, tmp_path / "out") == RESULT
+    assert [event.step for event in read_metrics(str(tmp_path / "out"))] == [1, 2]
+
+
+LOST_NODE = """
+import os, sys, threading, time
+import ray
+from ray.cluster_utils import Cluster
+from llada.training.events import RunStarted, StepDone
+from llada.training.trainer import TrainResult
+from pipelines.runners.workers import run_workers
+from pipelines.stage.cluster import ClusterConfig
+
+folder = sys.argv[1]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+others = [cluster.add_node(num_cpus=0) for _ in range(2)]  # where no worker has a place
+cluster.wait_for_nodes()
+
+def function(report):
+    report(RunStarted(0, 100, 10, 3.0, "float32", 1))
+    open(folder + "/begun", "w").close()
+    while not os.path.exists(folder + "/lost"):
+        time.sleep(0.1)
+    with open(folder + "/attempts", "a") as file:
+        file.write("x")
+    report(StepDone(1, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
+    return TrainResult(1, 64, 2.0, 2.5, 3.0, 1.0, 64.0, None)
+
+def lose():
+    while not os.path.exists(folder + "/begun"):
+        time.sleep(0.1)
+    for node in others:
+        cluster.remove_node(node, allow_graceful=False)
+    open(folder + "/lost", "w").close()
+
+threading.Thread(target=lose, daemon=True).start()
+config = ClusterConfig(address=cluster.address)
+result = run_workers(function, output=folder + "/out", cluster=config, tracker=None, label="toy", progress=False)
+print("steps", result.num_steps, open(folder + "/attempts").read(), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_lost_node_without_workers_changes_nothing(tmp_path):
+    """What the driver and the workers talk through stands on the driver's own node."""
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOST_NODE, str(tmp_path)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
+    assert done.stdout.strip().splitlines()[-1:] == ["steps 1 x"], done.stdout + done.stderr

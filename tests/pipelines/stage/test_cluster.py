@@ -1,5 +1,7 @@
 import logging
+import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -72,8 +74,6 @@ def test_a_running_ray_is_used_and_left_running(local_ray, tmp_path):
 
 def test_an_absent_cluster_is_reported_quickly(tmp_path):
     """In a process of its own, because this one may have joined a Ray already."""
-    import subprocess
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -99,3 +99,34 @@ def test_an_absent_cluster_is_reported_quickly(tmp_path):
         assert line.startswith(f"no Ray cluster at {address}")
         assert "ray_configs/local.yaml" in line
     assert time.monotonic() - begin < 40
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("patience", [300, 5])
+def test_a_slow_start_is_waited_for_and_at_last_one_line(tmp_path, patience):
+    """A node that registers 40 s late, as on a machine with other work: Ray itself gives up after 30."""
+    program = (
+        "import sys\n"
+        "from pipelines.stage import cluster\n"
+        "from pipelines.stage.command import exit_codes\n"
+        f"cluster.START_TIMEOUT_S = {patience}\n"
+        "with exit_codes('prepare'), cluster.connect(cluster.ClusterConfig(num_cpus=1), sys.argv[1]):\n"
+        "    print('started')\n"
+    )
+    late = "ray::rpc::NodeInfoGcsService.grpc_client.RegisterNode=40000000:40000000"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env={**os.environ, "RAY_testing_asio_delay_us": late},
+        capture_output=True,
+        text=True,
+        timeout=580,
+        cwd=Path(__file__).resolve().parents[3],
+        check=False,
+    )
+    if patience == 300:
+        assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+    else:
+        assert done.returncode == 1
+        assert done.stderr.startswith("llada prepare: Ray did not start on this machine: ")
+        assert "Traceback" not in done.stderr

@@ -81,6 +81,19 @@ def test_a_fault_inside_a_stage_is_logged_in_its_folder(capsys, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_stage_that_ends_the_process_has_not_succeeded(capsys, tmp_path):
+    """Say, a library that calls sys.exit(0); of a command alone it is how --help ends."""
+    with pytest.raises(SystemExit) as exit_, exit_codes("sft", str(tmp_path / "out")):
+        sys.exit(0)
+    err = capsys.readouterr().err
+    assert exit_.value.code == 1
+    assert "SystemExit: 0" in err
+    log_of(err).unlink()
+    with pytest.raises(SystemExit) as exit_, exit_codes("sft"):
+        sys.exit(0)
+    assert exit_.value.code == 0
+
+
 def test_a_users_fault_inside_a_stage_is_one_line(capsys, tmp_path):
     def stage(**_: object) -> dict:
         raise UserError("the data does not fit")

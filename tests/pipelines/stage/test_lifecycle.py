@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.stage.artifact import open_output, read_manifest
+from pipelines.stage.delivery import EXPERIMENT
 from pipelines.stage.lifecycle import StageInput, begin_stage, finish_stage, folder_input
-from pipelines.stage.tracking import EXPERIMENT, tracked
+from pipelines.stage.tracking import tracked
 
 pytestmark = pytest.mark.integration
 CONFIG = {"seed": 3, "sampling": {"steps": 8, "stop": ("a", "b")}}

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
+import shutil
 import socket
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
-from pipelines.stage.tracking import EXPERIMENT, Tracker, default_tracking_uri, tracked
+from pipelines.stage.artifact import open_output, read_manifest
+from pipelines.stage.delivery import EXPERIMENT, open_client
+from pipelines.stage.tracking import Tracker, default_tracking_uri, tracked
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.integration
@@ -154,3 +160,75 @@ def test_stages_are_runs_with_links(stages):
     }
     assert artifacts["data"] == {"manifest.json", "report.html"}
     assert artifacts["model"] == {"manifest.json", "loss.png", "metrics.jsonl"}
+
+
+def test_what_could_not_be_delivered_is_delivered_by_the_next_attempt(tmp_path, caplog):
+    """A server that is away, then the same output with one that is there: nothing is lost, nothing comes twice."""
+    output, uri = str(tmp_path / "out"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        away = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with tracked("sft", output, uri=away) as tracker:
+        tracker.log_metrics({"train.loss": 2.0}, step=1)
+        assert tracker.wait_started() is None
+    assert f"`llada track {output}`" in caplog.text
+    with tracked("sft", output, uri=uri) as tracker:
+        tracker.log_metrics({"train.loss": 1.0}, step=2)
+    assert not Path(output, "tracking-undelivered.jsonl").exists()
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
+
+
+def test_a_run_is_told_from_others_and_links_both_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folder = open_output("out", stage="sft", config={"lr": 1}, inputs=[])
+    with tracked("sft", "out", uri=uri, preset="tiny") as tracker:
+        tracker.log_params({"lr": 1, "unset": None})
+        tracker.log_input("data", context="data")
+        folder.finish({}, kind="checkpoint")  # before MLflow has given a run
+        tracker.log_model(str(tmp_path / "out"), step=3)
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert re.fullmatch(r"sft tiny out \d{4}-\d\d-\d\d \d\d:\d\d", run.info.run_name)
+    assert run.data.params == {"lr": "1"}
+    tags = run.data.tags
+    assert (tags["output"], tags["preset"], tags["stage"]) == (str(tmp_path / "out"), "tiny", "sft")
+    assert tags["input.data"] == str(tmp_path / "data")
+    assert tags["git_commit"] == tags["mlflow.source.git.commit"]
+    assert read_manifest("out")["mlflow_run_id"] == run.info.run_id
+    assert tags["model"] == "models:/tiny-sft/1"
+    (logged,) = run.outputs.model_outputs
+    assert client.get_logged_model(logged.model_id).tags["source"] == str(tmp_path / "out")
+
+
+def test_a_database_of_another_version_is_one_line_with_the_remedy(tmp_path, caplog):
+    path = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{path}"
+    open_client(f"sqlite:///{tmp_path / 'other.db'}")
+    shutil.copy(tmp_path / "other.db", path)  # one that this process has not opened yet
+    with contextlib.closing(sqlite3.connect(path)) as database:  # as a migration that was killed leaves it
+        database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+        database.commit()
+    with tracked("sft", str(tmp_path / "out"), uri=uri) as tracker:
+        for step in range(3):
+            tracker.log_metrics({"train.loss": 2.0}, step=step)
+        assert tracker.wait_started() is None
+    told = [record.message for record in caplog.records if "out-of-date" in record.message]
+    assert len(told) == 1
+    assert f"mlflow db upgrade {uri}" in told[0]
+    assert "\n" not in told[0]
+    assert Path(tmp_path, "out", "tracking-undelivered.jsonl").exists()
+
+
+def test_a_damaged_file_of_the_undelivered_is_put_aside(tmp_path, caplog):
+    output, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    output.mkdir()
+    (output / "tracking-undelivered.jsonl").write_text("{\n")
+    with tracked("sft", str(output), uri=uri) as tracker:
+        tracker.log_metrics({"train.loss": 1.0}, step=1)
+        assert tracker.wait_started()
+    assert (output / "tracking-undelivered.jsonl.damaged").read_text() == "{\n"
+    assert "tracking-undelivered.jsonl:1 is no call" in caplog.text

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
 
 from llada.model.hf import load_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.events import CheckpointDue, RunStarted, StepDone, Validated
-from llada.training.trainer import TrainResult
+from llada.training.trainer import RunConfig, TrainResult
 from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.training import (
     METRICS_FILE,
@@ -19,6 +21,7 @@ from pipelines.stage.training import (
     plot_losses,
     read_metrics,
     save_weights,
+    settings_in_force,
     training_summary,
 )
 
@@ -99,3 +102,40 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
     loaded = load_model(folder.url)
     assert all(torch.equal(p, state[name]) for name, p in loaded.named_parameters())
     assert Path(folder.url, "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_damaged_line_of_the_log_is_left_out_and_named(tmp_path, caplog):
+    metrics = MetricsFile(str(tmp_path))
+    metrics.add(step(8))
+    metrics.write()
+    with (tmp_path / METRICS_FILE).open("ab") as file:
+        file.write(b'{"event": "st\n{"event": "other"}\n\xff\n')
+    assert read_metrics(str(tmp_path)) == [step(8)]
+    assert [f"{METRICS_FILE}:{number} is no event" in caplog.text for number in (1, 2, 3, 4)] == [
+        False,
+        *[True] * 3,
+    ]
+
+
+def test_a_log_that_cannot_be_written_fails_no_step(tmp_path, caplog):
+    """Only a checkpoint waits for it: the log must never be behind one."""
+    metrics = MetricsFile(str(tmp_path / "out"))
+    (tmp_path / "out").write_text("a file in the way")
+    metrics.add(step(8))
+    assert "could not be written" in caplog.text
+    with pytest.raises(OSError):
+        metrics.add(CheckpointDue(8))
+
+
+def test_settings_in_force_are_those_with_a_meaning():
+    run = asdict(RunConfig())
+    shown = settings_in_force({"model": {"d_model": 8}, **run})
+    assert shown["model.d_model"] == 8
+    assert "optim.muon_lr" not in shown
+    assert shown["train.num_epochs"] == 1.0
+    run["train"]["num_steps"], run["optim"]["optimizer"] = 7, "muon"
+    shown = settings_in_force(run)
+    assert "train.num_epochs" not in shown
+    assert shown["optim.muon_lr"] == 3e-4
+    run["objective"]["kind"] = "autoregressive"
+    assert not {"objective.schedule", "objective.time.t_min"} & settings_in_force(run).keys()

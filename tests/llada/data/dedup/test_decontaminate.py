@@ -109,7 +109,9 @@ def test_how_much_of_an_evaluation_set_can_be_found_is_counted(tmp_path):
     assert nothing.startswith(
         f"nothing was looked for in the data: none of the 2 evaluation rows of {tmp_path}/c.jsonl"
     )
-    assert "no evaluation row in" in coverage_problem(index_of(tmp_path / "d.jsonl", []).coverage, 8)
+    (tmp_path / "d.jsonl").write_text("\n")
+    without = build_index(DecontaminationConfig((str(tmp_path / "d.jsonl"),)))
+    assert "no evaluation row in" in coverage_problem(without.coverage, 8)
 
 
 def test_which_strings_make_a_row(tmp_path):
