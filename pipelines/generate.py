@@ -4,7 +4,7 @@ A prompt line is JSON, {"prompt": text} or {"messages": [...]}, other fields bei
 it is plain text. Answers stand in the order of the prompts:
     <output>/generations.jsonl     blocks/  finished blocks (what a rerun skips)     manifest.json  last
 Prompt i is seeded with seed + i: block size and number of actors change nothing. (A GPU computes in bf16, where rounding
-depends on the batch and may decide between tokens that are nearly equally likely.)
+depends on the batch and may decide between tokens that are nearly equally likely; llada/sampling/sampler.py says how often.)
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Denoiser:
         folder = fetch_folder(model_url)
         try:
             _check_device(device)
-            model, tokenizer = llada.load(folder, device=device, dtype=_find_dtype(dtype))
+            model, tokenizer = llada.load(folder, device=device, dtype=dtype)
         except UserError as error:
             raise UserError(f"cannot serve {model_url}: {error}") from error
         if tokenizer is None:
@@ -124,9 +124,10 @@ class Denoiser:
     def _choose_sampling(self, body: SamplingBody, gen_length: int) -> SamplingConfig:
         """The defaults with what the request asks for. Raises RequestError for contradictions."""
         asked = body.knobs()
-        # A rule of the request replaces the default one, whether it goes by its name or by its knob.
+        # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its schedule.
         if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
-            asked = {"remasking": "low_confidence"} | dict.fromkeys(RULE_OF_KNOB) | asked
+            knobs = {"remasking", "schedule", *RULE_OF_KNOB}
+            asked = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in knobs} | asked
         try:
             return dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
         except UserError as error:
@@ -145,13 +146,6 @@ class Denoiser:
         if max_tokens is not None:
             message += f" and max_tokens asks for {max_tokens} more"
         raise RequestError(400, message, param="prompt", code="context_length_exceeded")
-
-
-def _find_dtype(name: str | None) -> torch.dtype | None:
-    dtype = None if name is None else getattr(torch, name, None)
-    if name is not None and not isinstance(dtype, torch.dtype):
-        raise UserError(f"dtype {name!r} is none of torch's; try bfloat16, float16 or float32")
-    return dtype
 
 
 def _check_device(name: str) -> None:

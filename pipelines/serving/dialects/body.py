@@ -11,12 +11,13 @@ import typing
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Strict,
     ValidationError,
     create_model,
     field_validator,
@@ -105,8 +106,17 @@ def _knob_fields() -> dict[str, Any]:
         limits = {_LIMITS[name]: limit for name, limit in knob.metadata.items() if name in _LIMITS}
         if (high := knob.metadata["request_high"]) is not None:
             limits["le"] = high
-        described[knob.name] = (kinds[knob.name] | None, Field(None, description=docs[knob.name], **limits))
+        kind = _json_kind(kinds[knob.name])
+        described[knob.name] = (kind | None, Field(None, description=docs[knob.name], **limits))
     return described
+
+
+def _json_kind(kind: Any) -> Any:
+    """The type of a knob in a body: JSON spells the integers that are keys as text."""
+    for option in typing.get_args(kind):
+        if typing.get_origin(option) is dict:
+            return dict[Annotated[int, Strict(False)], typing.get_args(option)[1]]  # type: ignore[misc]
+    return kind
 
 
 if TYPE_CHECKING:
