@@ -14,6 +14,7 @@ import inspect
 import itertools
 import json
 import math
+import numbers
 import operator
 import textwrap
 import types
@@ -120,7 +121,10 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
             return value
     elif origin is dict:
         if isinstance(value, dict):
-            return {key: _parse(args[1], item, f"{path}.{key}") for key, item in value.items()}
+            return {
+                _parse_key(args[0], key, path): _parse(args[1], item, f"{path}.{key}")
+                for key, item in value.items()
+            }
     elif origin is tuple:
         if isinstance(value, list | tuple) and (args[-1] is Ellipsis or len(args) == len(value)):
             kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
@@ -133,6 +137,13 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
     elif type(value) is kind or kind is type(value):
         return value
     raise UserError(f"{path} must be {describe_kind(kind)}, not {value!r}")
+
+
+def _parse_key(kind: Any, key: Any, path: str) -> Any:
+    """A key of a mapping; JSON writes integers as text."""
+    if kind is int and isinstance(key, str) and key.isdecimal() and key.isascii():
+        return int(key)
+    return _parse(kind, key, f"a key of {path}")
 
 
 def describe_kind(kind: Any) -> str:
@@ -198,22 +209,31 @@ _LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 
 def check_limits(settings: Any, name: str) -> None:
-    """Raise UserError for the first field outside its limits (see `limited`), or outside the values of its Literal type;
-    `name` is what the settings are called."""
+    """Raise UserError for the first field that is no number where its type is one, outside its limits (see `limited`), or
+    outside the values of its Literal type; `name` is what the settings are called."""
     for field_name, choices in _choices(settings.__class__).items():
         value = getattr(settings, field_name)
         if value not in choices:
             raise UserError(
                 f"{name}: {field_name} must be one of {', '.join(map(str, choices))}, not {value!r}"
             )
+    numeric = _numeric(settings.__class__)
     for field in dataclasses.fields(settings):
-        for value in _single_values(getattr(settings, field.name)):
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name}: {field.name} must be a finite number, not {value}")
+        value = getattr(settings, field.name)
+        if field.name in numeric and not _is_of(value, numeric[field.name]):
+            described = describe_kind(numeric[field.name])
+            raise UserError(f"{name}: {field.name} must be {described}, not {shorten(value)}")
+        for single in _single_values(value):
+            if not _is_finite(single):
+                raise UserError(f"{name}: {field.name} must be a finite number, not {shorten(single)}")
             for limit, (holds, words) in _LIMITS.items():
-                if value is not None and limit in field.metadata and not holds(value, field.metadata[limit]):
+                if (
+                    single is not None
+                    and limit in field.metadata
+                    and not holds(single, field.metadata[limit])
+                ):
                     raise UserError(
-                        f"{name}: {field.name} must be {words} {field.metadata[limit]}, not {value!r}"
+                        f"{name}: {field.name} must be {words} {field.metadata[limit]}, not {shorten(single)}"
                     )
 
 
@@ -226,16 +246,65 @@ def _single_values(value: Any) -> Iterator[Any]:
         yield value
 
 
+def shorten(value: object) -> str:
+    """A value as an error quotes it: Python's spelling, cut where it is long."""
+    try:
+        spelled = repr(value)
+    except ValueError:  # Python spells no integer of more than 4,300 digits
+        return "an integer of thousands of digits"
+    return spelled if len(spelled) <= 80 else f"{spelled[:77]}..."
+
+
+# What a value of such a field is an instance of: numbers of other libraries are numbers too.
+_NUMERIC: dict[type, type] = {
+    bool: bool,
+    int: numbers.Integral,
+    float: numbers.Real,
+    type(None): type(None),
+}
+
+
+def _is_of(value: object, annotation: Any) -> bool:
+    """Whether a value belongs into a field of this numeric type; a bool is no number."""
+    kinds = _options(annotation)
+    return any(isinstance(value, _NUMERIC[k]) and isinstance(value, bool) == (k is bool) for k in kinds)
+
+
+def _is_finite(value: object) -> bool:
+    """False for an infinity, a NaN, and an integer that no float can hold."""
+    if not isinstance(value, numbers.Real):
+        return True
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+@functools.cache
+def _numeric(kind: type) -> dict[str, Any]:
+    """{field: its type} of the fields whose type is a number, or one that may be None."""
+    return {
+        name: annotation
+        for name, annotation in typing.get_type_hints(kind).items()
+        if all(option in _NUMERIC for option in _options(annotation))
+    }
+
+
 @functools.cache
 def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
     """{field: its values} of the fields whose type is a Literal, or one that may be None."""
     choices: dict[str, tuple[Any, ...]] = {}
     for name, annotation in typing.get_type_hints(kind).items():
-        options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+        options = _options(annotation)
         values = [typing.get_args(o) if typing.get_origin(o) is typing.Literal else None for o in options]
         if any(values) and all(v or o is type(None) for v, o in zip(values, options, strict=True)):
             choices[name] = tuple(value for group in values for value in group or (None,))
     return choices
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(annotation) if _is_union(annotation) else (annotation,)
 
 
 def _is_union(annotation: Any) -> bool:

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from llada.errors import UserError
 from llada.files import local_path
+from llada.model.hf import find_dtype
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, from_dict, limited, merge_settings, require
 from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkpoint
 from pipelines.serving.gateway import Gateway
-from pipelines.serving.replica import Denoiser, find_dtype
+from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import RequestLimits
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster

@@ -6,6 +6,8 @@ T tokens, weigh by T/l. It is a bound without ε, and exact for T = 1.
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor
 
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key, uniforms
 from llada.diffusion.objective import token_cross_entropy
-from llada.model.predict import Model, guided_predict, predict, resolve_mask_id
+from llada.errors import UserError
+from llada.model.predict import Model, check_tokens, guided_predict, predict, resolve_mask_id
+from llada.settings import require, shorten
 
 
 class PerplexityBound(NamedTuple):
@@ -75,13 +79,24 @@ def log_likelihood(
     sample.
 
     Args:
-        prompt, answer: (P,) and (T,) int64.
+        prompt, answer: (P,) and (T,) integers, or one row (1, …) of them.
         generator: on the CPU; None seeds one with 0.
+
+    Raises:
+        UserError: an empty answer, a mask token in either, ids outside of the vocabulary, a row longer than the model's
+            context, a number of samples or a guidance that means nothing.
+        FloatingPointError: the network's logits are no numbers.
     """
     mask_id = resolve_mask_id(model, mask_id)
-    prompt, answer = prompt.reshape(-1), answer.reshape(-1)
-    if len(answer) == 0:
-        raise ValueError("log_likelihood: the answer is empty")
+    _check_count("log_likelihood", "num_samples", num_samples)
+    _check_count("log_likelihood", "batch_size", batch_size)
+    require(
+        isinstance(cfg_scale, numbers.Real) and 0 <= cfg_scale < math.inf,
+        f"log_likelihood: cfg_scale must be a finite number of at least 0, not {shorten(cfg_scale)}",
+    )
+    prompt, answer = (_one_row(name, ids) for name, ids in (("prompt", prompt), ("answer", answer)))
+    require(len(answer) > 0, "log_likelihood: the answer is empty")
+    _check_clean("log_likelihood", model, torch.cat([prompt, answer])[None], mask_id)
     generator = generator or torch.Generator().manual_seed(0)
     clean = torch.cat([prompt, answer])
     is_answer = torch.arange(len(clean), device=clean.device) >= len(prompt)
@@ -99,7 +114,40 @@ def log_likelihood(
             model, noisy, rows, is_answer.expand_as(rows), mask_id=mask_id, cfg_scale=cfg_scale
         )
         total -= float(terms.double().sum())
+    if math.isnan(total):
+        raise FloatingPointError(
+            "log_likelihood: the network's logits are no numbers (NaN); its weights are damaged"
+        )
     return total / num_samples
+
+
+def _one_row(name: str, ids: Tensor) -> Tensor:
+    """(N,) int64. Raises UserError for a batch, and for what holds no ids."""
+    if (
+        not isinstance(ids, Tensor)
+        or ids.is_floating_point()
+        or (ids.dim() > 1 and ids.numel() != ids.shape[-1])
+    ):
+        kind = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else shorten(ids)
+        if not (isinstance(ids, Tensor) and ids.numel() == 0):  # torch's empty tensor holds floats
+            raise UserError(f"log_likelihood: {name} must be a tensor of ids of one row, not {kind}")
+    return ids.reshape(-1).long()
+
+
+def _check_count(function: str, name: str, count: int) -> None:
+    require(
+        isinstance(count, numbers.Integral) and not isinstance(count, bool) and count >= 1,
+        f"{function}: {name} must be an integer of at least 1, not {shorten(count)}",
+    )
+
+
+def _check_clean(function: str, model: Model, tokens: Tensor, mask_id: int) -> None:
+    """Refuse a text (B, L) that the network cannot be asked about, or that is masked before we mask it."""
+    check_tokens(function, model, tokens, torch.tensor([mask_id]))
+    require(
+        not bool((tokens == mask_id).any()),
+        f"{function}: the text holds the mask token {mask_id}, which has no likelihood; score a text without masks",
+    )
 
 
 @torch.no_grad()
@@ -154,6 +202,8 @@ def bound_samples(
 
     Args:
         ids: (B,) int64 in [0, num_rows), the rows' places in the data set.
+
+    Raises FloatingPointError when the network's logits are no numbers.
     """
     start = float(uniforms(stream_key(seed, "likelihood-shift"), torch.zeros(1, dtype=torch.int64))[0])
     shift = (ids.double() / num_rows + start) % 1
@@ -163,14 +213,18 @@ def bound_samples(
         keys = row_keys(stream_key(seed, "likelihood", sample), ids)
         nats = nelbo_rows(model, tokens, maskable, counts, keys, mask_id=mask_id, segment_ids=segment_ids)
         samples.append(nats.double().cpu())
-    return torch.stack(samples)
+    if bool((drawn := torch.stack(samples)).isnan().any()):
+        raise FloatingPointError(
+            "the bound of a likelihood is no number (NaN): the network's weights are damaged"
+        )
+    return drawn
 
 
 def summarise_bound(samples: Tensor, num_tokens: Tensor) -> PerplexityBound:
     """Mean and standard error per token of samples (S, R) over rows of `num_tokens` (R,) scored tokens each."""
     samples, num_tokens = samples[:, num_tokens > 0], num_tokens[num_tokens > 0].double()
     if num_tokens.numel() == 0:
-        raise ValueError("perplexity_bound: there is no token to score")
+        raise UserError("perplexity_bound: there is no token to score")
     per_row = samples.mean(0)
     mean = float(per_row.sum() / num_tokens.sum())
     # Rows differ in length: the error of the ratio is that of the residuals. One row alone: its samples' spread.
@@ -196,7 +250,27 @@ def perplexity_bound(
         tokens: (B, L) int64.
         num_samples: masks per row (see `bound_samples`).
         maskable: (B, L) bool, the tokens whose likelihood is bounded; the rest is context. None means all.
+
+    Raises:
+        UserError: mask tokens among those whose likelihood is asked for, ids outside of the vocabulary, rows longer than the
+            model's context, a shape of `maskable` that is not the tokens', nothing to score, or a number of samples or
+            rows that means nothing.
+        FloatingPointError: the network's logits are no numbers.
     """
+    _check_count("perplexity_bound", "num_samples", num_samples)
+    _check_count("perplexity_bound", "batch_size", batch_size)
+    for name, other in (("maskable", maskable), ("segment_ids", segment_ids)):
+        require(
+            other is None or other.shape == tokens.shape,
+            f"perplexity_bound: {name} must have the shape {tuple(tokens.shape)} of the tokens",
+        )
+    mask_id = resolve_mask_id(model, mask_id)
+    check_tokens("perplexity_bound", model, tokens, torch.tensor([mask_id]))
+    scored = tokens if maskable is None else tokens[maskable.bool()]
+    require(
+        not bool((scored == mask_id).any()),
+        f"perplexity_bound: the text to score holds the mask token {mask_id}, which has no likelihood",
+    )
     maskable = torch.ones_like(tokens, dtype=torch.bool) if maskable is None else maskable
     samples = [
         bound_samples(
@@ -206,7 +280,7 @@ def perplexity_bound(
             rows,
             num_rows=len(tokens),
             num_samples=num_samples,
-            mask_id=resolve_mask_id(model, mask_id),
+            mask_id=mask_id,
             segment_ids=None if segment_ids is None else segment_ids[rows],
             seed=seed,
         )

@@ -12,9 +12,10 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,16 +23,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.model.hf_config import (
+    Layout,
+    MissingCheckpointError,
+    format_config,
+    read_config,
+    read_end_ids,
+    read_object,
+)
 from llada.model.transformer import ModelConfig, Transformer
 
-
-class MissingCheckpointError(UserError, FileNotFoundError):
-    """A folder, or a file that its index names, is not there."""
-
-
-Layout = Literal["ours", "llada", "llama"]
 SHARD_BYTES = 5 * 1024**3
-OUR_MODEL_TYPE = "masked_diffusion_transformer"
 
 # ours -> theirs. `{}` stands for the layer number. Beware: in LLaDA's layout `ff_out` names both the head and
 # every block's down-projection, and `ff_proj` is the gate.
@@ -87,192 +89,6 @@ def tensor_names(config: ModelConfig, layout: Layout) -> dict[str, str]:
     return names
 
 
-def detect_layout(config: dict[str, Any], folder: Path) -> Layout:
-    """Which layout a config.json describes."""
-    model_type = str(config.get("model_type"))
-    if model_type == OUR_MODEL_TYPE:
-        return "ours"
-    if model_type == "llada" and "d_model" in config:
-        return "llada"
-    if "hidden_size" in config and ("llada" in model_type.lower() or model_type == "llama"):
-        return "llama"
-    raise UserError(
-        f"{folder}/config.json: model_type {model_type!r} is none of '{OUR_MODEL_TYPE}', 'llada' (GSAI-ML/LLaDA), "
-        f"'illada' or 'llama' (standard Llama tensor names)"
-    )
-
-
-def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelConfig:
-    """ModelConfig of a config.json, refusing what this network cannot express instead of dropping it."""
-    if layout == "ours":
-        known = {f.name for f in fields(ModelConfig)}
-        unknown = sorted(set(config) - known - {"model_type"})
-        if unknown:
-            raise UserError(f"{folder}/config.json: unknown keys {unknown}")
-        return ModelConfig(**{k: v for k, v in config.items() if k in known})
-    if layout == "llada":
-        required = {
-            "activation_type": "silu",
-            "layer_norm_type": "rms",
-            "block_type": "llama",
-            "rope": True,
-            "alibi": False,
-            "include_bias": False,
-            "include_qkv_bias": False,
-            "attention_layer_norm": False,
-            "input_emb_norm": False,
-            "scale_logits": False,
-        }
-        _refuse_differences(config, required, folder)
-        return ModelConfig(
-            vocab_size=config.get("embedding_size") or config["vocab_size"],
-            d_model=config["d_model"],
-            num_layers=config["n_layers"],
-            num_heads=config["n_heads"],
-            num_kv_heads=config.get("n_kv_heads") or config["n_heads"],
-            ffn_dim=config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
-            max_length=config["max_sequence_length"],
-            rope_theta=config["rope_theta"],
-            rms_norm_eps=config.get("rms_norm_eps", 1e-5),
-            tie_embeddings=config["weight_tying"],
-            mask_token_id=config.get("mask_token_id"),
-            eos_token_id=config.get("eos_token_id"),
-            pad_token_id=config.get("pad_token_id"),
-        )
-    required = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-    _refuse_differences(config, required, folder)
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        raise UserError(f"{folder}/config.json: scaled rotary positions ({scaling}) are not supported")
-    eos = config.get("eos_token_id")
-    is_ar = config["model_type"] == "llama"
-    return ModelConfig(
-        vocab_size=config["vocab_size"],
-        d_model=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        ffn_dim=config["intermediate_size"],
-        max_length=config["max_position_embeddings"],
-        rope_theta=config.get("rope_theta") or scaling.get("rope_theta", 10_000.0),
-        rms_norm_eps=config.get("rms_norm_eps", 1e-5),
-        tie_embeddings=config.get("tie_word_embeddings", False),
-        causal=is_ar,
-        # iLLaDA's config declares no mask id; its documentation says 5.
-        mask_token_id=config.get("mask_token_id", None if is_ar else 5),
-        eos_token_id=eos[0] if isinstance(eos, list) else eos,
-        pad_token_id=config.get("pad_token_id"),
-    )
-
-
-def _refuse_differences(config: dict[str, Any], required: dict[str, Any], folder: Path) -> None:
-    for key, value in required.items():
-        if config.get(key, value) != value:
-            raise UserError(f"{folder}/config.json: {key} = {config[key]!r} is not supported, only {value!r}")
-
-
-def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a folder in this layout."""
-    if layout == "ours":
-        return {"model_type": OUR_MODEL_TYPE, **asdict(config)}
-    torch_dtype = str(dtype).removeprefix("torch.")
-    if layout == "llama":
-        family = {"architectures": ["ILLaDAForCausalLM"], "model_type": "illada"}
-        if config.causal:
-            family = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-        return {
-            **family,
-            "hidden_act": "silu",
-            "hidden_size": config.d_model,
-            "intermediate_size": config.ffn_dim,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.head_dim,
-            "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.max_length,
-            "rope_theta": config.rope_theta,
-            "rms_norm_eps": config.rms_norm_eps,
-            "tie_word_embeddings": config.tie_embeddings,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "mask_token_id": config.mask_token_id,
-            "eos_token_id": config.eos_token_id,
-            "pad_token_id": config.pad_token_id,
-            "torch_dtype": torch_dtype,
-        }
-    if config.causal:
-        raise UserError("a causal network has no place in LLaDA's layout: convert it with --layout llama")
-    return {
-        "activation_type": "silu",
-        "alibi": False,
-        "alibi_bias_max": 8.0,
-        "architectures": ["LLaDAModelLM"],
-        "attention_dropout": 0.0,
-        "attention_layer_norm": False,
-        "attention_layer_norm_with_affine": True,
-        "auto_map": {
-            "AutoConfig": "configuration_llada.LLaDAConfig",
-            "AutoModel": "modeling_llada.LLaDAModelLM",
-            "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
-        },
-        "bias_for_layer_norm": False,
-        "block_group_size": 1,
-        "block_type": "llama",
-        "d_model": config.d_model,
-        "embedding_dropout": 0.0,
-        "embedding_size": config.vocab_size,
-        "eos_token_id": config.eos_token_id,
-        "flash_attention": False,
-        "include_bias": False,
-        "include_qkv_bias": False,
-        "init_cutoff_factor": None,
-        "init_device": "meta",
-        "init_fn": "mitchell",
-        "init_std": 0.02,
-        "input_emb_norm": False,
-        "layer_norm_type": "rms",
-        "layer_norm_with_affine": True,
-        "mask_token_id": config.mask_token_id,
-        "max_sequence_length": config.max_length,
-        "mlp_hidden_size": config.ffn_dim,
-        "mlp_ratio": 4,
-        "model_type": "llada",
-        "multi_query_attention": None,
-        "n_heads": config.num_heads,
-        "n_kv_heads": config.kv_heads,
-        "n_layers": config.num_layers,
-        "pad_token_id": config.pad_token_id,
-        "precision": "amp_bf16",
-        "residual_dropout": 0.0,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope": True,
-        "rope_full_precision": True,
-        "rope_theta": config.rope_theta,
-        "scale_logits": False,
-        "torch_dtype": torch_dtype,
-        "use_cache": False,
-        "vocab_size": config.vocab_size,
-        "weight_tying": config.tie_embeddings,
-    }
-
-
-def read_config(folder: str | Path) -> tuple[ModelConfig, Layout]:
-    """Config and layout of a local checkpoint folder. Raises UserError: there is none, or one that we cannot express."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise MissingCheckpointError(f"{folder} is no checkpoint: it has no config.json")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    layout = detect_layout(raw, Path(folder))
-    try:
-        return parse_config(raw, layout, Path(folder)), layout
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: incomplete or malformed ({error})") from error
-
-
 def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[str, Tensor]:
     """Our parameter names -> tensors, memory-mapped from the folder's safetensors.
 
@@ -298,6 +114,11 @@ def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[
     for ours, theirs in names.items():
         with _open_weights(where[theirs]) as handle:
             state[ours] = handle.get_tensor(theirs)
+        if not state[ours].is_floating_point() or state[ours].element_size() < 2:
+            raise UserError(
+                f"{folder}: tensor {theirs} is {state[ours].dtype}; quantised weights are not supported, only floating "
+                "point of 16 bits or more"
+            )
         if state[ours].shape != shapes[ours]:
             raise UserError(
                 f"{folder}: tensor {theirs} has shape {tuple(state[ours].shape)}, "
@@ -322,7 +143,10 @@ def _open_weights(file: Path) -> Iterator[Any]:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+            raise UserError(f"{index} is damaged (it has no weight_map): copy or download it again")
+        shards = sorted(set(weight_map.values()))
     else:
         shards = ["model.safetensors"]
     for shard in shards:
@@ -341,17 +165,20 @@ def _meta_network(config: ModelConfig) -> Transformer:
 
 
 def load_model(
-    folder: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    folder: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None
 ) -> Transformer:
     """The network of a local checkpoint folder in any layout, in evaluation mode.
 
     Args:
         device: where to put it; None means CPU.
-        dtype: None keeps the file's.
+        dtype: None keeps the file's, where it holds several (norms in float32 beside matrices in bfloat16) the widest.
     """
+    dtype = find_dtype(dtype)
     config, layout = read_config(folder)
     state = load_state(folder, config, layout)
     model = _meta_network(config)
+    model.end_ids = read_end_ids(folder, config)
+    dtype = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in state.values()})
     state = {name: tensor.to(device=device or "cpu", dtype=dtype) for name, tensor in state.items()}
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embed.weight"]
@@ -359,6 +186,29 @@ def load_model(
     if config.tie_embeddings:
         model.lm_head.weight = model.embed.weight
     return model.eval()
+
+
+_DTYPES = {
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "half": torch.float16,
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "float": torch.float32,
+    "fp64": torch.float64,
+    "float64": torch.float64,
+    "double": torch.float64,
+}
+
+
+def find_dtype(name: torch.dtype | str | None) -> torch.dtype | None:
+    """The precision of weights by its usual names. Raises UserError for one that weights cannot have."""
+    dtype = _DTYPES.get(name.removeprefix("torch.")) if isinstance(name, str) else name
+    if name is not None and dtype not in _DTYPES.values():
+        raise UserError(f"dtype {str(name)!r} is none that weights have; try bfloat16, float16 or float32")
+    return dtype
 
 
 def save_state(
@@ -431,7 +281,10 @@ def convert(
     state = load_state(source, config, source_layout)
     if mask_token_id is not None:
         config = ModelConfig(**{**asdict(config), "causal": False, "mask_token_id": mask_token_id})
+    ends = read_end_ids(source, config)
     save_state(target, state, config, layout=layout)
+    if len(ends) > 1:  # for which our config.json has no place
+        (Path(target) / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
     for file in Path(source).iterdir():
         if TOKENIZER_FILES.fullmatch(file.name):
             shutil.copy2(file, Path(target) / file.name)

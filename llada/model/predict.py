@@ -55,6 +55,32 @@ def resolve_mask_id(model: Model, mask_id: int | None) -> int:
     return mask_id
 
 
+def config_eos_id(model: Model) -> int | None:
+    """The id of EOS in the model's config; None for a plain function."""
+    return getattr(getattr(model, "config", None), "eos_token_id", None)
+
+
+def check_tokens(function: str, model: Model, *tokens: Tensor) -> None:
+    """Refuse what the network has no embedding or no position for. `function` is whose arguments these are.
+
+    Raises UserError for an id outside of the vocabulary and for rows longer than the context; a plain function knows
+    neither, and is asked for none.
+    """
+    config = getattr(model, "config", None)
+    size, longest = getattr(config, "vocab_size", None), getattr(config, "max_length", None)
+    for ids in tokens:
+        if longest is not None and ids.dim() == 2 and ids.shape[1] > longest:
+            raise UserError(
+                f"{function}: a canvas of {ids.shape[1]} tokens exceeds the model's context of {longest}"
+            )
+        if ids.numel() and (int(ids.min()) < 0 or (size is not None and int(ids.max()) >= size)):
+            outside = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            rows = "" if size is None else f" of {size} rows"
+            raise UserError(
+                f"{function}: the token id {outside} lies outside of the model's vocabulary{rows}"
+            )
+
+
 def device_of(model: Model) -> torch.device | None:
     """Where the network's parameters are; None for a plain function."""
     parameters = getattr(model, "parameters", None)

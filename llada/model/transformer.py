@@ -109,7 +109,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (L, E) float32, in the rotate-half layout. Positions are physical indices."""
+    """cos and sin, each (L, E) float32, of the positions 0 … L − 1 in the rotate-half layout."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
@@ -142,6 +142,7 @@ class Block(nn.Module):
         self.down_proj = nn.Linear(config.ffn_dim, d, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, L, D); cos and sin (L, E), or (B, 1, L, E) where rows begin at different columns."""
         x = x + self.attention(self.attn_norm(x), cos, sin, mask)
         h = self.ffn_norm(x)
         return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
@@ -168,6 +169,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # All ids that end a text, by the checkpoint's files: a folder may name more than `config.eos_token_id`.
+        self.end_ids: tuple[int, ...] = () if config.eos_token_id is None else (config.eos_token_id,)
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.rms_norm_eps)
@@ -187,7 +190,8 @@ class Transformer(nn.Module):
 
         Args:
             input_ids: (B, L) int64, mask tokens included.
-            attention_mask: (B, L), 0 where a position is padding that nobody may attend to.
+            attention_mask: (B, L), 0 where a position is padding that nobody may attend to. Positions count from a row's
+                first attended column: a left-padded row is rotated as it would be alone.
             segment_ids: (B, L) integers; positions attend only to equal ids (packed documents). Padding has an id
                 of its own, so that it sees only itself.
             logits_at: (B, L) bool; when given, only these N positions get logits, in row-major order. The head is
@@ -204,6 +208,9 @@ class Transformer(nn.Module):
             raise ValueError(f"input of {L} tokens exceeds the model's max_length {self.config.max_length}")
         mask = attention_bias(attention_mask, segment_ids, self.config.causal, L, input_ids.device)
         cos, sin = rotary_table(L, self.config.head_dim, self.config.rope_theta, input_ids.device)
+        if attention_mask is not None and mask is not None:
+            position = row_positions(attention_mask).clamp(min=0)
+            cos, sin = cos[position][:, None], sin[position][:, None]
         x = self.embed(input_ids)
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
@@ -246,6 +253,12 @@ def copy_full_(parameter: Tensor, full: Tensor) -> None:
         parameter.to_local().copy_(shard.to_local())
     else:
         parameter.copy_(full)
+
+
+def row_positions(attention_mask: Tensor) -> Tensor:
+    """(B, L) int64: columns counted from each row's first attended one, negative before it; of a row without any, from 0."""
+    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return columns - attention_mask.bool().long().argmax(1, keepdim=True)
 
 
 def attention_bias(

@@ -10,15 +10,18 @@ Shape legend: B rows, L columns, K blocks.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from llada.diffusion.noise import stream_key
 from llada.errors import UserError
+from llada.model.transformer import row_positions
 from llada.sampling.config import SamplingConfig
 from llada.sampling.rules import Rule, find_rule
+from llada.settings import shorten
 
 
 class Canvas:
@@ -31,52 +34,92 @@ class Canvas:
         *,
         mask_id: int,
         start: int,
-        eos_id: int | None = None,
+        eos_id: int | Sequence[int] | None = None,
+        never_ids: Sequence[int] = (),
+        unsure_ids: Sequence[int] = (),
         attention_mask: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
     ) -> None:
         """
         Args:
             tokens: (B, L) int64 with the masks in place; copied.
-            start: the first column of the text: blocks begin there, and only from there on EOS ends a row.
-            eos_id: once this id is committed, everything right of it becomes EOS and is never denoised. None: no end.
-            attention_mask: (B, L), 0 on padding.
-            seed: an int seeds row i with seed + i, a sequence gives each row its own, None is random.
+            start: the first column of the text: blocks begin there, and only from there on EOS ends a row. A row whose
+                padding reaches further begins behind it.
+            eos_id: once this id (one of these) is committed, the masks right of it become EOS (the first of these) and are
+                never denoised; what was committed there before becomes EOS at the end. None: no end.
+            never_ids: never written, beside the mask.
+            unsure_ids: of no confidence.
+            attention_mask: (B, L), 0 on padding, which stands at the ends of a row.
+            seed: an int seeds row i with seed + i, a sequence gives each row its own. None is random, or 0 where
+                `temperature` is 0.
 
         Raises:
-            UserError: the padding is the mask token, which would be filled; another number of seeds than rows.
+            UserError: the padding is the mask token, which would be filled, or stands within a row; another number of
+                seeds than rows.
         """
-        self.config, self.mask_id, self.start, self.eos_id = config, mask_id, start, eos_id
+        self.config, self.mask_id, self.start = config, mask_id, start
         self.rule: Rule = find_rule(config)
+        self.temperature = self.rule.temperature if config.temperature is None else config.temperature
         self.tokens = tokens.clone()
-        self.attention_mask = attention_mask
+        device = tokens.device
+        self.end_ids = torch.tensor(as_ids(eos_id), dtype=torch.int64, device=device)
+        self.never_ids = torch.tensor([mask_id, *never_ids], dtype=torch.int64, device=device)
+        self.unsure_ids = torch.tensor(list(unsure_ids), dtype=torch.int64, device=device)
+        # Behind this position a text may end: what is fixed must not be cut off.
+        self.open_until = max(config.fixed, default=0) if config.fixed else 0
         masks = tokens == mask_id
-        if attention_mask is not None and bool((masks & (attention_mask == 0)).any()):
+        attended = None if attention_mask is None else check_padding(attention_mask, tokens)
+        if attended is not None and bool(attended.all()):
+            attended = None
+        if attended is not None and bool((masks & ~attended).any()):
             raise UserError(
                 f"sampling: the padding must not be the mask token {mask_id}, which would be filled"
             )
+        self.attention_mask = None if attended is None else attended.long()
         self.prompt = ~masks  # (B, L) bool: given tokens and padding, what classifier-free guidance hides
         B, L = tokens.shape
-        # (L,) counted from where the text starts: the same whatever padding stands before it.
-        self.position = torch.arange(L, device=tokens.device) - start
+        # (B, L) counted from where the row's text starts: the same whatever padding stands before it.
+        self.position = (torch.arange(L, device=device) - start).expand(B, L)
+        if attended is not None:
+            self.position = torch.minimum(self.position, row_positions(attended))
         # A block longer than the row is the row; Python's integers may be wider than the tensor's.
-        self.block_of = self.position.clamp(min=0) // min(config.block_length, max(1, L))  # (L,)
+        self.block_of = self.position.clamp(min=0) // min(config.block_length, max(1, L))  # (B, L)
         masks_in = torch.zeros(
-            B, int(self.block_of[-1]) + 1 if L else 0, dtype=torch.int64, device=tokens.device
+            B, int(self.block_of.max()) + 1 if B * L else 0, dtype=torch.int64, device=device
         )
-        masks_in.index_add_(1, self.block_of, masks.long())
+        masks_in.scatter_add_(1, self.block_of, masks.long())
         self.steps_of = share_steps(masks_in, config.steps)  # (B, K)
-        self.seed_keys = torch.tensor(_seed_keys(seed, B), dtype=torch.int64, device=tokens.device)  # (B,)
+        self.steps = self.steps_of.sum(1)  # (B,)
+        # (B, K): the blocks with masks from this one on, each of which needs a forward.
+        self.blocks_left = (masks_in > 0).long().flip(1).cumsum(1).flip(1)
+        if seed is None and config.temperature == 0:
+            seed = 0
+        self.seed_keys = torch.tensor(_seed_keys(seed, B), dtype=torch.int64, device=device)  # (B,)
         # (B, L): at which step of its block a position is due, where the rule decides that beforehand.
         self.due = self.rule.due_steps(self) if self.rule.due_steps else None
 
-        self.block = torch.full((B,), -1, device=tokens.device)  # the one that each row works on
+        self.block = torch.full((B,), -1, device=device)  # the one that each row works on
         self.block_masks = torch.zeros_like(self.block)  # its masks when the row came to it
         self.step = torch.zeros_like(self.block)  # forwards of the row in it
         self.forwards = torch.zeros_like(self.block)  # of the row so far: what its noise is drawn for
         self.reveal_step = torch.full_like(tokens, -1)  # (B, L): forward of the canvas that committed a token
         self.nfe = 0  # forwards so far; a batch counts once, guidance's doubled batch too
         self.token_forwards = 0  # tokens fed to the network so far, guidance's copies included
+
+    def first_end(self, ends: Tensor) -> Tensor:
+        """(B, 1): each row's first column of the text among `ends` (B, L) bool; L where there is none."""
+        L = ends.shape[1]
+        columns = torch.arange(L, device=ends.device)
+        return torch.where(ends & (columns >= self.start), columns, L).amin(1, keepdim=True)
+
+    def close_texts(self) -> None:
+        """What was generated behind the first EOS of a text becomes EOS, whichever came first."""
+        if not len(self.end_ids) or not self.tokens.shape[1]:
+            return
+        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        behind = (columns > self.first_end(torch.isin(self.tokens, self.end_ids))) & ~self.prompt
+        self.tokens = torch.where(behind, self.end_ids[0], self.tokens)
+        self.reveal_step = self.reveal_step.masked_fill(behind, -1)
 
 
 def share_steps(masks_in: Tensor, steps: int | None) -> Tensor:
@@ -95,55 +138,127 @@ def prompt_canvas(
     config: SamplingConfig,
     *,
     mask_id: int,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
+    never_ids: Sequence[int] = (),
+    unsure_ids: Sequence[int] = (),
     attention_mask: Tensor | None = None,
     suffix: Sequence[int] = (),
     seed: int | Sequence[int] | None = None,
     device: torch.device | str | None = None,
 ) -> Canvas:
-    """Prompt + `config.gen_length` masks + suffix.
+    """Prompt + `config.gen_length` masks, `config.fixed` among them, + suffix.
 
     Args:
-        prompt: (B, P) int64, left-padded where `attention_mask` (B, P) is 0; or lists of ids of any lengths, which are
-            left-padded here (right padding would change the rotary distances).
+        prompt: (B, P) integers, or lists of ids of any lengths, which are left-padded here.
+        attention_mask: (B, P), 0 on the padding of a tensor prompt. Padding on the right of a prompt would stand within
+            the text and change the rotary distances: such rows are moved to the right.
+
+    The other arguments, and what raises UserError, are those of `Canvas`.
     """
     if isinstance(prompt, Tensor):
-        rows = prompt if prompt.dim() == 2 else prompt[None]
+        rows = as_rows(prompt)
+        if attention_mask is not None:
+            rows, attention_mask = _move_right(rows, check_padding(attention_mask.to(rows.device), rows))
     elif attention_mask is not None:
         raise UserError("generate: attention_mask goes with a tensor prompt; lists are padded here")
     else:
         rows, attention_mask = left_pad(prompt, pad_id=int(mask_id == 0))  # any id but the mask
     rows = rows.to(device or rows.device)
     B, P = rows.shape
-    behind = torch.tensor([mask_id] * config.gen_length + list(suffix), dtype=torch.int64, device=rows.device)
+    text = torch.full((config.gen_length,), mask_id, dtype=torch.int64)
+    for position, token in (config.fixed or {}).items():
+        if isinstance(token, str):
+            raise UserError(
+                f"generate: fixed puts the text {token!r} at position {position}, but a text has no ids without a "
+                "tokenizer: give token ids"
+            )
+        if token == mask_id:
+            raise UserError(f"generate: fixed puts the mask token {mask_id} at position {position}")
+        text[position] = token
+    behind = torch.cat([text, torch.tensor(list(suffix), dtype=torch.int64)]).to(rows.device)
     if attention_mask is not None:
-        attention_mask = torch.nn.functional.pad(
-            attention_mask.to(rows.device).reshape(B, P), (0, len(behind)), value=1
-        )
+        attention_mask = torch.nn.functional.pad(attention_mask.to(rows.device), (0, len(behind)), value=1)
     return Canvas(
         torch.cat([rows, behind.expand(B, -1)], dim=1),
         config,
         mask_id=mask_id,
         start=P,
         eos_id=eos_id,
+        never_ids=never_ids,
+        unsure_ids=unsure_ids,
         attention_mask=attention_mask,
         seed=seed,
     )
 
 
+def as_rows(tokens: Tensor) -> Tensor:
+    """(B, L) int64 of one row (L,) or several. Raises UserError for what holds no ids."""
+    if tokens.dim() not in (1, 2) or tokens.is_floating_point() or tokens.is_complex():
+        raise UserError(
+            f"token ids are integers of shape (B, L) or (L,), not {tokens.dtype} of shape {tuple(tokens.shape)}"
+        )
+    return (tokens if tokens.dim() == 2 else tokens[None]).long()
+
+
+def as_ids(ids: int | Sequence[int] | None) -> list[int]:
+    """One id, several or none, as a list."""
+    if ids is None:
+        return []
+    return [int(ids)] if isinstance(ids, int | numbers.Integral) else [int(i) for i in ids]
+
+
+def check_padding(attention_mask: Tensor, tokens: Tensor) -> Tensor:
+    """The mask (B, L) of `tokens` (B, L) as bool. Raises UserError for another shape, other values than 0 and 1, and
+    padding between the tokens of a row."""
+    mask = attention_mask[None] if attention_mask.dim() == 1 else attention_mask
+    if mask.shape != tokens.shape:
+        raise UserError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens have {tuple(tokens.shape)}"
+        )
+    attended = mask != 0
+    if bool((attended & (mask != 1)).any()):
+        raise UserError("attention_mask must hold 1 on tokens and 0 on padding, and nothing else")
+    beginnings = torch.nn.functional.pad(attended.long(), (1, 0)).diff(dim=1) > 0
+    if len(broken := (beginnings.sum(1) > 1).nonzero()):
+        raise UserError(
+            f"attention_mask: row {int(broken[0])} has padding between its tokens; it must stand before or behind them"
+        )
+    return attended
+
+
+def _move_right(rows: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (B, P) and their mask with the padding behind a row's tokens put before them."""
+    P = rows.shape[1]
+    # (B, 1): the padding behind the tokens; in a row of nothing but padding, all of it.
+    behind = (attended.flip(1).long().cumsum(1) == 0).sum(1, keepdim=True)
+    source = (torch.arange(P, device=rows.device) - behind) % max(1, P)
+    return rows.gather(1, source), attended.gather(1, source).long()
+
+
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """(ids (B, P) int64 with `pad_id` on the left, attention mask (B, P), 0 on the padding)."""
-    width = max((len(row) for row in rows), default=0)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], dtype=torch.int64)
-    attended = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.int64)
-    return ids.reshape(len(rows), width), attended.reshape(len(rows), width)
+    try:
+        lists = [[operator.index(token) for token in row] for row in rows]
+        width = max(map(len, lists), default=0)
+        ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in lists], dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"prompts are lists of token ids, one list a row, not {shorten(rows)} ({error})"
+        ) from None
+    attended = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in lists], dtype=torch.int64)
+    return ids.reshape(len(lists), width), attended.reshape(len(lists), width)
 
 
 def row_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
     """The seed of each row: seed + row, or those of the sequence."""
-    if isinstance(seed, int | numbers.Integral):
-        return [int(seed) + row for row in range(rows)]
-    return [int(row_seed) for row_seed in seed]
+    try:
+        if isinstance(seed, Iterable):
+            return [operator.index(row_seed) for row_seed in seed]
+        return [operator.index(seed) + row for row in range(rows)]
+    except TypeError:
+        raise UserError(
+            f"sampling: a seed is an integer, or a list of one for each row, not {shorten(seed)}"
+        ) from None
 
 
 def _seed_keys(seed: int | Sequence[int] | None, rows: int) -> list[int]:

@@ -6,10 +6,14 @@ This file imports no torch, so that the HTTP front process can read the knobs an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
+from numbers import Integral
 from typing import Any
 
-from llada.settings import check_limits, limited
+from llada.settings import check_limits, limited, require, shorten
+
+_MANY = 1_000_000  # no canvas is so long, no schedule so fine, and a stronger guidance leaves what floats can hold
 
 
 def knob(
@@ -21,17 +25,20 @@ def knob(
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to walk the canvas. Names and defaults as in LLaDA's generate.py; at most one parallel rule may be set."""
+    """How to walk the canvas. Names and defaults as in LLaDA's generate.py; at most one parallel rule may be set, and no
+    setting that the chosen rule would not heed."""
 
-    gen_length: int = knob(128, low=1, per_request=False)
+    gen_length: int = knob(128, low=1, high=_MANY, per_request=False)
     """Masks behind the prompt."""
-    steps: int | None = knob(128, low=1, request_high=4096)
-    """Forwards over the whole canvas, shared out among the blocks that hold masks; None takes one for each mask."""
+    steps: int | None = knob(128, low=1, high=_MANY, request_high=4096)
+    """Forwards over the whole canvas, shared out among the blocks that hold masks, at least one for each; the parallel
+    rules may take fewer, never more. None takes one for each mask."""
     block_length: int = knob(128, low=1)
     """Blocks are finished left to right; the last one may be short."""
-    temperature: float = knob(0.0, low=0, request_high=2)
-    """Of the Gumbel noise; 0 is greedy. Ignored by "ancestral", which samples at 1."""
-    cfg_scale: float = knob(0.0, low=0)
+    temperature: float | None = knob(None, low=0, high=100, request_high=2)
+    """Of the Gumbel noise; 0 is greedy, and the same text each time even without a seed. None: 1 for "ancestral", which
+    samples, 0 for the others."""
+    cfg_scale: float = knob(0.0, low=0, high=_MANY)
     """Strength of the classifier-free guidance, which doubles a forward; 0 is off."""
     remasking: str = knob("low_confidence")
     """What to commit at a step: the most certain ("low_confidence"), any ("random", both LLaDA's), or by coin with the
@@ -44,15 +51,47 @@ class SamplingConfig:
     """Commit the most certain positions while their dependence is bounded by this many nats (EB-Sampler)."""
     schedule: str = knob("loglinear", per_request=False)
     """Noise schedule of "ancestral": how many masks should be left at each step."""
+    logits_eos_inf: bool = knob(False)
+    """Never write the end of the text (LLaDA's setting for HumanEval)."""
+    confidence_eos_eot_inf: bool = knob(False)
+    """Count the ends of the text and of a turn as impossible in the confidences, so that they are committed last (LLaDA's
+    setting for GSM8K, MATH, GPQA and MBPP; at any temperature, where LLaDA's code does it for EOS at 0 alone)."""
+    fixed: dict[int, int | str] | None = knob(None)
+    """{position behind the prompt, from 0: token id, or text as it stands, its first space included}: written before the
+    first step, kept, and never behind the end of the text. generate() knows no words and takes ids alone."""
 
     def __post_init__(self) -> None:
         check_limits(self, "sampling")
+        for name in ("remasking", "schedule"):
+            value = getattr(self, name)
+            require(isinstance(value, str), f"sampling: {name} must be a name, not {shorten(value)}")
+        _check_fixed(self.fixed, self.gen_length)
         # Here and not above: both need torch, which a process that only reads the knobs does without.
         from llada.diffusion.schedule import get_schedule
         from llada.sampling.rules import find_rule
 
         find_rule(self)
         get_schedule(self.schedule)
+
+
+def _check_fixed(fixed: object, gen_length: int) -> None:
+    if fixed is None:
+        return
+    require(isinstance(fixed, Mapping), f"sampling: fixed must map positions to tokens, not {shorten(fixed)}")
+    assert isinstance(fixed, Mapping)
+    for position, token in fixed.items():
+        require(
+            _is_count(position) and position < gen_length,
+            f"sampling: fixed holds the position {shorten(position)}; those behind the prompt are 0 to {gen_length - 1}",
+        )
+        require(
+            _is_count(token) or (isinstance(token, str) and token != ""),
+            f"sampling: fixed puts {shorten(token)} at position {position}, which is neither a token id nor a text",
+        )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
 
 
 def request_knobs() -> list[Field[Any]]:

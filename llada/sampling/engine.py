@@ -21,14 +21,14 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
-from llada.model.predict import Model, device_of, resolve_mask_id
+from llada.model.predict import Model, check_tokens, device_of, resolve_mask_id
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.mailbox import Mailbox
 from llada.sampling.reply import Reply
-from llada.sampling.sampler import commit, forward, plan
-from llada.sampling.text import end_ids
+from llada.sampling.sampler import commit, forward, held_back, plan
+from llada.sampling.text import spell_fixed, text_ends, turn_end
 
 _log = logging.getLogger(__name__)
 _FAILURES_IN_A_ROW = 3  # a broken accelerator fails every request; one bad request must not restart a server
@@ -85,10 +85,9 @@ class DenoiseEngine:
         self.model, self.tokenizer, self.max_concurrent = model, tokenizer, max_concurrent
         self.max_length: int | None = getattr(config, "max_length", None)
         self.mask_id = resolve_mask_id(model, None)
-        self.eos_id: int | None = getattr(config, "eos_token_id", None)
-        if self.eos_id is None:
-            self.eos_id = tokenizer.eos_token_id
-        self.end_ids = frozenset(end_ids(tokenizer) | ({self.eos_id} - {None}))
+        ends = text_ends(model, tokenizer)
+        self.eos_id: int | None = ends[0] if ends else None
+        self.end_ids = frozenset(ends)
         self._device = device_of(model) or torch.device("cpu")
         self._changed = threading.Condition()
         self._waiting: deque[_Stream] = deque()
@@ -159,6 +158,11 @@ class DenoiseEngine:
             raise UserError(f"a canvas of {length} tokens exceeds the context length of {self.max_length}")
         if self.mask_id in request.prompt or self.mask_id in request.suffix:
             raise UserError(f"prompt and suffix must not hold the mask token (id {self.mask_id})")
+        fixed = spell_fixed(self.tokenizer, request.sampling).fixed or {}
+        if self.mask_id in fixed.values():
+            raise UserError(f"sampling: fixed must not hold the mask token (id {self.mask_id})")
+        given = [*request.prompt, *request.suffix, *fixed.values()]
+        check_tokens("engine", self.model, torch.tensor(given, dtype=torch.int64))
         ends = self.end_ids if request.end_ids is None else request.end_ids
         reply = Reply(
             self.tokenizer,
@@ -175,11 +179,13 @@ class DenoiseEngine:
         """Lay the request out as a canvas."""
         request = run.request
         run.mailbox.put(Started(run.index))
+        config = spell_fixed(self.tokenizer, request.sampling)
         return prompt_canvas(
             torch.tensor([request.prompt], dtype=torch.int64),
-            request.sampling,
+            config,
             mask_id=self.mask_id,
-            eos_id=self.eos_id if self.eos_id in run.reply.end_ids else None,
+            eos_id=sorted(run.reply.end_ids, key=lambda token: token != self.eos_id),
+            **held_back(config, sorted(self.end_ids), turn_end(self.tokenizer)),
             suffix=request.suffix,
             seed=request.seed,
             device=self._device,

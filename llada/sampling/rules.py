@@ -36,7 +36,7 @@ class Candidates:
     """What a rule may look at. Tables hold −∞ (or what is asked for) in the slots behind a row's last candidate."""
 
     logits: Tensor
-    """(N, V) float64, the mask token at −∞; without temperature, which must not enter a confidence."""
+    """(N, V) float64, what must not be written at −∞; without temperature, which must not enter a confidence."""
     tokens: Tensor
     """(N,): what a position becomes if it is committed."""
     row: Tensor
@@ -51,6 +51,10 @@ class Candidates:
     """The value of the setting that has switched the rule on; 0 for a rule that goes by its name."""
     noise_keys: Tensor
     """(N,) of the row's seed, its forward and the position."""
+    doubt: Tensor
+    """(N,): by how many nats rounding may have moved the logit of the token."""
+    unsure_ids: Tensor
+    """Ids that count as impossible in a confidence."""
 
     def table(self, values: Tensor, fill: float = -torch.inf) -> Tensor:
         """values (N,) as a table (b, C)."""
@@ -66,13 +70,27 @@ class Candidates:
     @cached_property
     def confidence(self) -> Tensor:
         """(b, C): the model's probability of the token."""
-        return self.table(self.logits.softmax(-1).gather(-1, self.tokens[:, None]).squeeze(-1))
+        logits = self.logits
+        if len(self.unsure_ids):
+            logits = logits.index_fill(-1, self.unsure_ids, -torch.inf)
+        return self.table(logits.softmax(-1).gather(-1, self.tokens[:, None]).squeeze(-1))
+
+    @cached_property
+    def confidence_slack(self) -> Tensor:
+        """(b, C): confidences so near to each other are equal but for rounding: p (1 − p) · doubt."""
+        confidence = self.confidence.clamp(min=0)
+        return confidence * (1 - confidence) * self.table(self.doubt, 0.0)
 
     @cached_property
     def certainty(self) -> Tensor:
         """(b, C): minus the entropy of the model's distribution, in nats."""
         log_probs = self.logits.log_softmax(-1)
         return self.table((log_probs.exp() * log_probs.clamp(min=-1e30)).sum(-1))
+
+    @cached_property
+    def certainty_slack(self) -> Tensor:
+        """(b, C): as `confidence_slack`; Σ p |log p + H| ≤ 2 H bounds what a nat of doubt does to the entropy H."""
+        return -2 * self.certainty.clamp(min=-1e30) * self.table(self.doubt, 0.0)
 
     @cached_property
     def uniform(self) -> Tensor:
@@ -87,45 +105,51 @@ class Rule:
     choose: Callable[[Candidates], Tensor]
     knob: str | None = None
     """The setting of `SamplingConfig` that switches the rule on; None: it goes by its name in `remasking`."""
-    temperature: float | None = None
-    """At which tokens are drawn whatever the settings say."""
+    temperature: float = 0.0
+    """At which tokens are drawn where the settings say nothing."""
+    heeds: tuple[str, ...] = ()
+    """Which of the settings that only some rules heed it does (`_OF_SOME_RULES`); with others they are refused."""
     due_steps: Callable[[Canvas], Tensor] | None = None
     """For a rule that decides beforehand at which step of its block a position is unmasked: int64 (B, L). Only what is
     due is then a candidate, and steps at which nothing is due cost no forward."""
 
 
-def ranks(scores: Tensor) -> Tensor:
-    """(b, C) the place of each score (b, C) in its row, 0 the highest; of equals the lower column comes first."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places)
+def highest(scores: Tensor, count: Tensor, slack: Tensor | None = None) -> Tensor:
+    """The `count` (b,) highest scores (b, C) of each row; of equals the lower column comes first.
+
+    Equal are the scores no further than its `slack` (b, C) from the lowest one that is chosen: what is the same but for
+    rounding is decided by the column in any batch and on any machine.
+    """
+    ranked, order = scores.sort(dim=1, descending=True, stable=True)
+    place = (count - 1).clamp(0, scores.shape[1] - 1)[:, None]
+    lowest = ranked.gather(1, place)
+    margin = 0.0 if slack is None else slack.gather(1, order.gather(1, place))
+    certain = scores > lowest + margin
+    equal = (scores >= lowest - margin) & (scores > -torch.inf) & ~certain
+    return certain | (equal & (certain.sum(1, keepdim=True) + equal.cumsum(1) <= count[:, None]))
 
 
-def highest(scores: Tensor, count: Tensor) -> Tensor:
-    """The `count` (b,) highest scores of each row."""
-    return ranks(scores) < count[:, None]
-
-
-def above(scores: Tensor, threshold: float) -> Tensor:
+def above(scores: Tensor, threshold: float, slack: Tensor | None = None) -> Tensor:
     """All scores ≥ threshold, and the highest in any case (Fast-dLLM, arXiv 2505.22618)."""
-    return (scores >= threshold) | (ranks(scores) == 0)
+    one = torch.ones_like(scores[:, 0], dtype=torch.int64)
+    return (scores >= threshold) | (highest(scores, one, slack) & (scores < threshold).all(1, keepdim=True))
 
 
-def passing_prefix(scores: Tensor, passes: Callable[[Tensor], Tensor]) -> Tensor:
+def passing_prefix(scores: Tensor, passes: Callable[[Tensor], Tensor], slack: Tensor | None = None) -> Tensor:
     """The longest beginning of each row's ranking all of which `passes` ((b, C) of ranked scores), at least one."""
     ranked = scores.sort(dim=1, descending=True, stable=True).values
     passed = passes(ranked)
     passed[:, :1] = True
-    return highest(scores, passed.long().cumprod(1).sum(1))
+    return highest(scores, passed.long().cumprod(1).sum(1), slack)
 
 
-def by_factor(scores: Tensor, factor: float) -> Tensor:
+def by_factor(scores: Tensor, factor: float, slack: Tensor | None = None) -> Tensor:
     """The longest prefix n of the ranking with c₍ₙ₎ ≥ 1 − factor/(n + 1), at least 1 (Fast-dLLM's factor rule)."""
     n = torch.arange(1, scores.shape[1] + 1, device=scores.device)
-    return passing_prefix(scores, lambda ranked: ranked >= 1 - factor / (n + 1))
+    return passing_prefix(scores, lambda ranked: ranked >= 1 - factor / (n + 1), slack)
 
 
-def by_entropy(certainty: Tensor, bound: float) -> Tensor:
+def by_entropy(certainty: Tensor, bound: float, slack: Tensor | None = None) -> Tensor:
     """The largest k of the most certain positions with Σ_{i≤k} H_i − H_k ≤ bound, at least 1 (arXiv 2505.24857).
 
     The left side bounds the dependence among the committed tokens, in nats. `certainty` is −H.
@@ -136,7 +160,7 @@ def by_entropy(certainty: Tensor, bound: float) -> Tensor:
         # An empty slot's is infinite: it does not pass, and ∞ − ∞ is no number, which does not either.
         return entropy.cumsum(1) - entropy <= bound
 
-    return passing_prefix(certainty, passes)
+    return passing_prefix(certainty, passes, slack)
 
 
 def due_by_coin(canvas: Canvas) -> Tensor:
@@ -146,7 +170,7 @@ def due_by_coin(canvas: Canvas) -> Tensor:
     """
     keys = row_keys(_COIN, canvas.seed_keys)
     uniform = uniforms_of(row_keys(keys[:, None], canvas.position))  # (B, L)
-    steps = canvas.steps_of[:, canvas.block_of]
+    steps = canvas.steps_of.gather(1, canvas.block_of)
     schedule = get_schedule(canvas.config.schedule)
     due = torch.zeros_like(canvas.tokens)
     for count in steps.unique().tolist():
@@ -169,21 +193,40 @@ def unmask_probability(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
     return 1 - schedule.mask_prob(s) / schedule.mask_prob(t)
 
 
+_SUPPRESSES = ("confidence_eos_eot_inf",)
 _RULES = {
-    "low_confidence": Rule(lambda c: highest(c.confidence, c.quota)),
+    "low_confidence": Rule(lambda c: highest(c.confidence, c.quota, c.confidence_slack), heeds=_SUPPRESSES),
     "random": Rule(lambda c: highest(c.uniform, c.quota)),
-    "ancestral": Rule(lambda c: c.exists, temperature=1.0, due_steps=due_by_coin),
-    "threshold": Rule(lambda c: above(c.confidence, c.knob), knob="threshold"),
-    "factor": Rule(lambda c: by_factor(c.confidence, c.knob), knob="factor"),
-    "entropy": Rule(lambda c: by_entropy(c.certainty, c.knob), knob="entropy_bound"),
+    "ancestral": Rule(lambda c: c.exists, temperature=1.0, due_steps=due_by_coin, heeds=("schedule",)),
+    "threshold": Rule(
+        lambda c: above(c.confidence, c.knob, c.confidence_slack), knob="threshold", heeds=_SUPPRESSES
+    ),
+    "factor": Rule(
+        lambda c: by_factor(c.confidence, c.knob, c.confidence_slack), knob="factor", heeds=_SUPPRESSES
+    ),
+    "entropy": Rule(lambda c: by_entropy(c.certainty, c.knob, c.certainty_slack), knob="entropy_bound"),
 }
+_OF_SOME_RULES = ("confidence_eos_eot_inf", "schedule")
 RULES: Registry[Rule] = Registry("remasking rule", _RULES)
 # {setting: the rule that it switches on}.
 RULE_OF_KNOB = {rule.knob: rule for rule in _RULES.values() if rule.knob}
 
 
 def find_rule(config: SamplingConfig) -> Rule:
-    """The rule that the settings ask for. Raises UserError for an unknown one and for two at once."""
+    """The rule that the settings ask for. Raises UserError for an unknown one, for two at once, and for a setting that it
+    would not heed."""
+    rule = _choose_rule(config)
+    for name in _OF_SOME_RULES:
+        value = getattr(config, name)
+        require(
+            name in rule.heeds or value == type(config).__dataclass_fields__[name].default,
+            f"sampling: {name}={value!r} means nothing to remasking={config.remasking!r}"
+            f"{f' with {rule.knob}' if rule.knob else ''}: leave it out, or choose another rule",
+        )
+    return rule
+
+
+def _choose_rule(config: SamplingConfig) -> Rule:
     named = RULES.find(config.remasking)
     require(
         named.knob is None or getattr(config, named.knob) is not None,

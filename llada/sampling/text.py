@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,30 +12,42 @@ from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
 from llada.model.hf import load_model
+from llada.model.predict import Model, config_eos_id
 from llada.model.transformer import Transformer
+from llada.sampling.canvas import as_ids
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import FinishReason
 from llada.sampling.sampler import generate
-from llada.tokenizer import END_OF_TURN, encode_texts, has_tokenizer, load_tokenizer, render_chat
+from llada.tokenizer import (
+    END_OF_TURN,
+    encode_texts,
+    has_tokenizer,
+    load_tokenizer,
+    render_chat,
+    vocab_size,
+)
 
 
 def load(
     path: str | Path,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
 ) -> tuple[Transformer, PreTrainedTokenizerFast | None]:
     """The network and tokenizer of a checkpoint folder: ours, an official GSAI-ML/LLaDA one, or iLLaDA's.
 
     Args:
         path: a local folder with config.json and one or several safetensors.
-        device, dtype: where and as what the weights are held; None means CPU and the file's dtype.
+        device, dtype: where and as what the weights are held ("bf16", torch.float32, …); None means CPU and the file's dtype,
+            the widest of several.
 
     Returns:
-        The network in evaluation mode, and the tokenizer with its mask token set (None if the folder has none).
+        The network in evaluation mode, and the tokenizer with its mask token set, which pads on the left (None if the
+        folder has none).
 
     Raises:
-        UserError: no checkpoint there, or any missing, unused or mis-shaped tensor, named.
+        UserError: no checkpoint there, any missing, unused or mis-shaped tensor, a setting that the network cannot honour,
+            or a tokenizer that does not fit it, each named.
     """
     model = load_model(path, device=device, dtype=dtype)
     if not has_tokenizer(path):
@@ -47,6 +59,19 @@ def load(
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
     )
+    if vocab_size(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer has ids up to {vocab_size(tokenizer) - 1}, the embedding {config.vocab_size} rows; give "
+            "the checkpoint the tokenizer that it was trained with"
+        )
+    if config.mask_token_id is None and not config.causal:
+        model.config = replace(config, mask_token_id=tokenizer.mask_token_id)
+    elif config.mask_token_id not in (None, tokenizer.mask_token_id):
+        raise UserError(
+            f"{path}: the mask is id {config.mask_token_id} in config.json, but {tokenizer.mask_token!r} with id "
+            f"{tokenizer.mask_token_id} in the tokenizer; correct the one that is wrong"
+        )
+    tokenizer.padding_side = "left"  # what is generated stands behind a prompt
     return model, tokenizer
 
 
@@ -66,8 +91,36 @@ class TextCompletion(TypedDict):
 
 def end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """The ids that end a text: EOS, and the end of a chat turn where there is one."""
-    ids = {tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN)}
+    ids = {tokenizer.eos_token_id, turn_end(tokenizer)}
     return {i for i in ids if i is not None}
+
+
+def turn_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The id that ends a chat turn, <|eot_id|>."""
+    return tokenizer.get_vocab().get(END_OF_TURN)
+
+
+def text_ends(model: Model, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """All ids that end a text: the checkpoint's, its EOS first, and those of the tokenizer."""
+    declared = [*as_ids(config_eos_id(model)), *getattr(model, "end_ids", ())]
+    return list(dict.fromkeys([*declared, *sorted(end_ids(tokenizer))]))
+
+
+def spell_fixed(tokenizer: PreTrainedTokenizerFast, config: SamplingConfig) -> SamplingConfig:
+    """The settings with the texts of `fixed` as token ids, one a position.
+
+    Raises UserError when two tokens would stand at one position, or a text reaches behind the last one.
+    """
+    if not config.fixed:
+        return config
+    spelled: dict[int, int | str] = {}
+    for start, given in sorted(config.fixed.items()):
+        ids = encode_texts(tokenizer, [given])[0] if isinstance(given, str) else [given]
+        for position, token in enumerate(ids, start=start):
+            if position in spelled:
+                raise UserError(f"sampling: fixed puts two tokens at position {position}")
+            spelled[position] = token
+    return replace(config, fixed=spelled)
 
 
 def cut_at_end(ids: Sequence[int], ends: set[int]) -> list[int]:
@@ -105,18 +158,19 @@ def complete_texts(
             f"a prompt of {longest} tokens and gen_length {config.gen_length} exceed the model's context of "
             f"{model.config.max_length}"
         )
+    ends = text_ends(model, tokenizer)
     out = generate(
         model,
         ids,
         mask_id=tokenizer.mask_token_id,
-        eos_id=tokenizer.eos_token_id,
+        eos_id=ends,
+        eot_id=turn_end(tokenizer),
         seed=seed,
-        **asdict(config),
+        **asdict(spell_fixed(tokenizer, config)),
     )
-    ends = end_ids(tokenizer)
     results: list[TextCompletion] = []
     for prompt, row in zip(prompts, out.sequences[:, longest:].tolist(), strict=True):
-        answer = cut_at_end(row, ends)
+        answer = cut_at_end(row, set(ends))
         results.append(
             {
                 "prompt": prompt,

@@ -57,13 +57,13 @@ class Denoiser:
             folder = fetch_folder(model_url)
             _check_device(device)
             contents = verify_checkpoint(folder, read_weights=verify_checksums)
-            model, tokenizer = llada.load(folder, device=device, dtype=find_dtype(dtype))
+            model, tokenizer = llada.load(folder, device=device, dtype=dtype)
             if tokenizer is None:
                 raise UserError("it has no tokenizer.json")
         self.fingerprint = fingerprint(
             contents,
             device=device.partition(":")[0],
-            dtype=dtype,
+            dtype=str(next(model.parameters()).dtype),
             sampling=dataclasses.asdict(sampling),
             torch=torch.__version__,
         )
@@ -138,9 +138,10 @@ class Denoiser:
     def _choose_sampling(self, body: SamplingBody, gen_length: int) -> SamplingConfig:
         """The defaults with what the request asks for. Raises RequestError for contradictions."""
         asked = body.knobs()
-        # A rule of the request replaces the default one, whether it goes by its name or by its knob.
+        # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its schedule.
         if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
-            asked = {"remasking": "low_confidence"} | dict.fromkeys(RULE_OF_KNOB) | asked
+            knobs = {"remasking", "schedule", *RULE_OF_KNOB}
+            asked = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in knobs} | asked
         try:
             return dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
         except UserError as error:
@@ -159,14 +160,6 @@ class Denoiser:
         if max_tokens is not None:
             message += f" and max_tokens asks for {max_tokens} more"
         raise RequestError(400, message, param="prompt", code="context_length_exceeded")
-
-
-def find_dtype(name: str | None) -> torch.dtype | None:
-    """torch's dtype of this name. Raises UserError when there is none."""
-    dtype = None if name is None else getattr(torch, name, None)
-    if name is not None and not isinstance(dtype, torch.dtype):
-        raise UserError(f"dtype {name!r} is none of torch's; try bfloat16, float16 or float32")
-    return dtype
 
 
 def _check_device(name: str) -> None:

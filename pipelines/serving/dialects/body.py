@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Strict,
     ValidationError,
     create_model,
     field_validator,
@@ -125,10 +126,19 @@ def _knob_fields() -> dict[str, Any]:
         limits = {_LIMITS[name]: limit for name, limit in knob.metadata.items() if name in _LIMITS}
         if (high := knob.metadata["request_high"]) is not None:
             limits["le"] = high
-        if kinds[knob.name] is str:
+        kind = _json_kind(kinds[knob.name])
+        if kind is str:
             limits["max_length"] = _MAX_NAME_CHARS
-        described[knob.name] = (kinds[knob.name] | None, Field(None, description=docs[knob.name], **limits))
+        described[knob.name] = (kind | None, Field(None, description=docs[knob.name], **limits))
     return described
+
+
+def _json_kind(kind: Any) -> Any:
+    """The type of a knob in a body: JSON spells the integers that are keys as text."""
+    for option in typing.get_args(kind):
+        if typing.get_origin(option) is dict:
+            return dict[Annotated[int, Strict(False)], typing.get_args(option)[1]]  # type: ignore[misc]
+    return kind
 
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from llada.diffusion.likelihood import (
     stratified_counts,
 )
 from llada.diffusion.noise import row_keys
+from llada.errors import UserError
 
 
 def mask_subsets(length: int = 3) -> list[Tensor]:
@@ -236,3 +237,63 @@ def test_segments_reach_the_network(toy: Any) -> None:
     singles = toy.conditionals[3, 3, 3].log()
     expected = [-sum(singles[i, w].item() for i, w in enumerate(row.tolist())) for row in toy.sequences[:2]]
     assert rows.tolist() == pytest.approx(expected)
+
+
+def uniform(tokens: torch.Tensor, **_: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(*tokens.shape, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": torch.tensor([], dtype=torch.int64)}, "the answer is empty"),
+        ({"answer": torch.tensor([])}, "the answer is empty"),
+        ({"answer": torch.tensor([1, 4])}, "holds the mask token 4"),
+        ({"prompt": torch.tensor([4])}, "holds the mask token 4"),
+        ({"num_samples": 0}, "num_samples must be an integer of at least 1, not 0"),
+        ({"num_samples": -3}, "num_samples"),
+        ({"num_samples": 1.5}, "num_samples"),
+        ({"num_samples": True}, "num_samples"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"cfg_scale": float("nan")}, "cfg_scale"),
+        ({"cfg_scale": float("inf")}, "cfg_scale"),
+        ({"cfg_scale": -1.0}, "cfg_scale"),
+        ({"answer": torch.tensor([-1])}, "the token id -1 lies outside"),
+        (
+            {"answer": torch.tensor([[1, 2], [2, 3]])},
+            r"answer must be a tensor of ids of one row, not .*\(2, 2\)",
+        ),
+        ({"prompt": torch.tensor([0.5])}, "prompt must be a tensor of ids"),
+        ({"prompt": [1, 2]}, "prompt must be a tensor of ids"),
+    ],
+    ids=str,
+)
+def test_what_has_no_likelihood_is_refused(changes: dict, message: str) -> None:
+    given = {"prompt": torch.tensor([1]), "answer": torch.tensor([2, 3]), "mask_id": 4, **changes}
+    with pytest.raises(UserError, match=message) as caught:
+        log_likelihood(uniform, given.pop("prompt"), given.pop("answer"), **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_perplexity_of_masks_or_of_nothing_is_refused() -> None:
+    tokens = torch.tensor([[1, 4, 2]])
+    with pytest.raises(UserError, match="holds the mask token 4"):
+        perplexity_bound(uniform, tokens, mask_id=4)
+    perplexity_bound(uniform, tokens, mask_id=4, maskable=tokens != 4)
+    for changes, message in (
+        ({"num_samples": 0}, "num_samples"),
+        ({"maskable": torch.ones(3, dtype=torch.bool)}, r"maskable must have the shape \(1, 3\)"),
+        ({"maskable": torch.zeros(1, 3, dtype=torch.bool)}, "no token to score"),
+    ):
+        with pytest.raises(UserError, match=message):
+            perplexity_bound(uniform, tokens, mask_id=4, **changes)
+
+
+def test_a_likelihood_is_a_number_or_an_error() -> None:
+    def broken(tokens: torch.Tensor, **_: torch.Tensor) -> torch.Tensor:
+        return torch.full((*tokens.shape, 5), float("nan"))
+
+    with pytest.raises(FloatingPointError):
+        log_likelihood(broken, torch.tensor([1]), torch.tensor([2]), mask_id=4)
+    with pytest.raises(FloatingPointError):
+        perplexity_bound(broken, torch.tensor([[1, 2]]), mask_id=4)

@@ -14,7 +14,7 @@ from torch import Tensor
 import llada
 from llada.errors import UserError
 from llada.model import hf
-from llada.model.hf import convert, load_model, load_state, read_config, save_model
+from llada.model.hf import convert, find_dtype, load_model, load_state, read_config, save_model
 from llada.model.transformer import ModelConfig, Transformer
 
 MakeModel = Callable[..., Transformer]
@@ -249,3 +249,55 @@ def test_load_state_gives_our_names(make_model: MakeModel, tmp_path: Path) -> No
     save_model(model, tmp_path, layout="llada")
     config, layout = read_config(tmp_path)
     assert_same(load_state(tmp_path, config, layout), dict(model.state_dict()))
+
+
+def test_norms_in_float32_beside_matrices_in_bfloat16_are_computed(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    """Everything is held in the widest precision of the file, which loses nothing."""
+    model = make_model().to(torch.bfloat16)
+    save_model(model, tmp_path)
+    edit_weights(tmp_path, lambda t: t.update({k: v.float() for k, v in t.items() if "norm" in k}))
+    loaded = load_model(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded(TOKENS), model.float()(TOKENS))
+    assert load_model(tmp_path, dtype="bf16").norm.weight.dtype == torch.bfloat16
+
+
+def test_precisions_have_their_usual_names() -> None:
+    assert {find_dtype(name) for name in ("bf16", "bfloat16", "torch.bfloat16", torch.bfloat16)} == {
+        torch.bfloat16
+    }
+    assert find_dtype("fp32") == find_dtype("float32") == torch.float32
+    assert find_dtype(None) is None
+    for bad in ("float17", "int8", "complex64", torch.int8, torch.complex64, "", "zeros"):
+        with pytest.raises(UserError, match="is none that weights have; try bfloat16"):
+            find_dtype(bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused_by_name(
+    make_model: MakeModel, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    save_model(make_model(), tmp_path)
+    edit_weights(
+        tmp_path, lambda t: t.update({"layers.0.q_proj.weight": t["layers.0.q_proj.weight"].to(dtype)})
+    )
+    with pytest.raises(UserError, match=r"layers\.0\.q_proj\.weight is .*quantised"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {"a": 3}}'])
+def test_a_damaged_index_is_named(make_model: MakeModel, tmp_path: Path, content: str) -> None:
+    save_model(make_model(), tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x00" * 64])
+def test_what_is_no_weight_file_is_named(make_model: MakeModel, tmp_path: Path, content: bytes) -> None:
+    save_model(make_model(), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        load_model(tmp_path)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.model.hf import tensor_names
-from llada.model.transformer import ModelConfig, Transformer, rotary_table, rotate
+from llada.model.transformer import ModelConfig, Transformer, rotary_table, rotate, row_positions
 
 MakeModel = Callable[..., Transformer]
 
@@ -246,3 +246,24 @@ def test_flops_per_token_are_six_per_multiplying_weight() -> None:
     assert small.training_flops_per_token(512) == pytest.approx(6 * weights + attention)
     causal = dataclasses.replace(small, causal=True)
     assert causal.training_flops_per_token(512) == pytest.approx(6 * weights + attention / 2)
+
+
+def test_positions_count_from_the_first_attended_column() -> None:
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+    assert row_positions(mask).tolist() == [[-2, -1, 0, 1], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_left_padded_row_is_rotated_as_alone(make_model: MakeModel, dtype: torch.dtype) -> None:
+    """The very same numbers enter the attention, in bfloat16 too, where shifted angles would round differently."""
+    model = make_model().to(dtype)
+    seen: list[Tensor] = []
+    model.layers[0].o_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    row = torch.arange(2, 9)[None]
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.int64), row], dim=1)
+    with torch.no_grad():
+        model(row)
+        model(padded, (padded != 0).long())
+    torch.testing.assert_close(
+        seen[1][:, 5:], seen[0], rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-6
+    )

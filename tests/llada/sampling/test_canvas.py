@@ -45,7 +45,7 @@ def test_blocks_are_counted_from_where_the_text_starts() -> None:
         [0, 0, 3] + [MASK] * 5 + [4, 5, 6],
     ]
     # A hole in the prompt belongs to the first block.
-    assert canvas.block_of.tolist() == [0] * 5 + [1] * 2 + [2] * 2 + [3] * 2
+    assert canvas.block_of.tolist() == [[0] * 5 + [1] * 2 + [2] * 2 + [3] * 2] * 2
     assert canvas.steps_of.tolist() == [[3, 2, 2, 0]] * 2  # the suffix's block takes none
     assert canvas.attention_mask is not None
     assert canvas.attention_mask.tolist() == [[1] * 11, [0, 0] + [1] * 9]
@@ -94,7 +94,7 @@ def test_noise_belongs_to_the_seed_not_to_the_row() -> None:
 
 def test_a_block_longer_than_the_row_is_the_row() -> None:
     canvas = prompt_canvas([[1]], SamplingConfig(gen_length=3, steps=2, block_length=2**80), mask_id=MASK)
-    assert canvas.block_of.tolist() == [0] * 4
+    assert canvas.block_of.tolist() == [[0] * 4]
     assert canvas.steps_of.tolist() == [[2]]
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from llada.errors import UserError
@@ -47,3 +48,98 @@ def test_a_client_may_set_all_but_the_canvas_and_the_schedule() -> None:
 def test_reading_the_knobs_needs_no_torch() -> None:
     code = "import sys, llada.sampling.config as c; c.request_knobs(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+INF, NAN = float("inf"), float("nan")
+WRONG: dict[str, list[object]] = {
+    "gen_length": [0, -1, 1.5, INF, NAN, True, "8", None, 10**400, 10**5000, 2**63],
+    "steps": [0, 2.0, INF, NAN, False, "8", 10**400, 2**63],
+    "block_length": [0, INF, True, "8", None, 10**400],
+    "temperature": [
+        -0.1,
+        INF,
+        -INF,
+        NAN,
+        True,
+        "0.5",
+        101,
+        10**400,
+        np.float32("nan"),
+        np.float64("inf"),
+        [0.5],
+    ],
+    "cfg_scale": [-1, INF, NAN, True, "1", None, 1e300, 10**400],
+    "threshold": [-0.1, 1.5, INF, NAN, True, "0.9", np.float32("nan")],
+    "factor": [-1.0, INF, NAN, True, "1", 10**400],
+    "entropy_bound": [-1.0, INF, NAN, True, "1", 10**400],
+    "remasking": ["lowest", 3, None, True, NAN, ["random"], {"a": 1}],
+    "schedule": ["none", 3, None, True, ["cosine"], "cosine"],
+    "logits_eos_inf": [1, 0, "true", None, NAN],
+    "confidence_eos_eot_inf": [1, 0, "true", None, NAN],
+    "fixed": [
+        3,
+        "x",
+        [1],
+        {-1: 3},
+        {8: 3},
+        {True: 3},
+        {0: -1},
+        {0: ""},
+        {0: 1.5},
+        {0: True},
+        {"0": 3},
+        {NAN: 1},
+    ],
+}
+
+
+def test_every_knob_is_tried_with_what_it_is_not() -> None:
+    assert set(WRONG) == {field.name for field in fields(SamplingConfig)}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_that_means_nothing_is_refused_in_one_line(name: str) -> None:
+    for value in WRONG[name]:
+        with pytest.raises(UserError) as caught:
+            SamplingConfig(**{"gen_length": 8, name: value})
+        message = str(caught.value)
+        assert name in message
+        assert "\n" not in message
+        assert len(message) < 250
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    config = SamplingConfig(
+        gen_length=np.int64(4), steps=np.int32(2), temperature=np.float32(0.5), cfg_scale=1
+    )
+    assert (config.gen_length, config.temperature) == (4, 0.5)
+    assert SamplingConfig(temperature=-0.0).temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"schedule": "cosine"}, "schedule='cosine' means nothing to remasking='low_confidence'"),
+        ({"schedule": "cosine", "threshold": 0.5}, "remasking='low_confidence' with threshold"),
+        (
+            {"confidence_eos_eot_inf": True, "remasking": "random"},
+            "confidence_eos_eot_inf=True means nothing",
+        ),
+        (
+            {"confidence_eos_eot_inf": True, "remasking": "ancestral"},
+            "confidence_eos_eot_inf=True means nothing",
+        ),
+        ({"confidence_eos_eot_inf": True, "entropy_bound": 1.0}, "confidence_eos_eot_inf=True means nothing"),
+    ],
+    ids=str,
+)
+def test_what_a_rule_would_not_heed_is_refused(knobs: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplingConfig(**knobs)
+
+
+def test_fixed_survives_json_whose_keys_are_text() -> None:
+    config = SamplingConfig(gen_length=8, fixed={0: " word", 5: 17})
+    assert from_json(SamplingConfig, to_json(config)) == config
+    with pytest.raises(UserError, match=r"fixed must be .*, not \{'x': 3\}"):
+        from_json(SamplingConfig, '{"fixed": {"x": 3}}')

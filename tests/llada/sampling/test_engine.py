@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
@@ -324,7 +325,7 @@ def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
 def test_a_request_that_cannot_be_laid_out_says_nothing_about_the_network() -> None:
     engine = DenoiseEngine(build_model(), TOKENIZER)
     for _ in range(4):
-        with pytest.raises(TypeError):
+        with pytest.raises(UserError, match=r"a seed is an integer.*not 1\.5"):
             asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=1.5)))  # type: ignore[arg-type]
     engine.check()
     engine.close()
@@ -359,3 +360,45 @@ def test_a_failing_network_fails_the_request_and_then_the_check() -> None:
         engine.check()
     with pytest.raises(RuntimeError, match="closed"):
         asyncio.run(read(engine, request))
+
+
+def test_a_damaged_weight_is_a_failure_and_no_empty_reply() -> None:
+    model = build_model()
+    model.norm.weight.data[3] = float("nan")
+    engine = DenoiseEngine(model, TOKENIZER)
+    for _ in range(3):
+        engine.check()
+        with pytest.raises(FloatingPointError, match="logits are not finite"):
+            asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=0)))
+    with pytest.raises(RuntimeError, match="last 3 requests failed"):
+        engine.check()
+    engine.close()
+
+
+@pytest.mark.parametrize("knobs", [{"remasking": "random"}, {"remasking": "ancestral"}, {}], ids=str)
+def test_temperature_zero_without_a_seed_is_one_text(engine: DenoiseEngine, knobs: dict) -> None:
+    sampling = dataclasses.replace(SAMPLING, temperature=0.0, **knobs)
+    texts = {asyncio.run(read(engine, GenerateRequest(ids("The"), sampling))).text for _ in range(3)}
+    assert len(texts) == 1
+
+
+def test_steps_bound_a_parallel_rule(engine: DenoiseEngine) -> None:
+    sampling = dataclasses.replace(SAMPLING, block_length=24, steps=2, threshold=1.0)
+    assert asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, seed=0))).end.nfe <= 2
+
+
+def test_fixed_words_stand_in_the_reply(engine: DenoiseEngine) -> None:
+    sampling = dataclasses.replace(SAMPLING, fixed={4: " dog", 20: " mat"})
+    for seed in range(3):
+        reply = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, seed=seed)))
+        assert " dog" in reply.text
+        assert " mat" in reply.text
+        assert reply.end.completion_tokens > 20
+    for fixed, message in (
+        ({0: MASK}, "the mask token"),
+        ({0: 300}, "300 lies outside"),
+        ({24: 1}, "position 24"),
+    ):
+        with pytest.raises(UserError, match=message):
+            request = GenerateRequest(ids("The"), dataclasses.replace(sampling, fixed=fixed))
+            asyncio.run(read(engine, request))

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada.diffusion.noise import row_keys
 from llada.diffusion.schedule import get_schedule
+from llada.errors import UserError
 from llada.model.transformer import Transformer
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
@@ -90,17 +91,14 @@ def test_invariants_hold_at_every_step(
     assert torch.equal(canvas.tokens[:, :P], prompt)
     assert (canvas.reveal_step[:, :P] == -1).all()
     blocks = -(-config.gen_length // config.block_length)
-    if not any(name in rule for name in ("threshold", "factor", "entropy_bound")):
-        assert forwards <= max(config.steps, blocks)
+    assert forwards <= max(config.steps, blocks)
     assert forwards <= config.gen_length * shape[0] or "remasking" in rule
     for row in range(shape[0]):
         generated, revealed = canvas.tokens[row, P:L], canvas.reveal_step[row, P:L]
         if eos and (generated == EOS).any():
             first = int((generated == EOS).nonzero()[0])
-            filled = revealed[first + 1 :] == -1
-            assert (generated[first + 1 :][filled] == EOS).all()
-            # Whatever stands behind it was there before this EOS was.
-            assert (revealed[first + 1 :] <= revealed[first]).all()
+            assert (generated[first + 1 :] == EOS).all()
+            assert (revealed[first + 1 :] == -1).all()
             assert (revealed[: first + 1] >= 0).all()
         else:
             assert (revealed >= 0).all()
@@ -136,8 +134,8 @@ def test_a_batch_equals_its_rows_alone(
     make_model: MakeModel, rule: dict, temperature: float, cfg_scale: float
 ) -> None:
     model = make_model(2)
-    # No empty prompt: on a canvas of nothing but masks all positions are exact ties, and rounding decides.
-    prompts = [[5, 6, 7, 8, 9], [3], [11, 4, 2], [17, 2, 2, 5]]
+    # On the canvas of the empty prompt, nothing but masks, all positions are equal but for rounding.
+    prompts = [[5, 6, 7, 8, 9], [3], [], [17, 2, 2, 5]]
     seeds = [10, 77, 3, 2**31 + 1]
     settings: dict = {
         "gen_length": 9,
@@ -175,7 +173,7 @@ def test_seeds_make_rows_independent_and_repeatable(make_model: MakeModel) -> No
 def test_parallel_rules_commit_what_their_definition_says(make_model: MakeModel, rule: dict) -> None:
     """Replay a run: at every forward, the rule applied to the model's own confidences of the block's masks."""
     model, prompt, P = make_model(2), random_prompt(1, 4), 4
-    config = SamplingConfig(gen_length=12, steps=1, block_length=6, **rule)
+    config = SamplingConfig(gen_length=12, steps=None, block_length=6, **rule)
     canvas = prompt_canvas(prompt, config, mask_id=MASK, seed=0)
     before, sizes = canvas.tokens.clone(), []
     for _ in denoise(model, canvas):
@@ -603,3 +601,260 @@ def test_a_rule_that_chooses_empty_slots_commits_the_first_candidate() -> None:
     assert step is not None
     commit(canvas, step, torch.zeros(4, 23))
     assert (canvas.tokens == MASK).tolist() == [[False, False, False], [True, True, False]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"temperature": 1.0}, {"remasking": "random"}, {"threshold": 0.5}], ids=str
+)
+def test_logits_that_are_no_numbers_end_the_run(make_model: MakeModel, value: float, knobs: dict) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.layers[1].o_proj.weight[3, 4] = value
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        generate(model, random_prompt(1, 3), gen_length=4, steps=4, **knobs)
+
+
+def test_single_ids_may_be_ruled_out_by_the_network() -> None:
+    def predict(tokens: Tensor, **_: Tensor) -> Tensor:
+        return torch.tensor([-torch.inf, 1.0, 2.0, 0.0]).expand(*tokens.shape, 4)
+
+    out = generate(predict, [[1]], gen_length=3, steps=3, mask_id=3, temperature=1.0, seed=0)
+    assert set(out.sequences[0].tolist()) <= {1, 2}
+    with pytest.raises(FloatingPointError):
+        generate(
+            lambda tokens, **_: torch.full((*tokens.shape, 4), -torch.inf), [[1]], gen_length=3, mask_id=3
+        )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_padding_on_the_right_is_moved_to_the_left(make_model: MakeModel, rule: dict) -> None:
+    """The tokenizer's own default: a row gets what it gets alone, and `sequences` show where it went."""
+    model = make_model(2)
+    rows = torch.tensor([[5, 6, 7, 8, 9], [3, 4, 0, 0, 0], [0, 2, 2, 5, 0]])
+    attended = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 1, 0]])
+    knobs: dict[str, Any] = {"gen_length": 8, "steps": 8, "block_length": 4, **rule}
+    together = generate(model, rows, attention_mask=attended, seed=[1, 2, 3], **knobs)
+    assert together.sequences[:, :5].tolist() == [[5, 6, 7, 8, 9], [0, 0, 0, 3, 4], [0, 0, 2, 2, 5]]
+    for row, prompt in enumerate(([5, 6, 7, 8, 9], [3, 4], [2, 2, 5])):
+        alone = generate(model, [prompt], seed=[row + 1], **knobs)
+        assert together.sequences[row, 5:].tolist() == alone.sequences[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_padded_row_with_gaps_is_filled_as_alone(make_model: MakeModel, rule: dict, side: str) -> None:
+    model, text = make_model(4), random_prompt(1, 12)[0]
+    text[[1, 4, 5, 9, 10]] = MASK
+    knobs: dict[str, Any] = {"steps": 5, "block_length": 4, "temperature": 0.5, **rule}
+    alone = infill(model, text, seed=[7], **knobs)
+    pads, tokens = torch.zeros(3, dtype=torch.int64), torch.cat([text, random_prompt(1, 3, 5)[0]])
+    row = torch.cat([pads, text] if side == "left" else [text, pads])
+    attended = torch.stack([(row != 0).long(), torch.ones(15, dtype=torch.int64)])
+    padded = infill(model, torch.stack([row, tokens]), attention_mask=attended, seed=[7, 8], **knobs)
+    own = padded.sequences[0, 3:] if side == "left" else padded.sequences[0, :12]
+    assert own.tolist() == alone.sequences[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ([[1, 0, 1], [1, 1, 1]], "row 0 has padding between its tokens"),
+        ([[1, 1, 1], [0, 2, 1]], "1 on tokens and 0 on padding"),
+        ([[0.0, 0.5, 1.0], [1, 1, 1]], "1 on tokens and 0 on padding"),
+        ([[1, 1], [1, 1]], r"shape \(2, 2\), the tokens have \(2, 3\)"),
+    ],
+    ids=str,
+)
+def test_a_mask_that_is_no_padding_is_refused(make_model: MakeModel, mask: list, message: str) -> None:
+    for call in (generate, infill):
+        with pytest.raises(UserError, match=message):
+            call(make_model(), random_prompt(2, 3), attention_mask=torch.tensor(mask), steps=2)
+
+
+def test_what_is_equal_but_for_rounding_is_decided_by_place_and_id() -> None:
+    """Whichever way the last bits fall, the lowest position goes first and gets the lowest id."""
+    generator = torch.Generator().manual_seed(0)
+
+    def predict(tokens: Tensor, **_: Tensor) -> Tensor:
+        logits = torch.tensor([0.0, 9.0, 9.0, 3.0]).expand(*tokens.shape, 4)
+        return logits + 3e-6 * torch.randn(logits.shape, generator=generator)
+
+    for _ in range(8):
+        for rule in ({}, *PARALLEL[:2], {"entropy_bound": 0.0}):
+            out = generate(predict, [[1]], gen_length=5, steps=5, mask_id=3, **{"threshold": None, **rule})
+            assert out.sequences[0].tolist() == [1] * 6
+            if "factor" not in rule and "threshold" not in rule:
+                assert out.reveal_step[0].tolist() == [0, 1, 2, 3, 4]
+        clear = torch.tensor([[0.0, 9.0, 9.002, 3.0]])  # no rounding: the higher one
+        assert draw_tokens(clear.double(), 0.0, torch.zeros(1).long(), 1e-5).tolist() == [2]
+
+
+@pytest.mark.parametrize("rule", [{}, {"threshold": 0.99}, {"remasking": "random"}], ids=str)
+def test_nothing_stays_behind_the_first_eos(rule: dict) -> None:
+    """The end is committed last of all, in front of words that came first."""
+
+    def predict(tokens: Tensor, **_: Tensor) -> Tensor:
+        logits = torch.zeros(*tokens.shape, 6)
+        logits[..., 4] = 6.0
+        logits[:, 3, EOS] = 6.5
+        logits[:, 3, 4] = 6.4
+        return logits
+
+    knobs: dict[str, Any] = {"gen_length": 6, "steps": 6, "mask_id": 5, "seed": 3, **rule}
+    free = generate(predict, [[4, 3]], **knobs)
+    assert free.sequences.tolist() == [[4, 3, 4, 1, 4, 4, 4, 4]]
+    out = generate(predict, [[4, 3]], eos_id=EOS, **knobs)
+    assert out.sequences.tolist() == [[4, 3, 4, 1, 1, 1, 1, 1]]
+    assert (out.reveal_step[0, 2:] == -1).all()
+    assert (out.reveal_step[0, :2] >= 0).all()
+    either = generate(predict, [[4, 3]], eos_id=[0, EOS], **knobs)
+    assert either.sequences.tolist() == [[4, 3, 4, 1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("rule", [{"threshold": 1.0}, {"factor": 0.0}, {"entropy_bound": 0.0}], ids=str)
+@pytest.mark.parametrize(("steps", "block_length"), [(2, 32), (5, 8), (4, 8), (1, 8), (31, 32)])
+def test_steps_bound_the_forwards_of_every_rule(
+    make_model: MakeModel, rule: dict, steps: int, block_length: int
+) -> None:
+    out = generate(
+        make_model(), random_prompt(2, 4), gen_length=32, steps=steps, block_length=block_length, **rule
+    )
+    assert out.nfe == max(steps, 32 // block_length)
+    assert not (out.sequences == MASK).any()
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random", "ancestral"])
+def test_temperature_zero_gives_the_same_text_each_time(make_model: MakeModel, remasking: str) -> None:
+    knobs: dict[str, Any] = {"gen_length": 12, "steps": 12, "remasking": remasking}
+    model, prompt = make_model(), random_prompt(1, 4)
+    texts = {tuple(generate(model, prompt, temperature=0.0, **knobs).sequences[0].tolist()) for _ in range(4)}
+    assert len(texts) == 1
+    if remasking == "ancestral":  # which samples, unless it is told not to
+        texts = {tuple(generate(model, prompt, **knobs).sequences[0].tolist()) for _ in range(4)}
+        assert len(texts) > 1
+        hot, said = (
+            generate(model, prompt, seed=3, **knobs, **t).sequences for t in ({}, {"temperature": 1.0})
+        )
+        assert torch.equal(hot, said)
+
+
+def official_generate(
+    model: Transformer, prompt: Tensor, *, gen_length: int, steps: int, block_length: int, logits_eos_inf: bool,
+    confidence_eos_eot_inf: bool, eos_id: int, eot_id: int,
+) -> Tensor:  # fmt: skip
+    """LLaDA's generate.py at temperature 0, spelled out for one row: what its two settings for EOS do, and when."""
+    x = torch.cat([prompt, torch.full((1, gen_length), MASK)], dim=1)
+    per_block = steps // (gen_length // block_length)
+    for start in range(prompt.shape[1], x.shape[1], block_length):
+        block = slice(start, start + block_length)
+        masks = int((x[0, block] == MASK).sum())
+        for step in range(per_block):
+            with torch.no_grad():
+                logits = model(x)[0].double()
+            logits[:, MASK] = -torch.inf
+            if logits_eos_inf:
+                logits[:, eos_id] = -torch.inf
+            best = logits.argmax(-1)
+            if confidence_eos_eot_inf:
+                logits[:, [eos_id, eot_id]] = -torch.inf
+            confidence = logits.softmax(-1).gather(-1, best[:, None])[:, 0]
+            confidence[(x[0] != MASK) | (torch.arange(x.shape[1]) >= block.stop)] = -torch.inf
+            count = masks // per_block + (step < masks % per_block)
+            chosen = confidence.sort(descending=True, stable=True).indices[:count]
+            x[0, chosen] = best[chosen]
+    return x
+
+
+@pytest.mark.parametrize("settings", [(True, False), (False, True), (True, True)], ids=str)
+def test_lladas_settings_for_eos_are_its_own(make_model: MakeModel, settings: tuple[bool, bool]) -> None:
+    names = dict(zip(("logits_eos_inf", "confidence_eos_eot_inf"), settings, strict=True))
+    changed = 0
+    for seed in range(4):
+        model = make_model(seed)
+        with torch.no_grad():
+            for end in (EOS, 7):  # so that the ends would often be the best guess
+                model.lm_head.weight[end] = model.lm_head.weight[MASK]
+        prompt = random_prompt(1, 5, seed)
+        shape = {"gen_length": 12, "steps": 12, "block_length": 6}
+        expected = official_generate(model, prompt, **shape, **names, eos_id=EOS, eot_id=7)
+        out = generate(model, prompt, **shape, **names, eot_id=7)
+        assert torch.equal(out.sequences, expected)
+        if settings[0]:
+            assert not (out.sequences[0, 5:] == EOS).any()
+        changed += not torch.equal(out.sequences, generate(model, prompt, **shape).sequences)
+    assert changed
+
+
+def test_ends_of_no_confidence_come_last_at_any_temperature() -> None:
+    def predict(tokens: Tensor, **_: Tensor) -> Tensor:
+        logits = torch.zeros(*tokens.shape, 6)
+        logits[:, 1::2, EOS] = 12.0
+        logits[:, ::2, 4] = 9.0
+        return logits
+
+    for temperature in (0.0, 0.2):
+        knobs: dict[str, Any] = {
+            "gen_length": 6,
+            "steps": 6,
+            "mask_id": 5,
+            "temperature": temperature,
+            "seed": 0,
+        }
+        plain = generate(predict, [[3, 3]], **knobs).reveal_step[0]
+        late = generate(predict, [[3, 3]], eos_id=EOS, confidence_eos_eot_inf=True, **knobs)
+        assert plain[1::2].max() < plain[::2].min()
+        assert late.reveal_step[0, 0] == 0
+        fixed = generate(predict, [[3, 3]], confidence_eos_eot_inf=True, eos_id=0, eot_id=EOS, **knobs)
+        assert fixed.reveal_step[0, ::2].max() < fixed.reveal_step[0, 1::2].min()
+    with pytest.raises(UserError, match="confidence_eos_eot_inf needs the id of EOS"):
+        generate(predict, [[3]], mask_id=5, confidence_eos_eot_inf=True)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_fixed_tokens_stand_where_they_were_put(make_model: MakeModel, rule: dict) -> None:
+    model = make_model(1)
+    knobs: dict[str, Any] = {"gen_length": 9, "block_length": 3, "seed": 4, **rule}
+    out = generate(model, [[5, 6], [7]], fixed={2: 11, 6: 12, 7: 13}, steps=None, eos_id=EOS, **knobs)
+    assert (out.sequences[:, [4, 8, 9]] == torch.tensor([11, 12, 13])).all()
+    assert (out.reveal_step[:, [2, 6, 7]] == -1).all()
+    assert not (out.sequences[:, 2:9] == EOS).any()  # no end before the last of them
+    assert out.nfe <= 6  # they are no masks
+    # Given tokens of the row: the same as infilling around them.
+    row = torch.tensor([[5, 6] + [MASK] * 9])
+    row[0, [4, 8, 9]] = torch.tensor([11, 12, 13])
+    around = generate(model, [[5, 6]], fixed={2: 11, 6: 12, 7: 13}, steps=6, **{**knobs, "block_length": 20})
+    gaps = infill(model, row, steps=6, seed=4, **rule)
+    if not rule:
+        assert torch.equal(around.sequences, gaps.sequences)
+    with pytest.raises(UserError, match="fixed puts the text ' cat' at position 0"):
+        generate(model, [[5]], fixed={0: " cat"}, **knobs)
+    with pytest.raises(UserError, match="mask token 22 at position 1"):
+        generate(model, [[5]], fixed={1: MASK}, **knobs)
+    with pytest.raises(UserError, match="write the tokens into tokens_with_masks"):
+        infill(model, row, fixed={1: 3}, **rule)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: generate(model, torch.tensor([[1, 23]]), gen_length=2), "generate: the token id 23 lies outside"),
+        (lambda model: generate(model, torch.tensor([[-1]]), gen_length=2), "the token id -1"),
+        (lambda model: generate(model, [[3]], gen_length=2, fixed={1: 99}), "the token id 99"),
+        (lambda model: generate(model, [[3]], gen_length=2, eos_id=77), "the token id 77"),
+        (lambda model: generate(model, [[3]], gen_length=2, mask_id=50), "the token id 50"),
+        (lambda model: infill(model, torch.tensor([[22, 40]])), "infill: the token id 40"),
+        (lambda model: generate(model, torch.rand(1, 3), gen_length=2), "token ids are integers"),
+        (lambda model: generate(model, [1, 2], gen_length=2), "prompts are lists of token ids"),
+        (lambda model: generate(model, [[1.5]], gen_length=2), "prompts are lists of token ids"),
+        (lambda model: generate(model, "text", gen_length=2), "prompts are lists of token ids"),
+        (lambda model: generate(model, [[3]], gen_length=2, seed=1.5), "a seed is an integer"),
+        (lambda model: generate(model, [[3]], gen_length=2, seed="x"), "a seed is an integer"),
+        (lambda model: infill(model, [[3]]), "tokens_with_masks is a tensor"),
+    ],
+)  # fmt: skip
+def test_what_the_network_has_no_row_for_is_refused(
+    make_model: MakeModel, call: Callable, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        call(make_model())

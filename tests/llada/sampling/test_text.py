@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 import llada
 from llada.errors import UserError
-from llada.model.hf import save_model
+from llada.model.hf import save_model, save_state
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
-from llada.sampling.text import complete_texts, cut_at_end, end_ids, prompt_ids
+from llada.sampling.text import complete_texts, cut_at_end, end_ids, prompt_ids, spell_fixed, text_ends
 from llada.tokenizer import END_OF_TURN, encode_texts, render_chat, save_tokenizer, train_tokenizer
 
 TOKENIZER = train_tokenizer(["The cat sat on the mat. The dog ran off."] * 5, 300)
@@ -69,3 +70,68 @@ def test_a_prompt_that_leaves_no_room_is_refused(folder: Path) -> None:
     model, _ = llada.load(folder)
     with pytest.raises(UserError, match=r"gen_length 10 exceed the model's context of 48"):
         complete_texts(model, TOKENIZER, ["The cat sat on the mat. " * 9], SAMPLING)
+
+
+def test_two_sources_of_the_mask_must_agree(folder: Path, tmp_path: Path) -> None:
+    model, _ = llada.load(folder)
+    config = dataclasses.replace(model.config, mask_token_id=7)
+    save_state(tmp_path, dict(model.state_dict()), config)
+    save_tokenizer(TOKENIZER, tmp_path)
+    with pytest.raises(UserError, match=r"the mask is id 7 in config\.json, but '<\|mdm_mask\|>' with id 1"):
+        llada.load(tmp_path)
+    # One that only the tokenizer names is taken.
+    save_state(tmp_path, dict(model.state_dict()), dataclasses.replace(config, mask_token_id=None))
+    assert llada.load(tmp_path)[0].config.mask_token_id == TOKENIZER.mask_token_id
+
+
+def test_a_tokenizer_with_more_ids_than_rows_is_refused(tmp_path: Path) -> None:
+    rows = max(TOKENIZER.get_vocab().values())
+    model = Transformer(ModelConfig(rows, 32, 2, 2, 64, max_length=48, mask_token_id=1, eos_token_id=0))
+    save_model(model, tmp_path)
+    save_tokenizer(TOKENIZER, tmp_path)
+    with pytest.raises(UserError, match=rf"ids up to {rows}, the embedding {rows} rows"):
+        llada.load(tmp_path)
+
+
+def test_the_tokenizers_own_batches_can_be_continued(folder: Path) -> None:
+    """Padded on either side by the tokenizer, each prompt gets what it gets alone."""
+    save_tokenizer(TOKENIZER, folder)
+    model, tokenizer = llada.load(folder)
+    assert tokenizer is not None
+    assert tokenizer.padding_side == "left"
+    knobs: dict = {"gen_length": 8, "steps": 8, "block_length": 4, "seed": [3, 4]}
+    texts = ["The cat sat on the mat.", "The"]
+    for side in ("left", "right"):
+        batch = tokenizer(texts, padding=True, return_tensors="pt", padding_side=side)
+        out = llada.generate(model, batch["input_ids"], attention_mask=batch["attention_mask"], **knobs)
+        for row, text in enumerate(texts):
+            alone = llada.generate(
+                model, [encode_texts(tokenizer, [text])[0]], **{**knobs, "seed": [3 + row]}
+            )
+            assert out.sequences[row, -8:].tolist() == alone.sequences[0, -8:].tolist()
+
+
+def test_fixed_words_are_in_the_text(folder: Path) -> None:
+    model, _ = llada.load(folder)
+    word = encode_texts(TOKENIZER, [" mat"])[0]
+    config = dataclasses.replace(SAMPLING, steps=None, fixed={1: " mat", 1 + len(word): EOT + 20})
+    (completion,) = complete_texts(model, TOKENIZER, ["The cat"], config)
+    assert " mat" in completion["text"]
+    assert completion["nfe"] <= 10 - len(word) - 1
+    with pytest.raises(UserError, match="fixed puts two tokens at position 2"):
+        spell_fixed(TOKENIZER, dataclasses.replace(SAMPLING, fixed={1: "The cat sat", 2: 5}))
+    with pytest.raises(UserError, match=r"the position 10; those behind the prompt are 0 to 9"):
+        spell_fixed(TOKENIZER, dataclasses.replace(SAMPLING, fixed={9: "The cat sat"}))
+
+
+def test_every_end_that_the_checkpoint_declares_ends_a_text(folder: Path) -> None:
+    model, _ = llada.load(folder)
+    model.end_ids = (EOS, 40)
+    assert text_ends(model, TOKENIZER) == [EOS, 40, EOT]
+    model.lm_head.weight.data[40] = 0
+    model.lm_head.weight.data[41:] *= 0.01
+    for seed in range(20):
+        (completion,) = complete_texts(model, TOKENIZER, ["The"], SAMPLING, seed=seed)
+        if completion["finish_reason"] == "stop":
+            break
+    assert completion["finish_reason"] == "stop"

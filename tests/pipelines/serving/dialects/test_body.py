@@ -40,7 +40,7 @@ RANGES = {
 
 def test_every_knob_that_a_request_may_set_is_a_field() -> None:
     names = [knob.name for knob in request_knobs()]
-    assert set(names) == {*RANGES, "remasking"}
+    assert set(names) == {*RANGES, "remasking", "logits_eos_inf", "confidence_eos_eot_inf", "fixed"}
     for name in names:
         assert SamplingBody.model_fields[name].description
         assert SamplingBody.model_fields[name].default is None
@@ -158,3 +158,11 @@ def test_every_field_of_openais_client_is_known(kind: str) -> None:
 def test_a_body_travels_to_the_replica() -> None:
     sent = parse(steps=3, stop="x", stream=True, stream_options={"include_canvas": True})
     assert pickle.loads(pickle.dumps(sent)) == sent
+
+
+def test_fixed_tokens_are_positions_and_ids_or_words() -> None:
+    assert parse(fixed={"0": " word", "12": 7}).knobs() == {"fixed": {0: " word", 12: 7}}
+    for bad in ({"x": 1}, {"0": 1.5}, {"0": True}, {"0": [1]}, [1], "0:word"):
+        assert problem(fixed=bad).param.startswith("fixed")
+    assert parse(logits_eos_inf=True).knobs() == {"logits_eos_inf": True}
+    assert problem(logits_eos_inf=1).param == "logits_eos_inf"

@@ -1,0 +1,344 @@
+"""The config.json of a checkpoint folder in any layout: read strictly, and written.
+
+What a config says about the computation is honoured or refused by name. A key that is unknown here is refused unless it
+asks for nothing (null, false, 0, an empty list), because a network that silently leaves something out computes something
+else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llada.errors import UserError
+from llada.model.transformer import ModelConfig
+from llada.settings import shorten
+
+
+class MissingCheckpointError(UserError, FileNotFoundError):
+    """A folder, or a file that its index names, is not there."""
+
+
+Layout = Literal["ours", "llada", "llama"]
+OUR_MODEL_TYPE = "masked_diffusion_transformer"
+
+
+def detect_layout(config: dict[str, Any], folder: Path) -> Layout:
+    """Which layout a config.json describes."""
+    model_type = str(config.get("model_type"))
+    if model_type == OUR_MODEL_TYPE:
+        return "ours"
+    if model_type == "llada" and "d_model" in config:
+        return "llada"
+    if "hidden_size" in config and ("llada" in model_type.lower() or model_type == "llama"):
+        return "llama"
+    raise UserError(
+        f"{folder}/config.json: model_type {model_type!r} is none of '{OUR_MODEL_TYPE}', 'llada' (GSAI-ML/LLaDA), "
+        f"'illada' or 'llama' (standard Llama tensor names)"
+    )
+
+
+# Settings of a layout's config that say nothing about a forward in evaluation mode: of initialisation, dropout, other
+# software, and of generating with transformers. The keys that are read stand in `parse_config`.
+_HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _name_or_path
+    add_cross_attention alibi_bias_max architectures attention_dropout attention_layer_norm_with_affine attention_probs_dropout_prob
+    auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cls_token_id cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping embedding_dropout encoder_no_repeat_ngram_size
+    eos_token_id exponential_decay_length_penalty finetuning_task flash_attention forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label init_cutoff_factor init_device init_fn init_std
+    initializer_range is_decoder is_encoder_decoder label2id length_penalty mask_token_id max_length max_window_layers
+    min_length mlp_ratio model_type no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_hidden_states output_scores pad_token_id precision prefix pretraining_tp problem_type
+    pruned_heads remove_invalid_values repetition_penalty residual_dropout return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k
+    top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache
+    """.split()  # noqa: SIM905 (a list would take a line each)
+)
+# {key: its only value that this network computes}; null means it where the value is false.
+_LLADA_ONLY = {
+    "activation_type": "silu",
+    "alibi": False,
+    "attention_layer_norm": False,
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "rope": True,
+    "rope_full_precision": True,
+    "scale_logits": False,
+}
+_LLAMA_ONLY = {
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "use_sliding_window": False,
+}
+
+
+def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelConfig:
+    """ModelConfig of a config.json, refusing what this network cannot express instead of dropping it."""
+    file = folder / "config.json"
+    if layout == "ours":
+        known = {f.name for f in fields(ModelConfig)}
+        unknown = sorted(set(config) - known - {"model_type"})
+        if unknown:
+            raise UserError(f"{file}: unknown keys {unknown}")
+        return ModelConfig(**{k: v for k, v in config.items() if k in known})
+    values = _Values(config, file)
+    shared: dict[str, Any] = {
+        "rope_theta": values.rope_theta(10_000.0 if layout == "llama" else None),
+        "eos_token_id": next(iter(_as_ids(config.get("eos_token_id"), file)), None),
+        "pad_token_id": config.get("pad_token_id"),
+    }
+    if layout == "llada":
+        values.allow_only(_LLADA_ONLY)
+        tied = values.pop("weight_tying")
+        if values.pop("tie_word_embeddings", tied) != tied:
+            raise UserError(
+                f"{file}: weight_tying = {tied} and tie_word_embeddings = {not tied} contradict each other"
+            )
+        heads, rows = values.pop("n_heads"), values.pop("vocab_size")
+        kv_heads = values.pop("n_kv_heads", None)
+        if values.pop("multi_query_attention", None):
+            if kv_heads not in (None, 1):
+                raise UserError(
+                    f"{file}: multi_query_attention and n_kv_heads = {kv_heads} contradict each other"
+                )
+            kv_heads = 1
+        d_model = values.pop("d_model")
+        parsed = ModelConfig(
+            vocab_size=values.pop("embedding_size", None) or rows,
+            d_model=d_model,
+            num_layers=values.pop("n_layers"),
+            num_heads=heads,
+            num_kv_heads=heads if kv_heads is None else kv_heads,
+            ffn_dim=values.pop("mlp_hidden_size", None) or config["mlp_ratio"] * d_model,
+            max_length=values.pop("max_sequence_length"),
+            rms_norm_eps=values.pop("rms_norm_eps", 1e-5),
+            tie_embeddings=tied,
+            mask_token_id=config.get("mask_token_id"),
+            **shared,
+        )
+    else:
+        values.allow_only(_LLAMA_ONLY)
+        is_ar = config["model_type"] == "llama"
+        if set(values.pop("layer_types", None) or ()) - {"full_attention"}:
+            raise UserError(
+                f"{file}: layer_types = {config['layer_types']} is not supported, only full_attention"
+            )
+        heads = values.pop("num_attention_heads")
+        parsed = ModelConfig(
+            vocab_size=values.pop("vocab_size"),
+            d_model=values.pop("hidden_size"),
+            num_layers=values.pop("num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=values.pop("num_key_value_heads", None) or heads,
+            ffn_dim=values.pop("intermediate_size"),
+            max_length=values.pop("max_position_embeddings"),
+            rms_norm_eps=values.pop("rms_norm_eps", 1e-6 if is_ar else 1e-5),
+            tie_embeddings=values.pop("tie_word_embeddings", False),
+            causal=is_ar,
+            # iLLaDA's config declares no mask id; its documentation says 5.
+            mask_token_id=config.get("mask_token_id", None if is_ar else 5),
+            **shared,
+        )
+        if (width := values.pop("head_dim", None)) not in (None, parsed.head_dim):
+            raise UserError(
+                f"{file}: head_dim = {width} is not supported, only hidden_size / num_attention_heads = {parsed.head_dim}"
+            )
+    values.refuse_rest()
+    return parsed
+
+
+class _Values:
+    """The keys of a config.json that nobody has asked for yet."""
+
+    def __init__(self, config: dict[str, Any], file: Path) -> None:
+        self._rest = {key: value for key, value in config.items() if key not in _HARMLESS}
+        self._file = file
+
+    def pop(self, key: str, *default: Any) -> Any:
+        return self._rest.pop(key, *default)
+
+    def allow_only(self, allowed: dict[str, Any]) -> None:
+        for key, value in allowed.items():
+            found = self.pop(key, value)
+            if found != value and not (found is None and value is False):
+                raise UserError(f"{self._file}: {key} = {found!r} is not supported, only {value!r}")
+
+    def rope_theta(self, default: float | None) -> float:
+        """The base of the rotary positions, wherever transformers' versions have put it."""
+        found = {"rope_theta": self.pop("rope_theta", None)}
+        for name in ("rope_parameters", "rope_scaling"):
+            rope = self.pop(name, None) or {}
+            scaled = {
+                key: value
+                for key, value in rope.items()
+                if not (key in ("rope_type", "type") and value == "default") and key != "rope_theta"
+            }
+            if any(value not in (None, 1, 1.0) for value in scaled.values()):
+                raise UserError(f"{self._file}: scaled rotary positions ({name} = {rope}) are not supported")
+            found[f"{name}.rope_theta"] = rope.get("rope_theta")
+        stated = {name: theta for name, theta in found.items() if theta is not None}
+        if len(set(stated.values())) > 1:
+            raise UserError(
+                f"{self._file}: {' and '.join(f'{n} = {t}' for n, t in stated.items())} contradict each other"
+            )
+        if not stated and default is None:
+            raise KeyError("rope_theta")
+        return next(iter(stated.values()), default)  # type: ignore[return-value]
+
+    def refuse_rest(self) -> None:
+        for key, value in self._rest.items():
+            if value not in (None, False, 0, "", [], {}):
+                raise UserError(
+                    f"{self._file}: {key} = {shorten(value)} is not known here, and may change what the network computes; "
+                    "remove the key if it does not"
+                )
+
+
+def _as_ids(ids: Any, file: Path) -> tuple[int, ...]:
+    """The ids of eos_token_id: one, a list, or null."""
+    found = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+        raise UserError(f"{file}: eos_token_id = {shorten(ids)} is neither an id nor a list of ids")
+    return tuple(found)
+
+
+def read_end_ids(folder: str | Path, config: ModelConfig) -> tuple[int, ...]:
+    """All ids that end a text by the folder's config.json and generation_config.json, the config's EOS first.
+
+    Raises UserError for a damaged file, and for an id without a row in the vocabulary.
+    """
+    ends: list[int] = []
+    for name in ("config.json", "generation_config.json"):
+        file = Path(folder) / name
+        if file.is_file():
+            ends += _as_ids(read_object(file).get("eos_token_id"), file)
+            for token in ends:
+                if not 0 <= token < config.vocab_size:
+                    raise UserError(
+                        f"{file}: eos_token_id {token} lies outside the {config.vocab_size} vocabulary rows"
+                    )
+    return tuple(dict.fromkeys(ends))
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file's object. Raises UserError naming it."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return raw
+
+
+def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
+    """The config.json of a folder in this layout."""
+    if layout == "ours":
+        return {"model_type": OUR_MODEL_TYPE, **asdict(config)}
+    torch_dtype = str(dtype).removeprefix("torch.")
+    if layout == "llama":
+        family = {"architectures": ["ILLaDAForCausalLM"], "model_type": "illada"}
+        if config.causal:
+            family = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        return {
+            **family,
+            "hidden_act": "silu",
+            "hidden_size": config.d_model,
+            "intermediate_size": config.ffn_dim,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_length,
+            "rope_theta": config.rope_theta,
+            "rms_norm_eps": config.rms_norm_eps,
+            "tie_word_embeddings": config.tie_embeddings,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "mask_token_id": config.mask_token_id,
+            "eos_token_id": config.eos_token_id,
+            "pad_token_id": config.pad_token_id,
+            "torch_dtype": torch_dtype,
+        }
+    if config.causal:
+        raise UserError("a causal network has no place in LLaDA's layout: convert it with --layout llama")
+    return {
+        "activation_type": "silu",
+        "alibi": False,
+        "alibi_bias_max": 8.0,
+        "architectures": ["LLaDAModelLM"],
+        "attention_dropout": 0.0,
+        "attention_layer_norm": False,
+        "attention_layer_norm_with_affine": True,
+        "auto_map": {
+            "AutoConfig": "configuration_llada.LLaDAConfig",
+            "AutoModel": "modeling_llada.LLaDAModelLM",
+            "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+        },
+        "bias_for_layer_norm": False,
+        "block_group_size": 1,
+        "block_type": "llama",
+        "d_model": config.d_model,
+        "embedding_dropout": 0.0,
+        "embedding_size": config.vocab_size,
+        "eos_token_id": config.eos_token_id,
+        "flash_attention": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "init_cutoff_factor": None,
+        "init_device": "meta",
+        "init_fn": "mitchell",
+        "init_std": 0.02,
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "mask_token_id": config.mask_token_id,
+        "max_sequence_length": config.max_length,
+        "mlp_hidden_size": config.ffn_dim,
+        "mlp_ratio": 4,
+        "model_type": "llada",
+        "multi_query_attention": None,
+        "n_heads": config.num_heads,
+        "n_kv_heads": config.kv_heads,
+        "n_layers": config.num_layers,
+        "pad_token_id": config.pad_token_id,
+        "precision": "amp_bf16",
+        "residual_dropout": 0.0,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope": True,
+        "rope_full_precision": True,
+        "rope_theta": config.rope_theta,
+        "scale_logits": False,
+        "torch_dtype": torch_dtype,
+        "use_cache": False,
+        "vocab_size": config.vocab_size,
+        "weight_tying": config.tie_embeddings,
+    }
+
+
+def read_config(folder: str | Path) -> tuple[ModelConfig, Layout]:
+    """Config and layout of a local checkpoint folder. Raises UserError: there is none, or one that we cannot express."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise MissingCheckpointError(f"{folder} is no checkpoint: it has no config.json")
+    raw = read_object(path)
+    layout = detect_layout(raw, Path(folder))
+    try:
+        return parse_config(raw, layout, Path(folder)), layout
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: incomplete or malformed ({error})") from error
