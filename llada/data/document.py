@@ -10,8 +10,9 @@ UNKNOWN = "und"
 """The language of a document before, or without, identification: ISO 639-2's "undetermined"."""
 
 _FEW = 0.01
+_UNDECODED = "\ufffd".encode()
 _MARKS_BORNE = 2  # in a text however short
-_SEEN_BYTES = 1 << 12
+_SEEN_BYTES = 1 << 9
 _CONTROL = bytes([*range(0x09), 0x0B, *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
 
 
@@ -85,13 +86,14 @@ def text_problem(text: Any) -> str | None:
         return "text_not_a_string"
     if not text.strip():
         return "empty_text"
-    if text.count("\x00") > _FEW * len(text):
-        return "nul_character"
-    if _MARKS_BORNE < text.count("\ufffd") > _FEW * len(text):
-        return "undecodable_text"
     try:
-        beginning = text.encode("utf-8")[:_SEEN_BYTES]
+        data = text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
         return "not_utf8"
+    if b"\0" in data and data.count(0) > _FEW * len(text):
+        return "nul_character"
+    if not text.isascii() and _MARKS_BORNE < data.count(_UNDECODED) > _FEW * len(text):
+        return "undecodable_text"
+    beginning = data[:_SEEN_BYTES]
     controls = len(beginning) - len(beginning.translate(None, _CONTROL))
     return "control_characters" if _MARKS_BORNE < controls > 2 * _FEW * len(beginning) else None
