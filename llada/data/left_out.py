@@ -2,7 +2,7 @@
 
 left_out: FilesLeftOut = {}
 leave_out(left_out, "*.md", "web/README.md")
-describe(left_out)                              -> "*.md 1 (web/README.md)"
+summary(left_out)                              -> "*.md 1 (web/README.md)"
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def added(total: FilesLeftOut, more: FilesLeftOut) -> FilesLeftOut:
     return both
 
 
-def describe(left_out: Mapping[str, LeftOut]) -> str:
+def summary(left_out: Mapping[str, LeftOut]) -> str:
     """In one line, the most frequent reasons first: "*.md 2 (a.md, b.md), hidden 1 (.x)"; "none" of nothing."""
     ranked = sorted(left_out.items(), key=lambda item: (-item[1]["files"], item[0]))
     return ", ".join(f"{reason} {entry['files']:,} ({_named(entry)})" for reason, entry in ranked) or "none"

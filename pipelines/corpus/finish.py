@@ -16,7 +16,7 @@ from llada.data.dedup.clusters import Clusters, read_clusters
 from llada.data.dedup.decontaminate import Coverage, DecontaminationIndex
 from llada.data.dedup.steps import locate
 from llada.data.document import Document
-from llada.data.left_out import added, describe
+from llada.data.left_out import FilesLeftOut, added, summary
 from llada.data.outcomes import KEPT, SAMPLE_CHARS, Report, merge
 from llada.data.report.page import render_report
 from llada.data.report.sections import Run
@@ -178,12 +178,11 @@ def _check(config: PrepareConfig, total: Report, plan: Plan, output: str, *, is_
             + (f" ({first}: {why})" if why else "")
         )
     if is_first and not total.splits["train"]["rows"]:
+        left_out = all_left_out(lost + Counter(total.skipped) + refused, added(plan.left_out, total.left_out))
         remedy = "check --input and the filters"
         if total.splits["validation"]["rows"]:
             remedy = "all went to validation: set read.section_chars to cut long documents, or lower validation_fraction"
-        raise UserError(
-            f"no training rows from {seen:,} records (left out: {_all_left_out(total, plan)}); {remedy}"
-        )
+        raise UserError(f"no training rows from {seen:,} records (left out: {left_out}); {remedy}")
     for name in total.damaged_files:
         if name not in total.file_problems:
             _log.warning("damaged, what could be read of it was used: %s", name)
@@ -212,18 +211,17 @@ def _first_problem(total: Report) -> str:
     return next((f"; {name}: {problem}" for name, problem in total.file_problems.items()), "")
 
 
-def _all_left_out(total: Report, plan: Plan) -> str:
-    """Records, documents and files."""
-    records = reasons(Counter(total.rejected) + Counter(total.skipped) + total.refused())
-    files = describe(added(plan.left_out, total.left_out))
-    return records if files == "none" else f"{records}; files: {files}"
+def all_left_out(records: Counter[str], files: FilesLeftOut) -> str:
+    """In a line, the records and documents that were left out, and the files; "none" when nothing was."""
+    parts = ([reasons(records)] if records.total() else []) + ([f"files: {summary(files)}"] if files else [])
+    return "; ".join(parts) or "none"
 
 
 def describe_left_out(counts: Mapping[str, Any]) -> str:
     """What the "counts" of a manifest say of all that was not used, by its kind; "none" when all was."""
     files = counts.get("left_out", {})
     kinds = [
-        ("files", sum(entry["files"] for entry in files.values()), describe(files)),
+        ("files", sum(entry["files"] for entry in files.values()), summary(files)),
         ("records that hold no text", *_summed(counts.get("skipped", {}))),
         ("records that cannot be used", *_summed(counts["rejected"])),
         ("documents", *_summed(counts["filtered"])),

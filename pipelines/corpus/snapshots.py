@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from llada.data.left_out import FilesLeftOut, describe
+from llada.data.left_out import FilesLeftOut, summary
 from llada.data.read.listing import is_as_listed, list_inputs
 from llada.data.read.parts import InputFile, Part
 from llada.data.tokens.manifest import MANIFEST, DatasetEntry
@@ -86,7 +86,7 @@ def open_plan(
     else:
         left_out = plan.left_out
     if left_out:
-        _log.warning("left out of the input: %s", describe(left_out))
+        _log.warning("left out of the input: %s", summary(left_out))
     return plan
 
 

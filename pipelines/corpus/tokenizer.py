@@ -12,7 +12,6 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerFast
 
-from llada.data.left_out import describe
 from llada.data.prepare import sample_unit
 from llada.data.work.config import PrepareConfig
 from llada.data.work.job import Job
@@ -20,7 +19,7 @@ from llada.data.work.tasks import TokenizerSample
 from llada.errors import UserError
 from llada.files import file_sizes, join, read_bytes
 from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer, train_tokenizer
-from pipelines.corpus.finish import reasons
+from pipelines.corpus.finish import all_left_out
 from pipelines.runners.tasks import TaskRun
 from pipelines.stage.artifact import Input, fetch_folder, put_folder
 
@@ -69,13 +68,11 @@ def _sample(run: TaskRun, job: Job) -> Iterator[str]:
     samples: dict[int, TokenizerSample] = dict(run.map("sample", task, numbers))
     texts = [text for number in numbers for text in samples[number]["texts"]]
     if not texts:
-        files = job.plan.left_out
         lost = sum((Counter(sample["lost"]) for sample in samples.values()), Counter[str]())
         first = next((example for sample in samples.values() for example in sample["examples"]), None)
         raise UserError(
             "nothing to train a tokenizer on: no usable document in the train split (left out: "
-            + reasons(lost)
-            + (f"; files: {describe(files)}" if files else "")
+            + all_left_out(lost, job.plan.left_out)
             + (f"; first: {first['source']} line {first['line']}" if first else "")
             + ")"
         )

@@ -35,7 +35,7 @@ from llada.data.dedup.minhash import comparison_words
 from llada.data.document import Document
 from llada.data.filters.filter import Filter, Filtered, Verdict
 from llada.data.filters.view import TextView
-from llada.data.left_out import FilesLeftOut, added, describe
+from llada.data.left_out import FilesLeftOut, added, summary
 from llada.data.outcomes import EvaluationMatch, Rejects
 from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
@@ -312,7 +312,7 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
             )
         left_out = added(left_out, rejects.left_out)
     if left_out:
-        _log.warning("left out of the evaluation sets: %s", describe(left_out))
+        _log.warning("left out of the evaluation sets: %s", summary(left_out))
     ngrams = {}
     for size, pieces in pieces_of.items():
         hashes, owners = (np.concatenate(column) for column in zip(*pieces, strict=True))

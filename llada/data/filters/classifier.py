@@ -26,7 +26,7 @@ from llada.data.batching import batches
 from llada.data.document import Document, text_problem
 from llada.data.filters.filter import Filter, Filtered, Verdict
 from llada.data.filters.view import TextView
-from llada.data.left_out import FilesLeftOut, added, describe
+from llada.data.left_out import FilesLeftOut, added, summary
 from llada.data.outcomes import Rejects
 from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
@@ -169,7 +169,7 @@ def read_labels(
             )
         without_records = added(without_records, rejects.left_out)
     if left_out := added(left_out, without_records):
-        _log.warning("left out of the labelled files: %s", describe(left_out))
+        _log.warning("left out of the labelled files: %s", summary(left_out))
 
 
 def train_classifier(

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from llada.data.left_out import FilesLeftOut, describe, leave_out
+from llada.data.left_out import FilesLeftOut, leave_out, summary
 from llada.data.read.formats import ending_of, find_reader, may_be_empty, reader_of, supported
 from llada.data.read.globs import compile_pattern
 from llada.data.read.inputs import Input, canonical_path, lines_of, open_input, open_inputs
@@ -32,6 +32,7 @@ from llada.files import entry_at, filesystem, join, storage_errors
 _STAT_THREADS = 32  # a list of files asks the store for each size; the answers take milliseconds each
 _PAGE = 1000
 _OWN = "the output itself"
+_EMPTY = "empty"
 _NEWEST_MARKS = 1 << 15
 
 
@@ -220,11 +221,14 @@ class _Listing:
         elif find_reader(path) is None:
             reason = ending_of(path)
         elif info.get("size") == 0 and may_be_empty(path):
-            reason = "empty"
+            reason = _EMPTY
         elif not _is_utf8(path):
             reason = "name that is not UTF-8"
         if reason:
             self._leave_out(entry, reason, name, canonical)
+        if reason and not (
+            reason == _EMPTY and entry.kind == "file"
+        ):  # who names a file is answered by its reader
             return
         self._found.update(entry.counted_as)
         if self._files is None or self._files.add(_mark(canonical + entry.chain)):
@@ -256,7 +260,7 @@ class _Listing:
         elif _OWN in left_out:
             problem = "it lies in the output; choose another --output"
         else:
-            problem = f"left out {describe(left_out)}"
+            problem = f"left out {summary(left_out)}"
             if any(reason.startswith("*") or reason == "no suffix" for reason in left_out):
                 problem += f"; file names must end in one of {supported()}"
         raise UserError(f"nothing to read in {entry.said}: {problem}")

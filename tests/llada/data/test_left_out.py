@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from llada.data.left_out import added, describe, leave_out
+from llada.data.left_out import added, leave_out, summary
 
 
 def test_counts_and_names():
     left_out = {}
-    assert describe(left_out) == "none"
+    assert summary(left_out) == "none"
     for number in range(5):
         leave_out(left_out, "*.md", f"{number}.md")
     leave_out(left_out, "hidden", ".x")
@@ -17,7 +17,7 @@ def test_counts_and_names():
         "*.md": {"files": 5, "examples": ["0.md", "1.md", "2.md"]},
         "hidden": {"files": 1, "examples": [".x"]},
     }
-    assert describe(left_out) == "*.md 5 (0.md, 1.md, 2.md, ...), hidden 1 (.x)"
+    assert summary(left_out) == "*.md 5 (0.md, 1.md, 2.md, ...), hidden 1 (.x)"
 
 
 def test_sums():
@@ -45,4 +45,4 @@ def test_any_name_can_be_written_and_shown_in_a_line():
     left_out = {}
     leave_out(left_out, "hidden", "\udcff", "a\nb")
     assert json.loads(json.dumps(left_out).encode()) == left_out
-    assert describe(left_out) == "hidden 1 (\\udcff, a\\nb)"
+    assert summary(left_out) == "hidden 1 (\\udcff, a\\nb)"

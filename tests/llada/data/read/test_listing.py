@@ -111,7 +111,7 @@ def test_identity_changes_with_the_file(tmp_path):
             r"nothing to read in .*c\*: left out \*\.docx 1 \(.*c\.docx\); file names must end in one of \.jsonl",
         ),
         ("b/.x", "nothing to read in .*: the folder is empty"),
-        ("b/empty.jsonl", r"nothing to read in .*: left out empty 1 \(empty\.jsonl\)$"),
+        ("b/e*.jsonl", r"nothing to read in .*: left out empty 1 \(b/empty\.jsonl\)$"),
         ("b/x**y/a.txt", r"the pattern x\*\*y/a\.txt: .*'\*\*' can only be an entire path component"),
         ("b/broken.jsonl", r"no input at .*broken\.jsonl: a link that leads nowhere"),
         ("b/1.txt/x", "no such file"),
@@ -302,6 +302,13 @@ def test_what_is_not_read_is_counted_and_named(place, tmp_path):
     assert names(f"{place}/s/.git/*/*.jsonl") == [".git/objects/x.jsonl"], "asked for by its name"
 
 
+def test_an_empty_file_that_is_named_is_read_and_told(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    left_out = {}
+    (file,) = list_inputs([str(tmp_path / "a.jsonl")], left_out=left_out)
+    assert (file.size, left_out) == (0, {"empty": {"files": 1, "examples": ["a.jsonl"]}})
+
+
 def test_what_is_no_file_and_what_has_no_name(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
     os.mkfifo(tmp_path / "pipe.jsonl")
@@ -370,7 +377,10 @@ def test_lists(place, tmp_path, monkeypatch):
             b"x*.jsonl\n",
             r"nothing to read in .*/x\*\.jsonl, which .*a\.txt lists: no file and no folder matches",
         ),
-        (b"e.txt\n", r"nothing to read in .*a\.txt: left out empty 1 \(e\.txt\)$"),
+        (
+            b"e*.txt\n",
+            r"nothing to read in .*/e\*\.txt, which .*a\.txt lists: left out empty 1 \(e\.txt\)$",
+        ),
         (b"a.pdf", r"cannot read .*a\.pdf: the file name must end in"),
         ("é.txt".encode("utf-16"), r"the list .*a\.txt is not UTF-8 text"),
     ],
