@@ -14,6 +14,7 @@ import tyro
 
 from llada.errors import UserError
 from llada.files import absolute, file_sizes, join
+from llada.settings import require
 from pipelines.stage.artifact import link_run
 from pipelines.stage.command import parse, run_command
 from pipelines.stage.delivery import UNDELIVERED_FILE, Delivery, read_undelivered, write_undelivered
@@ -33,6 +34,7 @@ class TrackArgs:
 def main(argv: Sequence[str]) -> None:
     """`llada track FOLDER …`"""
     args = parse(TrackArgs, argv, "track")
+    require(bool(args.folders), "name the folders whose stages are to be delivered: llada track FOLDER …")
     failures = []
     for folder in args.folders:
         outputs = find_undelivered(absolute(folder))
