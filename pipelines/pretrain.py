@@ -16,20 +16,29 @@ import tyro
 
 from llada.config import Recipe
 from llada.data.tokens.manifest import resolve_snapshot
+from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.files import absolute, join
 from llada.model.hf import read_config
 from llada.model.transformer import ModelConfig
 from llada.settings import require
+from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
-from llada.training.trainer import RunConfig, TrainConfig, open_splits
+from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
 from pipelines.runners.workers import run_workers
 from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
 from pipelines.stage.lifecycle import folder_input
 from pipelines.stage.tracking import Tracker
-from pipelines.stage.training import begin_training, finish_training, training_summary, training_worker
+from pipelines.stage.training import (
+    CHECKPOINTS,
+    begin_training,
+    finish_training,
+    save_weights,
+    state_of,
+    training_summary,
+)
 
 
 @dataclass(frozen=True)
@@ -108,11 +117,34 @@ def pretrain(
     if folder.manifest is not None:
         return folder.manifest
     open_splits(data, network, recipe.pretrain)  # refuses what does not fit before Ray is started
-    function = partial(training_worker, network, recipe.pretrain, data, output, model)
+    function = partial(pretrain_worker, network, recipe.pretrain, data, output, model)
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="pretrain", progress=progress
     )
     return finish_training(folder, result, tokenizer=join(data, "tokenizer"), tracker=tracker)
+
+
+def pretrain_worker(
+    model: ModelConfig,
+    config: RunConfig,
+    data: str,
+    output: str,
+    start: str | None,
+    report: EventSink,
+) -> TrainResult:
+    """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`, or
+    from random ones."""
+    result = train(
+        model,
+        config,
+        data,
+        checkpoints=join(output, CHECKPOINTS),
+        unigram_counts=load_unigram_counts(data),
+        initial_state=None if start is None else state_of(start),
+        report=report,
+    )
+    save_weights(output, result, model)
+    return result
 
 
 if __name__ == "__main__":

@@ -12,19 +12,29 @@ from typing import Annotated
 
 from llada.config import Recipe
 from llada.data.tokens.manifest import load_dataset_entry, resolve_snapshot
+from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.errors import UserError
 from llada.files import absolute, join
 from llada.model.hf import read_config
+from llada.model.transformer import ModelConfig
+from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
-from llada.training.trainer import RunConfig, TrainConfig, open_splits
+from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
 from pipelines.runners.workers import run_workers
 from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
 from pipelines.stage.lifecycle import folder_input
 from pipelines.stage.tracking import Tracker
-from pipelines.stage.training import begin_training, finish_training, training_summary, training_worker
+from pipelines.stage.training import (
+    CHECKPOINTS,
+    begin_training,
+    finish_training,
+    save_weights,
+    state_of,
+    training_summary,
+)
 
 
 @dataclass(frozen=True)
@@ -94,11 +104,33 @@ def sft(
     if folder.manifest is not None:
         return folder.manifest
     open_splits(data, model_config, recipe.sft)  # refuses what does not fit before Ray is started
-    function = partial(training_worker, model_config, recipe.sft, data, output, model)
+    function = partial(sft_worker, model_config, recipe.sft, data, output, model)
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="sft", progress=progress
     )
     return finish_training(folder, result, tokenizer=join(data, "tokenizer"), tracker=tracker)
+
+
+def sft_worker(
+    model: ModelConfig,
+    config: RunConfig,
+    data: str,
+    output: str,
+    start: str,
+    report: EventSink,
+) -> TrainResult:
+    """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`."""
+    result = train(
+        model,
+        config,
+        data,
+        checkpoints=join(output, CHECKPOINTS),
+        unigram_counts=load_unigram_counts(data),
+        initial_state=state_of(start),
+        report=report,
+    )
+    save_weights(output, result, model)
+    return result
 
 
 if __name__ == "__main__":

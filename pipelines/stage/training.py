@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from llada.data.tokens.shards import load_unigram_counts
 from llada.errors import UserError
 from llada.files import file_sizes, join, read_bytes, sha256, storage_errors, write_bytes
 from llada.model.hf import load_model, save_state
@@ -26,14 +25,13 @@ from llada.training.checkpoint import complete_checkpoints
 from llada.training.events import (
     CheckpointDue,
     Event,
-    EventSink,
     RunStarted,
     StepDone,
     Validated,
     event_from_json,
     event_to_json,
 )
-from llada.training.trainer import RunConfig, TrainResult, train
+from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import (
     Manifest,
     Output,
@@ -124,31 +122,10 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in idle}
 
 
-def training_worker(
-    model: ModelConfig,
-    config: RunConfig,
-    data: str,
-    output: str,
-    start: str | None,
-    report: EventSink,
-) -> TrainResult:
-    """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`, or
-    from random ones."""
-    initial_state = None
-    if start is not None:
-        network = load_model(fetch_folder(start), dtype=torch.float32)
-        initial_state = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    result = train(
-        model,
-        config,
-        data,
-        checkpoints=join(output, CHECKPOINTS),
-        unigram_counts=load_unigram_counts(data),
-        initial_state=initial_state,
-        report=report,
-    )
-    save_weights(output, result, model)
-    return result
+def state_of(checkpoint: str) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint folder, in float32, for a training that starts from them."""
+    network = load_model(fetch_folder(checkpoint), dtype=torch.float32)
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
 class MetricsFile:

@@ -58,7 +58,9 @@ def test_from_the_command_to_the_loss(stages, tmp_path):
     run = stages.recipe.pretrain
     way = way_to(
         masked_diffusion_loss,
-        lambda: pretrain_worker(stages.recipe.model, run, stages.data, str(tmp_path), lambda event: None),
+        lambda: pretrain_worker(
+            stages.recipe.model, run, stages.data, str(tmp_path), None, lambda event: None
+        ),
     )
     assert way == ["pipelines/pretrain.py", "llada/training/trainer.py", "llada/diffusion/objective.py"]
 
