@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llada.errors import UserError
 from llada.model.hf import load_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.events import CheckpointDue, RunStarted, StepDone, Validated
@@ -123,7 +124,7 @@ def test_a_log_that_cannot_be_written_fails_no_step(tmp_path, caplog):
     (tmp_path / "out").write_text("a file in the way")
     metrics.add(step(8))
     assert "could not be written" in caplog.text
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="a file is in the way"):
         metrics.add(CheckpointDue(8))
 
 
