@@ -4,7 +4,8 @@ A record holds turns, or one question and its answer:
     {"messages" | "conversations" | ...: [{"role" | "from", "content" | "value" | "parts"}, ...]}
     {"prompt" | "instruction" | "question" | "query" | "input": ..., "response" | "completion" | "output" | "answer": ...}
 Beside them it may say "system", "context" (also an instruction's "input"), "history" ([[question, answer], ...]) and
-"tools". Turns may be those of ShareGPT and of OpenAI, with content in parts, calls of tools, and weights.
+"tools", and by a weight that none of its answers is to be learned. Turns may be those of ShareGPT and of OpenAI, with
+content in parts, calls of tools, and weights.
 
 Where a turn cannot be used, the dialogue ends before it; an answer without text stays in the history of later ones.
 """
@@ -154,8 +155,10 @@ class Shape:
     # --- Turns --------------------------------------------------------------------------------------------------------
 
     def _turns(self, record: Mapping[str, Any]) -> list[Any]:
+        is_trained = self._is_trained(self._flags(record))
         if (told := self._told(record)) is not None:
-            return _listed(told, "no_messages")
+            turns = _listed(told, "no_messages")
+            return turns if is_trained else self._untrained(turns)
         asked, answered = self._find(record, "prompt"), self._find(record, "answer")
         if asked is None or answered is None:
             raise RecordError("no_messages" if self._find(record, "messages") else "unknown_sft_format")
@@ -166,10 +169,9 @@ class Shape:
             turns += [self._turn("user", exchange[0]), self._turn("assistant", exchange[1])]
         prompt, answer = asked[1], answered[1]
         # A conversation in front of an answer is there to be answered, not to be learned.
-        weight = self._fields["weight"][0]
-        turns += _with(prompt, {weight: 0}) if _are_turns(prompt) else [self._turn("user", prompt)]
+        turns += self._untrained(prompt) if _are_turns(prompt) else [self._turn("user", prompt)]
         answers = answer if _are_turns(answer) else [self._turn("assistant", answer)]
-        return turns + _with(answers, self._flags(record))
+        return turns + (answers if is_trained else self._untrained(answers))
 
     def _told(self, record: Mapping[str, Any]) -> Any:
         """The turns as a list, or one in JSON; None when there are none."""
@@ -179,8 +181,12 @@ class Shape:
     def _turn(self, role: str, content: Any) -> dict[str, Any]:
         return {self._fields["role"][0]: role, self._fields["content"][0]: content}
 
+    def _untrained(self, turns: list[Any]) -> list[Any]:
+        weight = self._fields["weight"][0]
+        return [{**turn, weight: 0} if isinstance(turn, Mapping) else turn for turn in turns]
+
     def _flags(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """What a record of a question and an answer says of learning it."""
+        """What a record says of learning its answers, all of them."""
         weight = self._fields["weight"][0]
         names = (*self._fields["weight"], *self._fields["mask"])
         # A figure may be called so too (a record's loss); a weight is one.
@@ -287,10 +293,6 @@ def _are_turns(value: Any) -> bool:
 
 def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"type", "text"} & value.keys()  # as a part of a content has
-
-
-def _with(turns: list[Any], flags: Mapping[str, Any]) -> list[Any]:
-    return [{**turn, **flags} if isinstance(turn, Mapping) else turn for turn in turns]
 
 
 def _text(content: Any) -> Any:

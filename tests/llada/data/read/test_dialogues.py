@@ -130,6 +130,15 @@ PAIR = [user("q"), assistant("a")]
         ),
         ({"messages": [user("q"), assistant("a", weight=1, train=True, mask=0)]}, PAIR),
         ({"prompt": "q", "completion": "a", "loss": 2.5, "mask": "User"}, PAIR),
+        ({"messages": PAIR, "weight": 1, "train": True, "loss": 2.5, "mask": "User"}, PAIR),
+        # A record's weight of 1 does not speak against a turn's of 0
+        *(
+            ({**record, "weight": 1}, [user("q"), assistant("a", trained=False), *PAIR])
+            for record in (
+                {"messages": [user("q"), assistant("a", weight=0), *PAIR]},
+                {"prompt": "q", "completion": [assistant("a", train=False), *PAIR]},
+            )
+        ),
     ],
 )  # fmt: skip
 def test_dialogues_as_people_have_them(tmp_path, record, messages):
@@ -211,6 +220,10 @@ def test_one_bad_turn_costs_what_stands_behind_it(tmp_path, turns, used, edits):
         ({"messages": [user("q"), assistant("a", weight=0.5)]}, "weight_neither_0_nor_1"),
         ({"prompt": "q", "response": "a", "weight": 2}, "weight_neither_0_nor_1"),
         ({"prompt": "q", "response": "a", "weight": 0}, "no_trained_answer"),
+        ({"messages": [*PAIR, *PAIR], "weight": 0}, "no_trained_answer"),
+        ({"messages": [user("q"), assistant("a", weight=1)], "train": False}, "no_trained_answer"),
+        ({"conversations": PAIR, "mask": 1}, "no_trained_answer"),
+        ({"messages": PAIR, "weight": 0.5}, "weight_neither_0_nor_1"),
         ({"messages": [user("q"), assistant(None, tool_calls=[{"id": 1}])]}, "tool_call_without_a_function"),
         ({"messages": [user([{"type": "image_url", "image_url": {}}])]}, "content_part_image_url"),
         ({"question": "q", "answer": ["a", "b"]}, "content_part_str"),
