@@ -325,6 +325,23 @@ def test_calls_and_tools_are_written_or_refused(tokenizer):
     assert tokenizer.mask_token_id not in answered
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_of_an_answer_are_written_or_refused(tokenizer, field):
+    turns = [{"role": "user", "content": "the cat?"}]
+    answer = {"role": "assistant", "content": "sat", field: "a mat"}
+    with pytest.raises(TemplateRefusalError, match=f"does not write {field}"):
+        render_exchange(tokenizer, turns, answer)
+    # In the history a template may leave them out, as Qwen's does.
+    render_exchange(tokenizer, [*turns, answer, *turns], {"role": "assistant", "content": "sat"})
+    able = refusing(
+        tokenizer,
+        "{% for m in messages %}<|eot_id|>{{ m.role }}:{% if m." + field + " %}({{ m." + field + " }}){% endif %}"
+        "{{ m.content }}{% endfor %}<|eot_id|>{% if add_generation_prompt %}assistant:{% endif %}",
+    )
+    _, answered = render_exchange(able, turns, answer)
+    assert able.decode(answered) == "(a mat)sat<|eot_id|>"
+
+
 def test_an_answer_ends_as_the_template_ends_a_turn(tokenizer):
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of("metaspace first").backend_tokenizer)
     other.chat_template = (

@@ -48,7 +48,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 _OF_TURNS = ("role", "content")
 _ALPACA = ("instruction", "input")  # where there are both, the second is what the first is about
-_PASSED_ON = ("name", "tool_call_id", "reasoning_content")
+_PASSED_ON = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASON_CHARS = 40
 

@@ -113,6 +113,10 @@ PAIR = [user("q"), assistant("a")]
             [user("q"), assistant("", tool_calls=[CALL]), tool("", tool_call_id="c1"), assistant("a")],
         ),
         (
+            {"messages": [user("q"), assistant("a", reasoning_content="r", thinking="t", reasoning={"effort": 1})]},
+            [user("q"), assistant("a", reasoning_content="r", thinking="t")],
+        ),
+        (
             {"messages": [user("q"), assistant(None, function_call={"name": "f", "arguments": "{}"})]},
             [
                 user("q"),
