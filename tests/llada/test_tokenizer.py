@@ -335,7 +335,11 @@ def test_thoughts_of_an_answer_are_written_or_refused(tokenizer, field):
     render_exchange(tokenizer, [*turns, answer, *turns], {"role": "assistant", "content": "sat"})
     able = refusing(
         tokenizer,
-        "{% for m in messages %}<|eot_id|>{{ m.role }}:{% if m." + field + " %}({{ m." + field + " }}){% endif %}"
+        "{% for m in messages %}<|eot_id|>{{ m.role }}:{% if m."
+        + field
+        + " %}({{ m."
+        + field
+        + " }}){% endif %}"
         "{{ m.content }}{% endfor %}<|eot_id|>{% if add_generation_prompt %}assistant:{% endif %}",
     )
     _, answered = render_exchange(able, turns, answer)

@@ -157,8 +157,8 @@ class Shape:
     def _turns(self, record: Mapping[str, Any]) -> list[Any]:
         is_trained = self._is_trained(self._flags(record))
         if (told := self._told(record)) is not None:
-            turns = _listed(told, "no_messages")
-            return turns if is_trained else self._untrained(turns)
+            listed = _listed(told, "no_messages")
+            return listed if is_trained else self._untrained(listed)
         asked, answered = self._find(record, "prompt"), self._find(record, "answer")
         if asked is None or answered is None:
             raise RecordError("no_messages" if self._find(record, "messages") else "unknown_sft_format")

@@ -123,6 +123,10 @@ def test_every_end_of_a_text_is_known(make_model: MakeModel, tmp_path: Path) -> 
     assert loaded.end_ids == (3, 7, 9)
     convert(tmp_path, tmp_path / "ours")
     assert load_model(tmp_path / "ours").end_ids == (3, 7, 9)
+    save_model(loaded, tmp_path / "saved")
+    assert load_model(tmp_path / "saved").end_ids == (3, 7, 9)
+    save_model(model, tmp_path / "saved")
+    assert load_model(tmp_path / "saved").end_ids == (3,)
     for content, message in (
         ("{", "not valid JSON"),
         ('{"eos_token_id": 99}', "99 lies outside"),
