@@ -90,12 +90,12 @@ def read_dialogues(part: Part, rejects: Rejects, options: ReadOptions) -> Iterat
         yield dialogue(found.messages, found.tools, f"{part.label}:{record.line}")
 
 
-def parse_dialogue(record: Mapping[str, Any]) -> list[Message]:
-    """The messages of a record, all of them. Raises RecordError."""
+def parse_dialogue(record: Mapping[str, Any]) -> Dialogue:
+    """A record all of whose turns can be used. Raises RecordError."""
     found = Shape().read(record)
     if found.problem:
         raise RecordError(found.problem)
-    return found.messages
+    return found
 
 
 class Shape:
@@ -208,6 +208,7 @@ class Shape:
         message = cast(Message, {"role": role, "content": "", **passed})
         if calls := _calls(turn):
             message["tool_calls"] = calls
+        _check_utf8([passed, calls])
         if role == "assistant" and not self._is_trained(turn):
             message["trained"] = False
         content = _text(self._value(turn, "content"))
@@ -260,6 +261,7 @@ class Shape:
 
     def _tools(self, record: Mapping[str, Any]) -> list[Any]:
         tools = self._value(record, "tools") or []
+        _check_utf8(tools)
         return [tools] if isinstance(tools, Mapping) else _listed(tools, "tools_not_a_list")
 
 
@@ -273,6 +275,14 @@ def _listed(value: Any, reason: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise RecordError(reason)
     return list(value)
+
+
+def _check_utf8(value: Any) -> None:
+    """Raises RecordError when a text somewhere in the value holds half of a surrogate pair, as JSON can spell it."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise RecordError("not_utf8") from None
 
 
 def _text_beside(value: Any, name: str) -> str:

@@ -149,7 +149,7 @@ def test_dialogues_as_people_have_them(tmp_path, record, messages):
     ((document,), reasons) = read(tmp_path, record)
     assert list(document.messages) == messages
     assert reasons == {}
-    assert parse_dialogue(record) == messages
+    assert parse_dialogue(record).messages == messages
 
 
 def test_tools_are_passed_on(tmp_path):
@@ -228,6 +228,9 @@ def test_one_bad_turn_costs_what_stands_behind_it(tmp_path, turns, used, edits):
         ({"messages": [user("q"), assistant("a", weight=1)], "train": False}, "no_trained_answer"),
         ({"conversations": PAIR, "mask": 1}, "no_trained_answer"),
         ({"messages": PAIR, "weight": 0.5}, "weight_neither_0_nor_1"),
+        ({"messages": [assistant("a", reasoning_content="\ud800")]}, "not_utf8"),
+        ({"messages": [assistant("a", tool_calls=[{**CALL, "id": "\ud800"}])]}, "not_utf8"),
+        ({"messages": PAIR, "tools": [{"name": "\ud800"}]}, "not_utf8"),
         ({"messages": [user("q"), assistant(None, tool_calls=[{"id": 1}])]}, "tool_call_without_a_function"),
         ({"messages": [user([{"type": "image_url", "image_url": {}}])]}, "content_part_image_url"),
         ({"question": "q", "answer": ["a", "b"]}, "content_part_str"),
@@ -272,6 +275,8 @@ def test_a_prompt_without_an_answer_is_a_dialogue_for_inference():
 def test_the_development_data(shared_dir):
     folder = shared_dir / "data/sft"
     turns = [json.loads(line) for line in (folder / "multiturn_500.jsonl").open()]
-    assert sum(len(prompt_answer_pairs(parse_dialogue(r))) for r in turns) == 167 + 2 * 166 + 3 * 167
+    assert sum(len(prompt_answer_pairs(parse_dialogue(r).messages)) for r in turns) == 167 + 2 * 166 + 3 * 167
     with gzip.open(folder / "gsm8k_train.jsonl.gz") as stream:
-        assert all(len(prompt_answer_pairs(parse_dialogue(json.loads(line)))) == 1 for line in stream)
+        assert all(
+            len(prompt_answer_pairs(parse_dialogue(json.loads(line)).messages)) == 1 for line in stream
+        )
