@@ -135,10 +135,14 @@ def load_tokenizer(
         raise UserError(f"no tokenizer.json in {path}; a tokenizer is a folder that holds one")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), clean_up_tokenization_spaces=False)
-    except json.JSONDecodeError as error:
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as error:  # what the libraries raise over damaged files is of many types, in Rust of none
         raise UserError(
-            f"the tokenizer's files in {path} are damaged ({error}): copy or download them again"
-        ) from None
+            f"the tokenizer's files in {path} are damaged ({' '.join(repr(error).split())}): copy or download them again"
+        ) from error
     for role, token_id in {
         "mask_token": mask_token_id,
         "eos_token": eos_token_id,

@@ -224,9 +224,10 @@ def test_save_and_load(tokenizer, tmp_path):
     assert not has_tokenizer(tmp_path)
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"version"')
-    with pytest.raises(UserError, match="damaged"):
-        load_tokenizer(tmp_path)
+    for damaged in (b'{"version"', b"", b"{}", b"[]", b"\xff\xfe\x00", b'{"version": "1.0", "model": 3}'):
+        (tmp_path / "tokenizer.json").write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            load_tokenizer(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert has_tokenizer(tmp_path)
