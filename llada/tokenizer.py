@@ -51,6 +51,9 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 
+# The fields of a message in which people and chat templates keep what the assistant thinks before it answers.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
 # The tokenizers library needs about 100 bytes of memory per character, so long texts are encoded in pieces, where a cut
 # changes no id: between a lone newline and a word (byte-level tokenizers) or before a lone space (all that mark words).
 _PIECE_CHARS = 1_000_000
@@ -132,10 +135,14 @@ def load_tokenizer(
         raise UserError(f"no tokenizer.json in {path}; a tokenizer is a folder that holds one")
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), clean_up_tokenization_spaces=False)
-    except json.JSONDecodeError as error:
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as error:  # what the libraries raise over damaged files is of many types, in Rust of none
         raise UserError(
-            f"the tokenizer's files in {path} are damaged ({error}): copy or download them again"
-        ) from None
+            f"the tokenizer's files in {path} are damaged ({' '.join(repr(error).split())}): copy or download them again"
+        ) from error
     for role, token_id in {
         "mask_token": mask_token_id,
         "eos_token": eos_token_id,
@@ -241,15 +248,20 @@ def render_exchange(
     """(the ids of `render_chat`, those of the assistant's answer to it): together, where a prompt that stands alone
     allows it, the ids of the whole text. The answer ends with the token by which the template ends a turn.
 
-    An answer's text is the message's content as it is; with "tool_calls" it is what the template makes of both.
+    An answer's text is the message's content as it is; with calls or thoughts it is what the template makes of all.
     Raises what `render_chat` raises.
     """
     copy = _copy_for_text(tokenizer)
     prompt = _chat_text(tokenizer, copy, messages, tools)
-    if answer.get("tool_calls"):
+    if more := [name for name in ("tool_calls", *THOUGHTS) if answer.get(name)]:
         closed = _chat_text(tokenizer, copy, [*messages, answer], tools, is_open=False)
         if not closed.startswith(prompt):
-            raise TemplateRefusalError("a turn with tool_calls does not begin as the prompt of a reply ends")
+            raise TemplateRefusalError(f"a turn with {more[0]} does not begin as the prompt of a reply ends")
+        # Those of earlier turns a template may well forget.
+        if thoughts := [name for name in more if name in THOUGHTS]:
+            bare = {name: value for name, value in answer.items() if name not in thoughts}
+            if _chat_text(tokenizer, copy, [*messages, bare], tools, is_open=False) == closed:
+                raise TemplateRefusalError(f"it does not write {' and '.join(thoughts)}")
         written, closing = closed[len(prompt) :].rstrip(), ""
     else:
         written, closing = answer["content"], _turn_end(tokenizer, copy)

@@ -1,7 +1,8 @@
 """The command `generate`: batch inference over a file of prompts, by a Ray Data actor pool.
 
-A prompt line is JSON, {"prompt": text} or {"messages": [...]}, other fields being copied to the answer; in a .txt file
-it is plain text. Answers stand in the order of the prompts:
+A prompt line is JSON, {"prompt": text} or {"messages": [...]}; in a .txt file it is plain text. A conversation is read as
+`prepare` reads it for SFT, with the "system", "context" and "tools" that stand beside it. All fields are copied to the
+answer. Answers stand in the order of the prompts:
     <output>/generations.jsonl     blocks/  finished blocks (what a rerun skips)     manifest.json  last
 An answer adds to the line its "index" and either "text", "finish_reason", "tokens" and "nfe", or "error". Where lines have
 fields of these names already, what is added to each line of the file stands in one field, "generated".
@@ -23,7 +24,7 @@ from typing import Annotated, Any, NamedTuple, TypedDict
 
 import llada
 from llada.data.document import text_problem
-from llada.data.read.dialogues import RecordError, parse_dialogue
+from llada.data.read.dialogues import FIELDS, RecordError, parse_dialogue
 from llada.errors import UserError
 from llada.evals.evaluation import Block
 from llada.files import absolute, join, read_bytes, storage_errors, write_bytes
@@ -40,6 +41,7 @@ from pipelines.stage.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 _ADDED = ("index", "text", "finish_reason", "tokens", "nfe", "error")
+_BESIDE = (*FIELDS["system"], *FIELDS["context"], *FIELDS["tools"])
 _MOST_BAD = 0.1  # of the lines: with more, the file is something else
 
 
@@ -88,10 +90,11 @@ Record = dict[str, Any]
 
 
 class PromptLine(NamedTuple):
-    """A line of the file, and why it cannot be answered, if so."""
+    """A line of the file, why it cannot be answered, if so, and what its conversation may call."""
 
     record: Record
     problem: str | None = None
+    tools: Sequence[Any] = ()
 
 
 class PromptBlock(Block):
@@ -99,6 +102,7 @@ class PromptBlock(Block):
 
     numbers: list[int]
     prompts: list[Any]
+    tools: list[Sequence[Any]]
 
 
 class Answers(TypedDict):
@@ -164,9 +168,15 @@ def _blocks(lines: Sequence[PromptLine], rows: int) -> list[PromptBlock]:
     blocks: list[PromptBlock] = []
     for start in range(0, len(lines), rows):
         numbers = [n for n, line in enumerate(lines[start : start + rows], start) if line.problem is None]
-        prompts = [lines[number].record["prompt"] for number in numbers]
         if numbers:
-            blocks.append({"name": f"{start:010d}", "numbers": numbers, "prompts": prompts})
+            blocks.append(
+                {
+                    "name": f"{start:010d}",
+                    "numbers": numbers,
+                    "prompts": [lines[number].record["prompt"] for number in numbers],
+                    "tools": [lines[number].tools for number in numbers],
+                }
+            )
     return blocks
 
 
@@ -231,14 +241,17 @@ def _parse_line(line: bytes, place: str, *, is_text: bool, chat: bool) -> Prompt
     prompt, messages = record.get("prompt"), record.get("messages")
     if messages is not None and prompt is not None:
         return PromptLine(record, f"{place}: a prompt line holds either a prompt or messages, not both")
+    beside = {name: record[name] for name in _BESIDE if record.get(name)}
+    if chat and beside and isinstance(prompt, str):
+        messages = [{"role": "user", "content": prompt}]
     if messages is not None:
         try:
-            turns = parse_dialogue({"messages": messages})
+            told = parse_dialogue({"messages": messages, **beside})
         except RecordError as error:
             return PromptLine(record, f"{place}: the messages cannot be used ({error})")
         rest = {name: value for name, value in record.items() if name not in ("messages", "prompt")}
-        prompt = [{key: value for key, value in turn.items() if key != "trained"} for turn in turns]
-        return PromptLine({**rest, "prompt": prompt})
+        prompt = [{key: value for key, value in turn.items() if key != "trained"} for turn in told.messages]
+        return PromptLine({**rest, "prompt": prompt}, tools=told.tools)
     if not isinstance(prompt, str):
         return PromptLine(record, f'{place}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}')
     if text_problem(prompt) == "not_utf8":
@@ -259,23 +272,25 @@ class _Writer:
             raise UserError(f"{model} has no tokenizer")
 
     def __call__(self, block: PromptBlock) -> Answers:
-        numbers, prompts = block["numbers"], block["prompts"]
+        numbers, prompts, tools = block["numbers"], block["prompts"], block["tools"]
         try:
-            return {"answers": self._complete(numbers, prompts)}
+            return {"answers": self._complete(numbers, prompts, tools)}
         except UserError:
             # One prompt that is too long must not cost its neighbours their answers.
             answers: list[Record] = []
-            for number, prompt in zip(numbers, prompts, strict=True):
+            for number, prompt, can_call in zip(numbers, prompts, tools, strict=True):
                 try:
-                    answers += self._complete([number], [prompt])
+                    answers += self._complete([number], [prompt], [can_call])
                 except UserError as error:
                     answers.append({"index": number, "error": str(error)})
             return {"answers": answers}
 
-    def _complete(self, numbers: list[int], prompts: list[Any]) -> list[Record]:
+    def _complete(self, numbers: list[int], prompts: list[Any], tools: list[Sequence[Any]]) -> list[Record]:
         assert self.tokenizer is not None
         seeds = [self.config.seed + number for number in numbers]
-        results = complete_texts(self.model, self.tokenizer, prompts, self.config.sampling, seed=seeds)
+        results = complete_texts(
+            self.model, self.tokenizer, prompts, self.config.sampling, tools=tools, seed=seeds
+        )
         return [
             {"index": number, **{key: result[key] for key in ("text", "finish_reason", "tokens", "nfe")}}
             for number, result in zip(numbers, results, strict=True)

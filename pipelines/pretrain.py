@@ -143,7 +143,7 @@ def pretrain_worker(
         initial_state=None if start is None else state_of(start),
         report=report,
     )
-    save_weights(output, result, model)
+    save_weights(output, result, model, start=start)
     return result
 
 

@@ -129,7 +129,7 @@ def sft_worker(
         initial_state=state_of(start),
         report=report,
     )
-    save_weights(output, result, model)
+    save_weights(output, result, model, start=start)
     return result
 
 

@@ -25,7 +25,9 @@ class Message(TypedDict):
     tool_calls: NotRequired[list[Any]]
     """What the assistant calls, as {"function": {"name", "arguments"}}."""
     reasoning_content: NotRequired[str]
-    """What the assistant thinks before it answers."""
+    """What the assistant thinks before it answers; so are `reasoning` and `thinking`, for templates that call it so."""
+    reasoning: NotRequired[str]
+    thinking: NotRequired[str]
     name: NotRequired[str]
     tool_call_id: NotRequired[str]
     """The call that a tool answers."""

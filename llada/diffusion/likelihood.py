@@ -252,13 +252,18 @@ def perplexity_bound(
         maskable: (B, L) bool, the tokens whose likelihood is bounded; the rest is context. None means all.
 
     Raises:
-        UserError: mask tokens among those whose likelihood is asked for, ids outside of the vocabulary, rows longer than the
-            model's context, a shape of `maskable` that is not the tokens', nothing to score, or a number of samples or
-            rows that means nothing.
+        UserError: tokens that are no ids (B, L), mask tokens among those whose likelihood is asked for, ids outside of the
+            vocabulary, rows longer than the model's context, a shape of `maskable` that is not the tokens', nothing to
+            score, or a number of samples or rows that means nothing.
         FloatingPointError: the network's logits are no numbers.
     """
     _check_count("perplexity_bound", "num_samples", num_samples)
     _check_count("perplexity_bound", "batch_size", batch_size)
+    require(
+        isinstance(tokens, Tensor) and tokens.dim() == 2 and not tokens.is_floating_point(),
+        f"perplexity_bound: tokens are a tensor of ids (B, L), not {shorten(tokens)}",
+    )
+    require(tokens.numel() > 0, "perplexity_bound: there is no token to score")
     for name, other in (("maskable", maskable), ("segment_ids", segment_ids)):
         require(
             other is None or other.shape == tokens.shape,
@@ -271,7 +276,7 @@ def perplexity_bound(
         not bool((scored == mask_id).any()),
         f"perplexity_bound: the text to score holds the mask token {mask_id}, which has no likelihood",
     )
-    maskable = torch.ones_like(tokens, dtype=torch.bool) if maskable is None else maskable
+    maskable = torch.ones_like(tokens, dtype=torch.bool) if maskable is None else maskable.bool()
     samples = [
         bound_samples(
             model,

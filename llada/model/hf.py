@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import reduce
@@ -212,11 +212,17 @@ def find_dtype(name: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def save_state(
-    folder: str | Path, state: dict[str, Tensor], config: ModelConfig, *, layout: Layout = "ours"
+    folder: str | Path,
+    state: dict[str, Tensor],
+    config: ModelConfig,
+    *,
+    layout: Layout = "ours",
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Write a checkpoint folder: weights first, config.json last (a folder without it is no checkpoint).
 
-    `state` maps our parameter names to full tensors; a tied head is written once, as the embedding.
+    `state` maps our parameter names to full tensors; a tied head is written once, as the embedding. Several `end_ids`, for
+    which config.json has no place, stand in generation_config.json.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,13 +250,17 @@ def save_state(
         total = sum(t.numel() * t.element_size() for t in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         index_file.write_text(json.dumps(index, indent=2) + "\n")
+    ends_file = folder / "generation_config.json"
+    ends_file.unlink(missing_ok=True)
+    if len(end_ids) > 1:
+        ends_file.write_text(json.dumps({"eos_token_id": list(end_ids)}) + "\n")
     dtype = next(iter(tensors.values())).dtype
     (folder / "config.json").write_text(json.dumps(format_config(config, layout, dtype), indent=2) + "\n")
 
 
 def save_model(model: Transformer, folder: str | Path, *, layout: Layout = "ours") -> None:
     """Write an unsharded network as a checkpoint folder."""
-    save_state(folder, dict(model.state_dict()), model.config, layout=layout)
+    save_state(folder, dict(model.state_dict()), model.config, layout=layout, end_ids=model.end_ids)
 
 
 TOKENIZER_FILES = re.compile(r"(tokenizer.*|special_tokens_map|added_tokens|vocab|merges|chat_template)\.\w+")
@@ -281,10 +291,7 @@ def convert(
     state = load_state(source, config, source_layout)
     if mask_token_id is not None:
         config = ModelConfig(**{**asdict(config), "causal": False, "mask_token_id": mask_token_id})
-    ends = read_end_ids(source, config)
-    save_state(target, state, config, layout=layout)
-    if len(ends) > 1:  # for which our config.json has no place
-        (Path(target) / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
+    save_state(target, state, config, layout=layout, end_ids=read_end_ids(source, config))
     for file in Path(source).iterdir():
         if TOKENIZER_FILES.fullmatch(file.name):
             shutil.copy2(file, Path(target) / file.name)

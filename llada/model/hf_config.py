@@ -342,3 +342,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, Layout]:
         return parse_config(raw, layout, Path(folder)), layout
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: incomplete or malformed ({error})") from error
+    except UserError as error:
+        if str(folder) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from None  # a limit of ModelConfig, which knows no file

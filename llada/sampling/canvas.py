@@ -9,7 +9,6 @@ Shape legend: B rows, L columns, K blocks.
 
 from __future__ import annotations
 
-import numbers
 import operator
 from collections.abc import Iterable, Sequence
 
@@ -54,8 +53,8 @@ class Canvas:
                 `temperature` is 0.
 
         Raises:
-            UserError: the padding is the mask token, which would be filled, or stands within a row; another number of
-                seeds than rows.
+            UserError: the padding is the mask token, which would be filled, or stands within a row; EOS is the mask token;
+                another number of seeds than rows.
         """
         self.config, self.mask_id, self.start = config, mask_id, start
         self.rule: Rule = find_rule(config)
@@ -63,6 +62,8 @@ class Canvas:
         self.tokens = tokens.clone()
         device = tokens.device
         self.end_ids = torch.tensor(as_ids(eos_id), dtype=torch.int64, device=device)
+        if mask_id in self.end_ids.tolist():
+            raise UserError(f"sampling: {mask_id} cannot be both the mask token and the end of a text")
         self.never_ids = torch.tensor([mask_id, *never_ids], dtype=torch.int64, device=device)
         self.unsure_ids = torch.tensor(list(unsure_ids), dtype=torch.int64, device=device)
         # Behind this position a text may end: what is fixed must not be cut off.
@@ -175,6 +176,9 @@ def prompt_canvas(
         if token == mask_id:
             raise UserError(f"generate: fixed puts the mask token {mask_id} at position {position}")
         text[position] = token
+    is_end = torch.isin(text, torch.tensor(as_ids(eos_id), dtype=torch.int64))
+    if config.fixed and bool((is_end.cumsum(0).bool() & ~is_end & (text != mask_id)).any()):
+        raise UserError("generate: fixed puts tokens behind the end of the text that it puts before them")
     behind = torch.cat([text, torch.tensor(list(suffix), dtype=torch.int64)]).to(rows.device)
     if attention_mask is not None:
         attention_mask = torch.nn.functional.pad(attention_mask.to(rows.device), (0, len(behind)), value=1)
@@ -204,7 +208,10 @@ def as_ids(ids: int | Sequence[int] | None) -> list[int]:
     """One id, several or none, as a list."""
     if ids is None:
         return []
-    return [int(ids)] if isinstance(ids, int | numbers.Integral) else [int(i) for i in ids]
+    try:
+        return [operator.index(ids)]  # type: ignore[arg-type]
+    except TypeError:
+        return [operator.index(i) for i in ids]  # type: ignore[union-attr]
 
 
 def check_padding(attention_mask: Tensor, tokens: Tensor) -> Tensor:

@@ -30,9 +30,9 @@ class SamplingConfig:
 
     gen_length: int = knob(128, low=1, high=_MANY, per_request=False)
     """Masks behind the prompt."""
-    steps: int | None = knob(128, low=1, high=_MANY, request_high=4096)
+    steps: int | None = knob(None, low=1, high=_MANY, request_high=4096)
     """Forwards over the whole canvas, shared out among the blocks that hold masks, at least one for each; the parallel
-    rules may take fewer, never more. None takes one for each mask."""
+    rules may take fewer, never more. None takes one for each mask, as LLaDA's 128 steps do for its 128 masks."""
     block_length: int = knob(128, low=1)
     """Blocks are finished left to right; the last one may be short."""
     temperature: float | None = knob(None, low=0, high=100, request_high=2)

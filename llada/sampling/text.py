@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -131,11 +131,11 @@ def cut_at_end(ids: Sequence[int], ends: set[int]) -> list[int]:
     return list(ids)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> list[int]:
-    """A plain prompt's ids, or a conversation's ids up to the open assistant turn."""
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, tools: Sequence[Any] = ()) -> list[int]:
+    """A plain prompt's ids, or a conversation's ids up to the open assistant turn, which may call `tools`."""
     if isinstance(prompt, str):
         return list(encode_texts(tokenizer, [prompt])[0]) if prompt else []
-    return render_chat(tokenizer, list(prompt))
+    return render_chat(tokenizer, list(prompt), tools=tools)
 
 
 def complete_texts(
@@ -144,14 +144,18 @@ def complete_texts(
     prompts: Sequence[Prompt],
     config: SamplingConfig,
     *,
+    tools: Sequence[Sequence[Any]] | None = None,
     seed: int | Sequence[int] = 0,
 ) -> list[TextCompletion]:
-    """Complete prompts in one batch.
+    """Complete prompts in one batch. `tools`: those of each prompt that is a conversation.
 
     Raises:
         UserError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
     """
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    ids = [
+        prompt_ids(tokenizer, prompt, tools=can_call)
+        for prompt, can_call in zip(prompts, tools or [()] * len(prompts), strict=True)
+    ]
     longest = max((len(row) for row in ids), default=0)
     if longest + config.gen_length > model.config.max_length:
         raise UserError(

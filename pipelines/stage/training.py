@@ -19,6 +19,7 @@ import torch
 from llada.errors import UserError
 from llada.files import file_sizes, join, read_bytes, sha256, storage_errors, write_bytes
 from llada.model.hf import load_model, save_state
+from llada.model.hf_config import read_end_ids
 from llada.model.transformer import ModelConfig
 from llada.settings import flatten_settings
 from llada.training.checkpoint import complete_checkpoints
@@ -181,11 +182,13 @@ def _read(url: str) -> list[StepDone | Validated]:
     return [event for event in events if isinstance(event, StepDone | Validated)]
 
 
-def save_weights(output: str, result: TrainResult, model: ModelConfig) -> None:
-    """Write the trained network into the folder, as `llada.load` reads it; nothing where the result has no weights."""
+def save_weights(output: str, result: TrainResult, model: ModelConfig, *, start: str | None = None) -> None:
+    """Write the trained network into the folder, as `llada.load` reads it; nothing where the result has no weights. What
+    ended a text for the checkpoint `start` still does."""
     if result.state is not None:
+        ends = read_end_ids(fetch_folder(start), model) if start else ()
         with tempfile.TemporaryDirectory() as local:
-            save_state(local, result.state, model)
+            save_state(local, result.state, model, end_ids=ends)
             put_folder(local, output)
 
 

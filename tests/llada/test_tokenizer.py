@@ -224,9 +224,10 @@ def test_save_and_load(tokenizer, tmp_path):
     assert not has_tokenizer(tmp_path)
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"version"')
-    with pytest.raises(UserError, match="damaged"):
-        load_tokenizer(tmp_path)
+    for damaged in (b'{"version"', b"", b"{}", b"[]", b"\xff\xfe\x00", b'{"version": "1.0", "model": 3}'):
+        (tmp_path / "tokenizer.json").write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            load_tokenizer(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert has_tokenizer(tmp_path)
@@ -323,6 +324,27 @@ def test_calls_and_tools_are_written_or_refused(tokenizer):
     assert '"name": "look"' in able.decode(prompt)
     assert able.decode(answered) == '{"name": "look", "arguments": {"at": "<|mdm_mask|>"}}<|eot_id|>'
     assert tokenizer.mask_token_id not in answered
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_of_an_answer_are_written_or_refused(tokenizer, field):
+    turns = [{"role": "user", "content": "the cat?"}]
+    answer = {"role": "assistant", "content": "sat", field: "a mat"}
+    with pytest.raises(TemplateRefusalError, match=f"does not write {field}"):
+        render_exchange(tokenizer, turns, answer)
+    # In the history a template may leave them out, as Qwen's does.
+    render_exchange(tokenizer, [*turns, answer, *turns], {"role": "assistant", "content": "sat"})
+    able = refusing(
+        tokenizer,
+        "{% for m in messages %}<|eot_id|>{{ m.role }}:{% if m."
+        + field
+        + " %}({{ m."
+        + field
+        + " }}){% endif %}"
+        "{{ m.content }}{% endfor %}<|eot_id|>{% if add_generation_prompt %}assistant:{% endif %}",
+    )
+    _, answered = render_exchange(able, turns, answer)
+    assert able.decode(answered) == "(a mat)sat<|eot_id|>"
 
 
 def test_an_answer_ends_as_the_template_ends_a_turn(tokenizer):

@@ -132,6 +132,35 @@ def test_messages_are_read_as_in_training():
     assert records(b'{"prompt": "x", "text": "own"}', chat=True) == [{"prompt": asked, "text": "own"}]
 
 
+def test_what_stands_beside_a_conversation_is_part_of_it():
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    beside = {"system": "s", "context": "c", "tools": tools}
+    told = [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\nc"}]
+    for asked, chat in (({"messages": [{"role": "user", "content": "q"}]}, False), ({"prompt": "q"}, True)):
+        (line,) = parse_prompts(json.dumps({**asked, **beside}).encode(), "a.jsonl", chat=chat)
+        assert (line.record, line.tools, line.problem) == ({**beside, "prompt": told}, tools, None)
+    text = {"prompt": "q", **beside}
+    (line,) = parse_prompts(json.dumps(text).encode(), "a.jsonl", chat=False)
+    assert (line.record, line.tools) == (text, ())
+
+
+def test_tools_are_written_by_the_template_or_the_line_is_refused(stages, tmp_path):
+    asked = {"messages": [{"role": "user", "content": "The"}]}
+    lines = [{**asked, "tools": [{"name": "look"}]}, asked]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    generate(
+        GenerateConfig(sampling=stages.recipe.sampling),
+        model=stages.model,
+        prompts=str(tmp_path / "prompts.jsonl"),
+        output=str(tmp_path / "o"),
+        cluster=stages.cluster,
+        progress=False,
+    )
+    refused, answered = answers(str(tmp_path / "o"))
+    assert "does not write tools" in refused["error"]
+    assert answered["text"]
+
+
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
@@ -141,6 +170,10 @@ def test_messages_are_read_as_in_training():
         (b'{"prompt": "a\\ud800"}', "a.jsonl:7: the prompt holds half of a surrogate pair"),
         (b'{"prompt": "a\xed\xa0\x80"}', "a.jsonl:7 is not UTF-8 text"),
         (b'{"messages": [{"role": "user", "content": "a\\ud800"}]}', r"a.jsonl:7: .*\(not_utf8\)"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}], "tools": ["\\ud800"]}',
+            r"a.jsonl:7: .*\(not_utf8\)",
+        ),
         (b'{"prompt": "x", "messages": []}', "a.jsonl:7: .* not both"),
     ],
 )

@@ -4,7 +4,8 @@ A record holds turns, or one question and its answer:
     {"messages" | "conversations" | ...: [{"role" | "from", "content" | "value" | "parts"}, ...]}
     {"prompt" | "instruction" | "question" | "query" | "input": ..., "response" | "completion" | "output" | "answer": ...}
 Beside them it may say "system", "context" (also an instruction's "input"), "history" ([[question, answer], ...]) and
-"tools". Turns may be those of ShareGPT and of OpenAI, with content in parts, calls of tools, and weights.
+"tools", and by a weight that none of its answers is to be learned. Turns may be those of ShareGPT and of OpenAI, with
+content in parts, calls of tools, and weights.
 
 Where a turn cannot be used, the dialogue ends before it; an answer without text stays in the history of later ones.
 """
@@ -47,7 +48,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 _OF_TURNS = ("role", "content")
 _ALPACA = ("instruction", "input")  # where there are both, the second is what the first is about
-_PASSED_ON = ("name", "tool_call_id", "reasoning_content")
+_PASSED_ON = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASON_CHARS = 40
 
@@ -89,12 +90,12 @@ def read_dialogues(part: Part, rejects: Rejects, options: ReadOptions) -> Iterat
         yield dialogue(found.messages, found.tools, f"{part.label}:{record.line}")
 
 
-def parse_dialogue(record: Mapping[str, Any]) -> list[Message]:
-    """The messages of a record, all of them. Raises RecordError."""
+def parse_dialogue(record: Mapping[str, Any]) -> Dialogue:
+    """A record all of whose turns can be used. Raises RecordError."""
     found = Shape().read(record)
     if found.problem:
         raise RecordError(found.problem)
-    return found.messages
+    return found
 
 
 class Shape:
@@ -154,8 +155,10 @@ class Shape:
     # --- Turns --------------------------------------------------------------------------------------------------------
 
     def _turns(self, record: Mapping[str, Any]) -> list[Any]:
+        is_trained = self._is_trained(self._flags(record))
         if (told := self._told(record)) is not None:
-            return _listed(told, "no_messages")
+            listed = _listed(told, "no_messages")
+            return listed if is_trained else self._untrained(listed)
         asked, answered = self._find(record, "prompt"), self._find(record, "answer")
         if asked is None or answered is None:
             raise RecordError("no_messages" if self._find(record, "messages") else "unknown_sft_format")
@@ -166,10 +169,9 @@ class Shape:
             turns += [self._turn("user", exchange[0]), self._turn("assistant", exchange[1])]
         prompt, answer = asked[1], answered[1]
         # A conversation in front of an answer is there to be answered, not to be learned.
-        weight = self._fields["weight"][0]
-        turns += _with(prompt, {weight: 0}) if _are_turns(prompt) else [self._turn("user", prompt)]
+        turns += self._untrained(prompt) if _are_turns(prompt) else [self._turn("user", prompt)]
         answers = answer if _are_turns(answer) else [self._turn("assistant", answer)]
-        return turns + _with(answers, self._flags(record))
+        return turns + (answers if is_trained else self._untrained(answers))
 
     def _told(self, record: Mapping[str, Any]) -> Any:
         """The turns as a list, or one in JSON; None when there are none."""
@@ -179,8 +181,12 @@ class Shape:
     def _turn(self, role: str, content: Any) -> dict[str, Any]:
         return {self._fields["role"][0]: role, self._fields["content"][0]: content}
 
+    def _untrained(self, turns: list[Any]) -> list[Any]:
+        weight = self._fields["weight"][0]
+        return [{**turn, weight: 0} if isinstance(turn, Mapping) else turn for turn in turns]
+
     def _flags(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """What a record of a question and an answer says of learning it."""
+        """What a record says of learning its answers, all of them."""
         weight = self._fields["weight"][0]
         names = (*self._fields["weight"], *self._fields["mask"])
         # A figure may be called so too (a record's loss); a weight is one.
@@ -202,6 +208,7 @@ class Shape:
         message = cast(Message, {"role": role, "content": "", **passed})
         if calls := _calls(turn):
             message["tool_calls"] = calls
+        _check_utf8([passed, calls])
         if role == "assistant" and not self._is_trained(turn):
             message["trained"] = False
         content = _text(self._value(turn, "content"))
@@ -254,6 +261,7 @@ class Shape:
 
     def _tools(self, record: Mapping[str, Any]) -> list[Any]:
         tools = self._value(record, "tools") or []
+        _check_utf8(tools)
         return [tools] if isinstance(tools, Mapping) else _listed(tools, "tools_not_a_list")
 
 
@@ -267,6 +275,14 @@ def _listed(value: Any, reason: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise RecordError(reason)
     return list(value)
+
+
+def _check_utf8(value: Any) -> None:
+    """Raises RecordError when a text somewhere in the value holds half of a surrogate pair, as JSON can spell it."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise RecordError("not_utf8") from None
 
 
 def _text_beside(value: Any, name: str) -> str:
@@ -287,10 +303,6 @@ def _are_turns(value: Any) -> bool:
 
 def _is_turn(value: Any) -> bool:
     return isinstance(value, Mapping) and not {"type", "text"} & value.keys()  # as a part of a content has
-
-
-def _with(turns: list[Any], flags: Mapping[str, Any]) -> list[Any]:
-    return [{**turn, **flags} if isinstance(turn, Mapping) else turn for turn in turns]
 
 
 def _text(content: Any) -> Any:

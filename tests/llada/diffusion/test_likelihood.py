@@ -287,6 +287,14 @@ def test_a_perplexity_of_masks_or_of_nothing_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             perplexity_bound(uniform, tokens, mask_id=4, **changes)
+    for other, message in (
+        (tokens[0], r"ids \(B, L\)"),
+        (tokens.float(), r"ids \(B, L\)"),
+        (tokens.tolist(), r"ids \(B, L\)"),
+        (tokens[:0], "no token to score"),
+    ):
+        with pytest.raises(UserError, match=message):
+            perplexity_bound(uniform, other, mask_id=4)
 
 
 def test_a_likelihood_is_a_number_or_an_error() -> None:

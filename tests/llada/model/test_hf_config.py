@@ -53,7 +53,7 @@ def edit(folder: Path, *without: str, **changes: Any) -> None:
             "multi_query_attention and n_kv_heads = 2",
         ),
         ("llada", {"tie_word_embeddings": True}, "weight_tying = False and tie_word_embeddings = True"),
-        ("llada", {"d_model": "24"}, "d_model must be int, not '24'"),
+        ("llada", {"d_model": "24"}, r"config\.json: model: d_model must be int, not '24'"),
         ("llada", {"rope_theta": 0.0}, "rope_theta must be above 0"),
         ("llada", {"eos_token_id": [1, "2"]}, "eos_token_id"),
         ("llama", {"head_dim": 8}, "head_dim = 8 is not supported, only .* = 6"),
@@ -123,6 +123,10 @@ def test_every_end_of_a_text_is_known(make_model: MakeModel, tmp_path: Path) -> 
     assert loaded.end_ids == (3, 7, 9)
     convert(tmp_path, tmp_path / "ours")
     assert load_model(tmp_path / "ours").end_ids == (3, 7, 9)
+    save_model(loaded, tmp_path / "saved")
+    assert load_model(tmp_path / "saved").end_ids == (3, 7, 9)
+    save_model(model, tmp_path / "saved")
+    assert load_model(tmp_path / "saved").end_ids == (3,)
     for content, message in (
         ("{", "not valid JSON"),
         ('{"eos_token_id": 99}', "99 lies outside"),

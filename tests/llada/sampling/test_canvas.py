@@ -75,6 +75,14 @@ def test_what_cannot_be_laid_out_is_refused() -> None:
             "lists are padded",
         ),
         (lambda: prompt_canvas([[1], [2]], SamplingConfig(), mask_id=MASK, seed=[1]), "1 seeds for 2 rows"),
+        (
+            lambda: prompt_canvas([[1]], SamplingConfig(), mask_id=MASK, eos_id=[1, MASK]),
+            "both the mask token and",
+        ),
+        (
+            lambda: prompt_canvas([[1]], SamplingConfig(fixed={2: 1, 5: 3}), mask_id=MASK, eos_id=1),
+            "fixed puts tokens behind the end",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             build()

@@ -522,6 +522,14 @@ def test_without_steps_every_mask_has_a_forward(
     assert (out.reveal_step.sort(1).values == torch.arange(gen_length)).all()
 
 
+@pytest.mark.parametrize("rule", [{}, {"threshold": 1.0}, {"factor": 0.0}], ids=str)
+def test_no_default_bounds_the_forwards(rule: dict) -> None:
+    def predict(tokens: Tensor, **_: Tensor) -> Tensor:
+        return torch.zeros(*tokens.shape, 4)
+
+    assert generate(predict, [[0]], gen_length=150, block_length=150, mask_id=3, **rule).nfe == 150
+
+
 def test_plan_and_commit_with_a_caller_of_ones_own(make_model: MakeModel) -> None:
     """The loop turned inside out: one forward for two canvases of equal width gives what `generate` gives each."""
     model = make_model(6)
@@ -562,7 +570,7 @@ def test_a_rule_that_chooses_nothing_cannot_spin(make_model: MakeModel) -> None:
 def test_signatures_show_the_knobs() -> None:
     names = set(inspect.signature(generate).parameters)
     assert names >= {field.name for field in fields(SamplingConfig)} | {"attention_mask", "seed", "cache"}
-    assert inspect.signature(generate).parameters["steps"].default == 128
+    assert inspect.signature(generate).parameters["gen_length"].default == 128
     assert "gen_length" not in inspect.signature(infill).parameters
     with pytest.raises(TypeError, match="stepps"):
         generate(lambda tokens: tokens, torch.zeros(1, 1).long(), mask_id=3, stepps=3)

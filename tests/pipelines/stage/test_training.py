@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llada.errors import UserError
-from llada.model.hf import load_model
+from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.events import CheckpointDue, RunStarted, StepDone, Validated
 from llada.training.trainer import RunConfig, TrainResult
@@ -103,6 +103,19 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
     loaded = load_model(folder.url)
     assert all(torch.equal(p, state[name]) for name, p in loaded.named_parameters())
     assert Path(folder.url, "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_ended_a_text_before_a_training_ends_it_behind(tmp_path):
+    model = Transformer(
+        ModelConfig(vocab_size=11, d_model=8, num_layers=1, num_heads=2, ffn_dim=12, eos_token_id=2)
+    )
+    model.init_weights(0)
+    model.end_ids = (2, 7, 5)
+    start, output = str(tmp_path / "start"), str(tmp_path / "out")
+    save_model(model, start)
+    result = TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, dict(model.state_dict()))
+    save_weights(output, result, model.config, start=start)
+    assert load_model(output).end_ids == (2, 7, 5)
 
 
 def test_a_damaged_line_of_the_log_is_left_out_and_named(tmp_path, caplog):

@@ -113,6 +113,10 @@ PAIR = [user("q"), assistant("a")]
             [user("q"), assistant("", tool_calls=[CALL]), tool("", tool_call_id="c1"), assistant("a")],
         ),
         (
+            {"messages": [user("q"), assistant("a", reasoning_content="r", thinking="t", reasoning={"effort": 1})]},
+            [user("q"), assistant("a", reasoning_content="r", thinking="t")],
+        ),
+        (
             {"messages": [user("q"), assistant(None, function_call={"name": "f", "arguments": "{}"})]},
             [
                 user("q"),
@@ -130,13 +134,22 @@ PAIR = [user("q"), assistant("a")]
         ),
         ({"messages": [user("q"), assistant("a", weight=1, train=True, mask=0)]}, PAIR),
         ({"prompt": "q", "completion": "a", "loss": 2.5, "mask": "User"}, PAIR),
+        ({"messages": PAIR, "weight": 1, "train": True, "loss": 2.5, "mask": "User"}, PAIR),
+        # A record's weight of 1 does not speak against a turn's of 0
+        *(
+            ({**record, "weight": 1}, [user("q"), assistant("a", trained=False), *PAIR])
+            for record in (
+                {"messages": [user("q"), assistant("a", weight=0), *PAIR]},
+                {"prompt": "q", "completion": [assistant("a", train=False), *PAIR]},
+            )
+        ),
     ],
 )  # fmt: skip
 def test_dialogues_as_people_have_them(tmp_path, record, messages):
     ((document,), reasons) = read(tmp_path, record)
     assert list(document.messages) == messages
     assert reasons == {}
-    assert parse_dialogue(record) == messages
+    assert parse_dialogue(record).messages == messages
 
 
 def test_tools_are_passed_on(tmp_path):
@@ -211,6 +224,13 @@ def test_one_bad_turn_costs_what_stands_behind_it(tmp_path, turns, used, edits):
         ({"messages": [user("q"), assistant("a", weight=0.5)]}, "weight_neither_0_nor_1"),
         ({"prompt": "q", "response": "a", "weight": 2}, "weight_neither_0_nor_1"),
         ({"prompt": "q", "response": "a", "weight": 0}, "no_trained_answer"),
+        ({"messages": [*PAIR, *PAIR], "weight": 0}, "no_trained_answer"),
+        ({"messages": [user("q"), assistant("a", weight=1)], "train": False}, "no_trained_answer"),
+        ({"conversations": PAIR, "mask": 1}, "no_trained_answer"),
+        ({"messages": PAIR, "weight": 0.5}, "weight_neither_0_nor_1"),
+        ({"messages": [assistant("a", reasoning_content="\ud800")]}, "not_utf8"),
+        ({"messages": [assistant("a", tool_calls=[{**CALL, "id": "\ud800"}])]}, "not_utf8"),
+        ({"messages": PAIR, "tools": [{"name": "\ud800"}]}, "not_utf8"),
         ({"messages": [user("q"), assistant(None, tool_calls=[{"id": 1}])]}, "tool_call_without_a_function"),
         ({"messages": [user([{"type": "image_url", "image_url": {}}])]}, "content_part_image_url"),
         ({"question": "q", "answer": ["a", "b"]}, "content_part_str"),
@@ -255,6 +275,8 @@ def test_a_prompt_without_an_answer_is_a_dialogue_for_inference():
 def test_the_development_data(shared_dir):
     folder = shared_dir / "data/sft"
     turns = [json.loads(line) for line in (folder / "multiturn_500.jsonl").open()]
-    assert sum(len(prompt_answer_pairs(parse_dialogue(r))) for r in turns) == 167 + 2 * 166 + 3 * 167
+    assert sum(len(prompt_answer_pairs(parse_dialogue(r).messages)) for r in turns) == 167 + 2 * 166 + 3 * 167
     with gzip.open(folder / "gsm8k_train.jsonl.gz") as stream:
-        assert all(len(prompt_answer_pairs(parse_dialogue(json.loads(line)))) == 1 for line in stream)
+        assert all(
+            len(prompt_answer_pairs(parse_dialogue(json.loads(line)).messages)) == 1 for line in stream
+        )
