@@ -111,14 +111,15 @@ def _info(fs: Any, path: str, said: str) -> dict[str, Any] | None:
     def look() -> dict[str, Any] | None:
         try:
             return fs.info(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:  # a glob of many alternatives is no name
                 return None
             raise
 
-    return with_retries(look, said)
+    try:
+        return with_retries(look, said)
+    except FileNotFoundError:  # not what a store makes of every failure: that is a StoreError by now
+        return None
 
 
 @contextlib.contextmanager

@@ -145,7 +145,6 @@ def _pieces(part: Part) -> Iterator[Piece]:
         if compression is not None:
             yield from decompressed(stream, compression)
             return
-        stream.seek(part.start)
         while data := stream.read(_READ_BYTES):
             yield data
 

@@ -114,7 +114,7 @@ def test_identity_changes_with_the_file(tmp_path):
         ("b/e*.jsonl", r"nothing to read in .*: left out empty 1 \(b/empty\.jsonl\)$"),
         ("b/x**y/a.txt", r"the pattern x\*\*y/a\.txt: .*'\*\*' can only be an entire path component"),
         ("b/broken.jsonl", r"no input at .*broken\.jsonl: a link that leads nowhere"),
-        ("b/1.txt/x", "no such file"),
+        ("b/1.txt/x", "a file stands where its folder should be"),
     ],
 )
 def test_an_input_that_gives_nothing_is_named(folder, bad, message):
