@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from llada.errors import UserError
 
-_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs", "google", "azure")
+_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs", "google", "azure", "huggingface_hub", "httpx", "httpx2", "requests")  # fmt: skip
 _MAX_CHARS = 1000
 _MAX_WORDS = 160  # of what an error says itself
 
@@ -76,6 +76,8 @@ _BY_CLASS = {
     "InvalidURL": _Problem("that is no URL: {error}", "correct it"),
     "EndpointConnectionError": _Problem("nothing answers: {error}", "check the URL, AWS_ENDPOINT_URL and the network", True),
     "ClientConnectorError": _Problem("nothing answers: {error}", "check the URL and the network", True),
+    "ConnectError": _Problem("nothing answers: {error}", "check the URL and the network", True),
+    "TimeoutException": _Problem("no answer in time", _LATER, True),
     "ConnectTimeoutError": _Problem("no answer in time", "check the URL, AWS_ENDPOINT_URL and the network", True),
     "ReadTimeoutError": _Problem("no answer in time", _LATER, True),
     "FSTimeoutError": _Problem("no answer in time", _LATER, True),
@@ -238,7 +240,9 @@ def _by_answer(error: BaseException) -> _Problem | None:
         return _BY_CODE[code]
     if type(error).__module__.split(".")[0] not in _PACKAGES:
         return None
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or getattr(
+        response, "status_code", None
+    )
     for name in ("status", "status_code", "code"):
         status = status or getattr(error, name, None)
     try:

@@ -11,7 +11,7 @@ UNKNOWN = "und"
 
 _FEW = 0.01
 _UNDECODED = "\ufffd".encode()
-_MARKS_BORNE = 2  # in a text however short
+_MARKS_BORNE = 2  # in a text however short; of NULs, which UTF-16 is full of, one
 _SEEN_BYTES = 1 << 9
 _CONTROL = bytes([*range(0x09), 0x0B, *range(0x0E, 0x1B), *range(0x1C, 0x20), 0x7F])
 
@@ -92,7 +92,7 @@ def text_problem(text: Any) -> str | None:
         data = text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
         return "not_utf8"
-    if b"\0" in data and data.count(0) > _FEW * len(text):
+    if 1 < data.count(0) > _FEW * len(text):
         return "nul_character"
     if not text.isascii() and _MARKS_BORNE < data.count(_UNDECODED) > _FEW * len(text):
         return "undecodable_text"

@@ -122,6 +122,15 @@ def test_nothing_answers(impatient):
     assert time.monotonic() - begun < 5
 
 
+def test_the_hub_does_not_answer(monkeypatch, impatient):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    filesystem("hf://datasets/a/b")[0].clear_instance_cache()
+    line = line_of(lambda url: list(list_inputs([url])), "hf://datasets/a/b/c.jsonl")
+    assert "check the URL" in line
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 def test_a_certificate_that_nobody_knows(web_server, tmp_path):
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")

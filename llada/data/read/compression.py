@@ -93,10 +93,14 @@ Piece: TypeAlias = bytes | Literal[_Mark.SOUND] | Damage
 
 
 def split_compression(url: str) -> tuple[str, str | None]:
-    """(the URL in lower case without its compression's suffix, None or the compression)."""
-    stem, suffix = os.path.splitext(url.lower())
+    """(the URL in lower case without its compression's suffix, None or the compression). What a web server is asked
+    besides, "?signature=...", belongs to no name."""
+    name = url.lower()
+    if name.startswith(("http://", "https://")):
+        name = name.partition("?")[0]
+    stem, suffix = os.path.splitext(name)
     compression = COMPRESSIONS.get(suffix)
-    return (stem, compression) if compression else (url.lower(), None)
+    return (stem, compression) if compression else (name, None)
 
 
 def decompressed(stream: BinaryIO, compression: str) -> Iterator[Piece]:

@@ -14,8 +14,8 @@ from llada.data.read.stream import read_texts
 
 
 def read_csv(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
-    """The rows of a part, each field a string. Columns stand between commas, or semicolons where that gives the text
-    column; in a .tsv between tabs.
+    """The rows of a part, each field a string. Columns stand between commas, or between semicolons, tabs or bars where
+    that gives the text column; in a .tsv between tabs.
 
     Rejected: rows that are no CSV ("invalid_csv"), too large, or have more or fewer fields than the first row
     ("wrong_number_of_fields"), a file without the text column ("missing_text"), and what `read_texts` rejects.
@@ -27,8 +27,8 @@ def read_csv(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Rec
     lines = _Lines(texts, options.max_record_bytes, rejects)
     is_tsv = split_compression(part.file.url)[0].endswith(".tsv")
     header: list[str] | None = None
-    for delimiter in ("\t",) if is_tsv else (",", ";"):
-        # The text column alone tells a semicolon from a comma.
+    for delimiter in "\t" if is_tsv else ",;\t|":
+        # The text column alone tells what stands between columns.
         _, row = next(_rows(lines, delimiter, part, rejects), (0, []))
         names = [name.strip() for name in row]
         if header is None or options.text_field in names:

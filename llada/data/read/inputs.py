@@ -118,7 +118,7 @@ def _info(fs: Any, path: str, said: str) -> dict[str, Any] | None:
 
     try:
         return with_retries(look, said)
-    except FileNotFoundError:
+    except FileNotFoundError:  # not what a store makes of every failure: that is a StoreError by now
         return None
 
 

@@ -141,7 +141,7 @@ class _Listing:
 
         def opened(line: str) -> Input:
             mark, written = ("@", line[1:]) if line.startswith("@") else ("", line)
-            is_relative = not (written.startswith("/") or "://" in written)
+            is_relative = not (written.startswith(("/", "~/")) or "://" in written)
             url = join(folder, written) if is_relative else written
             named = open_input(mark + url, f"{url}, which {entry.said} lists")
             # The same relative path in the lists of two folders names two files.

@@ -39,7 +39,7 @@ def read_parquet(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator
         last = 0
         for group in range(table.num_row_groups):
             line, last = last, last + table.metadata.row_group(group).num_rows
-            if not _begins_in(part, table, group):
+            if line == last or not _begins_in(part, table, group):
                 continue
             if missing:
                 rejects.add_fault("missing_text", part.label, missing, line=line + 1, lost=last - line)

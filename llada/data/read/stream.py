@@ -12,7 +12,12 @@ from llada.data.read.parts import Part
 from llada.files import open_bytes
 
 _READ_BYTES = 1 << 18
-_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_MARKS = {
+    "utf-32-le": codecs.BOM_UTF32_LE,  # it begins as that of UTF-16 does
+    "utf-32-be": codecs.BOM_UTF32_BE,
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+}
 _ASCII = "<|endoftext|>\n"
 _MARK_UNDECODABLE = "llada.mark_undecodable"
 codecs.register_error(_MARK_UNDECODABLE, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
@@ -58,11 +63,13 @@ def read_texts(
     """
     encoding = encoding or "utf-8"
     is_utf8 = codecs.lookup(encoding).name == "utf-8"
-    pieces = _without_utf_16(part, rejects) if is_utf8 else _pieces(part)
     end = part.end
-    if _ASCII.encode(encoding) != _ASCII.encode():
-        if part.start > 0:
-            return
+    is_wide = _ASCII.encode(encoding) != _ASCII.encode()
+    if is_wide and part.start > 0:
+        return
+    pieces, encoding = _marked(part, encoding, rejects)
+    # Only of UTF-8 is it known where a character begins.
+    if is_wide or (cuts and not is_utf8):
         end, pieces, encoding = None, _as_utf8(pieces, encoding), "utf-8"
     records = _Records(separator, max_bytes, part, end, opening, cuts)
     for number, data in enumerate(_cut(pieces, records, part.label, rejects), 1):
@@ -86,10 +93,9 @@ def read_characters(part: Part, rejects: Rejects, encoding: str | None = None) -
 
     Rejected is what is lost where a compressed file is broken: the reasons of `Damage`.
     """
-    encoding = encoding or "utf-8"
-    is_utf8 = codecs.lookup(encoding).name == "utf-8"
+    pieces, encoding = _marked(part, encoding or "utf-8", rejects)
     decoder = codecs.getincrementaldecoder(encoding)(_MARK_UNDECODABLE)
-    for piece in _without_utf_16(part, rejects) if is_utf8 else _pieces(part):
+    for piece in pieces:
         if isinstance(piece, bytes):
             yield decoder.decode(piece)
         elif isinstance(piece, Damage):
@@ -102,17 +108,34 @@ def read_characters(part: Part, rejects: Rejects, encoding: str | None = None) -
     yield decoder.decode(b"", final=True)
 
 
-def _without_utf_16(part: Part, rejects: Rejects) -> Iterator[Piece]:
-    """The bytes of a part that is to be UTF-8; of a file that begins with another mark, nothing."""
+def _marked(part: Part, encoding: str, rejects: Rejects) -> tuple[Iterator[Piece], str]:
+    """The bytes of a part, and the encoding that their byte order mark makes of "utf-16" and "utf-32"; none of a file
+    whose mark is that of another encoding or is missing, which is rejected."""
     pieces = _pieces(part)
-    if part.start == 0:
-        first = next(pieces, b"")
-        if isinstance(first, bytes) and first.startswith(_UTF_16_MARKS):
-            problem = "it begins with the byte order mark of UTF-16: set read.encoding to utf-16"
-            rejects.add_fault("not_utf8", part.label, problem, line=1)
-            return
-        yield first
-    yield from pieces
+    name = codecs.lookup(encoding).name
+    if part.start > 0 or name not in ("utf-8", "utf-16", "utf-32"):
+        return pieces, encoding
+    first: list[Piece] = []
+    for piece in pieces:
+        first.append(piece)
+        if isinstance(piece, bytes):
+            break
+    head = first[-1] if first and isinstance(first[-1], bytes) else b""
+    marked = [wide for wide, mark in _MARKS.items() if head.startswith(mark)]
+    meant = [wide for wide in marked if wide.startswith(name)]
+    if name == "utf-8" and marked:
+        kind = marked[0].rpartition("-")[0]
+        reason = "not_utf8"
+        problem = f"it begins with the byte order mark of {kind.upper()}: set read.encoding to {kind}"
+    elif name != "utf-8" and head and not meant:
+        reason = "undecodable"
+        problem = f"it begins without a byte order mark: set read.encoding to {name}-le or {name}-be"
+    elif meant:
+        return chain([*first[:-1], head.removeprefix(_MARKS[meant[0]])], pieces), meant[0]
+    else:
+        return chain(first, pieces), encoding
+    rejects.add_fault(reason, part.label, problem, line=1)
+    return iter([piece for piece in first if isinstance(piece, Damage)]), "utf-8"
 
 
 def _pieces(part: Part) -> Iterator[Piece]:

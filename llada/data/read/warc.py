@@ -258,11 +258,12 @@ def _stored(record: Any, kind: str, url: str | None, date: str | None) -> Page |
     """What a resource or conversion holds: the thing itself, without the HTTP that brought it."""
     if kind == "resource" and not _FETCHED.match(url or ""):
         return Skipped(kind)
-    content_type = record.headers.get("Content-Type") or "text/plain"
+    content = record.reader.read()
+    untyped = "text/html" if _HTML_START.search(content[:1024]) else "text/plain"
+    content_type = record.headers.get("Content-Type") or untyped
     media_type, *parameters = (piece.strip() for piece in content_type.split(";"))
     named = record.headers.get("WARC-Identified-Payload-Type") or media_type
     charset = next((p.partition("=")[2] for p in parameters if p.lower().startswith("charset=")), None)
-    content = record.reader.read()
     if named.lower() in (*_HTML_TYPES, "text/plain") and (binary := binary_kind(content)):
         return Lost("binary_body", f"{url}: {binary}")
     if named.lower() in _HTML_TYPES:

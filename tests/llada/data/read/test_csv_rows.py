@@ -27,6 +27,8 @@ def read_csv(tmp_path, read):
         ("a.csv", '\ufefftext\r\n"one\r\ntwo"\r\nthree', ["one\r\ntwo", "three"]),
         ("a.csv", "id, text \n1,x\n\n\n2,y\n", ["x", "y"]),
         ("a.csv", "id;text\n1;a, b\n", ["a, b"]),
+        ("a.csv", "id\ttext\n1\ta, b\n", ["a, b"]),
+        ("a.csv", "id|text\n1|a, b\n", ["a, b"]),
         ("a.tsv", 'text\tlabel\nhi, there\t1\n"a\ttab"\t2\n', ["hi, there", "a\ttab"]),
         ("A.TSV", "text\n;\n", [";"]),
         ("a.csv", 'id,text\n1,"' + "x" * 200_000 + '"\n', ["x" * 200_000]),

@@ -192,7 +192,7 @@ def test_fields_and_roles_of_other_names(tmp_path):
             {"content_part_image_url": 2},
         ),
         ([*PAIR, user("r"), assistant("x", weight=0.5)], [*PAIR, user("r")], {"weight_neither_0_nor_1": 1}),
-        ([*PAIR, user("r"), assistant("a\x00")], [*PAIR, user("r")], {"nul_character": 1}),
+        ([*PAIR, user("r"), assistant("a\x00b\x00")], [*PAIR, user("r")], {"nul_character": 1}),
     ],
 )
 def test_one_bad_turn_costs_what_stands_behind_it(tmp_path, turns, used, edits):

@@ -116,15 +116,23 @@ def html(text: str, meta: str = "") -> str:
         ("日本語の文章です", "shift_jis", '<meta charset="Shift_JIS">', "iso-8859-1"),
         ("中文网页的内容", "gb18030", '<meta charset="gb2312">', "windows-1252"),
         ("한국어 문장입니다", "cp949", '<?xml version="1.0" encoding="euc-kr"?>', "iso-8859-1"),
+        ("日本語の文章です", "euc_jp", "", "iso-8859-1"),
+        ("日本語の文章です", "shift_jis", "", "windows-1252"),
+        ("這是一個關於大海的文章", "big5hkscs", "", "iso-8859-1"),
+        ("한국어 문장입니다", "cp949", "", "iso-8859-1"),
+        ("한국어 문장입니다", "cp949", "", None),
+        ("Привет, мир моря и кораблей", "koi8-r", "", "windows-1251"),
+        ("L'élève a vécu près de la forêt", "cp1252", "", "windows-1251"),
         ("Größe, façade — “x” ————", "cp1252", "", "windows-1252"),
+        ("Menu »»»» item ···· ©©©© ©2020 £10 ½ °C, nº 1ª €", "cp1252", "", "windows-1252"),
         ("Größe", "utf-16-le", "", None),
         ("Größe", "utf-16-be", "", "utf-8"),
         ("Größe", "utf-16-le", '<meta charset="utf-8">', "utf-16"),
     ],
 )
 def test_encodings(text, encoding, meta, charset):
-    if encoding in ("cp1251", "shift_jis", "cp949"):
-        text = text * 20  # it must be guessed
+    if not meta or encoding in ("cp1251", "shift_jis", "cp949"):
+        text = f"{text} " * 20  # it must be guessed
     assert decode_html(html(text, meta).encode(encoding), charset) == html(text, meta)
 
 

@@ -66,6 +66,7 @@ def test_every_format_gives_the_same_texts(tmp_path, read, name):
 @pytest.mark.parametrize(
     ("name", "reader", "divisible"),
     [
+        ("https://host/a.csv.gz?signature=x/y.txt", "csv", False),
         ("s3://b/A.JSONL", "json_lines", True),
         ("a.json.gz", "json", False),
         ("a.csv", "csv", False),

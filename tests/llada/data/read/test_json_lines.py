@@ -11,7 +11,7 @@ def test_bad_records_are_counted_and_kept_as_examples(tmp_path, read):
         "missing_text": b'{"body": "x"}',
         "text_not_a_string": b'{"text": 5}',
         "empty_text": b'{"text": " \\n"}',
-        "nul_character": b'{"text": "a\\u0000b"}',
+        "nul_character": b'{"text": "a\\u0000b\\u0000"}',
         "not_an_object": b'["text"]',
         "too_large": b'{"text": "' + b"x" * 500 + b'"}',
     }

@@ -367,6 +367,14 @@ def test_lists(place, tmp_path, monkeypatch):
         names(f"@{lists}/list.txt", f"@{lists}/elsewhere/list.txt")
 
 
+def test_a_list_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/list.txt").write_text("~/a.txt\n")
+    assert [file.url for file in list_inputs([f"@{tmp_path}/lists/list.txt"])] == [f"{tmp_path}/a.txt"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -114,6 +114,8 @@ def test_a_missing_column_is_answered_with_those_that_are_there(tmp_path, read):
     assert told.startswith("missing_text: no field 'text', but 'body', 'meta', 'id'; see read.text_field")
     assert read(path, text_field="body")[0] == ["a", "b", "c"]
     assert read(path, text_field="meta.text")[1].counts == {"missing_text": 3}
+    pq.write_table(table.slice(0, 0), path)
+    assert not read(path)[1].counts  # no row lacks it
 
 
 FAR = 10**15  # seconds: beyond the year 9999

@@ -203,6 +203,40 @@ def test_utf_16_without_being_told_is_answered_with_the_setting(tmp_path, read, 
     assert "set read.encoding to utf-16" in rejects.faults[0]["why"]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json", "a.csv"])
+def test_wide_encodings_need_a_mark_or_their_order(tmp_path, read, name):
+    data = '[{"text": "a"}]' if name == "a.json" else '{"text": "a"}\n'
+    for encoding, kind in (("utf-16-le", "utf-16"), ("utf-32-be", "utf-32")):
+        (tmp_path / name).write_bytes(data.encode(encoding))
+        texts, rejects = read(tmp_path / name, encoding=kind)
+        assert (texts, dict(rejects.counts)) == ([], {"undecodable": 1})
+        assert f"set read.encoding to {kind}-le or {kind}-be" in rejects.faults[0]["why"]
+    (tmp_path / name).write_bytes(data.encode("utf-32"))
+    assert "set read.encoding to utf-32" in read(tmp_path / name)[1].faults[0]["why"]
+
+
+def test_utf_16_goes_on_behind_a_damaged_member(tmp_path, read):
+    texts = sentences(90)
+    written = [lines(*({"text": text} for text in texts[at : at + 30])).decode() for at in (0, 30, 60)]
+    encodings = ("utf-16", "utf-16-le", "utf-16-le")  # one mark, at the beginning of the file
+    members = [bytearray(gzip.compress(t.encode(e))) for t, e in zip(written, encodings, strict=True)]
+    members[1][30:50] = bytes(20)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(b"".join(members))
+    found, rejects = read(path, encoding="utf-16")
+    assert (found[:30], found[-30:]) == (texts[:30], texts[60:])
+    assert rejects.counts["damaged_file"] == 1
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "shift_jis", "cp1251"])
+def test_no_encoding_is_cut_inside_a_character(tmp_path, read, encoding):
+    text = "ю" * 1000 if encoding == "cp1251" else "中" * 1000
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    texts, rejects = read(tmp_path / "a.txt", max_record_bytes=301, cuts_texts=True, encoding=encoding)
+    assert "".join(texts) == text
+    assert not rejects.counts
+
+
 @pytest.mark.parametrize("ending", ["\n", "<|endoftext|>short"])
 def test_a_text_that_is_too_large_comes_in_pieces_when_it_is_to_be_cut(tmp_path, read, monkeypatch, ending):
     monkeypatch.setattr(stream, "_READ_BYTES", 100)

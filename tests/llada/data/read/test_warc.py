@@ -445,7 +445,7 @@ def stored(
     ("content_type", "expected"),
     [
         ("text/plain", PlainText),
-        (None, PlainText),
+        (None, Page),  # as it begins
         ("text/plain; charset=ISO-8859-1", PlainText),
         ("text/html; charset=ISO-8859-1", Page),
         ("TEXT/HTML", Page),
@@ -460,6 +460,7 @@ def test_what_is_stored_without_http(kind, content_type, expected):
         return
     charset = "ISO-8859-1" if content_type and "charset" in content_type else None
     assert found == expected("<urn:uuid:7>", "http://example.com/7", HTML, charset, "2024-02-20T21:04:32Z")
+    assert isinstance(pages(stored(7, kind, None, b"A < B, in words"))[0], PlainText)
 
 
 def test_what_a_crawler_notes_for_itself_is_no_text():
