@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from llada.errors import UserError
 
-_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs", "google", "azure")
+_PACKAGES = ("botocore", "aiobotocore", "boto3", "aiohttp", "requests", "gcsfs", "adlfs", "google", "azure")
 _MAX_CHARS = 1000
 _MAX_WORDS = 160  # of what an error says itself
 
@@ -239,8 +239,13 @@ def _by_answer(error: BaseException) -> _Problem | None:
     if type(error).__module__.split(".")[0] not in _PACKAGES:
         return None
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    for name in ("status", "status_code", "code"):
-        status = status or getattr(error, name, None)
+    for source, name in (
+        (error, "status"),
+        (error, "status_code"),
+        (error, "code"),
+        (response, "status_code"),
+    ):
+        status = status or getattr(source, name, None)
     try:
         number = int(status or code)
     except (TypeError, ValueError):
