@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 
 from llada.errors import UserError
 
-_PACKAGES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs", "google", "azure", "huggingface_hub", "httpx", "httpx2", "requests")  # fmt: skip
+_PACKAGES = (
+    "botocore", "aiobotocore", "boto3", "aiohttp", "gcsfs", "adlfs", "google", "azure", "huggingface_hub", "httpx",
+    "httpx2", "requests",
+)  # fmt: skip
 _MAX_CHARS = 1000
 _MAX_WORDS = 160  # of what an error says itself
 
@@ -240,11 +243,14 @@ def _by_answer(error: BaseException) -> _Problem | None:
         return _BY_CODE[code]
     if type(error).__module__.split(".")[0] not in _PACKAGES:
         return None
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or getattr(
-        response, "status_code", None
-    )
-    for name in ("status", "status_code", "code"):
-        status = status or getattr(error, name, None)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    for source, name in (
+        (error, "status"),
+        (error, "status_code"),
+        (error, "code"),
+        (response, "status_code"),
+    ):
+        status = status or getattr(source, name, None)
     try:
         number = int(status or code)
     except (TypeError, ValueError):

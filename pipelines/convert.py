@@ -27,6 +27,8 @@ from llada.model.hf import Layout, convert
 from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
 from pipelines.stage.artifact import fetch_folder, find_manifest, open_output, put_folder
 from pipelines.stage.command import parse, run_command
+from pipelines.stage.delivery import model_folder
+from pipelines.stage.tracking import default_tracking_uri
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ConvertArgs:
     """Rewrite a checkpoint folder in another layout, bit for bit; or token data from and to Megatron's .idx/.bin."""
 
     source: tyro.conf.Positional[str]
-    """A checkpoint folder, a prepared folder, or PREFIX.idx of Megatron data."""
+    """A checkpoint folder or models:/…, a prepared folder, or PREFIX.idx of Megatron data."""
     target: tyro.conf.Positional[str]
     """A folder; of Megatron data a prefix, completed by -train.idx and so on."""
     layout: Layout | None = None
@@ -51,10 +53,11 @@ class ConvertArgs:
 def main(argv: Sequence[str]) -> None:
     """`llada convert SOURCE TARGET …`"""
     args = parse(ConvertArgs, argv, "convert")
-    if is_tokens(args.source):
+    source = model_folder(args.source, default_tracking_uri(args.target))
+    if is_tokens(source):
         print(
             convert_tokens(
-                args.source,
+                source,
                 args.target,
                 tokenizer=args.tokenizer,
                 row_length=args.row_length,
@@ -62,9 +65,7 @@ def main(argv: Sequence[str]) -> None:
             )
         )
     else:
-        print(
-            convert_checkpoint(args.source, args.target, layout=args.layout, mask_token_id=args.mask_token_id)
-        )
+        print(convert_checkpoint(source, args.target, layout=args.layout, mask_token_id=args.mask_token_id))
 
 
 def convert_checkpoint(source: str, target: str, *, layout: Layout | None, mask_token_id: int | None) -> str:

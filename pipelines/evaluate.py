@@ -14,14 +14,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from transformers import PreTrainedTokenizerFast
 
 import llada
 from llada.data.tokens.manifest import load_dataset_entry, resolve_snapshot
 from llada.errors import UserError
-from llada.evals.evaluation import B, EvaluateConfig, Evaluation, Figures, R
+from llada.evals.evaluation import B, EvaluateConfig, Evaluation, Figures, R, Task
 from llada.evals.tasks import TASKS
 from llada.files import absolute, join, storage_errors, write_bytes
 from llada.model.hf import read_config
@@ -91,6 +91,7 @@ def evaluate(
         config=asdict(config),
         inputs=[folder_input("model", model), *([folder_input("data", data)] if data else [])],
         tracker=tracker,
+        in_force=settings_in_force(config, tasks),
     )
     if folder.manifest is not None:
         return folder.manifest
@@ -110,6 +111,13 @@ def evaluate(
     return finish_stage(
         folder, tracker, counts, kind="evaluation", artifacts=("results.json",), results=results
     )
+
+
+def settings_in_force(config: EvaluateConfig, tasks: Sequence[Task]) -> dict[str, Any]:
+    """The settings that these tasks make use of."""
+    settings = {**asdict(config), "sampling": config.sampling.in_force()}
+    heeded = {"tasks"}.union(*(settings if task.heeds is None else task.heeds for task in tasks))
+    return {name: value for name, value in settings.items() if name in heeded}
 
 
 def _check_fit(model: str, data: str) -> None:

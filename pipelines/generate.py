@@ -140,6 +140,7 @@ def generate(
         config=asdict(config),
         inputs=[folder_input("model", model), StageInput("prompts", prompts, prompts_hash)],
         tracker=tracker,
+        in_force={**asdict(config), "sampling": config.sampling.in_force()},
     )
     if folder.manifest is not None:
         return folder.manifest

@@ -175,7 +175,7 @@ def prepare(
     if plan is None:
         return refresh(folder, sources, earlier)
     if tracker is not None:
-        tracker.log_params(asdict(config))
+        tracker.log_params(config.in_force())
         for url in (url for source in sources for url in source.input):
             tracker.log_input(url, context="raw", manifest={"config_hash": plan.id})
     with storage_errors(output), connect(cluster, log_dir):

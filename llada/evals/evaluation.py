@@ -94,3 +94,5 @@ class Task:
     measure: Callable[[Evaluation], Figures]
     needs_data: bool
     """Whether it reads a prepared folder, which must fit the checkpoint."""
+    heeds: tuple[str, ...] | None = None
+    """The settings of `EvaluateConfig` that it makes use of; None: all."""

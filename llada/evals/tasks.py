@@ -10,7 +10,11 @@ from llada.registry import Registry
 TASKS: Registry[Task] = Registry(
     "evaluation task",
     {
-        "perplexity": Task(measure_perplexity, needs_data=True),
-        "samples": Task(write_samples, needs_data=False),
+        "perplexity": Task(
+            measure_perplexity,
+            needs_data=True,
+            heeds=("split", "max_rows", "num_samples", "rows_per_block", "document_mask", "seed"),
+        ),
+        "samples": Task(write_samples, needs_data=False, heeds=("prompts", "sampling", "seed")),
     },
 )

@@ -7,7 +7,7 @@ This file imports no torch, so that the HTTP front process can read the knobs an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, asdict, dataclass, fields
 from numbers import Integral
 from typing import Any
 
@@ -72,6 +72,13 @@ class SamplingConfig:
 
         find_rule(self)
         get_schedule(self.schedule)
+
+    def in_force(self) -> dict[str, Any]:
+        """The settings that the chosen rule heeds."""
+        from llada.sampling.rules import OF_SOME_RULES, find_rule
+
+        idle = set(OF_SOME_RULES) - set(find_rule(self).heeds)
+        return {name: value for name, value in asdict(self).items() if name not in idle}
 
 
 def _check_fixed(fixed: object, gen_length: int) -> None:

@@ -108,7 +108,7 @@ class Rule:
     temperature: float = 0.0
     """At which tokens are drawn where the settings say nothing."""
     heeds: tuple[str, ...] = ()
-    """Which of the settings that only some rules heed it does (`_OF_SOME_RULES`); with others they are refused."""
+    """Which of the settings that only some rules heed it does (`OF_SOME_RULES`); with others they are refused."""
     due_steps: Callable[[Canvas], Tensor] | None = None
     """For a rule that decides beforehand at which step of its block a position is unmasked: int64 (B, L). Only what is
     due is then a candidate, and steps at which nothing is due cost no forward."""
@@ -206,7 +206,7 @@ _RULES = {
     ),
     "entropy": Rule(lambda c: by_entropy(c.certainty, c.knob, c.certainty_slack), knob="entropy_bound"),
 }
-_OF_SOME_RULES = ("confidence_eos_eot_inf", "schedule")
+OF_SOME_RULES = ("confidence_eos_eot_inf", "schedule")
 RULES: Registry[Rule] = Registry("remasking rule", _RULES)
 # {setting: the rule that it switches on}.
 RULE_OF_KNOB = {rule.knob: rule for rule in _RULES.values() if rule.knob}
@@ -216,7 +216,7 @@ def find_rule(config: SamplingConfig) -> Rule:
     """The rule that the settings ask for. Raises UserError for an unknown one, for two at once, and for a setting that it
     would not heed."""
     rule = _choose_rule(config)
-    for name in _OF_SOME_RULES:
+    for name in OF_SOME_RULES:
         value = getattr(config, name)
         require(
             name in rule.heeds or value == type(config).__dataclass_fields__[name].default,

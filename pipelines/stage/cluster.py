@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,9 @@ _PATIENT = {
 }
 # Ray adds 15 to the niceness of its workers: with other work on the machine they would hardly get a turn.
 _NICENESS = {"RAY_worker_niceness": "0"}
+_until_exit = False
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +90,9 @@ def load_cluster(path: str | Path | None) -> ClusterConfig:
 def connect(cluster: ClusterConfig, log_dir: str | Path) -> Iterator[Path]:
     """Join or start Ray for a `with` block; yields the file that receives what Ray and Ray Data have to say.
 
-    A Ray that this process has joined before is used as it is and left running. Raises UserError within seconds when
-    there is no cluster at the address. Output of remote tasks stays in Ray's own session folder.
+    A Ray that this process has joined before is used as it is and left running; one that is started here ends with the
+    block, or within `until_exit` with the process. Raises UserError within seconds when there is no cluster at the
+    address. Output of remote tasks stays in Ray's own session folder.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -109,8 +114,57 @@ def connect(cluster: ClusterConfig, log_dir: str | Path) -> Iterator[Path]:
             ray.data.DataContext.get_current().enable_progress_bars = False  # ours is the one that people see
             yield log_path
         finally:
-            if joined:
+            if joined and not (_until_exit and cluster.address is None):
                 _leave()
+
+
+@contextlib.contextmanager
+def until_exit() -> Iterator[None]:
+    """For a `with` block that is the last of its process, and ends it with the code of its SystemExit, or 0.
+
+    A Ray that `connect` starts in the block is ended with the process, and without ray.shutdown: where its node has died,
+    Ray's core worker ends this process in there with code 1, past every handler. Without such a Ray, the process ends as
+    any other.
+    """
+    global _until_exit
+    _until_exit = True
+    code: Any = 0
+    try:
+        yield
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        _until_exit = False
+    if (node := _own_node()) is not None:
+        _end_process(node, code if isinstance(code, int) else int(code is not None))
+    if code:
+        raise SystemExit(code)
+
+
+def _own_node() -> Any:
+    """The Ray that this process has started itself, or None."""
+    worker = sys.modules.get("ray._private.worker")
+    node = worker and worker._global_node  # private, because Ray does not say otherwise whose it is
+    return node if node is not None and node.is_head() else None
+
+
+def _end_process(node: Any, code: int) -> None:
+    """What Python and ray.shutdown do at the end of a process, without a word to Ray's core worker."""
+    import psutil
+
+    try:
+        node.destroy_external_storage()  # objects for which the memory was too small
+    except Exception:
+        log.warning("what Ray has put on the disk could not be deleted", exc_info=True)
+    # The kernel tells most of Ray's processes of our end, but its agents look for it a minute long.
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 def _leave() -> None:

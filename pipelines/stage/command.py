@@ -36,7 +36,7 @@ from llada.files import exists, join, local_path
 from llada.presets import PRESETS, get_preset
 from llada.settings import from_json, load_text
 from pipelines.stage.artifact import Manifest
-from pipelines.stage.cluster import load_cluster
+from pipelines.stage.cluster import load_cluster, until_exit
 from pipelines.stage.delivery import model_folder
 from pipelines.stage.interruption import exit_code, ignore_signals, interruptible
 from pipelines.stage.tracking import default_tracking_uri, tracked
@@ -72,6 +72,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, *, ends_process: b
     _quiet()
     with contextlib.ExitStack() as last:
         if ends_process:
+            last.enter_context(until_exit())
             last.callback(ignore_signals)
         last.enter_context(exit_codes(name))
         # By its name also under `python -m`, where its file runs as __main__: what it sends to Ray's workers must be

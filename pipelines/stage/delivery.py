@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ _SQLITE = "sqlite:///"
 _REGISTRY = "models:/"
 # MLflow's limits (mlflow/utils/validation.py).
 PARAM_VALUE_CHARS = 6000
+KEY_CHARS = 250
+_NOT_IN_KEYS = re.compile(r"[^\w.\-: ]")
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
 
@@ -162,7 +165,9 @@ def _experiment(client: Any) -> str:
 def _params(client: Any, run_id: str, values: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
-    params = [Param(k, v[:PARAM_VALUE_CHARS]) for k, v in values["values"].items()]
+    # A source, say, may be called as no key may.
+    named = {_NOT_IN_KEYS.sub("_", key)[:KEY_CHARS]: value for key, value in values["values"].items()}
+    params = [Param(key, value[:PARAM_VALUE_CHARS]) for key, value in named.items()]
     for start in range(0, len(params), PARAMS_PER_BATCH):
         client.log_batch(run_id, params=params[start : start + PARAMS_PER_BATCH])
 

@@ -22,8 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llada.files import absolute, exists, is_store_error, join, local_path
+from llada.files import absolute, exists, join, local_path
 from llada.settings import flatten_settings
+from llada.store_errors import may_pass
 from pipelines.stage.artifact import git_commit, link_run
 from pipelines.stage.delivery import (
     CALLS,
@@ -41,6 +42,16 @@ RETRY_S = 2.0
 # MLflow itself takes this long to start on a busy machine; a server that refuses is given up at once.
 CLOSE_TIMEOUT_S = 90.0
 START_TIMEOUT_S = 60.0
+# MLflow's codes of what it will answer the next time too.
+_FINAL = (
+    "CUSTOMER_UNAUTHORIZED",
+    "ENDPOINT_NOT_FOUND",
+    "FEATURE_DISABLED",
+    "NOT_IMPLEMENTED",
+    "PERMISSION_DENIED",
+    "RESOURCE_DOES_NOT_EXIST",
+    "UNAUTHENTICATED",
+)
 
 log = logging.getLogger(__name__)
 
@@ -255,15 +266,15 @@ def _is_refused(error: Exception) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    """The server, its database or the store of its artifacts failed. All else is a fault of ours, which would only fail
-    again; on a database MLflow wraps those too."""
+    """The server, its database or the store of its artifacts failed, and may not the next time. All else is a fault of
+    ours, which would only fail again; on a database MLflow wraps those too."""
     ours = (TypeError, AttributeError, LookupError, NameError, AssertionError, FileNotFoundError)
     if _is_refused(error) or isinstance(error.__cause__ or error.__context__ or error, ours):
         return False
-    if "out-of-date database schema" in str(error):
+    if getattr(error, "error_code", "") in _FINAL or "out-of-date database schema" in str(error):
         return False
     of_server = type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy")
-    return of_server or is_store_error(error)
+    return of_server or may_pass(error)
 
 
 def _has_undelivered(output: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llada.data.tokens.shards import TokenDataset
+from pipelines.stage.delivery import Delivery
 
 
 def test_convert_both_ways(llada, tmp_path, golden_dir):
@@ -21,6 +22,21 @@ def test_convert_both_ways(llada, tmp_path, golden_dir):
     code, _, err = llada("convert", str(golden), str(tmp_path / "ours"))
     assert code == 1
     assert "not empty" in err
+
+
+@pytest.mark.integration
+def test_a_registered_model_is_a_source(llada, tmp_path, golden_dir, monkeypatch):
+    pytest.importorskip("mlflow")
+    uri, golden = f"sqlite:///{tmp_path / 'mlflow.db'}", str(golden_dir / "llada_gqa")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    delivery = Delivery(uri, str(tmp_path / "run"))
+    delivery.open("a run", {})
+    delivery(("model", {"name": "tiny-sft", "url": golden, "step": 3}))
+    code, out, err = llada("convert", "models:/tiny-sft/1", str(tmp_path / "ours"))
+    assert (code, out.startswith(f"{tmp_path}/ours: ")) == (0, True), err
+    code, _, err = llada("convert", "models:/tiny-sft@nobody", str(tmp_path / "other"))
+    assert code == 1
+    assert err.startswith(f"llada convert: no models:/tiny-sft@nobody in MLflow at {uri}: ")
 
 
 @pytest.mark.integration

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ import llada
 from llada.data.tokens.shards import TokenDataset
 from llada.errors import UserError
 from llada.evals.evaluation import EvaluateConfig
-from pipelines.evaluate import evaluate
+from llada.evals.tasks import TASKS
+from pipelines.evaluate import evaluate, settings_in_force
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -60,3 +61,13 @@ def test_evaluation_refuses_other_data(stages, tmp_path):
         evaluate(EvaluateConfig(), model=stages.pretrained, data=None, **common)
     with pytest.raises(UserError, match="no checkpoint at"):
         evaluate(EvaluateConfig(), model=str(tmp_path / "none"), data=stages.data, **common)
+
+
+def test_in_force_are_the_settings_of_the_chosen_tasks():
+    samples = settings_in_force(EvaluateConfig(tasks=("samples",)), [TASKS["samples"]])
+    assert set(samples) == {"tasks", "prompts", "sampling", "seed"}
+    assert "schedule" not in samples["sampling"]
+    bound = settings_in_force(EvaluateConfig(tasks=("perplexity",)), [TASKS["perplexity"]])
+    assert "sampling" not in bound
+    assert bound["num_samples"] == 4
+    assert len(settings_in_force(EvaluateConfig(), list(TASKS.values()))) == len(fields(EvaluateConfig))

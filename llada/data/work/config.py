@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
-from llada.data.filters.chain import plugin_settings
+from llada.data.filters.chain import plugin_settings, resolve_filters
 from llada.data.tokens.chat import TooLong
 from llada.data.tokens.mixture import SourceShare
 from llada.data.tokens.packing import Packing
@@ -133,6 +133,37 @@ class PrepareConfig:
         if plugins := plugin_settings(names):
             settings["plugins"] = plugins
         return settings
+
+    def in_force(self) -> dict[str, Any]:
+        """The settings that the others leave a meaning, those of the sources by their names: what two preparations are
+        compared by."""
+        settings = asdict(self)
+        settings["read"] = _in_force(self.read, self.kind)
+        if self.sources:
+            del settings["read"]
+            settings["sources"] = {
+                source.name: {**asdict(source), "read": _in_force(source.read, self.kind)}
+                for source in self.sources
+            }
+        idle = ["too_long"] if self.kind == "pretrain" else ["packing", "dedup", "decontamination"]
+        if self.tokenizer is not None:
+            idle += ["train_tokenizer_vocab", "tokenizer_sample_bytes"]
+        if not self.deduplicates:
+            idle += ["dedup", "keep_documents"]
+        if not self.decontamination.files:
+            idle.append("decontamination")
+        return {name: value for name, value in settings.items() if name not in idle}
+
+
+def _in_force(read: ReadConfig, kind: Kind) -> dict[str, Any]:
+    """The settings of reading that mean something to this kind of data."""
+    settings = asdict(read)
+    chosen = resolve_filters(read.filters)
+    settings["rules"] = {name: values for name, values in settings["rules"].items() if name in chosen}
+    idle: tuple[str, ...] = ("chat_fields", "chat_roles")
+    if kind == "sft":
+        idle = ("text_field", "filters", "rules", "min_chars", "max_chars", "section_chars")
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
 def _reading(read: ReadConfig) -> dict[str, Any]:

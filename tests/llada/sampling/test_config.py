@@ -143,3 +143,13 @@ def test_fixed_survives_json_whose_keys_are_text() -> None:
     assert from_json(SamplingConfig, to_json(config)) == config
     with pytest.raises(UserError, match=r"fixed must be .*, not \{'x': 3\}"):
         from_json(SamplingConfig, '{"fixed": {"x": 3}}')
+
+
+def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
+    every = {field.name for field in fields(SamplingConfig)}
+    assert every - SamplingConfig().in_force().keys() == {"schedule"}
+    assert every - SamplingConfig(remasking="ancestral").in_force().keys() == {"confidence_eos_eot_inf"}
+    assert every - SamplingConfig(entropy_bound=0.1).in_force().keys() == {
+        "confidence_eos_eot_inf",
+        "schedule",
+    }

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import socket
@@ -6,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llada.errors import UserError
@@ -130,3 +132,52 @@ def test_a_slow_start_is_waited_for_and_at_last_one_line(tmp_path, patience):
         assert done.returncode == 1
         assert done.stderr.startswith("llada prepare: Ray did not start on this machine: ")
         assert "Traceback" not in done.stderr
+
+
+GOODBYE = """
+import json, sys
+import psutil
+from llada.errors import UserError
+from pipelines.stage.cluster import ClusterConfig, connect, until_exit
+from pipelines.stage.command import exit_codes
+
+folder, how = sys.argv[1:]
+with until_exit(), exit_codes("toy"):
+    with connect(ClusterConfig(num_cpus=1), folder):
+        import ray
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+        started = psutil.Process().children(recursive=True)
+        if how == "lost":
+            (raylet,) = (process for process in started if process.name() == "raylet")
+            raylet.kill()
+            raylet.wait()
+    print(json.dumps([process.pid for process in started]))
+    if how == "refused":
+        raise UserError("no")
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("how", "code", "said"), [("well", 0, ""), ("lost", 0, ""), ("refused", 1, "llada toy: no\n")]
+)
+def test_the_exit_code_tells_of_our_work_and_not_of_rays_goodbye(tmp_path, how, code, said):
+    """In ray.shutdown, a process whose raylet is gone ends with code 1."""
+    done = subprocess.run(
+        [sys.executable, "-c", GOODBYE, str(tmp_path), how],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=Path(__file__).resolve().parents[3],
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+    started = json.loads(done.stdout.splitlines()[0])  # Ray may have a word behind it on its dead raylet
+    assert len(started) > 3
+    # The agents of a raylet that was killed are nobody's children, and notice it after some time.
+    _, left = psutil.wait_procs(
+        [psutil.Process(pid) for pid in started if psutil.pid_exists(pid)],
+        timeout=100 if how == "lost" else 10,
+    )
+    assert not left

@@ -73,3 +73,15 @@ def test_a_registered_model_is_a_folder(tmp_path):
         assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="there is no MLflow database"):
         model_folder("models:/x", f"sqlite:///{tmp_path / 'none.db'}")
+
+
+def test_settings_whose_names_mlflow_cannot_take_cost_no_other_its_place(tmp_path):
+    delivery = Delivery(f"sqlite:///{tmp_path / 'mlflow.db'}", str(tmp_path / "out"))
+    delivery.open("a run", {})
+    values = {"seed": "3", "sources.e1[x]/y.weight": "0.5", "sources." + "x" * 300: "1", "long": "y" * 7000}
+    delivery(("params", {"values": values}))
+    params = delivery.client.get_run(delivery.run_id).data.params
+    assert params["seed"] == "3"
+    assert params["sources.e1_x__y.weight"] == "0.5"
+    assert params[("sources." + "x" * 300)[:250]] == "1"
+    assert params["long"] == "y" * 6000

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import logging
 import re
 import shutil
 import socket
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -140,6 +142,50 @@ def test_a_call_that_fails_by_our_fault_holds_nothing_up(tmp_path, caplog):
     assert client.get_run(run_id).info.status == "FINISHED"
     lines = (tmp_path / "out" / "tracking-undelivered.jsonl").read_text().splitlines()
     assert [json.loads(line)["call"] for line in lines] == ["tags", "input", "artifact"]
+
+
+class _Denying(http.server.BaseHTTPRequestHandler):
+    """Answers 403 to whatever is to be stored."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_what_the_store_of_artifacts_refuses_holds_nothing_up(tmp_path, caplog, monkeypatch, scheme):
+    output, uri = str(tmp_path / "out"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Denying) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        for name, value in (
+            ("MLFLOW_S3_ENDPOINT_URL", f"http://{place}"),
+            ("AWS_ACCESS_KEY_ID", "a"),
+            ("AWS_SECRET_ACCESS_KEY", "b"),
+        ):
+            monkeypatch.setenv(name, value)
+        location = {"s3": "s3://bucket/runs", "http": f"http://{place}/runs"}[scheme]
+        client = open_client(uri)
+        client.create_experiment(EXPERIMENT, artifact_location=location)
+        with caplog.at_level(logging.WARNING), tracked("sft", output, uri=uri) as tracker:
+            (tmp_path / "loss.png").write_bytes(b"picture")
+            tracker.log_artifact(tmp_path / "loss.png")
+            tracker.log_metrics({"train.loss": 1.0}, step=1)
+            run_id = tracker.wait_started(60)
+            for _ in range(200):  # before the stage ends, which gives up on everything
+                if history := client.get_metric_history(run_id, "train.loss"):
+                    break
+                time.sleep(0.05)
+            assert [m.value for m in history] == [1.0]
+        server.shutdown()
+    assert [record.message for record in caplog.records if "403" in record.message]
+    (line,) = (tmp_path / "out" / "tracking-undelivered.jsonl").read_text().splitlines()
+    assert json.loads(line)["call"] == "artifact"
 
 
 def test_stages_are_runs_with_links(stages):

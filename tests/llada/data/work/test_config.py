@@ -1,11 +1,14 @@
 """Settings of a preparation: what makes no sense, and what of them decides the bytes of the shards."""
 
+from dataclasses import asdict
+
 import pytest
 
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
 from llada.data.work.config import PrepareConfig, SourceConfig
 from llada.data.work.read_config import ReadConfig
+from llada.settings import flatten_settings
 
 
 @pytest.mark.parametrize(
@@ -79,3 +82,29 @@ def test_what_says_nothing_of_dialogues_is_in_no_hash():
     told = PrepareConfig(kind="sft", read=ReadConfig(chat_roles={"bot": "assistant"})).content()
     assert told["read"]["chat_roles"] == {"bot": "assistant"}
     assert PrepareConfig(max_lost_text_fraction=0.5).content() == PrepareConfig().content()
+
+
+def test_the_settings_in_force_are_those_that_the_others_leave_a_meaning():
+    plain = flatten_settings(PrepareConfig(train_tokenizer_vocab=300).in_force())
+    assert plain["train_tokenizer_vocab"] == 300
+    assert plain["read.text_field"] == "text"
+    for idle in ("too_long", "dedup", "decontamination", "read.rules", "read.chat", "keep_documents"):
+        assert not [name for name in plain if name.startswith(idle)], idle
+    read = ReadConfig(filters=("c4",))
+    web = flatten_settings(
+        PrepareConfig(
+            tokenizer="t",
+            sources=(SourceConfig("web", ("w",), 1.0, read=read), SourceConfig("code", ("c",), 2.0)),
+            dedup=DedupConfig(),
+        ).in_force()
+    )
+    assert web["sources.code.weight"] == 2.0
+    assert web["dedup.bands"] == 14
+    assert {name.split(".")[5] for name in web if name.startswith("sources.web.read.rules.")} == set(
+        asdict(read.rules.c4)
+    )
+    for idle in ("read.", "train_tokenizer_vocab", "tokenizer_sample_bytes", "sources.code.read.rules"):
+        assert not [name for name in web if name.startswith(idle)], idle
+    chat = PrepareConfig(kind="sft", tokenizer="t").in_force()
+    assert chat["too_long"] == "drop"
+    assert set(chat["read"]) == {"chat_fields", "chat_roles", "encoding", "extractor", "max_record_bytes"}
