@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import AsyncGenerator
 
@@ -144,9 +145,17 @@ class Denoiser:
             knobs = {"remasking", "schedule", *RULE_OF_KNOB}
             asked = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in knobs} | asked
         try:
-            return dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
+            sampling = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
         except UserError as error:
             raise RequestError(400, str(error), param=_blamed_knob(body, error)) from None
+        blocks = math.ceil(gen_length / sampling.block_length)
+        if (steps := asked.get("steps")) is not None and steps < blocks:
+            message = (
+                f"steps {steps} is too few: {gen_length} tokens are {blocks} blocks of block_length "
+                f"{sampling.block_length}, of which each takes a step"
+            )
+            raise RequestError(400, message, param="steps")
+        return sampling
 
     def _fit(self, body: SamplingBody, prompt: Prompt) -> int:
         """Masks that the reply may have. Raises RequestError when the context length has no room for them."""

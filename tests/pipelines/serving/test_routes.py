@@ -56,6 +56,8 @@ REFUSED_EVERYWHERE = [
     ({"threshold": 0.9, "factor": 1.0}, "choose one rule"),
     ({"remasking": "random", "threshold": 0.9}, "need low_confidence"),
     ({"steps": 10**9}, "steps: input should be less than or equal to"),
+    ({"max_tokens": 65, "steps": 2}, "steps 2 is too few: 65 tokens are 3 blocks of block_length 32"),
+    ({"max_tokens": 5, "block_length": 2, "steps": 2}, "5 tokens are 3 blocks of block_length 2"),
     ({"seed": 2**64}, "seed: input should be less than"),
     ({"stream_options": {"include_usage": True}}, "stream_options goes with stream=true"),
     ({"stream": True, "stream_options": {"include_usag": True}}, "did you mean 'include_usage'?"),
