@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import socket
 import tempfile
 import threading
@@ -82,8 +83,9 @@ class ServeArgs:
     """Replicas that a redeploy may start beside the old ones, which go when the new ones answer. 0, where there is no room
     for both, stops the old ones first: then nobody answers until the new ones have started."""
 
-    max_ongoing_requests: int = limited(8, low=1)
-    """Requests that a replica takes at a time; they are denoised in turns."""
+    max_ongoing_requests: int | None = limited(None, low=1)
+    """Requests that a replica takes at a time; they are denoised in turns. None: 8, or twice a larger
+    target_ongoing_requests."""
     max_queued_requests: int = limited(64, low=-1)
     """Requests that may wait; -1 for any number. Ray keeps to it within a few requests of a burst."""
     retry_after_s: int = limited(5, low=0)
@@ -109,17 +111,19 @@ class ServeArgs:
         low, high = self.replicas
         require(high >= low, f"serve: max_replicas {high} is below min_replicas {low}")
         require(self.max_queued_requests != 0, "serve: max_queued_requests must be -1 or at least 1, not 0")
+        target, most = self.ongoing_requests
         require(
-            self.target_requests <= self.max_ongoing_requests,
-            f"serve: target_ongoing_requests {self.target_requests:g} must be at most max_ongoing_requests "
-            f"{self.max_ongoing_requests}",
+            target <= most,
+            f"serve: target_ongoing_requests {target:g} must be at most max_ongoing_requests {most}",
         )
 
     @property
-    def target_requests(self) -> float:
-        """`target_ongoing_requests`, or what follows for it."""
-        chosen = self.target_ongoing_requests
-        return self.max_ongoing_requests / 2 if chosen is None else chosen
+    def ongoing_requests(self) -> tuple[float, int]:
+        """Of a replica: what autoscaling aims at, and the most that it takes."""
+        target, most = self.target_ongoing_requests, self.max_ongoing_requests
+        if most is None:
+            most = max(8, math.ceil(2 * (target or 0)))
+        return most / 2 if target is None else target, most
 
     @property
     def replicas(self) -> tuple[int, int]:
@@ -162,7 +166,7 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         args.sampling,
         device=args.device or ("cuda" if args.gpus_per_replica else "cpu"),
         dtype=args.dtype,
-        max_concurrent=args.max_ongoing_requests,
+        max_concurrent=args.ongoing_requests[1],
         max_choices=args.max_choices,
         stall_timeout_s=args.stall_timeout_s,
         verify_checksums=args.verify_checksums,
@@ -176,6 +180,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
     from ray import serve
 
     low, high = args.replicas
+    target, most = args.ongoing_requests
     # Wide open: the limits are the Denoiser's, and /health must answer when they are reached.
     gateway = serve.deployment(
         name="Gateway",
@@ -194,11 +199,11 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
         autoscaling_config={
             "min_replicas": low,
             "max_replicas": high,
-            "target_ongoing_requests": args.target_requests,
+            "target_ongoing_requests": target,
             "upscale_delay_s": args.upscale_delay_s,
             "downscale_delay_s": args.downscale_delay_s,
         },
-        max_ongoing_requests=args.max_ongoing_requests,
+        max_ongoing_requests=most,
         max_queued_requests=args.max_queued_requests,
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
         max_surge_percent=args.max_surge_percent,

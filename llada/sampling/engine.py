@@ -161,8 +161,12 @@ class DenoiseEngine:
         fixed = spell_fixed(self.tokenizer, request.sampling).fixed or {}
         if self.mask_id in fixed.values():
             raise UserError(f"sampling: fixed must not hold the mask token (id {self.mask_id})")
-        given = [*request.prompt, *request.suffix, *fixed.values()]
-        check_tokens("engine", self.model, torch.tensor(given, dtype=torch.int64))
+        for name, given in {
+            "prompt": request.prompt,
+            "suffix": request.suffix,
+            "sampling: fixed": fixed.values(),
+        }.items():
+            check_tokens(name, self.model, torch.tensor([*given], dtype=torch.int64))
         ends = self.end_ids if request.end_ids is None else request.end_ids
         reply = Reply(
             self.tokenizer,

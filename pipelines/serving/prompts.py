@@ -26,9 +26,9 @@ class PromptEncoder:
         self._max_bytes = max_length * max(len(token.encode()) for token in tokenizer.get_vocab())
         self._special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
 
-    def encode_text(self, text: str) -> list[int]:
-        """The ids of plain text. Raises RequestError for more of it than the context could hold."""
-        self._refuse_too_long(text, "prompt")
+    def encode_text(self, text: str, field: str = "prompt") -> list[int]:
+        """The ids of plain text that stands in `field`. Raises RequestError for more than the context could hold."""
+        self._refuse_too_long(text, field)
         return encode_texts(self._tokenizer, [text])[0] if text else []
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -49,7 +49,7 @@ class PromptEncoder:
             self._refuse(f"{len(ids):,} tokens", "prompt")
         for token in ids:
             if not 0 <= token < self._vocab_size:
-                message = f"prompt: token id {token} lies outside the vocabulary of {self._vocab_size}"
+                message = f"prompt: token id {shorten(str(token))} lies outside the vocabulary of {self._vocab_size}"
                 raise RequestError(400, message, param="prompt")
             if token == self._mask_id:
                 message = f"prompt: token id {token} is the mask; to fill a gap, send prompt and suffix"
@@ -78,7 +78,8 @@ class PromptEncoder:
             self._refuse(f"{len(text):,} characters, more than so many tokens can spell", param)
 
     def _refuse(self, given: str, param: str) -> NoReturn:
-        message = f"the model's context length is {self._max_length} tokens, but the prompt has {given}"
+        subject = "suffix" if param == "suffix" else "prompt"
+        message = f"the model's context length is {self._max_length} tokens, but the {subject} has {given}"
         raise RequestError(400, message, param=param, code="context_length_exceeded")
 
     def decode(self, ids: Sequence[int]) -> str:

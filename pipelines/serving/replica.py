@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
+import re
 from collections.abc import AsyncGenerator
 
 import torch
@@ -18,7 +20,7 @@ from llada.errors import UserError
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
-from llada.sampling.rules import RULE_OF_KNOB, RULES
+from llada.sampling.rules import RULE_OF_KNOB
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.errors import RequestError
@@ -108,18 +110,18 @@ class Denoiser:
                     if isinstance(event, Started) and (echo := prompts[event.index // body.n].echo):
                         yield Text(event.index, echo)
         except UserError as error:
-            yield Refused(400, str(error), None, None)
+            yield Refused(400, str(error), _blamed_knob(body, error), None)
 
     def requests_of(self, body: SamplingBody) -> tuple[list[Prompt], list[GenerateRequest]]:
         """What the request continues, and `n` requests to the engine for each prompt. Raises RequestError (400)."""
         if body.num_prompts * body.n > self.max_choices:
             message = f"{body.num_prompts} prompts × n={body.n} are more than the {self.max_choices} choices allowed"
-            raise RequestError(400, message, param="n")
+            raise RequestError(400, message, param="n" if body.n > 1 else body.prompt_field)
         stop_ids = self.encoder.find_stop_tokens(body.stop)
         prompts = body.prompts(self.encoder)
         requests = []
         for prompt in prompts:
-            sampling = self._choose_sampling(body, self._fit(prompt, body.max_tokens))
+            sampling = self._choose_sampling(body, self._fit(body, prompt))
             requests += [
                 GenerateRequest(
                     prompt.ids,
@@ -143,23 +145,37 @@ class Denoiser:
             knobs = {"remasking", "schedule", *RULE_OF_KNOB}
             asked = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in knobs} | asked
         try:
-            return dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
+            sampling = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
         except UserError as error:
-            is_unknown = asked.get("remasking", self.sampling.remasking) not in RULES
-            raise RequestError(400, str(error), param="remasking" if is_unknown else None) from None
+            raise RequestError(400, str(error), param=_blamed_knob(body, error)) from None
+        blocks = math.ceil(gen_length / sampling.block_length)
+        if (steps := asked.get("steps")) is not None and steps < blocks:
+            message = (
+                f"steps {steps} is too few: {gen_length} tokens are {blocks} blocks of block_length "
+                f"{sampling.block_length}, of which each takes a step"
+            )
+            raise RequestError(400, message, param="steps")
+        return sampling
 
-    def _fit(self, prompt: Prompt, max_tokens: int | None) -> int:
+    def _fit(self, body: SamplingBody, prompt: Prompt) -> int:
         """Masks that the reply may have. Raises RequestError when the context length has no room for them."""
+        limit = body.token_limit
         room = self.max_length - len(prompt.ids) - len(prompt.suffix)
-        if room >= (max_tokens or 1):
-            return max_tokens or min(self.sampling.gen_length, room)
+        if room >= (limit or 1):
+            return limit or min(self.sampling.gen_length, room)
         given = f"{len(prompt.ids)} tokens" + (
             f" and the suffix {len(prompt.suffix)}" if prompt.suffix else ""
         )
         message = f"the model's context length is {self.max_length} tokens, but the prompt has {given}"
-        if max_tokens is not None:
-            message += f" and max_tokens asks for {max_tokens} more"
-        raise RequestError(400, message, param="prompt", code="context_length_exceeded")
+        if limit is not None:
+            message += f" and {body.limit_field} asks for {limit} more"
+        raise RequestError(400, message, param=body.prompt_field, code="context_length_exceeded")
+
+
+def _blamed_knob(body: SamplingBody, error: UserError) -> str | None:
+    """The knob of the request that the error is about; None where it names several, or one that was not sent."""
+    named = [name for name in body.knobs() if re.search(rf"\b{name}\b", str(error))]
+    return named[0] if len(named) == 1 else None
 
 
 def _check_device(name: str) -> None:

@@ -153,8 +153,8 @@ class SamplingBody(KnobFields):
     The knobs are ours (the OpenAI client sends them through extra_body), the others OpenAI's.
     """
 
-    other_names: ClassVar[tuple[str, ...]] = ()
-    """Names that a dialect accepts beside its fields."""
+    prompt_field: ClassVar[str] = "prompt"
+    """What clients of the dialect call that which is continued."""
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -163,6 +163,17 @@ class SamplingBody(KnobFields):
     stop: list[Annotated[str, Field(max_length=_MAX_STOP_CHARS)]] = Field([], max_length=_MAX_STOPS)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+
+    @property
+    def limit_field(self) -> str:
+        """The field that says how long the reply may be."""
+        return "max_tokens"
+
+    @property
+    def token_limit(self) -> int | None:
+        """What stands in it."""
+        limit: int | None = getattr(self, self.limit_field)
+        return limit
 
     @property
     def num_prompts(self) -> int:
@@ -235,7 +246,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _known_names(kind: type[SamplingBody]) -> dict[str, list[str]]:
     """The names at the top (key "") and inside of a field that holds objects."""
-    known = {"": [*kind.model_fields, *kind.other_names]}
+    known = {"": list(kind.model_fields)}
     for name, field in kind.model_fields.items():
         for inner in (field.annotation, *typing.get_args(field.annotation)):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -248,13 +259,18 @@ def _explain(error: ValidationError, known: Mapping[str, Sequence[str]]) -> tupl
     problems = error.errors(include_url=False, include_input=False)
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
     first = [*unknown, *problems][0]
-    where = first["loc"]
+    where = first["loc"] if unknown else _place(first["loc"])
     name = shorten(".".join(str(part) for part in where)) or "body"
     if unknown:
         names = known.get("" if len(where) == 1 else str(where[0]), [])
         return f"unknown field {name!r}; {hint(shorten(str(where[-1])), names)}", name
     message = first["msg"].removeprefix("Value error, ")
     return f"{name}: {message[:1].lower()}{message[1:]}", name
+
+
+def _place(where: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Without what pydantic adds to the client's own names: which option of a type it tried, or that a key is wrong."""
+    return (*where[:1], *(part for part in where[1:] if part not in ("int", "str", "[key]")))
 
 
 def _equals(value: Any, neutral: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -82,25 +82,26 @@ def _text_of(part: Any) -> str:
 class ChatBody(SamplingBody):
     """A conversation whose next turn is the assistant's."""
 
-    other_names: ClassVar[tuple[str, ...]] = ("max_completion_tokens",)
+    prompt_field: ClassVar[str] = "messages"
 
     messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    """The newer name of max_tokens."""
+
+    @property
+    def limit_field(self) -> str:
+        return super().limit_field if self.max_completion_tokens is None else "max_completion_tokens"
 
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
         turns = [{"role": turn.role, "content": turn.content} for turn in self.messages]
         return [Prompt(encoder.encode_chat(turns))]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _rename_max_tokens(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "max_completion_tokens" not in data:
-            return data
-        data = dict(data)
-        limit, older = data.pop("max_completion_tokens"), data.get("max_tokens")
-        if limit is not None and older is not None and limit != older:
+    @model_validator(mode="after")
+    def _refuse_two_limits(self) -> Self:
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.token_limit:
             message = "max_tokens and max_completion_tokens differ: send one of them"
             raise RequestError(400, message, param="max_completion_tokens")
-        return data | {"max_tokens": older if limit is None else limit}
+        return self
 
 
 class ChatWriter(ReplyWriter):

@@ -26,7 +26,7 @@ class CompletionBody(SamplingBody):
         return len(self.prompt)
 
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
-        suffix = encoder.encode_text(self.suffix)
+        suffix = encoder.encode_text(self.suffix, "suffix")
         prompts = []
         for given in self.prompt:
             if isinstance(given, str):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Event, Started, Text
@@ -54,6 +56,8 @@ REFUSED_EVERYWHERE = [
     ({"threshold": 0.9, "factor": 1.0}, "choose one rule"),
     ({"remasking": "random", "threshold": 0.9}, "need low_confidence"),
     ({"steps": 10**9}, "steps: input should be less than or equal to"),
+    ({"max_tokens": 65, "steps": 2}, "steps 2 is too few: 65 tokens are 3 blocks of block_length 32"),
+    ({"max_tokens": 5, "block_length": 2, "steps": 2}, "5 tokens are 3 blocks of block_length 2"),
     ({"seed": 2**64}, "seed: input should be less than"),
     ({"stream_options": {"include_usage": True}}, "stream_options goes with stream=true"),
     ({"stream": True, "stream_options": {"include_usag": True}}, "did you mean 'include_usage'?"),
@@ -454,15 +458,65 @@ def test_a_refusal_names_the_field(post: Call, fields: dict[str, Any], param: st
     assert post("/v1/completions", {"prompt": "Go", **fields}).json()["error"]["param"] == param
 
 
+def test_a_refusal_uses_the_names_of_the_client(post: Call) -> None:
+    """What is too long is called as the client has called it."""
+    long, path = "Go on! " * 2000, "/v1/completions"
+    for fields, param, message in [
+        ({"messages": CHAT, "max_completion_tokens": CONTEXT}, "messages", "max_completion_tokens asks for"),
+        ({"messages": CHAT, "max_tokens": CONTEXT}, "messages", "max_tokens asks for"),
+        ({"messages": [{"role": "user", "content": long}]}, "messages", "the prompt has"),
+        ({"messages": CHAT, "fixed": {"0": 10**6}}, "fixed", "token id 1000000"),
+        ({"messages": CHAT, "fixed": {"99": 5}}, "fixed", "position 99"),
+        ({"messages": CHAT, "fixed": {"0": True}}, "fixed.0", "fixed.0: input should be"),
+        ({"messages": CHAT, "fixed": {"x": 5}}, "fixed.x", "fixed.x: input should be"),
+        ({"messages": CHAT, "remasking": "random", "confidence_eos_eot_inf": True}, None, "means nothing"),
+    ]:
+        error = post("/v1/chat/completions", fields).json()["error"]
+        assert (error["param"], message in error["message"]) == (param, True), error
+    for fields, param, message in [
+        ({"prompt": "Go", "suffix": long * 200}, "suffix", "the suffix has"),
+        ({"prompt": ["Go"] * 5}, "prompt", "5 prompts × n=1"),
+        ({"prompt": ["Go"] * 3, "n": 2}, "n", "3 prompts × n=2"),
+    ]:
+        error = post(path, fields).json()["error"]
+        assert (error["param"], message in error["message"]) == (param, True), error
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"stream": True}, {"temperature": 1.0, "remasking": "ancestral"}], ids=str
+)
+def test_weights_that_are_no_numbers_are_failures_and_no_replies(
+    small_model: Path, tmp_path: Path, call: Call, fields: dict[str, Any]
+) -> None:
+    shutil.copytree(small_model, tmp_path / "nan")
+    weights = load_file(tmp_path / "nan" / "model.safetensors")
+    for tensor in weights.values():
+        tensor.fill_(float("nan"))
+    save_file(weights, tmp_path / "nan" / "model.safetensors")
+    denoiser = Denoiser(str(tmp_path / "nan"), SamplingConfig(gen_length=8, steps=None, block_length=32))
+    for _ in range(3):
+        assert call(denoiser, "GET", "/health").status_code == 200
+        answer = call(denoiser, "POST", "/v1/completions", {"prompt": "Go", **fields})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    health = call(denoiser, "GET", "/health")
+    assert (health.status_code, health.json()["reason"]) == (503, "the last 3 requests failed in the network")
+    denoiser.close()
+
+
 # --- A dialect of one's own: a body and a writer, and a row of DIALECTS ------------------------------------------------
 
 
 class ResponsesBody(SamplingBody):
     """The beginning of OpenAI's newer protocol."""
 
-    other_names: ClassVar[tuple[str, ...]] = ("max_output_tokens",)
+    prompt_field: ClassVar[str] = "input"
     input: str
     instructions: str = "Be brief."
+    max_output_tokens: int | None = None
+
+    @property
+    def limit_field(self) -> str:
+        return "max_output_tokens"
 
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
         turns = [("system", self.instructions), ("user", self.input)]
@@ -508,3 +562,7 @@ def test_a_dialect_is_a_body_a_writer_and_a_row(post: Call, monkeypatch: pytest.
     assert refused.status_code == 400
     assert "did you mean 'max_output_tokens'?" in refused.json()["error"]["message"]
     assert post(row.path, {**body, "threshold": 2}).json()["error"]["param"] == "threshold"
+    assert post(row.path, {**body, "max_output_tokens": 3}).json()["usage"]["completion_tokens"] <= 3
+    too_long = post(row.path, {**body, "max_output_tokens": CONTEXT}).json()["error"]
+    assert too_long["param"] == "input"
+    assert f"and max_output_tokens asks for {CONTEXT} more" in too_long["message"]

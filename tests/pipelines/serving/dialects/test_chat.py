@@ -97,14 +97,20 @@ def test_a_conversation_is_one_prompt() -> None:
 
 
 def test_max_completion_tokens_is_the_newer_name() -> None:
-    assert body(max_completion_tokens=5).max_tokens == 5
-    assert body(max_completion_tokens=None, max_tokens=5).max_tokens == 5
-    assert body(max_completion_tokens=5, max_tokens=5).max_tokens == 5
+    for given in (body(max_completion_tokens=5), body(max_completion_tokens=5, max_tokens=5)):
+        assert (given.limit_field, given.token_limit) == ("max_completion_tokens", 5)
+    older = body(max_completion_tokens=None, max_tokens=5)
+    assert (older.limit_field, older.token_limit) == ("max_tokens", 5)
+    assert body().token_limit is None
     with pytest.raises(RequestError, match="differ") as caught:
         body(max_completion_tokens=5, max_tokens=6)
     assert caught.value.param == "max_completion_tokens"
     with pytest.raises(RequestError, match="did you mean 'max_completion_tokens'"):
         body(max_completion_token=5)
+    for wrong in ("5", 5.0, True, 0):
+        with pytest.raises(RequestError, match="max_completion_tokens: input should be") as caught:
+            body(max_completion_tokens=wrong, max_tokens=5)
+        assert caught.value.param == "max_completion_tokens"
 
 
 def test_chunks_begin_with_the_role_and_end_empty() -> None:
