@@ -37,6 +37,7 @@ from llada.data.filters.filter import Filter, Filtered, Verdict
 from llada.data.filters.view import TextView
 from llada.data.left_out import FilesLeftOut, added, summary
 from llada.data.outcomes import EvaluationMatch, Rejects
+from llada.data.read.fields import MISSING, field_of
 from llada.data.read.formats import read_records
 from llada.data.read.listing import list_inputs
 from llada.data.read.parts import InputFile, Part, Record
@@ -60,13 +61,13 @@ class DecontaminationConfig:
     """Which evaluation rows must not stand in the data."""
 
     files: tuple[str, ...] = ()
-    """Files, folders or globs of evaluation sets: JSON lines or parquet at any URL."""
+    """Files, folders, globs or "@" lists of evaluation sets, in any format that is read, at any URL."""
     ngram: int = limited(13, low=1)
     """Words in a row that make a match."""
     min_words: int = limited(8, low=1)
     """Strings of min_words to ngram - 1 words are looked for as a whole; shorter ones are left out: they are chance."""
     fields: tuple[str, ...] | None = None
-    """Top-level fields that make a row's text, in this order; None takes every string in it."""
+    """Fields that make a row's text, in this order, "a.b" for field b of a; None takes every string in it."""
     fold_chinese: bool = True
     """Compare Chinese characters by their simplified form. Needs the package opencc when there are any."""
 
@@ -282,11 +283,12 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
     not in the index would stay in the data unnoticed.
     """
     hasher = _NgramHasher()
-    left_out: FilesLeftOut = {}
+    unlisted: FilesLeftOut = {}  # which fills while the files come
+    unused: FilesLeftOut = {}
     coverage: list[Coverage] = []
     rows: list[tuple[int, int]] = []
     pieces_of: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for number, file in enumerate(list_inputs(config.files, left_out=left_out) if config.files else ()):
+    for number, file in enumerate(list_inputs(config.files, left_out=unlisted) if config.files else ()):
         rejects = Rejects()
         covered: Coverage = {"file": file.url, "rows": 0, "found_rows": 0, "fields": 0, "found_fields": 0}
         coverage.append(covered)
@@ -310,8 +312,8 @@ def build_index(config: DecontaminationConfig) -> DecontaminationIndex:
                 f"evaluation file {file.url}: cannot read {rejects.counts.total()} rows "
                 f"({', '.join(rejects.counts)}); mend the file or leave it out"
             )
-        left_out = added(left_out, rejects.left_out)
-    if left_out:
+        unused = added(unused, rejects.left_out)
+    if left_out := added(unlisted, unused):
         _log.warning("left out of the evaluation sets: %s", summary(left_out))
     ngrams = {}
     for size, pieces in pieces_of.items():
@@ -382,9 +384,9 @@ def _strings(row: dict[str, Any], fields: tuple[str, ...] | None, place: str) ->
         yield from _strings_in(list(row.values()))
         return
     for name in fields:
-        if name not in row:
+        if (value := field_of(row, name)) is MISSING:
             raise UserError(f"evaluation row {place} has no field {name!r}; it has {', '.join(row)}")
-        yield from _strings_in(row[name])
+        yield from _strings_in(value)
 
 
 def _strings_in(value: Any) -> Iterator[str]:

@@ -409,9 +409,12 @@ def contamination(facts: Facts) -> Markup:
 def input_files(facts: Facts) -> Markup:
     total = facts.total
     parts: list[object] = []
+    told = {*total.unreadable_files, *total.damaged_files}
+    others = [name for name in total.file_problems if name not in told]
     for title, files in (
         ("Unreadable files", total.unreadable_files),
         ("Damaged files", total.damaged_files),
+        ("Files with other problems", others),
     ):
         if files:
             items = [tag("li", _file_and_why(name, total)) for name in files[:_MAX_ROWS]]
@@ -431,7 +434,7 @@ def input_files(facts: Facts) -> Markup:
     columns = [tag("div", tag("h3", title), _counts_table(counts)) for title, counts in tables]
     parts.append(tag("div", *columns, class_="columns"))
     fine = join(note("Left out: none."), note("Every file was read and every record was sound."))
-    return join(*parts) if any((total.unreadable_files, total.damaged_files, left_out, tables)) else fine
+    return join(*parts) if any((told, others, left_out, tables)) else fine
 
 
 def _file_and_why(label: str, report: Report) -> Markup:

@@ -132,6 +132,24 @@ def test_which_strings_make_a_row(tmp_path):
         index_of(tmp_path / "a.jsonl", [row], fields=("answer",))
 
 
+def test_what_is_left_out_of_the_evaluation_sets_is_told(tmp_path, caplog):
+    write_rows(tmp_path / "a.jsonl", [{"question": QUESTION}])
+    (tmp_path / "b.json").write_text('["no object"]')
+    (tmp_path / "c.jsonl").touch()
+    (tmp_path / "d.md").touch()
+    build_index(DecontaminationConfig(files=(str(tmp_path),)))
+    (told,) = caplog.messages
+    assert told.startswith("left out of the evaluation sets: ")
+    assert all(name in told for name in ("b.json", "c.jsonl", "d.md"))
+
+
+def test_fields_may_be_nested(tmp_path):
+    index = index_of(tmp_path / "a.jsonl", [{"task": {"question": QUESTION}}], fields=("task.question",))
+    assert index.match(QUESTION)
+    with pytest.raises(UserError, match=r"no field 'task\.text'; it has task"):
+        index_of(tmp_path / "a.jsonl", [{"task": {"question": QUESTION}}], fields=("task.text",))
+
+
 def test_parquet_and_jsonl_give_the_same(tmp_path):
     rows = [{"q": QUESTION, "choices": ["a", "b"]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")

@@ -422,6 +422,18 @@ def _mixture_report() -> str:
     )
 
 
+def test_a_file_with_another_fault_than_damage_is_named_with_it() -> None:
+    why = "missing_text: no field 'text', but 'body'"
+    report = Report(rejected={"missing_text": 3}, file_problems={"/data/m.parquet": why})
+    page = Page(render_report({"": report}, plan=PLAN, config=CONFIG))
+    (listed,) = page.texts("li")
+    assert listed == "/data/m.parquet" + why
+    (damaged,) = Page(
+        render_report({"": replace(report, damaged_files=["/data/m.parquet"])}, plan=PLAN, config=CONFIG)
+    ).texts("li")
+    assert damaged == listed
+
+
 def test_the_report_says_which_run_it_is_and_what_its_mixture_uses() -> None:
     page = Page(_mixture_report())
     (facts,) = page.texts("dl", **{"class": "terms"})
