@@ -339,10 +339,10 @@ def _calls(turn: Mapping[str, Any]) -> list[Any]:
         calls = [{"type": "function", "function": turn["function_call"]}]
     made = []
     for call in _listed(calls, "tool_calls_not_a_list"):
-        if isinstance(call, Mapping) and isinstance(
-            call.get("name"), str
-        ):  # a call is its function, as Hermes has it
-            call = {"type": "function", "function": {key: call.get(key) for key in ("name", "arguments")}}
+        if isinstance(call, Mapping) and "function" not in call:  # the call is its function, as Hermes has it
+            inner = ("name", "arguments")
+            outer = {name: value for name, value in call.items() if name not in inner}
+            call = {**outer, "type": "function", "function": {name: call.get(name) for name in inner}}
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RecordError("tool_call_without_a_function")

@@ -139,10 +139,10 @@ PAIR = [user("q"), assistant("a")]
         ({"messages": [{"role": " User", "content": "q"}, assistant("a")]}, PAIR),
         ({"messages": PAIR, "system": [{"type": "text", "text": "s"}]}, [system("s"), *PAIR]),
         (
-            {"messages": [user("q"), assistant("", tool_calls=[{"name": "f", "arguments": "{}"}])]},
+            {"messages": [user("q"), assistant("", tool_calls=[{"id": 1, "name": "f", "arguments": "{}"}])]},
             [
                 user("q"),
-                assistant("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {}}}]),
+                assistant("", tool_calls=[{"id": 1, "type": "function", "function": {"name": "f", "arguments": {}}}]),
             ],
         ),
         # A record's weight of 1 does not speak against a turn's of 0
