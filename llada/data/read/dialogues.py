@@ -50,6 +50,7 @@ _OF_TURNS = ("role", "content")
 _ALPACA = ("instruction", "input")  # where there are both, the second is what the first is about
 _PASSED_ON = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_SPELLED = {"0": 0, "1": 1, "false": 0, "true": 1}
 _REASON_CHARS = 40
 
 
@@ -176,7 +177,9 @@ class Shape:
     def _told(self, record: Mapping[str, Any]) -> Any:
         """The turns as a list, or one in JSON; None when there are none."""
         values = (record.get(field) for field in self._fields["messages"])
-        return next((v for v in values if isinstance(v, list) or str(v).lstrip().startswith("[")), None)
+        return next(
+            (v for v in values if v and (isinstance(v, list) or str(v).lstrip().startswith("["))), None
+        )
 
     def _turn(self, role: str, content: Any) -> dict[str, Any]:
         return {self._fields["role"][0]: role, self._fields["content"][0]: content}
@@ -189,11 +192,12 @@ class Shape:
         """What a record says of learning its answers, all of them."""
         weight = self._fields["weight"][0]
         names = (*self._fields["weight"], *self._fields["mask"])
-        # A figure may be called so too (a record's loss); a weight is one.
+        # A figure or a word may be called so too (a record's loss); a weight is one, and a list asks for more than is done.
         return {
             name: record[name]
             for name in names
-            if name in record and (name == weight or record[name] in (0, 1))
+            if name in record
+            and (name == weight or _flag(record[name]) in (0, 1) or isinstance(record[name], list))
         }
 
     def _message(self, turn: Any) -> tuple[Message, str | None]:
@@ -201,7 +205,7 @@ class Shape:
         if not isinstance(turn, Mapping):
             raise RecordError("message_not_an_object")
         sender = str(self._value(turn, "role"))
-        role = self._roles.get(sender) or self._roles.get(sender.lower())
+        role = self._roles.get(sender) or self._roles.get(sender.strip().lower())
         if role is None:
             raise RecordError("unknown_role")
         passed = {name: turn[name] for name in _PASSED_ON if isinstance(turn.get(name), str) and turn[name]}
@@ -226,7 +230,7 @@ class Shape:
         """What a turn's flags say. Raises RecordError for a weight between "not at all" and "fully"."""
         said = []
         for name in ("weight", "mask"):
-            for value in (turn.get(field) for field in self._fields[name]):
+            for value in (_flag(turn.get(field)) for field in self._fields[name]):
                 if value is not None and value not in (0, 1):
                     raise RecordError("weight_neither_0_nor_1")
                 if value is not None:
@@ -262,6 +266,8 @@ class Shape:
     def _tools(self, record: Mapping[str, Any]) -> list[Any]:
         tools = self._value(record, "tools") or []
         _check_utf8(tools)
+        if isinstance(tools, str) and tools.lstrip().startswith("{"):
+            tools = f"[{tools}]"
         return [tools] if isinstance(tools, Mapping) else _listed(tools, "tools_not_a_list")
 
 
@@ -277,6 +283,11 @@ def _listed(value: Any, reason: str) -> list[Any]:
     return list(value)
 
 
+def _flag(value: Any) -> Any:
+    """A flag as JSON has it, also where a table holds it as text."""
+    return _SPELLED.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
 def _check_utf8(value: Any) -> None:
     """Raises RecordError when a text somewhere in the value holds half of a surrogate pair, as JSON can spell it."""
     try:
@@ -289,6 +300,8 @@ def _text_beside(value: Any, name: str) -> str:
     """A text beside the turns, or several; "" for none. Raises RecordError."""
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         value = "\n\n".join(value)
+    elif isinstance(value, list):
+        value = _text(value)
     problem = text_problem(value)
     if problem in ("null_text", "empty_text"):
         return ""
@@ -326,6 +339,10 @@ def _calls(turn: Mapping[str, Any]) -> list[Any]:
         calls = [{"type": "function", "function": turn["function_call"]}]
     made = []
     for call in _listed(calls, "tool_calls_not_a_list"):
+        if isinstance(call, Mapping) and "function" not in call:  # the call is its function, as Hermes has it
+            inner = ("name", "arguments")
+            outer = {name: value for name, value in call.items() if name not in inner}
+            call = {**outer, "type": "function", "function": {name: call.get(name) for name in inner}}
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RecordError("tool_call_without_a_function")

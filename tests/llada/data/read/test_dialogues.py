@@ -135,6 +135,16 @@ PAIR = [user("q"), assistant("a")]
         ({"messages": [user("q"), assistant("a", weight=1, train=True, mask=0)]}, PAIR),
         ({"prompt": "q", "completion": "a", "loss": 2.5, "mask": "User"}, PAIR),
         ({"messages": PAIR, "weight": 1, "train": True, "loss": 2.5, "mask": "User"}, PAIR),
+        ({"messages": [], "conversations": PAIR, "train": "True", "weight": "1"}, PAIR),
+        ({"messages": [{"role": " User", "content": "q"}, assistant("a")]}, PAIR),
+        ({"messages": PAIR, "system": [{"type": "text", "text": "s"}]}, [system("s"), *PAIR]),
+        (
+            {"messages": [user("q"), assistant("", tool_calls=[{"id": 1, "name": "f", "arguments": "{}"}])]},
+            [
+                user("q"),
+                assistant("", tool_calls=[{"id": 1, "type": "function", "function": {"name": "f", "arguments": {}}}]),
+            ],
+        ),
         # A record's weight of 1 does not speak against a turn's of 0
         *(
             ({**record, "weight": 1}, [user("q"), assistant("a", trained=False), *PAIR])
@@ -154,11 +164,11 @@ def test_dialogues_as_people_have_them(tmp_path, record, messages):
 
 def test_tools_are_passed_on(tmp_path):
     tools = [{"type": "function", "function": {"name": "look"}}]
-    given = [tools, json.dumps(tools), tools[0]]
+    given = [tools, json.dumps(tools), json.dumps(tools[0]), tools[0]]
     documents, _ = read(
         tmp_path, *({"messages": PAIR, "tools": each} for each in given), {"messages": PAIR, "tools": ""}
     )
-    assert [list(document.tools) for document in documents] == [tools, tools, tools, []]
+    assert [list(document.tools) for document in documents] == [tools, tools, tools, tools, []]
 
 
 def test_fields_and_roles_of_other_names(tmp_path):
@@ -228,6 +238,9 @@ def test_one_bad_turn_costs_what_stands_behind_it(tmp_path, turns, used, edits):
         ({"messages": [user("q"), assistant("a", weight=1)], "train": False}, "no_trained_answer"),
         ({"conversations": PAIR, "mask": 1}, "no_trained_answer"),
         ({"messages": PAIR, "weight": 0.5}, "weight_neither_0_nor_1"),
+        ({"messages": PAIR, "mask": [0, 1]}, "weight_neither_0_nor_1"),
+        ({"messages": PAIR, "train": "false"}, "no_trained_answer"),
+        ({"messages": PAIR, "context": [{"title": "t"}]}, "content_part_text"),
         ({"messages": [assistant("a", reasoning_content="\ud800")]}, "not_utf8"),
         ({"messages": [assistant("a", tool_calls=[{**CALL, "id": "\ud800"}])]}, "not_utf8"),
         ({"messages": PAIR, "tools": [{"name": "\ud800"}]}, "not_utf8"),
