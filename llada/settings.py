@@ -147,8 +147,10 @@ def _parse_key(kind: Any, key: Any, path: str) -> Any:
 
 
 def describe_kind(kind: Any) -> str:
-    """A type as a user writes it: "int or null", "one of a, b"."""
+    """A type as a user writes it: "int or null", "one of a, b", "(int, float)"."""
     args = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return f"({', '.join('...' if part is Ellipsis else describe_kind(part) for part in args)})"
     if _is_union(kind):
         return " or ".join(describe_kind(option) for option in args)
     if typing.get_origin(kind) is typing.Literal:
@@ -217,12 +219,14 @@ def check_limits(settings: Any, name: str) -> None:
             raise UserError(
                 f"{name}: {field_name} must be one of {', '.join(map(str, choices))}, not {value!r}"
             )
-    numeric = _numeric(settings.__class__)
+    numeric, tuples = _numeric(settings.__class__), _tuples(settings.__class__)
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name in numeric and not _is_of(value, numeric[field.name]):
             described = describe_kind(numeric[field.name])
             raise UserError(f"{name}: {field.name} must be {described}, not {shorten(value)}")
+        if field.name in tuples:
+            _parse(tuples[field.name], value, f"{name}: {field.name}")
         for single in _single_values(value):
             if not _is_finite(single):
                 raise UserError(f"{name}: {field.name} must be a finite number, not {shorten(single)}")
@@ -239,7 +243,7 @@ def check_limits(settings: Any, name: str) -> None:
 
 def _single_values(value: Any) -> Iterator[Any]:
     """The value, or those in a tuple of tuples."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         for item in value:
             yield from _single_values(item)
     else:
@@ -288,6 +292,20 @@ def _numeric(kind: type) -> dict[str, Any]:
         for name, annotation in typing.get_type_hints(kind).items()
         if all(option in _NUMERIC for option in _options(annotation))
     }
+
+
+@functools.cache
+def _tuples(kind: type) -> dict[str, Any]:
+    """{field: its type} of the fields that are tuples of numbers, or of such tuples."""
+
+    def is_of_numbers(annotation: Any) -> bool:
+        parts = [part for part in typing.get_args(annotation) if part is not Ellipsis]
+        return typing.get_origin(annotation) is tuple and all(
+            part in (int, float) or is_of_numbers(part) for part in parts
+        )
+
+    hints = typing.get_type_hints(kind)
+    return {name: annotation for name, annotation in hints.items() if is_of_numbers(annotation)}
 
 
 @functools.cache

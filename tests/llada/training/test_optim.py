@@ -157,3 +157,18 @@ def test_whole_matrices_come_back_in_order_on_one_worker(tmp_path) -> None:
     finally:
         torch.distributed.destroy_process_group()
     assert [r.tolist() for r in results] == [(m + len(m)).tolist() for m in matrices]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"betas": (0.9,)}, r"betas must be \(float, float\), not \(0.9,\)"),
+        ({"betas": 0.9}, r"betas must be \(float, float\), not 0.9"),
+        ({"drops": (0.5, 0.5)}, r"drops\[0\] must be \(float, float\), not 0.5"),
+        ({"drops": ((0.5, 0.5, 0.5),)}, r"drops\[0\] must be \(float, float\)"),
+        ({"drops": [(0.5, -0.5)]}, "drops must be at least 0, not -0.5"),
+    ],
+)
+def test_pairs_that_are_none_are_refused(changes, message):
+    with pytest.raises(UserError, match=f"optim: {message}"):
+        OptimConfig(**changes)
