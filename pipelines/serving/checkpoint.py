@@ -65,9 +65,12 @@ def verify_checkpoint(folder: Path, *, read_weights: bool = True) -> dict[str, s
             continue
         contents[name] = sha256(join(str(folder), name))
         if contents[name] != listed.get(name, contents[name]):
+            way_around = (
+                ", or serve it as it is with --no-verify-checksums" if name.endswith(".safetensors") else ""
+            )
             raise UserError(
                 f"{name} is not the file that manifest.json lists (another checksum): copy or download the folder "
-                f"again, or serve it as it is with --no-verify-checksums"
+                f"again{way_around}"
             )
     return contents
 
@@ -105,8 +108,14 @@ def _check(folder: Path) -> None:
 
 def _listed(folder: Path) -> dict[str, FileEntry]:
     """The files of the folder as its manifest has them; none where no stage of ours made it."""
-    manifest = find_manifest(str(folder))
-    return manifest["files"] if manifest else {}
+    files = (find_manifest(str(folder)) or {}).get("files", {})
+    try:
+        return {name: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in files.items()}
+    except (AttributeError, TypeError, KeyError):
+        raise UserError(
+            "manifest.json does not give bytes and sha256 of each file: copy the folder again, or delete the manifest "
+            "to serve it unchecked"
+        ) from None
 
 
 def _draw(url: str, folder: Path) -> None:

@@ -110,8 +110,18 @@ def test_altered_files_are_named(folder: Path) -> None:
         verify_checkpoint(folder)
     assert verify_checkpoint(folder, read_weights=False) == contents  # as the manifest has it
     (folder / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"^tokenizer_config\.json is not the file"):
+    with pytest.raises(UserError, match=r"^tokenizer_config\.json is not the file .* folder again$"):
         verify_checkpoint(folder, read_weights=False)
+
+
+@pytest.mark.parametrize(
+    "files", [None, ["config.json"], {"config.json": {"bytes": 3}}, {"config.json": 3}], ids=str
+)
+def test_a_manifest_of_another_form_is_named(folder: Path, files: object) -> None:
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    for check in (lambda: check_checkpoint(str(folder)), lambda: verify_checkpoint(folder)):
+        with pytest.raises(UserError, match=r"manifest\.json does not give bytes and sha256 of each file"):
+            check()
 
 
 def test_without_a_manifest_the_weights_themselves_are_the_fingerprint(small_model: Path) -> None:
