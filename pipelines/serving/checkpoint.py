@@ -108,7 +108,8 @@ def _check(folder: Path) -> None:
 
 def _listed(folder: Path) -> dict[str, FileEntry]:
     """The files of the folder as its manifest has them; none where no stage of ours made it."""
-    files = (find_manifest(str(folder)) or {}).get("files", {})
+    manifest = find_manifest(str(folder))
+    files = manifest.get("files", {}) if manifest else {}
     try:
         return {name: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in files.items()}
     except (AttributeError, TypeError, KeyError):
