@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from llada.errors import UserError
-from llada.files import absolute, file_sizes, join
+from llada.files import absolute, exists, file_sizes, join
 from llada.settings import require
 from pipelines.stage.artifact import link_run
 from pipelines.stage.command import parse, run_command
@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
     require(bool(args.folders), "name the folders whose stages are to be delivered: llada track FOLDER …")
     failures = []
     for folder in args.folders:
+        require(exists(absolute(folder)), f"there is no folder {folder}")
         outputs = find_undelivered(absolute(folder))
         if not outputs:
             print(f"{folder}: everything is delivered")

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, Fsspec
 from llada.errors import UserError
 from llada.files import filesystem, is_store_error, join, local_path, write_bytes
 from llada.model.transformer import Transformer, copy_full_
+from llada.settings import from_dict
 from llada.training.events import CheckpointSkipped
 from llada.training.parallel import world
 
@@ -203,10 +204,13 @@ def read_state(folder: str, step: int) -> dict[str, Any]:
         if checksum not in (None, _checksum(state)):
             raise DamagedError(f"{url} has another checksum than when it was written")
         objective = state["identity"]["objective"]
-    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        if "objective" in objective:  # older checkpoints call its kind so, and have no checksum
+            objective["kind"] = objective.pop("objective")
+        cursor = {name: value for name, value in state.items() if name not in ("identity", "files")}
+        if from_dict(Cursor, cursor).step != step or not isinstance(state.get("files", {}), dict):
+            raise ValueError(f"it is not that of step {step}")
+    except (ValueError, TypeError, AttributeError, LookupError, IsADirectoryError) as error:
         raise DamagedError(f"{url} is damaged ({type(error).__name__}: {error})") from error
-    if "objective" in objective:  # older checkpoints call its kind so
-        objective["kind"] = objective.pop("objective")
     return state
 
 

@@ -71,3 +71,9 @@ def test_what_is_not_taken_stays_and_a_damaged_line_is_named(llada, tmp_path, mo
     code, _, err = llada("track", str(tmp_path / "out"))
     assert code == 1
     assert f"{file}:1 is no call" in err
+
+
+def test_a_folder_that_is_not_there_is_not_delivered(llada, tmp_path):
+    none = f"{tmp_path}/none"
+    assert llada("track", none) == (1, "", f"llada track: there is no folder {none}\n")
+    assert llada("track", str(tmp_path)) == (0, f"{tmp_path}: everything is delivered\n", "")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llada.data.tokens.manifest import ShardEntry, read_index, write_index
 from llada.errors import UserError
-from llada.training.checkpoint import DamagedError, _damage_or_fault, complete_checkpoints
+from llada.training.checkpoint import DamagedError, _damage_or_fault, complete_checkpoints, read_state
 from llada.training.events import CheckpointSkipped
 
 
@@ -191,6 +191,26 @@ def test_older_checkpoints_without_checksums_are_passed_over_too(
     resumed = run_here(configs, pretrain_folder, tmp_path)
     assert resumed.events[0].first_step == 2
     assert "step-00000004" in resumed.events[1].reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"step": 3}, "it is not that of step 4"),
+        ({"step": "4"}, "step must be int"),
+        ({"steps": 4}, "unknown setting steps"),
+        ({"files": 7}, "it is not that of step 4"),
+        ({"identity": {"objective": 7}}, "TypeError"),
+    ],
+)
+def test_a_state_without_a_checksum_that_is_none_is_damaged(
+    tmp_path: Path, changes: dict, reason: str
+) -> None:
+    state = {"identity": {"objective": {"kind": "masked_diffusion"}}, "step": 4, **changes}
+    (tmp_path / "step-00000004").mkdir()
+    (tmp_path / "step-00000004" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DamagedError, match=f"step-00000004/state.json is damaged .*{reason}"):
+        read_state(str(tmp_path), 4)
 
 
 def test_a_damaged_checkpoint_on_a_remote_store_is_passed_over(
