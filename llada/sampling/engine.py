@@ -93,6 +93,7 @@ class DenoiseEngine:
         self._waiting: deque[_Stream] = deque()
         self._running: list[_Stream] = []
         self._is_closing = False
+        self._damaged_weight = _not_finite(model)
         self._failures = 0
         self._forward_began: float | None = None
         self._thread = threading.Thread(target=self._work, name="denoise-engine", daemon=True)
@@ -244,6 +245,10 @@ class DenoiseEngine:
         if run.canvas is None:
             run.canvas = self._begin(run)
         canvas, reply = run.canvas, run.reply
+        if self._damaged_weight is not None:
+            raise FloatingPointError(
+                f"the network's weight {self._damaged_weight} holds NaN or infinite values"
+            )
         step = plan(canvas)
         if step is None:
             raise RuntimeError("the canvas has no mask left, and its reply has not ended")
@@ -257,3 +262,10 @@ class DenoiseEngine:
         prompt_tokens = len(run.request.prompt) + len(run.request.suffix)
         run.mailbox.put(Finished(run.index, reply.reason, prompt_tokens, reply.num_committed, canvas.nfe))
         return True
+
+
+def _not_finite(model: Model) -> str | None:
+    """The name of a weight that holds NaN or infinite values. Not all of them reach the logits: torch's attention on a CPU
+    makes zeros of scores that are no numbers."""
+    parameters = getattr(model, "named_parameters", tuple)()
+    return next((name for name, value in parameters if not value.isfinite().all()), None)

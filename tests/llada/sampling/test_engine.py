@@ -362,13 +362,14 @@ def test_a_failing_network_fails_the_request_and_then_the_check() -> None:
         asyncio.run(read(engine, request))
 
 
-def test_a_damaged_weight_is_a_failure_and_no_empty_reply() -> None:
+@pytest.mark.parametrize("name", ["norm.weight", "layers.0.q_proj.weight"])
+def test_a_damaged_weight_is_a_failure_and_no_reply(name: str) -> None:
     model = build_model()
-    model.norm.weight.data[3] = float("nan")
+    model.get_parameter(name).data.view(-1)[3] = float("nan")
     engine = DenoiseEngine(model, TOKENIZER)
     for _ in range(3):
         engine.check()
-        with pytest.raises(FloatingPointError, match="logits are not finite"):
+        with pytest.raises(FloatingPointError, match=f"{name} holds NaN"):
             asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=0)))
     with pytest.raises(RuntimeError, match="last 3 requests failed"):
         engine.check()
