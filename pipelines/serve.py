@@ -29,6 +29,7 @@ from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkp
 from pipelines.serving.gateway import Gateway
 from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import RequestLimits
+from pipelines.serving.scaling import replicas_for_work
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
 from pipelines.stage.command import Flat, parse, run_command
@@ -74,7 +75,8 @@ class ServeArgs:
     gpus_per_replica: float | None = limited(None, low=0)
     """GPUs of a replica; 0.5 puts two on one."""
     target_ongoing_requests: float | None = limited(None, above=0)
-    """Requests for each replica, running and queued, that autoscaling aims at; None: half of max_ongoing_requests."""
+    """Requests for each replica, running and queued, that autoscaling aims at, a running one counted as the replies that it
+    asks for; None: half of max_ongoing_requests."""
     upscale_delay_s: float = limited(15, low=0)
     """Seconds of more load before replicas are added."""
     downscale_delay_s: float = limited(300, low=0)
@@ -200,6 +202,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
             "min_replicas": low,
             "max_replicas": high,
             "target_ongoing_requests": target,
+            "policy": {"policy_function": f"{replicas_for_work.__module__}:{replicas_for_work.__name__}"},
             "upscale_delay_s": args.upscale_delay_s,
             "downscale_delay_s": args.downscale_delay_s,
         },

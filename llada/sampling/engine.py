@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -106,6 +106,12 @@ class DenoiseEngine:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Replies that are asked for and not complete, of all streams."""
+        with self._changed:
+            return sum(len(stream.runs) for stream in [*self._running, *self._waiting])
 
     async def stream(self, *requests: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Run the requests; yields their events as they come, the last of each a Finished. Leaving early cancels them.
@@ -267,5 +273,5 @@ class DenoiseEngine:
 def _not_finite(model: Model) -> str | None:
     """The name of a weight that holds NaN or infinite values. Not all of them reach the logits: torch's attention on a CPU
     makes zeros of scores that are no numbers."""
-    parameters = getattr(model, "named_parameters", tuple)()
+    parameters: Iterable[tuple[str, torch.Tensor]] = getattr(model, "named_parameters", tuple)()
     return next((name for name, value in parameters if not value.isfinite().all()), None)

@@ -26,6 +26,7 @@ from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Refused, ReplicaEvent, Serving
 from pipelines.serving.prompts import PromptEncoder
+from pipelines.serving.scaling import CHOICES
 from pipelines.stage.artifact import fetch_folder
 
 
@@ -78,6 +79,10 @@ class Denoiser:
             mask_id=self.engine.mask_id,
             max_length=self.max_length,
         )
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray Serve asks for the autoscaling (scaling.py)."""
+        return {CHOICES: float(self.engine.num_unfinished)}
 
     def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""

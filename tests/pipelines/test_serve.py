@@ -613,6 +613,34 @@ class TestRedeploying:
             asking.join()
         assert [(a.status_code, a.text) for a in answers if a.status_code != 200] == []
 
+    def test_one_request_of_many_replies_is_more_work_than_one(
+        self, deploy: Callable[..., str], random_model: Path
+    ) -> None:
+        from ray import serve as ray_serve
+
+        scaling = {
+            "max_replicas": 2,
+            "target_ongoing_requests": 2,
+            "upscale_delay_s": 0,
+            "cpus_per_replica": 0,
+        }
+        assert deploy(model=str(random_model), **scaling).startswith("RUNNING")
+        with httpx.stream(
+            "POST",
+            f"{self.url}/v1/completions",
+            json={**LONG, "prompt": "Go", "n": 8, "stream": True},
+            timeout=60,
+        ) as running:
+            lines = running.iter_lines()
+            assert next(lines)
+            deadline = time.monotonic() + 120
+            while (
+                sum(ray_serve.status().applications[APP_NAME].deployments["Denoiser"].replica_states.values())
+                < 2
+            ):
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+
     def test_deleting_it_refuses_what_waits(self, deploy: Callable[..., str], random_model: Path) -> None:
         from ray import serve as ray_serve
 

@@ -103,35 +103,55 @@ def test_an_absent_cluster_is_reported_quickly(tmp_path):
     assert time.monotonic() - begin < 40
 
 
-@pytest.mark.integration
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("patience", [300, 5])
-def test_a_slow_start_is_waited_for_and_at_last_one_line(tmp_path, patience):
-    """A node that registers 40 s late, as on a machine with other work: Ray itself gives up after 30."""
+def start_ray(folder: Path, preparation: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process that starts a Ray of its own, after some `preparation`."""
     program = (
         "import sys\n"
         "from pipelines.stage import cluster\n"
         "from pipelines.stage.command import exit_codes\n"
-        f"cluster.START_TIMEOUT_S = {patience}\n"
+        f"{preparation}\n"
         "with exit_codes('prepare'), cluster.connect(cluster.ClusterConfig(num_cpus=1), sys.argv[1]):\n"
         "    print('started')\n"
     )
-    late = "ray::rpc::NodeInfoGcsService.grpc_client.RegisterNode=40000000:40000000"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env={**os.environ, "RAY_testing_asio_delay_us": late},
+    return subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=580,
         cwd=Path(__file__).resolve().parents[3],
         check=False,
     )
-    if patience == 300:
-        assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
-    else:
-        assert done.returncode == 1
-        assert done.stderr.startswith("llada prepare: Ray did not start on this machine: ")
-        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_a_slow_start_is_waited_for(tmp_path):
+    """A node that registers 40 s late, as on a machine with other work: Ray itself gives up after 30."""
+    late = "ray::rpc::NodeInfoGcsService.grpc_client.RegisterNode=40000000:40000000"
+    done = start_ray(tmp_path, "", RAY_testing_asio_delay_us=late)
+    assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_a_start_that_hangs_is_one_line(tmp_path):
+    """The raylet is stopped as soon as it is there."""
+    preparation = """
+import threading, time, psutil
+cluster.START_TIMEOUT_S = 5
+def stop_raylet():
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "raylet":
+                return process.suspend()
+        time.sleep(0.01)
+threading.Thread(target=stop_raylet, daemon=True).start()
+"""
+    done = start_ray(tmp_path, preparation)
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith("llada prepare: Ray did not start on this machine: "), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 GOODBYE = """
