@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple
 
 from llada.data.outcomes import Rejects
@@ -74,6 +75,9 @@ class Lost(NamedTuple):
     """Records given before that may be altered, at most so many."""
 
 
+_TRUNCATED = Lost("truncated_file", "the file ends inside a record")
+
+
 def read_warc(part: Part, options: ReadOptions, rejects: Rejects) -> Iterator[Record]:
     """The main text of each page, as {"id", "url", "date", "text"}. Rejected: damaged or too large records, and pages
     that no text can be extracted from; sound records that are no page, or have no text, are skipped."""
@@ -132,12 +136,12 @@ def _records(blocks: Iterator[Piece], max_bytes: int) -> Iterator[bytes | Skippe
     to_skip = 0  # bytes still to come of a record that is not wanted
     lost = False  # the next record's start is being searched
     unproven = 0  # records given since all was known to be sound
-    for block in blocks:
+    for block in chain(blocks, [None]):  # and at the end what is left
         if block is SOUND:
             unproven = 0
             continue
         damage = block if isinstance(block, Damage) else None
-        unread += block.unproven if isinstance(block, Damage) else block
+        unread += block.unproven if isinstance(block, Damage) else block or b""
         while unread:
             if to_skip:
                 passed = min(to_skip, len(unread))
@@ -153,19 +157,24 @@ def _records(blocks: Iterator[Piece], max_bytes: int) -> Iterator[bytes | Skippe
             while unread[:1] in (b"\r", b"\n"):  # a record ends with two line breaks
                 del unread[:1]
             header_end = _HEADER_END.search(unread, 0, _MAX_HEADER_BYTES)
-            if (
+            is_cut = (
                 header_end is None
                 and len(unread) < _MAX_HEADER_BYTES
                 and _RECORD_START.startswith(unread[: len(_RECORD_START)])
-            ):
+            )
+            if is_cut and block is not None:
                 break
             header = bytes(unread[: header_end.start() if header_end else 0])
             length = _LENGTH.search(header)
-            if header_end is None or length is None or not _FIRST_LINE.match(header):
+            if not is_cut and (header_end is None or length is None or not _FIRST_LINE.match(header)):
                 yield Lost("damaged_record", "no WARC header: " + unread[:80].decode("utf-8", "replace"))
                 del unread[:1]
                 lost = True
                 continue
+            if header_end is None or length is None:
+                yield _TRUNCATED
+                unread.clear()
+                break
             size = header_end.end() + int(length[1])
             kind = _record_type(header)
             if kind not in _READ_TYPES:
@@ -176,8 +185,20 @@ def _records(blocks: Iterator[Piece], max_bytes: int) -> Iterator[bytes | Skippe
                 yield Lost("too_large", f"{int(length[1])} bytes: {header.decode('utf-8', 'replace')}")
                 to_skip = size
                 continue
-            if len(unread) < size:
+            if len(unread) < size and block is not None:
                 break
+            if len(unread) < size:  # or its length is wrong: others may stand in what would be its content
+                yield _TRUNCATED
+                del unread[:1]
+                lost = True
+                continue
+            behind = bytes(unread[size : size + len(b"\r\n\r\n") + len(_RECORD_START)]).lstrip(b"\r\n")
+            if not _RECORD_START.startswith(behind[: len(_RECORD_START)]) and (
+                swallowed := _FIRST_LINE.search(unread, header_end.end(), size)
+            ):
+                yield Lost("damaged_record", f"its length is wrong: {header.decode('utf-8', 'replace')}")
+                del unread[: swallowed.start()]
+                continue
             if damage and not unread[size:].lstrip(b"\r\n").startswith(_RECORD_START):
                 break  # the last of a damaged member, or its only one: who knows where the damage is
             yield bytes(unread[:size])
@@ -189,8 +210,8 @@ def _records(blocks: Iterator[Piece], max_bytes: int) -> Iterator[bytes | Skippe
                 yield Lost(reason, damage.detail, unproven if reason == "damaged_record" else 0)
             unread.clear()
             to_skip, unproven, lost = 0, 0, True
-    if (unread and not lost) or to_skip:
-        yield Lost("truncated_file", "the file ends inside a record")
+    if to_skip:
+        yield _TRUNCATED
 
 
 def _record_type(header: bytes) -> str:

@@ -75,6 +75,17 @@ ONE_BY_ONE = {
 }
 
 
+@pytest.mark.parametrize("extra", [-7, 100, 3000, 10**6])
+def test_a_length_that_is_wrong_costs_its_own_record(extra):
+    """Too short, it leaves a part of its content before the next record; too long, it takes others in."""
+    records = [record(number) for number in range(5)]
+    length = re.search(rb"Content-Length: ([0-9]+)", records[1])
+    records[1] = records[1].replace(length[0], b"Content-Length: %d" % (int(length[1]) + extra), 1)
+    found = pages(b"".join(records), limit=1 << 24)
+    assert [number for number in ids(found) if number != 1] == [0, 2, 3, 4]
+    assert any(isinstance(page, Lost) for page in found)
+
+
 @pytest.mark.parametrize("compression", [None, "gzip", "zstd"])
 def test_pages_come_as_they_were_sent(compression):
     records = [record(0, kind="warcinfo", content_type="application/warc-fields"), record(1, kind="request")]
