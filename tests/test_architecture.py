@@ -275,8 +275,10 @@ TESTED_ELSEWHERE: dict[str, str] = {
         ("llada.data.work.tasks", "llada.data.work.reading", "llada.data.work.writing"),
         "the tasks over whole units: tests/llada/data/test_prepare.py",
     ),
-    "llada.data.report.sections": "the sections on their page: tests/llada/data/report/test_page.py",
-    "llada.data.report.mixture": "its section on the page: tests/llada/data/report/test_page.py",
+    **dict.fromkeys(
+        [f"llada.data.report.{name}" for name in ("sections", "examples", "mixture", "facts")],
+        "the sections on their page: tests/llada/data/report/test_page.py",
+    ),
     "llada.data.report.cost_tables": "the tables of the estimates: tests/llada/data/report/test_cost.py and test_page.py",
 }
 

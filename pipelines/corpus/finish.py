@@ -18,8 +18,8 @@ from llada.data.dedup.steps import locate
 from llada.data.document import Document
 from llada.data.left_out import FilesLeftOut, added, summary
 from llada.data.outcomes import KEPT, SAMPLE_CHARS, Report, merge
+from llada.data.report.facts import Run
 from llada.data.report.page import render_report
-from llada.data.report.sections import Run
 from llada.data.tokens.manifest import DatasetEntry, FileEntry, SplitEntry, file_entry, write_index
 from llada.data.tokens.shards import UNIGRAM_COUNTS, load_unigram_counts, write_unigram_counts
 from llada.data.tokens.splits import SPLITS

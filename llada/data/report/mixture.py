@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from llada.data.report.facts import Facts
 from llada.data.report.html import (
     Markup,
     cell,
@@ -14,7 +15,6 @@ from llada.data.report.html import (
     note,
     table,
 )
-from llada.data.report.sections import Facts
 from llada.data.tokens.manifest import DatasetEntry
 from llada.data.work.config import SourceConfig
 

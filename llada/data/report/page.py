@@ -8,10 +8,10 @@ from llada.data.dedup.clusters import Clusters
 from llada.data.dedup.decontaminate import Coverage
 from llada.data.document import Document
 from llada.data.outcomes import Report
-from llada.data.report import sections
+from llada.data.report import examples, sections
+from llada.data.report.facts import Facts, Run
 from llada.data.report.html import Markup, page, tag
 from llada.data.report.mixture import mixture
-from llada.data.report.sections import Facts, Run
 from llada.data.tokens.manifest import DatasetEntry
 from llada.data.work.config import PrepareConfig
 from llada.data.work.units import Plan
@@ -19,7 +19,7 @@ from llada.registry import Registry
 
 Section = Callable[[Facts], Markup | None]
 
-# In the order in which they stand on the page. A new one is a function in sections.py and a row here.
+# In the order in which they stand on the page. A new one is a function in sections.py (or beside it) and a row here.
 SECTIONS: Registry[Section] = Registry(
     "section of the report",
     {
@@ -30,8 +30,8 @@ SECTIONS: Registry[Section] = Registry(
         "Rules": sections.rules,
         "Lengths": sections.lengths,
         "Tokenizer": sections.tokenizer,
-        "Samples": sections.samples,
-        "Duplicates": sections.duplicates,
+        "Samples": examples.samples,
+        "Duplicates": examples.duplicates,
         "Contamination": sections.contamination,
         "Input": sections.input_files,
         "Speed": sections.speed,

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from llada.data.dedup.clusters import Clusters
-from llada.data.dedup.decontaminate import Coverage, coverage_problem
-from llada.data.document import Document
+from llada.data.dedup.decontaminate import coverage_problem
 from llada.data.filters.chain import resolve_filters
 from llada.data.left_out import FilesLeftOut, added
-from llada.data.outcomes import KEPT, SAMPLE_CHARS, Counts, Report, Sample, merge
-from llada.data.report.cost import Rates, rates_of
+from llada.data.outcomes import KEPT, Counts, Report, merge
 from llada.data.report.cost_tables import cost_tables, format_rate
+from llada.data.report.examples import LINES
+from llada.data.report.facts import Facts, Run
 from llada.data.report.funnel import (
     DUPLICATE,
-    DUPLICATES,
     NOTHING,
     Amount,
     amount_of,
@@ -41,7 +36,6 @@ from llada.data.report.html import (
     details,
     format_bytes,
     format_count,
-    format_number,
     format_share,
     funnel_picture,
     histogram,
@@ -52,58 +46,13 @@ from llada.data.report.html import (
     terms,
     warning,
 )
-from llada.data.tokens.manifest import DatasetEntry
 from llada.data.tokens.splits import SPLITS
 from llada.data.work.config import PrepareConfig, SourceConfig
-from llada.data.work.units import Plan
 
 _MAX_LANGUAGES = 20
 _MAX_ROWS = 100  # of a list of files, matches or reasons
 _MAX_SOURCES = 20  # with a funnel of their own
-LINES = "Duplicate lines removed"
 NO_VALIDATION = "No row is held out for validation: training on this data cannot tell whether it learns more than the text."
-
-
-@dataclass(frozen=True)
-class Run:
-    """Which run of `prepare` a report is of."""
-
-    output: str
-    snapshot: str
-    """Below the output."""
-    created_at: str
-    """ISO 8601, UTC."""
-    preset: str | None = None
-    git_commit: str | None = None
-    seconds: float = 0.0
-    """From its beginning to this report; of the last attempt, when there were several."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run of `prepare` found."""
-
-    by_source: Mapping[str, Report]
-    """By the name of the source, "" the only one."""
-    plan: Plan
-    config: PrepareConfig
-    clusters: Clusters | None = None
-    """Those of the deduplication."""
-    documents: Mapping[int, Document] = field(default_factory=dict)
-    """{id: the beginning of a document} of those that clusters and samples of duplicates name."""
-    coverage: Sequence[Coverage] = ()
-    """Of the evaluation sets."""
-    dataset: DatasetEntry | None = None
-    """What training is told of the prepared folder, earlier snapshots included."""
-    run: Run | None = None
-
-    @cached_property
-    def total(self) -> Report:
-        return merge(self.by_source.values())
-
-    @cached_property
-    def rates(self) -> Rates:
-        return rates_of(self.total)
 
 
 def overview(facts: Facts) -> Markup:
@@ -304,73 +253,6 @@ def tokenizer(facts: Facts) -> Markup | None:
     return join(table(head, rows, "lrrrrrr"), note(explained))
 
 
-def samples(facts: Facts) -> Markup:
-    total = facts.total
-    documents = Counter({KEPT: total.documents(KEPT)}) + total.refused()
-    parts = []
-    for outcome in sorted(total.samples, key=lambda name: (name != KEPT, rank(name), name)):
-        if outcome != DUPLICATE:
-            chosen = total.samples[outcome]
-            title = join(tag("code", outcome), f" – {len(chosen)} of {format_count(documents[outcome])}")
-            articles = (tag("article", _origin(s), _text_box(s["text"], s["language"])) for s in chosen)
-            parts.append(details(title, *articles))
-    return join(note(f"Chosen by the hash of their text, cut at {SAMPLE_CHARS} characters."), *parts)
-
-
-def duplicates(facts: Facts) -> Markup:
-    total = facts.total
-    if not facts.config.deduplicates:
-        return note("Deduplication is off.")
-    pairs = []
-    for sample in total.samples.get(DUPLICATE, []):
-        removed, stayed = sample["text"], facts.documents.get(_document_id(sample))
-        texts = (removed,) if stayed is None else _side_by_side(removed, stayed.text)
-        columns = [
-            tag("div", tag("h4", name), _text_box(text, sample["language"]))
-            for name, text in zip(("Removed", "Stayed"), texts, strict=False)
-        ]
-        origin = _origin({**sample, "value": None})  # the value is an internal number
-        pairs.append(tag("article", origin, tag("div", *columns, class_="columns")))
-    counts = [f"{steps()[outcome]}: {format_count(total.documents(outcome))}" for outcome in DUPLICATES]
-    if facts.config.dedup.lines:
-        counts.append(f"{LINES}: {format_count(total.edits.get('duplicate_lines', 0))}")
-    shown = [details("Samples, with the words that differ marked", *pairs)] if pairs else []
-    return join(note(" · ".join(counts)), _clusters(facts), *shown)
-
-
-def _legend() -> Markup:
-    own, missing = tag("mark", "only here"), tag("del", "only in the one that stayed")
-    return tag("p", "In a removed text: ", own, ", ", missing, ".", class_="note")
-
-
-def _document_id(sample: Sample) -> int:
-    """Of the document that stayed for a sample of duplicates; 0 when it is not known."""
-    return sample["value"] if isinstance(sample["value"], int) else 0
-
-
-def _clusters(facts: Facts) -> Markup:
-    """How large the clusters of duplicates are, and the largest ones: what stayed and some of what went for it."""
-    clusters = facts.clusters
-    if clusters is None or not clusters.number:
-        return join()
-    summary = (
-        f"{format_count(clusters.documents)} documents stand in {format_count(clusters.number)} clusters of "
-        "duplicates; of each the first one stays."
-    )
-    largest = []
-    for cluster in clusters.largest:
-        stayed, *went = (facts.documents[number] for number in cluster.ids)
-        boxes = [join(tag("h4", "Stayed"), _place(stayed), _text_box(stayed.text, stayed.language))]
-        for document in went:
-            marked = _in_one(document.text, stayed.text)
-            boxes.append(join(tag("h4", "Removed"), _place(document), _text_box(marked, document.language)))
-        title = f"{format_count(cluster.size)} documents, {len(boxes)} of them shown"
-        largest.append(details(title, *(tag("article", box) for box in boxes)))
-    sizes = {str(k): number for k, number in clusters.sizes.items()}
-    figure = tag("figure", tag("figcaption", "Clusters by their documents"), histogram(sizes, of="clusters"))
-    return join(note(summary), figure, tag("h3", "Largest clusters"), _legend(), *largest)
-
-
 def contamination(facts: Facts) -> Markup:
     config, total, coverage = facts.config.decontamination, facts.total, facts.coverage
     if not config.files:
@@ -478,55 +360,6 @@ def settings(facts: Facts) -> Markup:
 
 
 # --- Parts of sections ------------------------------------------------------------------------------------------------
-
-
-def _origin(sample: Sample) -> Markup:
-    """Value and limit, language and place of a sample."""
-    facts = [sample["language"], cell(sample["place"])]
-    if sample["limit"] is not None:
-        facts.insert(0, f"limit {format_number(sample['limit'])}")
-    if sample["value"] is not None:
-        facts.insert(0, f"value {format_number(sample['value'])}")
-    return tag("p", " · ".join(filter(None, facts)), class_="note")
-
-
-def _place(document: Document) -> Markup:
-    return tag("p", f"{document.language} · ", cell(document.place), class_="note")
-
-
-def _text_box(text: object, language: str) -> Markup:
-    return tag("div", text, class_="text", dir="auto", lang=language.replace("_", "-"))
-
-
-def _differences(removed: str, stayed: str) -> Iterator[tuple[bool, str, str]]:
-    """(whether they are equal, piece of `removed`, piece of `stayed`), one behind the other, in whole words."""
-    by_character = len(removed) > 30 * len(removed.split())  # a script without spaces
-    left, right = (list(t) if by_character else re.split(r"(\s+)", t) for t in (removed, stayed))
-    matcher = difflib.SequenceMatcher(None, left, right, autojunk=False)
-    for kind, begin, end, other_begin, other_end in matcher.get_opcodes():
-        yield kind == "equal", "".join(left[begin:end]), "".join(right[other_begin:other_end])
-
-
-def _side_by_side(removed: str, stayed: str) -> tuple[Markup, Markup]:
-    """Both texts, with the words that the other one does not have in that place marked."""
-    pieces = list(_differences(removed, stayed))
-    return (
-        join(*(_marked(own, is_equal) for is_equal, own, _ in pieces)),
-        join(*(_marked(other, is_equal) for is_equal, _, other in pieces)),
-    )
-
-
-def _in_one(removed: str, stayed: str) -> Markup:
-    """The text that was removed, its own words marked, and those that only the other one has struck out beside them."""
-    parts: list[object] = []
-    for is_equal, own, other in _differences(removed, stayed):
-        parts += [tag("del", other)] if other.strip() and not is_equal else []
-        parts.append(_marked(own, is_equal))
-    return join(*parts)
-
-
-def _marked(piece: str, is_equal: bool) -> str:
-    return piece if is_equal or not piece.strip() else tag("mark", piece)
 
 
 def _counts_table(counts: Counts) -> Markup:

@@ -19,10 +19,10 @@ from llada.data.outcomes import KEPT, Report, merge
 from llada.data.prepare import before
 from llada.data.read.listing import list_inputs
 from llada.data.read.parts import Part
+from llada.data.report.facts import Facts, Run
 from llada.data.report.funnel import steps
 from llada.data.report.html import Markup, funnel_picture, histogram, note
 from llada.data.report.page import SECTIONS, render_report
-from llada.data.report.sections import Facts, Run
 from llada.data.tokens.manifest import DatasetEntry, SplitEntry
 from llada.data.work.config import PrepareConfig, SourceConfig
 from llada.data.work.job import Job, Snapshot
