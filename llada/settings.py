@@ -7,7 +7,6 @@ hold between fields with `require`. A field is explained by the docstring below 
 from __future__ import annotations
 
 import ast
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -132,8 +131,9 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
                 _parse(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
             )
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            return float(value)
+        # 10 stays 10, so that settings which have been written and read again are spelled, and hashed, as they were.
+        if _is_finite(value) or isinstance(value, float):
+            return value
     elif type(value) is kind or kind is type(value):
         return value
     raise UserError(f"{path} must be {describe_kind(kind)}, not {value!r}")

@@ -75,9 +75,9 @@ def main(argv: Sequence[str]) -> None:
         f"{args.common.output}: {counts['train_tokens']:,} training tokens in {counts['train_rows']:,} rows, "
         f"{counts['validation_rows']:,} validation rows"
     )
-    print(f"left out: {describe_left_out(counts)}")
     for source, found in counts.get("tokenizer_check", {}).items():
         print(describe_check(source, found))
+    print(f"left out: {describe_left_out(counts)}")
 
 
 def describe_check(source: str, found: Mapping[str, int]) -> str:

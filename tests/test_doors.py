@@ -31,13 +31,13 @@ from llada.data.read.stream import read_texts
 from llada.sampling.rules import RULES, Rule
 
 
-def read_csv(part, options, rejects):
+def read_quoted(part, options, rejects):
     for line, text in read_texts(part, b"\\n", options.max_record_bytes, rejects):
         author, _, quotation = text.partition(",")
         yield Record({"text": quotation, "id": author}, line)
 
 
-READERS.register("csv")(Reader((".csv",), read_csv, is_compressible=True, is_divisible=True, text_field="text"))
+READERS.register("quoted")(Reader((".quoted",), read_quoted, is_compressible=True, is_divisible=True, text_field="text"))
 
 
 @FILTERS.register("calm")
@@ -79,13 +79,13 @@ def test_toys_work_from_the_command_line(tmp_path):
     (tmp_path / "toys.py").write_text(TOY)
     lines = [f"author {n},the {n}th sentence of a small corpus" for n in range(80)]
     lines += [f"shouter {n},LOUD {n}" for n in range(5)]
-    (tmp_path / "quotations.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "quotations.quoted").write_text("\n".join(lines) + "\n")
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text("num_cpus: 1\n")
     common = ("--no-progress", "--cluster", str(cluster))
     words = (
         "--input",
-        "quotations.csv",
+        "quotations.quoted",
         "--read.filters",
         "calm",
         "--read.min-chars",
@@ -107,12 +107,12 @@ def test_toys_work_from_the_command_line(tmp_path):
     save_model(model, tmp_path / "model")
     save_tokenizer(tokenizer, tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("the 7th\n")
-    sampling = ("--sampling.gen-length", "6", "--sampling.steps", "2", "--sampling.remasking")
+    sampling = ("--sampling.gen-length", "6", "--sampling.remasking")
     generate = ("generate", "--model", "model", "--prompts", "prompts.txt", *common, *sampling)
     done = llada(tmp_path, *generate, "last_first", "--output", "answers")
     assert done.returncode == 0, done.stderr
     answer = json.loads((tmp_path / "answers/generations.jsonl").read_text())
-    assert answer["nfe"] > 2 or answer["finish_reason"] == "stop"  # one at a time, whatever the steps
+    assert answer["nfe"] == 6 or answer["finish_reason"] == "stop"  # one at a time
 
     done = llada(tmp_path, *generate, "last_fist", "--output", "refused")
     assert done.returncode == 2

@@ -24,6 +24,7 @@ from pipelines.runners.tasks import TaskRun
 from pipelines.stage.artifact import Input, fetch_folder, put_folder
 
 _LAST_FILE = "tokenizer_config.json"  # put_folder goes by name, so this one is written last
+_SHOWN_CHARS = 300
 _MAX_SAMPLED_UNITS = 1000
 
 
@@ -73,7 +74,11 @@ def _sample(run: TaskRun, job: Job) -> Iterator[str]:
         raise UserError(
             "nothing to train a tokenizer on: no usable document in the train split (left out: "
             + all_left_out(lost, job.plan.left_out)
-            + (f"; first: {first['source']} line {first['line']}" if first else "")
+            + (
+                f"; first: {first['source']} line {first['line']}: {' '.join(first['text'].split())[:_SHOWN_CHARS]}"
+                if first
+                else ""
+            )
             + ")"
         )
     if run.progress:

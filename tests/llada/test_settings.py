@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import pytest
 
+from llada import presets
+from llada.config import Recipe
 from llada.errors import UserError
 from llada.settings import (
     check_limits,
@@ -165,3 +167,10 @@ def test_a_fault_below_an_optional_part_is_named_there() -> None:
     assert from_dict(Whole, {"part": None}) == Whole()
     with pytest.raises(UserError, match=r"unknown setting part\.rat; did you mean 'rate'"):
         from_dict(Whole, {"part": {"rat": 0.1}})
+
+
+def test_what_is_written_and_read_again_is_spelled_as_it_was():
+    """Hashes are of the JSON: 10 and 10.0 would be two."""
+    recipe = presets.tiny()
+    text = to_json(recipe)
+    assert to_json(from_json(Recipe, text)) == text
