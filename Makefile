@@ -22,7 +22,7 @@ quickstart: $(VENV)/.installed  ## set up, then everything from raw text to a ch
 test: lint  ## set up, then lint, types and all tests on two processes (WORKERS=N)
 	$(PYTEST) -m "not slow"
 
-test-fast: lint  ## the same without the tests that start servers, in about a minute
+test-fast: lint  ## the same without the tests that start servers, in about three minutes
 	$(PYTEST) -m "not slow and not integration"
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy

@@ -25,7 +25,9 @@ hypothesis.settings.load_profile("busy")
 # In which order several processes take up the files; the others follow, those that start servers first.
 LONGEST_FIRST = (
     "tests/pipelines/runners/test_workers.py",
+    "tests/pipelines/test_serve.py",
     "tests/pipelines/test_prepare_corpus.py",
+    "tests/pipelines/stage/test_cluster.py",
     "tests/test_readme.py",
     "tests/pipelines/test_quickstart.py",
 )
