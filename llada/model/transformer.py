@@ -4,13 +4,14 @@ A bidirectional Llama-style Transformer (LLaDA, arXiv 2502.09992, Table 5): pre-
 float32, SwiGLU, grouped-query attention, no biases. Nothing here knows about losses, meshes or optimizers.
 `causal=True` gives the autoregressive twin for fair comparison.
 
-Shape legend: B rows, L positions, D model width, H heads, K key/value heads, E head width, V vocabulary rows.
+Shape legend: B rows, L positions, T tokens of rows laid end to end, D model width, H heads, K key/value heads, E head width, V vocabulary rows.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 
 import torch
@@ -94,6 +95,12 @@ class ModelConfig:
         return 6.0 * (self.num_non_embedding_parameters + head) + attention
 
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What the heads see, (T, H, E), from the fed tokens' q (T, H, E), k and v (T, K, E)."""
+LayerStep = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
+"""The residual stream (T, D) behind a layer from (its number, the layer, the stream before it, cos, sin)."""
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) in float32, cast back, times the weight (the order of LLaDA's reference code)."""
 
@@ -108,16 +115,18 @@ class RMSNorm(nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
-def rotary_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (L, E) float32, of the positions 0 … L − 1 in the rotate-half layout."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
+def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (…, E) float32, of the positions (…) in the rotate-half layout."""
+    frequency = theta ** (
+        -torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    )
+    angle = positions[..., None].float() * frequency
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (B, H, L, E), computed in float32 and cast back."""
+    """Rotary embedding of x (…, H, E), computed in float32 and cast back."""
     x32 = x.float()
     left, right = x32.chunk(2, dim=-1)
     return (x32 * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
@@ -141,26 +150,39 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(d, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, L, D); cos and sin (L, E), or (B, 1, L, E) where rows begin at different columns."""
-        x = x + self.attention(self.attn_norm(x), cos, sin, mask)
-        h = self.ffn_norm(x)
-        return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, attend: Attend | None = None
+    ) -> Tensor:
+        """x (B, L, D); cos and sin (L, 1, E), or (B, L, 1, E) where rows begin at different columns. With `attend`, which
+        takes the place of the attention under `mask`, x is (T, D) with cos and sin (T, 1, E)."""
+        q, k, v = self.project(x, cos, sin)
+        return self.mix(x, self.attention(q, k, v, mask) if attend is None else attend(q, k, v))
 
-    def attention(self, h: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        B, L, _ = h.shape
-        q = self.q_proj(h).view(B, L, self.num_heads, self.head_dim).transpose(1, 2)  # (B, H, L, E)
-        k = self.k_proj(h).view(B, L, self.num_kv_heads, self.head_dim).transpose(1, 2)  # (B, K, L, E)
-        v = self.v_proj(h).view(B, L, self.num_kv_heads, self.head_dim).transpose(1, 2)
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (…, H, E), keys and values (…, K, E) of x (…, D), rotated."""
+        h = self.attn_norm(x)
+        q = self.q_proj(h).unflatten(-1, (self.num_heads, self.head_dim))
+        k = self.k_proj(h).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        v = self.v_proj(h).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, L, H, E) from q (B, L, H, E), k and v (B, L, K, E)."""
         out = F.scaled_dot_product_attention(
-            rotate(q, cos, sin),
-            rotate(k, cos, sin),
-            v,
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
             attn_mask=mask,
             is_causal=self.causal and mask is None,
             enable_gqa=self.num_kv_heads != self.num_heads,
         )
-        return self.o_proj(out.transpose(1, 2).reshape(B, L, -1))
+        return out.transpose(1, 2)
+
+    def mix(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream (…, D) behind the layer, from before it and what its heads saw (…, H, E)."""
+        x = x + self.o_proj(attended.flatten(-2))
+        h = self.ffn_norm(x)
+        return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
 
 
 class Transformer(nn.Module):
@@ -185,37 +207,64 @@ class Transformer(nn.Module):
         *,
         segment_ids: Tensor | None = None,
         logits_at: Tensor | None = None,
+        positions: Tensor | None = None,
+        layer_step: LayerStep | None = None,
     ) -> Tensor:
         """Logits over the vocabulary.
 
         Args:
-            input_ids: (B, L) int64, mask tokens included.
+            input_ids: (B, L) int64, mask tokens included; or (T,), the tokens of any rows one behind the other, with
+                `positions` and `layer_step`.
             attention_mask: (B, L), 0 where a position is padding that nobody may attend to. Positions count from a row's
                 first attended column: a left-padded row is rotated as it would be alone.
             segment_ids: (B, L) integers; positions attend only to equal ids (packed documents). Padding has an id
                 of its own, so that it sees only itself.
-            logits_at: (B, L) bool; when given, only these N positions get logits, in row-major order. The head is
+            logits_at: (B, L) or (T,) bool; when given, only these N positions get logits, in row-major order. The head is
                 the widest matrix of the network, and a loss needs it at masked positions only.
+            positions: (T,) int64, where each token stands in its row.
+            layer_step: runs each layer; who attends to whom, and what is kept of it, is its business.
 
         Returns:
-            (B, L, V), or (N, V) with `logits_at`, in the network's compute dtype.
+            (B, L, V) or (T, V), or (N, V) with `logits_at`, in the network's compute dtype.
 
         Raises:
             ValueError: a row longer than `config.max_length`.
         """
+        if layer_step is not None:
+            assert positions is not None
+            x = self._walk(input_ids, positions, layer_step)
+        else:
+            x = self._attend_densely(input_ids, attention_mask, segment_ids)
+        x = self.norm(x)
+        return self.lm_head(x if logits_at is None else x[logits_at])
+
+    def _attend_densely(
+        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+    ) -> Tensor:
         L = input_ids.shape[1]
         if self.config.max_length < L:
             raise ValueError(f"input of {L} tokens exceeds the model's max_length {self.config.max_length}")
         mask = attention_bias(attention_mask, segment_ids, self.config.causal, L, input_ids.device)
-        cos, sin = rotary_table(L, self.config.head_dim, self.config.rope_theta, input_ids.device)
+        positions = torch.arange(L, device=input_ids.device)
         if attention_mask is not None and mask is not None:
-            position = row_positions(attention_mask).clamp(min=0)
-            cos, sin = cos[position][:, None], sin[position][:, None]
+            positions = row_positions(attention_mask).clamp(min=0)
+        cos, sin = self._rotary(positions)
         x = self.embed(input_ids)
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
-        x = self.norm(x)
-        return self.lm_head(x if logits_at is None else x[logits_at])
+        return x
+
+    def _walk(self, input_ids: Tensor, positions: Tensor, layer_step: LayerStep) -> Tensor:
+        cos, sin = self._rotary(positions)
+        x = self.embed(input_ids)
+        for number, layer in enumerate(self.layers):
+            x = layer_step(number, layer, x, cos, sin)
+        return x
+
+    def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (…, 1, E) of the positions (…), for all heads."""
+        cos, sin = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        return cos[..., None, :], sin[..., None, :]
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
