@@ -17,9 +17,14 @@ from llada.model.transformer import ModelConfig
 Model = Callable[..., Tensor]
 
 
+def takes_packed_rows(model: Model) -> bool:
+    """Is it a network of ours, which computes the logits that are asked for alone, and takes rows laid end to end?"""
+    return isinstance(getattr(model, "config", None), ModelConfig)
+
+
 def predict(model: Model, tokens: Tensor, where: Tensor, **inputs: Tensor) -> Tensor:
     """Logits (N, V) at the N positions of `where` (B, L) bool, in row-major order."""
-    if isinstance(getattr(model, "config", None), ModelConfig):
+    if takes_packed_rows(model):
         return model(tokens, logits_at=where, **inputs)
     return model(tokens, **inputs)[where]
 
@@ -29,7 +34,7 @@ def guided_predict(
     tokens: Tensor,
     where: Tensor,
     prompt: Tensor,
-    cfg_scale: float,
+    cfg_scale: float | Tensor,
     mask_id: int,
     **inputs: Tensor,
 ) -> Tensor:
@@ -37,8 +42,9 @@ def guided_predict(
 
     Args:
         prompt: (B, L) bool, positions replaced by the mask in the unconditional copy.
+        cfg_scale: w, one for all or (N, 1); 0.0 spares the copy.
     """
-    if cfg_scale == 0:
+    if not isinstance(cfg_scale, Tensor) and cfg_scale == 0:
         return predict(model, tokens, where, **inputs)
     doubled = torch.cat([tokens, torch.where(prompt, mask_id, tokens)])
     inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}

@@ -2,7 +2,7 @@
 
 A row works on one block at a time, the first that holds a mask; blocks are counted from where the text starts, and masks
 in the prompt belong to the first. The steps are shared out among the blocks that hold masks, in each row for itself, so
-that a row is denoised alike in any company.
+that a row is denoised alike in any company: rows of other lengths and with other settings may join it and leave it.
 
 Shape legend: B rows, L columns, K blocks.
 """
@@ -11,20 +11,56 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from llada.diffusion.noise import stream_key
 from llada.errors import UserError
-from llada.model.transformer import row_positions
+from llada.sampling.cache import RowCache
 from llada.sampling.config import SamplingConfig
-from llada.sampling.rules import Rule, find_rule
+from llada.sampling.rules import find_rule
 from llada.settings import shorten
 
 
 class Canvas:
-    """Rows that are denoised with the same settings. `sampler.plan` and `sampler.commit` change it in place."""
+    """Rows on their way, each with settings of its own. `sampler.plan` and `sampler.commit` change it in place.
+
+    Every attribute has a row for each text; all tensors are on the CPU, whatever the network runs on.
+    """
+
+    # What a row has one of for each column, block or id, with what stands where another row has more of them.
+    _BY_COLUMN: ClassVar[dict[str, int]] = {
+        "tokens": 0,
+        "prompt": 1,
+        "attended": 0,
+        "position": 0,
+        "block_of": 0,
+        "reveal_step": -1,
+        "due": 0,
+    }
+    _BY_BLOCK: ClassVar[dict[str, int]] = {"steps_of": 0, "blocks_left": 0}
+    _BY_ID: ClassVar[tuple[str, ...]] = ("end_ids", "never_ids", "unsure_ids")
+    _BY_ROW: ClassVar[tuple[str, ...]] = (
+        "start",
+        "first",
+        "stop",
+        "steps",
+        "seed_keys",
+        "open_until",
+        "temperature",
+        "cfg_scale",
+        "knob",
+        "block",
+        "block_masks",
+        "block_begin",
+        "block_end",
+        "step",
+        "forwards",
+        "token_forwards",
+    )
+    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches")
 
     def __init__(
         self,
@@ -39,7 +75,8 @@ class Canvas:
         attention_mask: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
     ) -> None:
-        """
+        """Rows with the same settings; `join` puts others beside them.
+
         Args:
             tokens: (B, L) int64 with the masks in place; copied.
             start: the first column of the text: blocks begin there, and only from there on EOS ends a row. A row whose
@@ -56,71 +93,153 @@ class Canvas:
             UserError: the padding is the mask token, which would be filled, or stands within a row; EOS is the mask token;
                 another number of seeds than rows.
         """
-        self.config, self.mask_id, self.start = config, mask_id, start
-        self.rule: Rule = find_rule(config)
-        self.temperature = self.rule.temperature if config.temperature is None else config.temperature
-        self.tokens = tokens.clone()
-        device = tokens.device
-        self.end_ids = torch.tensor(as_ids(eos_id), dtype=torch.int64, device=device)
-        if mask_id in self.end_ids.tolist():
+        self.mask_id, self.device = mask_id, tokens.device  # where a plain function wants its tokens
+        tokens = self.tokens = tokens.to("cpu", torch.int64, copy=True)  # (B, L)
+        B, L = tokens.shape
+        if mask_id in as_ids(eos_id):
             raise UserError(f"sampling: {mask_id} cannot be both the mask token and the end of a text")
-        self.never_ids = torch.tensor([mask_id, *never_ids], dtype=torch.int64, device=device)
-        self.unsure_ids = torch.tensor(list(unsure_ids), dtype=torch.int64, device=device)
-        # Behind this position a text may end: what is fixed must not be cut off.
-        self.open_until = max(config.fixed, default=0) if config.fixed else 0
         masks = tokens == mask_id
-        attended = None if attention_mask is None else check_padding(attention_mask, tokens)
-        if attended is not None and bool(attended.all()):
-            attended = None
-        if attended is not None and bool((masks & ~attended).any()):
+        self.attended = torch.ones_like(masks)  # (B, L) bool: what is no padding
+        if attention_mask is not None:
+            self.attended = check_padding(attention_mask.cpu(), tokens)
+        if bool((masks & ~self.attended).any()):
             raise UserError(
                 f"sampling: the padding must not be the mask token {mask_id}, which would be filled"
             )
-        self.attention_mask = None if attended is None else attended.long()
         self.prompt = ~masks  # (B, L) bool: given tokens and padding, what classifier-free guidance hides
-        B, L = tokens.shape
+
+        def each(value: float, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.full((B,), value, dtype=dtype)
+
+        rule = find_rule(config)
+        self.configs, self.rules = [config] * B, [rule] * B
+        self.caches = [RowCache() for _ in range(B)]
+        self.start = each(start)
+        self.first, self.stop = attended_span(self.attended)  # (B,): the columns of the row's tokens
         # (B, L) counted from where the row's text starts: the same whatever padding stands before it.
-        self.position = (torch.arange(L, device=device) - start).expand(B, L)
-        if attended is not None:
-            self.position = torch.minimum(self.position, row_positions(attended))
+        columns = torch.arange(L)
+        self.position = torch.minimum(columns - start, columns - self.first[:, None])
         # A block longer than the row is the row; Python's integers may be wider than the tensor's.
         self.block_of = self.position.clamp(min=0) // min(config.block_length, max(1, L))  # (B, L)
-        masks_in = torch.zeros(
-            B, int(self.block_of.max()) + 1 if B * L else 0, dtype=torch.int64, device=device
-        )
+        masks_in = torch.zeros(B, int(self.block_of.max()) + 1 if B * L else 0, dtype=torch.int64)
         masks_in.scatter_add_(1, self.block_of, masks.long())
         self.steps_of = share_steps(masks_in, config.steps)  # (B, K)
-        self.steps = self.steps_of.sum(1)  # (B,)
         # (B, K): the blocks with masks from this one on, each of which needs a forward.
         self.blocks_left = (masks_in > 0).long().flip(1).cumsum(1).flip(1)
+        self.steps = self.steps_of.sum(1)  # (B,)
         if seed is None and config.temperature == 0:
             seed = 0
-        self.seed_keys = torch.tensor(_seed_keys(seed, B), dtype=torch.int64, device=device)  # (B,)
-        # (B, L): at which step of its block a position is due, where the rule decides that beforehand.
-        self.due = self.rule.due_steps(self) if self.rule.due_steps else None
+        self.seed_keys = torch.tensor(_seed_keys(seed, B), dtype=torch.int64)  # (B,)
 
-        self.block = torch.full((B,), -1, device=device)  # the one that each row works on
-        self.block_masks = torch.zeros_like(self.block)  # its masks when the row came to it
-        self.step = torch.zeros_like(self.block)  # forwards of the row in it
-        self.forwards = torch.zeros_like(self.block)  # of the row so far: what its noise is drawn for
-        self.reveal_step = torch.full_like(tokens, -1)  # (B, L): forward of the canvas that committed a token
+        self.end_ids = _id_table(as_ids(eos_id), B, -1)  # (B, n)
+        self.never_ids = _id_table([mask_id, *never_ids], B, mask_id)
+        self.unsure_ids = _id_table(unsure_ids, B, mask_id)  # the mask has no confidence in any case
+        # Behind this position a text may end: what is fixed must not be cut off.
+        self.open_until = each(max(config.fixed, default=0) if config.fixed else 0)
+        temperature = rule.temperature if config.temperature is None else config.temperature
+        self.temperature = each(temperature, torch.float64)
+        self.cfg_scale = each(config.cfg_scale, torch.float64)
+        self.knob = each(getattr(config, rule.knob) if rule.knob else 0.0, torch.float64)
+        # (B, L): at which step of its block a position is due, where the rule decides that beforehand.
+        self.due = rule.due_steps(self) if rule.due_steps else torch.zeros_like(tokens)
+
+        self.block = each(-1)  # the one that each row works on
+        self.block_masks = each(0)  # its masks when the row came to it
+        self.block_begin, self.block_end = each(0), each(0)  # its columns
+        self.step = each(0)  # forwards of the row in it
+        self.forwards = each(0)  # of the row so far: what its noise is drawn for
+        self.token_forwards = each(0)  # tokens fed to the network so far, guidance's copies included
+        self.reveal_step = torch.full_like(tokens, -1)  # (B, L): forward of the row that committed a token
         self.nfe = 0  # forwards so far; a batch counts once, guidance's doubled batch too
-        self.token_forwards = 0  # tokens fed to the network so far, guidance's copies included
+
+    @staticmethod
+    def join(canvases: Sequence[Canvas]) -> Canvas:
+        """One canvas of the rows of all, in order; rows that were shorter have padding behind them. The others must not be
+        used any more."""
+        first = canvases[0]
+        joined = Canvas.__new__(Canvas)
+        joined.mask_id, joined.device = first.mask_id, first.device
+        joined.nfe = max(canvas.nfe for canvas in canvases)
+        fills = {
+            **Canvas._BY_COLUMN,
+            **Canvas._BY_BLOCK,
+            **dict.fromkeys(Canvas._BY_ID, first.mask_id),
+            "tokens": int(first.mask_id == 0),  # any id but the mask
+            "end_ids": -1,
+        }
+        for name, fill in fills.items():
+            setattr(joined, name, _stack([getattr(canvas, name) for canvas in canvases], fill))
+        for name in Canvas._BY_ROW:
+            setattr(joined, name, torch.cat([getattr(canvas, name) for canvas in canvases]))
+        for name in Canvas._LISTS:
+            setattr(joined, name, [value for canvas in canvases for value in getattr(canvas, name)])
+        return joined
+
+    def take(self, rows: Sequence[int]) -> Canvas:
+        """A canvas of these rows alone, as wide as they need."""
+        taken = Canvas.__new__(Canvas)
+        taken.mask_id, taken.device, taken.nfe = self.mask_id, self.device, self.nfe
+        index = torch.tensor(rows, dtype=torch.int64)
+        for name in (*Canvas._BY_COLUMN, *Canvas._BY_BLOCK, *Canvas._BY_ID, *Canvas._BY_ROW):
+            setattr(taken, name, getattr(self, name)[index])
+        width = int(attended_span(taken.attended)[1].max()) if rows else 0
+        for name in Canvas._BY_COLUMN:
+            setattr(taken, name, getattr(taken, name)[:, :width])
+        for name in Canvas._LISTS:
+            values = getattr(self, name)
+            setattr(taken, name, [values[row] for row in rows])
+        return taken
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def is_end(self, tokens: Tensor) -> Tensor:
+        """(B, L) bool: which of these are one of their row's ends."""
+        return (tokens[:, :, None] == self.end_ids[:, None, :]).any(-1)
 
     def first_end(self, ends: Tensor) -> Tensor:
         """(B, 1): each row's first column of the text among `ends` (B, L) bool; L where there is none."""
         L = ends.shape[1]
-        columns = torch.arange(L, device=ends.device)
-        return torch.where(ends & (columns >= self.start), columns, L).amin(1, keepdim=True)
+        columns = torch.arange(L)
+        return torch.where(ends & (columns >= self.start[:, None]), columns, L).amin(1, keepdim=True)
 
     def close_texts(self) -> None:
         """What was generated behind the first EOS of a text becomes EOS, whichever came first."""
-        if not len(self.end_ids) or not self.tokens.shape[1]:
+        if not self.tokens.shape[1]:
             return
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        behind = (columns > self.first_end(torch.isin(self.tokens, self.end_ids))) & ~self.prompt
-        self.tokens = torch.where(behind, self.end_ids[0], self.tokens)
+        columns = torch.arange(self.tokens.shape[1])
+        behind = (columns > self.first_end(self.is_end(self.tokens))) & ~self.prompt
+        self.tokens = torch.where(behind, self.end_ids[:, :1], self.tokens)
         self.reveal_step = self.reveal_step.masked_fill(behind, -1)
+
+    def shorten(self, rows: Tensor, last: Tensor) -> None:
+        """What stands behind the columns `last` (b,) of these rows is settled: it is not fed to the network any more, but
+        where something given stands there."""
+        columns = torch.arange(self.tokens.shape[1])
+        behind = (columns > last[:, None]) & self.attended[rows]
+        is_given = (behind & self.prompt[rows]).any(1)
+        self.stop[rows] = torch.where(is_given, self.stop[rows], torch.minimum(self.stop[rows], last + 1))
+
+
+def attended_span(attended: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) and (B,): the first column of what is attended in (B, L), and the one behind the last."""
+    if not attended.shape[1]:
+        return torch.zeros(len(attended), dtype=torch.int64), torch.zeros(len(attended), dtype=torch.int64)
+    marks = attended.long()
+    first = marks.argmax(1)
+    return first, first + marks.sum(1)
+
+
+def _id_table(ids: Sequence[int], rows: int, fill: int) -> Tensor:
+    """(rows, n) int64: the same ids for every row, `fill` where there is none."""
+    return torch.tensor([list(ids) or [fill]] * rows, dtype=torch.int64).reshape(rows, -1)
+
+
+def _stack(tables: Sequence[Tensor], fill: int) -> Tensor:
+    """Tables (b, n) of any widths n, one below the other, `fill` behind the narrower ones."""
+    width = max(table.shape[1] for table in tables)
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(table, (0, width - table.shape[1]), value=fill) for table in tables])
 
 
 def share_steps(masks_in: Tensor, steps: int | None) -> Tensor:
@@ -145,7 +264,6 @@ def prompt_canvas(
     attention_mask: Tensor | None = None,
     suffix: Sequence[int] = (),
     seed: int | Sequence[int] | None = None,
-    device: torch.device | str | None = None,
 ) -> Canvas:
     """Prompt + `config.gen_length` masks, `config.fixed` among them, + suffix.
 
@@ -164,7 +282,6 @@ def prompt_canvas(
         raise UserError("generate: attention_mask goes with a tensor prompt; lists are padded here")
     else:
         rows, attention_mask = left_pad(prompt, pad_id=int(mask_id == 0))  # any id but the mask
-    rows = rows.to(device or rows.device)
     B, P = rows.shape
     text = torch.full((config.gen_length,), mask_id, dtype=torch.int64)
     for position, token in (config.fixed or {}).items():
@@ -179,11 +296,11 @@ def prompt_canvas(
     is_end = torch.isin(text, torch.tensor(as_ids(eos_id), dtype=torch.int64))
     if config.fixed and bool((is_end.cumsum(0).bool() & ~is_end & (text != mask_id)).any()):
         raise UserError("generate: fixed puts tokens behind the end of the text that it puts before them")
-    behind = torch.cat([text, torch.tensor(list(suffix), dtype=torch.int64)]).to(rows.device)
+    behind = torch.cat([text, torch.tensor(list(suffix), dtype=torch.int64)])
     if attention_mask is not None:
-        attention_mask = torch.nn.functional.pad(attention_mask.to(rows.device), (0, len(behind)), value=1)
+        attention_mask = torch.nn.functional.pad(attention_mask.cpu(), (0, len(behind)), value=1)
     return Canvas(
-        torch.cat([rows, behind.expand(B, -1)], dim=1),
+        torch.cat([rows, behind.to(rows.device).expand(B, -1)], dim=1),
         config,
         mask_id=mask_id,
         start=P,

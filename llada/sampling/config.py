@@ -49,6 +49,17 @@ class SamplingConfig:
     """Commit the n highest confidences while the n-th is at least 1 − factor / (n + 1) (Fast-dLLM)."""
     entropy_bound: float | None = knob(None, low=0)
     """Commit the most certain positions while their dependence is bounded by this many nats (EB-Sampler)."""
+    cache: str | None = knob(None)
+    """Feed only a part of the canvas between the first forwards of its blocks, and see the rest as it was then: "prefix" the
+    block and what follows, "dual" the block (both Fast-dLLM's), "vicinity" the block and its neighbours (dInfer); see
+    llada/sampling/cache.py. Approximate; None feeds everything."""
+    refresh_every: int | None = knob(None, low=1)
+    """With a cache, feed everything at least at each so many forwards; 1 is exact."""
+    vicinity: int = knob(16, low=0)
+    """Of cache="vicinity": tokens on both sides of the block that are fed with it."""
+    suffix_window: int | None = knob(None, low=0)
+    """Feed only so many of the tokens behind the block (Streaming-dLLM); None feeds all. Not where something given stands
+    behind the masks."""
     schedule: str = knob("loglinear", per_request=False)
     """Noise schedule of "ancestral": how many masks should be left at each step."""
     logits_eos_inf: bool = knob(False)
@@ -62,22 +73,26 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_limits(self, "sampling")
-        for name in ("remasking", "schedule"):
+        for name in ("remasking", "schedule", *(["cache"] if self.cache is not None else [])):
             value = getattr(self, name)
             require(isinstance(value, str), f"sampling: {name} must be a name, not {shorten(value)}")
         _check_fixed(self.fixed, self.gen_length)
         # Here and not above: both need torch, which a process that only reads the knobs does without.
         from llada.diffusion.schedule import get_schedule
+        from llada.sampling.cache import find_cache
         from llada.sampling.rules import find_rule
 
         find_rule(self)
+        find_cache(self)
         get_schedule(self.schedule)
 
     def in_force(self) -> dict[str, Any]:
         """The settings that the chosen rule heeds."""
+        from llada.sampling.cache import OF_SOME_CACHES, find_cache
         from llada.sampling.rules import OF_SOME_RULES, find_rule
 
-        idle = set(OF_SOME_RULES) - set(find_rule(self).heeds)
+        mode = find_cache(self)
+        idle = {*OF_SOME_RULES, *OF_SOME_CACHES} - {*find_rule(self).heeds, *(mode.heeds if mode else ())}
         return {name: value for name, value in asdict(self).items() if name not in idle}
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from llada.diffusion.noise import row_keys, stream_key, uniforms_of
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
 from llada.registry import Registry
+from llada.sampling.draw import certainty, confidence
 from llada.settings import require
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Candidates:
     """What a rule may look at. Tables hold −∞ (or what is asked for) in the slots behind a row's last candidate."""
 
     logits: Tensor
-    """(N, V) float64, what must not be written at −∞; without temperature, which must not enter a confidence."""
+    """(N, V) at least float32, on the network's device, what must not be written at −∞; without temperature, which must not
+    enter a confidence. Not to be changed."""
     tokens: Tensor
     """(N,): what a position becomes if it is committed."""
     row: Tensor
@@ -47,20 +49,37 @@ class Candidates:
     """(b, C)."""
     quota: Tensor
     """(b,): how many to commit so that the block is full after its steps, equally many at each (LLaDA)."""
-    knob: float
-    """The value of the setting that has switched the rule on; 0 for a rule that goes by its name."""
+    knob: Tensor
+    """(b, 1) float64: each row's value of the setting that has switched the rule on; 0 for a rule that goes by its name."""
     noise_keys: Tensor
     """(N,) of the row's seed, its forward and the position."""
     doubt: Tensor
     """(N,): by how many nats rounding may have moved the logit of the token."""
-    unsure_ids: Tensor
-    """Ids that count as impossible in a confidence."""
+    unsure_ids: Tensor | None
+    """(N, n): ids that count as impossible in a confidence; None: no row has any."""
 
     def table(self, values: Tensor, fill: float = -torch.inf) -> Tensor:
         """values (N,) as a table (b, C)."""
         table = torch.full(self.shape, fill, dtype=values.dtype, device=values.device)
         table[self.row, self.slot] = values
         return table
+
+    def of_rows(self, rows: Tensor) -> Candidates:
+        """Those of some rows (b,) bool alone."""
+        here = rows[self.row]
+        slot = self.slot[here]
+        return Candidates(
+            logits=self.logits[here.to(self.logits.device)],
+            tokens=self.tokens[here],
+            row=(rows.cumsum(0) - 1)[self.row[here]],
+            slot=slot,
+            shape=(int(rows.sum()), int(slot.max()) + 1),
+            quota=self.quota[rows],
+            knob=self.knob[rows],
+            noise_keys=self.noise_keys[here],
+            doubt=self.doubt[here],
+            unsure_ids=None if self.unsure_ids is None else self.unsure_ids[here],
+        )
 
     @cached_property
     def exists(self) -> Tensor:
@@ -70,10 +89,11 @@ class Candidates:
     @cached_property
     def confidence(self) -> Tensor:
         """(b, C): the model's probability of the token."""
-        logits = self.logits
-        if len(self.unsure_ids):
-            logits = logits.index_fill(-1, self.unsure_ids, -torch.inf)
-        return self.table(logits.softmax(-1).gather(-1, self.tokens[:, None]).squeeze(-1))
+        logits, tokens = self.logits, self.tokens.to(self.logits.device)
+        if self.unsure_ids is not None:
+            logits = logits.scatter(1, self.unsure_ids.to(logits.device), -torch.inf)
+        own = logits.gather(1, tokens[:, None]).squeeze(1)
+        return self.table(torch.where(own > -torch.inf, confidence(logits, tokens), 0.0).cpu())
 
     @cached_property
     def confidence_slack(self) -> Tensor:
@@ -84,8 +104,7 @@ class Candidates:
     @cached_property
     def certainty(self) -> Tensor:
         """(b, C): minus the entropy of the model's distribution, in nats."""
-        log_probs = self.logits.log_softmax(-1)
-        return self.table((log_probs.exp() * log_probs.clamp(min=-1e30)).sum(-1))
+        return self.table(certainty(self.logits).cpu())
 
     @cached_property
     def certainty_slack(self) -> Tensor:
@@ -129,7 +148,7 @@ def highest(scores: Tensor, count: Tensor, slack: Tensor | None = None) -> Tenso
     return certain | (equal & (certain.sum(1, keepdim=True) + equal.cumsum(1) <= count[:, None]))
 
 
-def above(scores: Tensor, threshold: float, slack: Tensor | None = None) -> Tensor:
+def above(scores: Tensor, threshold: float | Tensor, slack: Tensor | None = None) -> Tensor:
     """All scores ≥ threshold, and the highest in any case (Fast-dLLM, arXiv 2505.22618)."""
     one = torch.ones_like(scores[:, 0], dtype=torch.int64)
     return (scores >= threshold) | (highest(scores, one, slack) & (scores < threshold).all(1, keepdim=True))
@@ -143,13 +162,13 @@ def passing_prefix(scores: Tensor, passes: Callable[[Tensor], Tensor], slack: Te
     return highest(scores, passed.long().cumprod(1).sum(1), slack)
 
 
-def by_factor(scores: Tensor, factor: float, slack: Tensor | None = None) -> Tensor:
+def by_factor(scores: Tensor, factor: float | Tensor, slack: Tensor | None = None) -> Tensor:
     """The longest prefix n of the ranking with c₍ₙ₎ ≥ 1 − factor/(n + 1), at least 1 (Fast-dLLM's factor rule)."""
     n = torch.arange(1, scores.shape[1] + 1, device=scores.device)
     return passing_prefix(scores, lambda ranked: ranked >= 1 - factor / (n + 1), slack)
 
 
-def by_entropy(certainty: Tensor, bound: float, slack: Tensor | None = None) -> Tensor:
+def by_entropy(certainty: Tensor, bound: float | Tensor, slack: Tensor | None = None) -> Tensor:
     """The largest k of the most certain positions with Σ_{i≤k} H_i − H_k ≤ bound, at least 1 (arXiv 2505.24857).
 
     The left side bounds the dependence among the committed tokens, in nats. `certainty` is −H.
@@ -171,11 +190,11 @@ def due_by_coin(canvas: Canvas) -> Tensor:
     keys = row_keys(_COIN, canvas.seed_keys)
     uniform = uniforms_of(row_keys(keys[:, None], canvas.position))  # (B, L)
     steps = canvas.steps_of.gather(1, canvas.block_of)
-    schedule = get_schedule(canvas.config.schedule)
+    schedule = get_schedule(canvas.configs[0].schedule)  # all rows of a new canvas have the same
     due = torch.zeros_like(canvas.tokens)
     for count in steps.unique().tolist():
         here = steps == count
-        by = unmasked_by(schedule, count).to(uniform.device)
+        by = unmasked_by(schedule, count)
         due[here] = torch.searchsorted(by, uniform[here], right=True)
     return due
 

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 import torch
 from torch import Tensor
 
-from llada.diffusion.noise import row_keys, stream_key, wide_uniforms
+from llada.diffusion.noise import row_keys
 from llada.errors import UserError
 from llada.model.predict import (
     Model,
@@ -43,13 +43,16 @@ from llada.model.predict import (
     device_of,
     guided_predict,
     resolve_mask_id,
+    takes_packed_rows,
 )
-from llada.sampling.canvas import Canvas, as_ids, as_rows, prompt_canvas
+from llada.sampling.cache import Stretch, View, choose_columns
+from llada.sampling.canvas import Canvas, as_ids, as_rows, attended_span, prompt_canvas
 from llada.sampling.config import SamplingConfig
+from llada.sampling.draw import draw_tokens
+from llada.sampling.packed import Fed, packed_forward
 from llada.sampling.rules import Candidates
 from llada.settings import shorten
 
-_DRAW = stream_key(0, "draw")
 _NEVER = 1 << 62
 # How far apart equal logits may come out of two float32 forwards that differ in shape, per unit of their size. Less
 # precise logits are not spared: what they leave undecided is decided by them, and only exact equals are equal.
@@ -84,14 +87,20 @@ def plan(canvas: Canvas) -> Step | None:
 
     Until then it changes nothing but the rows' notes of the block they work on: planning twice gives the same step.
     """
-    masks = canvas.tokens == canvas.mask_id
+    masks = (canvas.tokens == canvas.mask_id) & canvas.attended
     block = torch.where(masks, canvas.block_of, _NEVER).amin(1) if masks.shape[1] else canvas.block
-    where = masks & (canvas.block_of == block[:, None])
+    in_block = canvas.block_of == block[:, None]
+    where = masks & in_block
     is_new = block != canvas.block
-    canvas.block_masks = torch.where(is_new, where.sum(1), canvas.block_masks)
-    canvas.step = canvas.step.masked_fill(is_new, 0)
-    canvas.block = block
-    if canvas.due is not None and canvas.due.shape[1]:
+    if bool(is_new.any()):
+        # A hole in the prompt belongs to the first block, which otherwise begins with the text.
+        begin, end = _reach(in_block & canvas.attended & (masks | (canvas.position >= 0)))
+        canvas.block_begin = torch.where(is_new, begin, canvas.block_begin)
+        canvas.block_end = torch.where(is_new, end, canvas.block_end)
+        canvas.block_masks = torch.where(is_new, where.sum(1), canvas.block_masks)
+        canvas.step = canvas.step.masked_fill(is_new, 0)
+        canvas.block = block
+    if where.shape[1]:
         due = canvas.due.masked_fill(~where, _NEVER)
         where = where & (due == due.amin(1, keepdim=True))
     rows = where.any(1).nonzero().squeeze(1)
@@ -101,82 +110,164 @@ def plan(canvas: Canvas) -> Step | None:
     return Step(rows, where[rows])
 
 
+def _reach(marks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) and (B,): the first marked column of (B, L), and the one behind the last."""
+    if not marks.shape[1]:
+        return torch.zeros(len(marks), dtype=torch.int64), torch.zeros(len(marks), dtype=torch.int64)
+    values = marks.to(torch.int8)
+    return values.argmax(1), marks.shape[1] - values.flip(1).argmax(1)
+
+
 @torch.no_grad()
 def forward(model: Model, canvas: Canvas, step: Step) -> Tensor:
-    """Logits (N, V) at the step's positions, in row-major order, guidance applied."""
-    rows = step.rows
-    inputs: dict[str, Tensor] = {}
-    if canvas.attention_mask is not None:
-        inputs["attention_mask"] = canvas.attention_mask[rows]
-    scale = canvas.config.cfg_scale
-    return guided_predict(
-        model, canvas.tokens[rows], step.where, canvas.prompt[rows], scale, canvas.mask_id, **inputs
-    )
+    """Logits (N, V) at the step's positions, in row-major order, guidance applied; counts the tokens that it feeds."""
+    if takes_packed_rows(model):
+        return _forward_packed(model, canvas, step)
+    return _forward_plain(model, canvas, step)
+
+
+def _forward_packed(model: Model, canvas: Canvas, step: Step) -> Tensor:
+    notes = (canvas.first, canvas.stop, canvas.block_begin, canvas.block_end, canvas.forwards, canvas.step)
+    table = torch.stack(notes)[:, step.rows].T.tolist()
+    scales = canvas.cfg_scale[step.rows]
+    places = [where.nonzero().squeeze(1) for where in step.where]
+    fed: list[Fed] = []
+    wanted: list[Tensor] = []
+    unguided: list[tuple[Fed, Tensor]] = []
+    for row, places_of_row, scale, (first, stop, begin, end, forwards, age) in zip(
+        step.rows.tolist(), places, scales.tolist(), table, strict=True
+    ):
+        config, cache = canvas.configs[row], canvas.caches[row]
+        if config.suffix_window is not None:
+            stop = min(stop, end + config.suffix_window)
+        view = View(Stretch(first, stop), Stretch(begin, min(end, stop)), forwards, config)
+        columns = choose_columns(view, cache, is_new_block=age == 0)
+        stores = (
+            cache.stores_for(model, stop - first, copies=1 + (scale != 0)) if config.cache else [None, None]
+        )
+        tokens = canvas.tokens[row, columns.begin : columns.end]
+        at = places_of_row - columns.begin
+        fed.append(Fed(tokens, columns.begin - first, stop - first, stores[0]))
+        wanted.append(at)
+        if scale != 0:
+            hidden = tokens.masked_fill(canvas.prompt[row, columns.begin : columns.end], canvas.mask_id)
+            unguided.append((Fed(hidden, columns.begin - first, stop - first, stores[1]), at))
+        canvas.token_forwards[row] += len(tokens) * (1 + (scale != 0))
+    logits = packed_forward(model, [*fed, *(f for f, _ in unguided)], [*wanted, *(at for _, at in unguided)])
+    if not unguided:
+        return logits
+    counts = step.where.sum(1)
+    scale_of = scales.repeat_interleave(counts)
+    is_guided = (scale_of != 0).nonzero().squeeze(1).to(logits.device)
+    conditional, unconditional = logits[: len(scale_of)], logits[len(scale_of) :]
+    scale_of = scale_of.to(logits.device, logits.dtype)[is_guided, None]
+    guided = unconditional + (scale_of + 1) * (conditional[is_guided] - unconditional)
+    return conditional.index_copy(0, is_guided, guided)
+
+
+def _forward_plain(model: Model, canvas: Canvas, step: Step) -> Tensor:
+    """Of a function of whole rows, which are fed to their end; those between the same columns go together."""
+    rows, device = step.rows, device_of(model) or canvas.device
+    begin, end = attended_span(canvas.attended[rows])
+    spans = torch.stack([begin, end, (canvas.cfg_scale[rows] != 0).long()], dim=1)
+    counts = step.where.sum(1)
+    row_of = torch.arange(len(rows)).repeat_interleave(counts)
+    logits: Tensor | None = None
+    for first, stop, guided in spans.unique(dim=0).tolist():
+        same = (spans == torch.tensor([first, stop, guided])).all(1)
+        here, columns = rows[same], slice(first, stop)
+        scale = canvas.cfg_scale[here].repeat_interleave(counts[same])[:, None]
+        out = guided_predict(
+            model,
+            canvas.tokens[here, columns].to(device),
+            step.where[same, columns].to(device),
+            canvas.prompt[here, columns].to(device),
+            scale.to(device) if guided else 0.0,
+            canvas.mask_id,
+        )
+        canvas.token_forwards[here] += (stop - first) * (1 + guided)
+        if logits is None:
+            logits = out.new_empty(len(row_of), out.shape[-1])
+        logits[same[row_of].to(device)] = out
+    assert logits is not None
+    return logits
 
 
 def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
-    """Draw tokens at the step's positions from `logits` (N, V), and write those that the rule chooses.
+    """Draw tokens at the step's positions from `logits` (N, V), and write those that the rules choose. The logits may be
+    changed in place.
 
     Raises FloatingPointError, before anything is written, when the logits of a position are not finite (single ids may be
     at −∞).
     """
     rows, where = step
     row, column = where.nonzero(as_tuple=True)
+    canvas_row = rows[row]
     slot = where.cumsum(1)[row, column] - 1
-    position = canvas.position[rows[row], column]
+    position = canvas.position[canvas_row, column]
     keys = row_keys(row_keys(canvas.seed_keys[rows], canvas.forwards[rows])[row], position)
-    rule, config = canvas.rule, canvas.config
-    rounding = _ROUNDING * (1 + 2 * config.cfg_scale)
-    logits = _writable(canvas, logits, position)
-    # One wait for the device: how wide the table of candidates is, and whether all is well.
-    width, is_finite = torch.stack([slot.max() + 1, logits.amax(-1).isfinite().all()]).tolist()
-    if not is_finite:
+    rounding = (_ROUNDING * (1 + 2 * canvas.cfg_scale[rows]))[row]
+    logits = _writable(canvas, logits, canvas_row, position)
+    if not bool(logits.amax(-1).isfinite().all()):
         raise FloatingPointError(
             f"the network's logits are not finite (NaN or infinite) in forward {canvas.nfe} of {tuple(where.shape)} tokens: "
             "its weights are damaged, or the precision does not hold them"
         )
-    tokens = draw_tokens(logits, canvas.temperature, keys, rounding)
-    candidates = Candidates(
+    temperature = canvas.temperature[canvas_row]
+    tokens = draw_tokens(logits, temperature, keys, rounding)
+    own = logits.gather(1, tokens[:, None]).squeeze(1).cpu()
+    tokens = tokens.cpu()
+    unsure = canvas.unsure_ids[canvas_row]
+    everything = Candidates(
         logits=logits,
         tokens=tokens,
         row=row,
         slot=slot,
-        shape=(len(rows), width),
+        shape=(len(rows), int(slot.max()) + 1),
         quota=_quota(canvas, rows),
-        knob=getattr(config, rule.knob) if rule.knob else 0.0,
+        knob=canvas.knob[rows, None],
         noise_keys=keys,
-        doubt=rounding * (1 + logits.gather(1, tokens[:, None]).squeeze(1).abs()),
-        unsure_ids=canvas.unsure_ids,
+        doubt=rounding * (1 + own.abs()),
+        unsure_ids=unsure if bool((unsure != canvas.mask_id).any()) else None,
     )
-    chosen = rule.choose(candidates) & candidates.exists
+    rules = [canvas.rules[r] for r in rows.tolist()]
+    chosen = torch.zeros(everything.shape, dtype=torch.bool)
+    for rule in dict.fromkeys(rules):
+        own_rows = torch.tensor([other is rule for other in rules])
+        candidates = everything if bool(own_rows.all()) else everything.of_rows(own_rows)
+        chosen[own_rows, : candidates.shape[1]] = rule.choose(candidates) & candidates.exists
     chosen[:, 0] |= ~chosen.any(1)
     # When the steps left are no more than the blocks left, each block has to be done in one.
     is_last = canvas.steps[rows] - canvas.forwards[rows] <= canvas.blocks_left[rows, canvas.block[rows]]
-    chosen |= candidates.exists & is_last[:, None]
+    chosen |= everything.exists & is_last[:, None]
     is_chosen = chosen[row, slot]
     committed = torch.zeros_like(where)
     committed[row, column] = is_chosen
     written = canvas.tokens[rows].masked_scatter(committed, tokens[is_chosen])
-    if len(canvas.end_ids):
-        columns = torch.arange(where.shape[1], device=where.device)
-        first_end = canvas.first_end(committed & torch.isin(written, canvas.end_ids))
-        committed &= columns <= first_end
-        is_open = (canvas.tokens[rows] == canvas.mask_id) & (columns > first_end)
-        written = torch.where(is_open, canvas.end_ids[0], written)
+    columns = torch.arange(where.shape[1])
+    ends = (written[:, :, None] == canvas.end_ids[rows][:, None]).any(-1) & committed
+    first_end = torch.where(ends & (columns >= canvas.start[rows, None]), columns, _NEVER).amin(1)
+    committed &= columns <= first_end[:, None]
+    is_open = (canvas.tokens[rows] == canvas.mask_id) & (columns > first_end[:, None])
+    written = torch.where(is_open, canvas.end_ids[rows, :1], written)
     canvas.tokens[rows] = written
-    canvas.reveal_step[rows] = canvas.reveal_step[rows].masked_fill(committed, canvas.nfe)
+    canvas.reveal_step[rows] = torch.where(committed, canvas.forwards[rows, None], canvas.reveal_step[rows])
+    canvas.shorten(rows, first_end)
     canvas.step[rows] += 1
     canvas.forwards[rows] += 1
     canvas.nfe += 1
-    canvas.token_forwards += where.numel() * (2 if canvas.config.cfg_scale else 1)
 
 
-def _writable(canvas: Canvas, logits: Tensor, position: Tensor) -> Tensor:
-    """A float64 copy of the logits (N, V), at −∞ for what must not stand at the positions (N,)."""
-    logits = logits.to(torch.float64, copy=True).index_fill_(1, canvas.never_ids, -torch.inf)
-    if canvas.open_until and len(canvas.end_ids):
-        ends = logits[:, canvas.end_ids]
-        logits[:, canvas.end_ids] = ends.masked_fill((position < canvas.open_until)[:, None], -torch.inf)
+def _writable(canvas: Canvas, logits: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    """The logits (N, V) in at least float32, at −∞ for what must not stand at the positions (N,) of the rows (N,)."""
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    logits = logits.scatter_(1, canvas.never_ids[row].to(logits.device), -torch.inf)
+    too_early = position < canvas.open_until[row]
+    if bool(too_early.any()):
+        ends = canvas.end_ids[row]
+        ends = torch.where(too_early[:, None] & (ends >= 0), ends, canvas.mask_id)
+        logits = logits.scatter_(1, ends.to(logits.device), -torch.inf)
     return logits
 
 
@@ -185,20 +276,6 @@ def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
     masks = canvas.block_masks[rows]
     steps = canvas.steps_of[rows, canvas.block[rows]].clamp(max=masks)
     return masks // steps + (canvas.step[rows] < masks % steps)
-
-
-def draw_tokens(logits: Tensor, temperature: float, keys: Tensor, rounding: float = 0.0) -> Tensor:
-    """argmax(logits + temperature · Gumbel noise): samples of softmax(logits / temperature), (N,) from (N, V).
-
-    In float64, because low-precision Gumbel noise truncates the tail and lowers the effective temperature
-    (arXiv 2409.02908). `keys` (N,) are what it is a function of. Values are equal, and the lowest id is taken, within
-    `rounding` per unit of the highest one.
-    """
-    if temperature != 0:
-        uniform = wide_uniforms(row_keys(_DRAW, keys), logits.shape[1])
-        logits = logits - temperature * torch.log(-torch.log(uniform))
-    best = logits.amax(-1, keepdim=True)
-    return (logits >= best - rounding * (1 + best.abs())).to(torch.int8).argmax(-1)
 
 
 def denoise(model: Model, canvas: Canvas) -> Iterator[Canvas]:
@@ -242,7 +319,6 @@ def generate(
     eos_id: int | Sequence[int] | None = None,
     eot_id: int | None = None,
     seed: int | Sequence[int] | None = None,
-    cache: None = None,
     **knobs: Any,
 ) -> GenerateOutput:
     """Continue prompts by denoising `gen_length` masks behind them.
@@ -261,7 +337,6 @@ def generate(
             or `cache`, which this sampler does not have.
         FloatingPointError: logits that are no numbers (see `commit`).
     """
-    _refuse_cache("generate", cache)
     config = SamplingConfig(**knobs)
     canvas = prompt_canvas(
         prompt,
@@ -271,7 +346,6 @@ def generate(
         **held_back(config, as_ids(eos_id) or as_ids(config_eos_id(model)), eot_id),
         attention_mask=attention_mask,
         seed=seed,
-        device=device_of(model),
     )
     return _finish("generate", model, canvas)
 
@@ -286,7 +360,6 @@ def infill(
     eos_id: int | Sequence[int] | None = None,
     eot_id: int | None = None,
     seed: int | Sequence[int] | None = None,
-    cache: None = None,
     **knobs: Any,
 ) -> GenerateOutput:
     """Fill the mask tokens of (B, L) `tokens_with_masks`; everything else stays. `reveal_step` is (B, L).
@@ -295,23 +368,21 @@ def infill(
     with masks. `attention_mask` is 0 on the padding at either end of a row. An EOS ends nothing here, because the row goes
     on behind a gap: `eos_id` (None: the model's) and `eot_id` are what `logits_eos_inf` and `confidence_eos_eot_inf` mean.
     """
-    _refuse_cache("infill", cache)
     refuse_knobs("infill", knobs, fixed="write the tokens into tokens_with_masks")
     if not isinstance(tokens_with_masks, Tensor):
         raise UserError(f"infill: tokens_with_masks is a tensor (B, L), not {shorten(tokens_with_masks)}")
     tokens = as_rows(tokens_with_masks)
-    device = device_of(model) or tokens.device
     length = max(1, tokens.shape[1])
     if knobs.get("block_length") is None:
         knobs["block_length"] = length
     config = SamplingConfig(gen_length=length, **knobs)
     canvas = Canvas(
-        tokens.to(device),
+        tokens,
         config,
         mask_id=resolve_mask_id(model, mask_id),
         start=0,
         **held_back(config, as_ids(eos_id) or as_ids(config_eos_id(model)), eot_id),
-        attention_mask=None if attention_mask is None else attention_mask.to(device),
+        attention_mask=attention_mask,
         seed=seed,
     )
     return _finish("infill", model, canvas)
@@ -341,15 +412,16 @@ def refuse_knobs(function: str, knobs: dict[str, Any], **reasons: str) -> None:
             raise UserError(f"{function}: {name}={shorten(knobs[name])} means nothing here: {instead}")
 
 
-def _refuse_cache(function: str, cache: object) -> None:
-    if cache is not None:
-        raise UserError(f"{function}: cache={cache!r} is not available, use cache=None")
-
-
 def _finish(function: str, model: Model, canvas: Canvas) -> GenerateOutput:
-    ids = [canvas.mask_id, *canvas.end_ids.tolist(), *canvas.never_ids.tolist(), *canvas.unsure_ids.tolist()]
-    check_tokens(function, model, canvas.tokens, torch.tensor(ids))
+    ids = torch.cat([canvas.end_ids, canvas.never_ids, canvas.unsure_ids], dim=1)
+    check_tokens(function, model, canvas.tokens, ids[ids >= 0])
     for _ in denoise(model, canvas):
         pass
-    revealed = canvas.reveal_step[:, canvas.start :]
-    return GenerateOutput(canvas.tokens, canvas.nfe, canvas.token_forwards, revealed)
+    start = int(canvas.start[0]) if len(canvas) else 0
+    device = device_of(model) or canvas.device
+    return GenerateOutput(
+        canvas.tokens.to(device),
+        canvas.nfe,
+        int(canvas.token_forwards.sum()),
+        canvas.reveal_step[:, start:].to(device),
+    )

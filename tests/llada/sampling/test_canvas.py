@@ -39,7 +39,7 @@ def test_without_steps_a_block_has_as_many_as_masks() -> None:
 def test_blocks_are_counted_from_where_the_text_starts() -> None:
     config = SamplingConfig(gen_length=5, steps=7, block_length=2)
     canvas = prompt_canvas([[1, MASK, 2], [3]], config, mask_id=MASK, suffix=[4, 5, 6])
-    assert canvas.start == 3
+    assert canvas.start.tolist() == [3, 3]
     assert canvas.tokens.tolist() == [
         [1, MASK, 2] + [MASK] * 5 + [4, 5, 6],
         [0, 0, 3] + [MASK] * 5 + [4, 5, 6],
@@ -47,8 +47,7 @@ def test_blocks_are_counted_from_where_the_text_starts() -> None:
     # A hole in the prompt belongs to the first block.
     assert canvas.block_of.tolist() == [[0] * 5 + [1] * 2 + [2] * 2 + [3] * 2] * 2
     assert canvas.steps_of.tolist() == [[3, 2, 2, 0]] * 2  # the suffix's block takes none
-    assert canvas.attention_mask is not None
-    assert canvas.attention_mask.tolist() == [[1] * 11, [0, 0] + [1] * 9]
+    assert canvas.attended.long().tolist() == [[1] * 11, [0, 0] + [1] * 9]
     assert canvas.prompt.tolist()[0] == [True, False, True] + [False] * 5 + [True] * 3
 
 

@@ -73,6 +73,10 @@ WRONG: dict[str, list[object]] = {
     "factor": [-1.0, INF, NAN, True, "1", 10**400],
     "entropy_bound": [-1.0, INF, NAN, True, "1", 10**400],
     "remasking": ["lowest", 3, None, True, NAN, ["random"], {"a": 1}],
+    "cache": ["duel", 3, True, NAN, ["dual"]],
+    "refresh_every": [0, -1, 1.5, INF, NAN, True, "2", 4],
+    "vicinity": [-1, 1.5, INF, NAN, True, "2", None, 4],
+    "suffix_window": [-1, 1.5, INF, NAN, True, "2"],
     "schedule": ["none", 3, None, True, ["cosine"], "cosine"],
     "logits_eos_inf": [1, 0, "true", None, NAN],
     "confidence_eos_eot_inf": [1, 0, "true", None, NAN],
@@ -130,6 +134,8 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
             "confidence_eos_eot_inf=True means nothing",
         ),
         ({"confidence_eos_eot_inf": True, "entropy_bound": 1.0}, "confidence_eos_eot_inf=True means nothing"),
+        ({"vicinity": 4, "cache": "dual"}, "vicinity=4 means nothing to cache='dual'"),
+        ({"refresh_every": 4}, "refresh_every=4 means nothing without a cache"),
     ],
     ids=str,
 )
@@ -147,9 +153,12 @@ def test_fixed_survives_json_whose_keys_are_text() -> None:
 
 def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
     every = {field.name for field in fields(SamplingConfig)}
-    assert every - SamplingConfig().in_force().keys() == {"schedule"}
-    assert every - SamplingConfig(remasking="ancestral").in_force().keys() == {"confidence_eos_eot_inf"}
+    assert every - SamplingConfig().in_force().keys() == {"schedule", "vicinity"}
+    assert every - SamplingConfig(remasking="ancestral", cache="vicinity").in_force().keys() == {
+        "confidence_eos_eot_inf"
+    }
     assert every - SamplingConfig(entropy_bound=0.1).in_force().keys() == {
         "confidence_eos_eot_inf",
         "schedule",
+        "vicinity",
     }

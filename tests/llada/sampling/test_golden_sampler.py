@@ -56,11 +56,22 @@ def test_threshold_and_quota_equal_fast_dllm_without_cache(golden_dir: Path) -> 
         assert out.token_forwards == case["nfe_useful"] * len(case["output_ids"][0]), case["name"]
 
 
-def test_caches_are_refused_not_ignored(golden_dir: Path) -> None:
-    cases = json.loads((golden_dir / "fast_dllm.json").read_text())["cases"]
-    modes = {case["mode"] for case in cases} - {"none"}
-    assert modes == {"prefix", "dual"}
-    model = load(golden_dir / "llada_gqa")
-    for mode in modes:
-        with pytest.raises(ValueError, match=f"cache='{mode}'"):
-            generate(model, torch.tensor([[1, 2]]), gen_length=4, steps=4, block_length=4, cache=mode)  # type: ignore[arg-type]
+@pytest.mark.parametrize("mode", ["prefix", "dual"])
+def test_caches_equal_fast_dllms(golden_dir: Path, mode: str) -> None:
+    """The same tokens at the same forwards, each of which feeds as many tokens, but for those that upstream runs in vain."""
+    cases = [c for c in json.loads((golden_dir / "fast_dllm.json").read_text())["cases"] if c["mode"] == mode]
+    assert len(cases) >= 20
+    for case in cases:
+        model = load(golden_dir / case["checkpoint"])
+        names = ("gen_length", "steps", "block_length", "threshold", "mask_id")
+        knobs = {name: case[name] for name in names}
+        out = generate(model, torch.tensor(case["prompt_ids"]), cache=mode, **knobs)
+        assert out.sequences.tolist() == case["output_ids"], case["name"]
+        assert out.nfe == case["nfe_useful"], case["name"]
+        useful = [
+            n for n, idle in zip(case["forward_lengths"], case["forward_idle"], strict=True) if not idle
+        ]
+        assert out.token_forwards == sum(useful), case["name"]
+        idle_before = [sum(case["forward_idle"][:n]) for n in range(len(case["forward_idle"]) + 1)]
+        expected = [[step - idle_before[step] for step in row] for row in case["commit_forward"]]
+        assert out.reveal_step.tolist() == expected, case["name"]

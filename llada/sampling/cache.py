@@ -1,0 +1,132 @@
+"""Which tokens a forward feeds to the network, and what is kept of earlier ones in place of the others.
+
+A bidirectional network has no exact cache: every token sees every other, so that each commit changes all of them. Nearly all
+change little from one forward to the next, and a mode says which columns are fed; the others are seen as they were, by
+their keys and values. All modes feed a whole row when it comes to a new block, and with `refresh_every=1` at every forward,
+which is then, tensor for tensor, the forward without a cache. A mode is a function and a row of `CACHES`.
+
+Shape legend: T columns of a row, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from llada.model.transformer import ModelConfig, Transformer
+from llada.registry import Registry
+from llada.settings import require
+
+if TYPE_CHECKING:
+    from llada.sampling.config import SamplingConfig
+
+
+class KeyValues:
+    """The keys and values of one row's columns in all layers."""
+
+    def __init__(self, config: ModelConfig, length: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.num_layers, length, config.kv_heads, config.head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+
+    @staticmethod
+    def num_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
+        """What a row of this length takes."""
+        return 2 * config.num_layers * length * config.kv_heads * config.head_dim * itemsize
+
+
+class RowCache:
+    """What one row keeps: its keys and values, with guidance also those of the copy without a prompt."""
+
+    def __init__(self) -> None:
+        self.stores: list[KeyValues] = []
+        self.age = 0
+        """Forwards since all of the row was fed."""
+
+    def stores_for(self, model: Transformer, length: int, copies: int) -> list[KeyValues]:
+        """The row's stores, one for each copy of it, made when they are wanted first; `length` must not grow."""
+        while len(self.stores) < copies:
+            weight = model.embed.weight
+            self.stores.append(KeyValues(model.config, length, weight.device, weight.dtype))
+        return self.stores
+
+
+class Stretch(NamedTuple):
+    """Columns [begin, end) of a row."""
+
+    begin: int
+    end: int
+
+
+class View(NamedTuple):
+    """Where a row stands, in columns: what a mode may look at."""
+
+    row: Stretch
+    """All that may be fed."""
+    block: Stretch
+    """The block that it works on."""
+    forwards: int
+    """Of the row so far."""
+    config: SamplingConfig
+
+
+@dataclass(frozen=True)
+class CacheMode:
+    """`feed` returns the columns to feed when not the whole row is."""
+
+    feed: Callable[[View], Stretch]
+    warm_up: int = 0
+    """So many first forwards of a row feed all of it."""
+    heeds: tuple[str, ...] = ()
+    """Which of the settings that only some modes heed it does."""
+
+
+def _vicinity(view: View) -> Stretch:
+    width = view.config.vicinity
+    return Stretch(max(view.row.begin, view.block.begin - width), min(view.row.end, view.block.end + width))
+
+
+_CACHES = {
+    # Fast-dLLM (arXiv 2505.22618): the block and everything behind it; or the block alone.
+    "prefix": CacheMode(lambda view: Stretch(view.block.begin, view.row.end)),
+    "dual": CacheMode(lambda view: view.block),
+    # dInfer (arXiv 2510.08666, §4.2): the block and its neighbours, after some whole forwards.
+    "vicinity": CacheMode(_vicinity, warm_up=4, heeds=("vicinity",)),
+}
+OF_SOME_CACHES = ("vicinity",)
+CACHES: Registry[CacheMode] = Registry("cache", _CACHES)
+
+
+def find_cache(config: SamplingConfig) -> CacheMode | None:
+    """The mode that the settings ask for. Raises UserError for an unknown one, and for a setting that it would not heed."""
+    mode = None if config.cache is None else CACHES.find(config.cache)
+    heeded = mode.heeds if mode else ()
+    for name in OF_SOME_CACHES:
+        require(
+            name in heeded or getattr(config, name) == type(config).__dataclass_fields__[name].default,
+            f"sampling: {name}={getattr(config, name)!r} means nothing to cache={config.cache!r}: leave it out, or "
+            "choose another cache",
+        )
+    require(
+        mode is not None or config.refresh_every is None,
+        f"sampling: refresh_every={config.refresh_every!r} means nothing without a cache",
+    )
+    return mode
+
+
+def choose_columns(view: View, cache: RowCache, *, is_new_block: bool) -> Stretch:
+    """The columns to feed at this forward; `cache` is told how old its oldest entry then is."""
+    config = view.config
+    if config.cache is None:
+        return view.row
+    mode, every = CACHES[config.cache], config.refresh_every
+    is_due = every is not None and cache.age + 1 >= every
+    if is_new_block or is_due or view.forwards < mode.warm_up or not cache.stores:
+        cache.age = 0
+        return view.row
+    cache.age += 1
+    begin, end = mode.feed(view)
+    return Stretch(max(begin, view.row.begin), min(end, view.row.end))
