@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from llada.diffusion.objective import NoisyBatch, forward_process, masked_diffusion_loss
     from llada.model.hf import load_model
     from llada.model.transformer import ModelConfig, Transformer
+    from llada.sampling.generate import GenerateOutput, generate, infill
     from llada.sampling.rounds import generate_rounds
-    from llada.sampling.sampler import GenerateOutput, generate, infill
     from llada.sampling.text import load
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "GenerateOutput": "llada.sampling.sampler",
+    "GenerateOutput": "llada.sampling.generate",
     "ModelConfig": "llada.model.transformer",
     "NoisyBatch": "llada.diffusion.objective",
     "PerplexityBound": "llada.diffusion.likelihood",
     "Transformer": "llada.model.transformer",
     "forward_process": "llada.diffusion.objective",
-    "generate": "llada.sampling.sampler",
+    "generate": "llada.sampling.generate",
     "generate_rounds": "llada.sampling.rounds",
-    "infill": "llada.sampling.sampler",
+    "infill": "llada.sampling.generate",
     "load": "llada.sampling.text",
     "load_model": "llada.model.hf",
     "log_likelihood": "llada.diffusion.likelihood",

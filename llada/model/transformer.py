@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -219,8 +220,8 @@ class Transformer(nn.Module):
                 first attended column: a left-padded row is rotated as it would be alone.
             segment_ids: (B, L) integers; positions attend only to equal ids (packed documents). Padding has an id
                 of its own, so that it sees only itself.
-            logits_at: (B, L) or (T,) bool; when given, only these N positions get logits, in row-major order. The head is
-                the widest matrix of the network, and a loss needs it at masked positions only.
+            logits_at: (B, L) bool, or (N,) indices into (T,); only these N positions get logits, in order. The head is the
+                widest matrix of the network, and a loss needs it at masked positions only.
             positions: (T,) int64, where each token stands in its row.
             layer_step: runs each layer; who attends to whom, and what is kept of it, is its business.
 
@@ -258,7 +259,7 @@ class Transformer(nn.Module):
         cos, sin = self._rotary(positions)
         x = self.embed(input_ids)
         for number, layer in enumerate(self.layers):
-            x = layer_step(number, layer, x, cos, sin)
+            x = layer_step(number, cast(Block, layer), x, cos, sin)
         return x
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+from torch import Tensor
 
-from llada.model.transformer import ModelConfig, Transformer
+from llada.model.transformer import ModelConfig
 from llada.registry import Registry
 from llada.settings import require
 
@@ -25,16 +25,28 @@ if TYPE_CHECKING:
 
 
 class KeyValues:
-    """The keys and values of one row's columns in all layers."""
+    """The keys and values of one row's columns in all layers, made as they come first."""
 
-    def __init__(self, config: ModelConfig, length: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.num_layers, length, config.kv_heads, config.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._layers: list[tuple[Tensor, Tensor]] = []
+
+    def put(self, layer: int, begin: int, keys: Tensor, values: Tensor) -> None:
+        """Those of the columns from `begin` on, each (n, K, E)."""
+        if layer == len(self._layers):
+            shape = (self._length, *keys.shape[1:])
+            self._layers.append((keys.new_empty(shape), values.new_empty(shape)))
+        for kept, new in zip(self._layers[layer], (keys, values), strict=True):
+            kept[begin : begin + len(new)] = new
+
+    def seen(self, layer: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, each (columns, K, E), of the first columns."""
+        keys, values = self._layers[layer]
+        return keys[:columns], values[:columns]
 
     @staticmethod
     def num_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
-        """What a row of this length takes."""
+        """What a row of this length takes in the end."""
         return 2 * config.num_layers * length * config.kv_heads * config.head_dim * itemsize
 
 
@@ -46,11 +58,10 @@ class RowCache:
         self.age = 0
         """Forwards since all of the row was fed."""
 
-    def stores_for(self, model: Transformer, length: int, copies: int) -> list[KeyValues]:
-        """The row's stores, one for each copy of it, made when they are wanted first; `length` must not grow."""
+    def stores_for(self, length: int, copies: int) -> list[KeyValues]:
+        """One store for each copy of the row, made when they are wanted first."""
         while len(self.stores) < copies:
-            weight = model.embed.weight
-            self.stores.append(KeyValues(model.config, length, weight.device, weight.dtype))
+            self.stores.append(KeyValues(length))
         return self.stores
 
 
@@ -118,15 +129,13 @@ def find_cache(config: SamplingConfig) -> CacheMode | None:
 
 
 def choose_columns(view: View, cache: RowCache, *, is_new_block: bool) -> Stretch:
-    """The columns to feed at this forward; `cache` is told how old its oldest entry then is."""
+    """The columns to feed at this forward."""
     config = view.config
     if config.cache is None:
         return view.row
     mode, every = CACHES[config.cache], config.refresh_every
     is_due = every is not None and cache.age + 1 >= every
     if is_new_block or is_due or view.forwards < mode.warm_up or not cache.stores:
-        cache.age = 0
         return view.row
-    cache.age += 1
     begin, end = mode.feed(view)
     return Stretch(max(begin, view.row.begin), min(end, view.row.end))

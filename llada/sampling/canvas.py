@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ from llada.sampling.cache import RowCache
 from llada.sampling.config import SamplingConfig
 from llada.sampling.rules import find_rule
 from llada.settings import shorten
+
+
+class Step(NamedTuple):
+    """What a forward is wanted for."""
+
+    rows: Tensor  # (b,) the canvas' rows at work; finished ones are not run
+    where: Tensor  # (b, L) bool: the N positions that want logits
 
 
 class Canvas:
@@ -105,6 +112,11 @@ class Canvas:
         if bool((masks & ~self.attended).any()):
             raise UserError(
                 f"sampling: the padding must not be the mask token {mask_id}, which would be filled"
+            )
+        given_behind = (~masks & self.attended).flip(1).cummax(1)[0].flip(1) if L else masks
+        if config.suffix_window is not None and bool((masks & given_behind).any()):
+            raise UserError(
+                f"sampling: suffix_window={config.suffix_window} would hide what is given behind the masks: leave it out"
             )
         self.prompt = ~masks  # (B, L) bool: given tokens and padding, what classifier-free guidance hides
 

@@ -17,7 +17,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from llada.model.transformer import Block, Transformer
+from llada.model.predict import Model, device_of
+from llada.model.transformer import Block
 from llada.sampling.cache import KeyValues
 
 
@@ -40,15 +41,16 @@ class Fed:
         return len(self.tokens) == self.seen, len(self.tokens), self.seen
 
 
-def packed_forward(model: Transformer, rows: Sequence[Fed], wanted: Sequence[Tensor]) -> Tensor:
-    """Logits (N, V) at the wanted places, indices into each row's fed tokens, row after row."""
-    device = model.embed.weight.device
-    order = sorted(range(len(rows)), key=lambda r: rows[r].shape)
-    attention = _Attention([rows[r] for r in order])
+def packed_forward(model: Model, rows: Sequence[tuple[Fed, Tensor]]) -> Tensor:
+    """Logits (N, V), row after row, at the wanted places: indices (N of the row,) into the row's fed tokens."""
+    device = device_of(model) or torch.device("cpu")
+    order = sorted(range(len(rows)), key=lambda r: rows[r][0].shape)
+    in_order = [rows[r][0] for r in order]
+    attention = _Attention(in_order)
     begins = dict(zip(order, attention.begins, strict=True))
-    tokens = torch.cat([rows[r].tokens for r in order])
-    positions = torch.cat([torch.arange(rows[r].begin, rows[r].begin + len(rows[r].tokens)) for r in order])
-    logits_at = torch.cat([at + begins[r] for r, at in enumerate(wanted)])
+    tokens = torch.cat([fed.tokens for fed in in_order])
+    positions = torch.cat([torch.arange(fed.begin, fed.begin + len(fed.tokens)) for fed in in_order])
+    logits_at = torch.cat([wanted + begins[r] for r, (_, wanted) in enumerate(rows)])
     return model(
         tokens.to(device, non_blocking=True),
         positions=positions.to(device, non_blocking=True),
@@ -82,14 +84,12 @@ class _Attention:
             queries, keys, values = (x[part].unflatten(0, (len(group), n)) for x in (q, k, v))
             for row, own_keys, own_values in zip(group, keys, values, strict=True):
                 if row.store is not None:
-                    columns = slice(row.begin, row.begin + n)
-                    row.store.keys[number, columns] = own_keys
-                    row.store.values[number, columns] = own_values
+                    row.store.put(number, row.begin, own_keys, own_values)
             if is_whole:
                 seen.append(block.attention(queries, keys, values, None).flatten(0, 1))
                 continue
             for row, own_queries in zip(group, queries, strict=True):
                 assert row.store is not None
-                kept = row.store.keys[number, : row.seen], row.store.values[number, : row.seen]
-                seen.append(block.attention(own_queries[None], kept[0][None], kept[1][None], None)[0])
+                own_keys, own_values = row.store.seen(number, row.seen)
+                seen.append(block.attention(own_queries[None], own_keys[None], own_values[None], None)[0])
         return torch.cat(seen) if len(seen) > 1 else seen[0]

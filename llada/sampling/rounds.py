@@ -13,7 +13,7 @@ from llada.diffusion.noise import stream_key
 from llada.errors import UserError
 from llada.model.predict import Model, device_of, resolve_mask_id
 from llada.sampling.canvas import as_ids, row_seeds
-from llada.sampling.sampler import GenerateOutput, generate, refuse_knobs, takes_knobs
+from llada.sampling.generate import GenerateOutput, generate, refuse_knobs, takes_knobs
 from llada.settings import shorten
 
 

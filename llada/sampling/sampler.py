@@ -26,59 +26,22 @@ Shape legend: B rows, b rows at work, P prompt columns, G generated columns, L =
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from llada.diffusion.noise import row_keys
-from llada.errors import UserError
-from llada.model.predict import (
-    Model,
-    check_tokens,
-    config_eos_id,
-    device_of,
-    guided_predict,
-    resolve_mask_id,
-    takes_packed_rows,
-)
-from llada.sampling.cache import Stretch, View, choose_columns
-from llada.sampling.canvas import Canvas, as_ids, as_rows, attended_span, prompt_canvas
-from llada.sampling.config import SamplingConfig
+from llada.model.predict import Model
+from llada.sampling.canvas import Canvas, Step
 from llada.sampling.draw import draw_tokens
-from llada.sampling.packed import Fed, packed_forward
+from llada.sampling.forward import forward
 from llada.sampling.rules import Candidates
-from llada.settings import shorten
 
 _NEVER = 1 << 62
 # How far apart equal logits may come out of two float32 forwards that differ in shape, per unit of their size. Less
 # precise logits are not spared: what they leave undecided is decided by them, and only exact equals are equal.
 _ROUNDING = 16 * torch.finfo(torch.float32).eps
-
-
-class Step(NamedTuple):
-    """What a forward is wanted for."""
-
-    rows: Tensor  # (b,) the canvas' rows at work; finished ones are not run
-    where: Tensor  # (b, L) bool: the N positions that want logits
-
-
-class HeldBack(TypedDict):
-    """Two arguments of a canvas."""
-
-    never_ids: list[int]
-    unsure_ids: list[int]
-
-
-class GenerateOutput(NamedTuple):
-    sequences: Tensor  # (B, P + G) int64, prompt included
-    nfe: int  # forwards of the network (a batch counts once; guidance's doubled batch too)
-    token_forwards: int  # tokens fed to the network, all rows
-    # (B, G): 0-based forward that committed the token; -1 where none did (behind EOS, or given)
-    reveal_step: Tensor
 
 
 def plan(canvas: Canvas) -> Step | None:
@@ -116,81 +79,6 @@ def _reach(marks: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(marks), dtype=torch.int64), torch.zeros(len(marks), dtype=torch.int64)
     values = marks.to(torch.int8)
     return values.argmax(1), marks.shape[1] - values.flip(1).argmax(1)
-
-
-@torch.no_grad()
-def forward(model: Model, canvas: Canvas, step: Step) -> Tensor:
-    """Logits (N, V) at the step's positions, in row-major order, guidance applied; counts the tokens that it feeds."""
-    if takes_packed_rows(model):
-        return _forward_packed(model, canvas, step)
-    return _forward_plain(model, canvas, step)
-
-
-def _forward_packed(model: Model, canvas: Canvas, step: Step) -> Tensor:
-    notes = (canvas.first, canvas.stop, canvas.block_begin, canvas.block_end, canvas.forwards, canvas.step)
-    table = torch.stack(notes)[:, step.rows].T.tolist()
-    scales = canvas.cfg_scale[step.rows]
-    places = [where.nonzero().squeeze(1) for where in step.where]
-    fed: list[Fed] = []
-    wanted: list[Tensor] = []
-    unguided: list[tuple[Fed, Tensor]] = []
-    for row, places_of_row, scale, (first, stop, begin, end, forwards, age) in zip(
-        step.rows.tolist(), places, scales.tolist(), table, strict=True
-    ):
-        config, cache = canvas.configs[row], canvas.caches[row]
-        if config.suffix_window is not None:
-            stop = min(stop, end + config.suffix_window)
-        view = View(Stretch(first, stop), Stretch(begin, min(end, stop)), forwards, config)
-        columns = choose_columns(view, cache, is_new_block=age == 0)
-        stores = (
-            cache.stores_for(model, stop - first, copies=1 + (scale != 0)) if config.cache else [None, None]
-        )
-        tokens = canvas.tokens[row, columns.begin : columns.end]
-        at = places_of_row - columns.begin
-        fed.append(Fed(tokens, columns.begin - first, stop - first, stores[0]))
-        wanted.append(at)
-        if scale != 0:
-            hidden = tokens.masked_fill(canvas.prompt[row, columns.begin : columns.end], canvas.mask_id)
-            unguided.append((Fed(hidden, columns.begin - first, stop - first, stores[1]), at))
-        canvas.token_forwards[row] += len(tokens) * (1 + (scale != 0))
-    logits = packed_forward(model, [*fed, *(f for f, _ in unguided)], [*wanted, *(at for _, at in unguided)])
-    if not unguided:
-        return logits
-    counts = step.where.sum(1)
-    scale_of = scales.repeat_interleave(counts)
-    is_guided = (scale_of != 0).nonzero().squeeze(1).to(logits.device)
-    conditional, unconditional = logits[: len(scale_of)], logits[len(scale_of) :]
-    scale_of = scale_of.to(logits.device, logits.dtype)[is_guided, None]
-    guided = unconditional + (scale_of + 1) * (conditional[is_guided] - unconditional)
-    return conditional.index_copy(0, is_guided, guided)
-
-
-def _forward_plain(model: Model, canvas: Canvas, step: Step) -> Tensor:
-    """Of a function of whole rows, which are fed to their end; those between the same columns go together."""
-    rows, device = step.rows, device_of(model) or canvas.device
-    begin, end = attended_span(canvas.attended[rows])
-    spans = torch.stack([begin, end, (canvas.cfg_scale[rows] != 0).long()], dim=1)
-    counts = step.where.sum(1)
-    row_of = torch.arange(len(rows)).repeat_interleave(counts)
-    logits: Tensor | None = None
-    for first, stop, guided in spans.unique(dim=0).tolist():
-        same = (spans == torch.tensor([first, stop, guided])).all(1)
-        here, columns = rows[same], slice(first, stop)
-        scale = canvas.cfg_scale[here].repeat_interleave(counts[same])[:, None]
-        out = guided_predict(
-            model,
-            canvas.tokens[here, columns].to(device),
-            step.where[same, columns].to(device),
-            canvas.prompt[here, columns].to(device),
-            scale.to(device) if guided else 0.0,
-            canvas.mask_id,
-        )
-        canvas.token_forwards[here] += (stop - first) * (1 + guided)
-        if logits is None:
-            logits = out.new_empty(len(row_of), out.shape[-1])
-        logits[same[row_of].to(device)] = out
-    assert logits is not None
-    return logits
 
 
 def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
@@ -278,150 +166,13 @@ def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
     return masks // steps + (canvas.step[rows] < masks % steps)
 
 
+def advance(model: Model, canvas: Canvas, step: Step) -> None:
+    """The forward of a step and what it commits. Raises as `commit` does; the step may then be tried again."""
+    commit(canvas, step, forward(model, canvas, step))
+
+
 def denoise(model: Model, canvas: Canvas) -> Iterator[Canvas]:
     """Walk the canvas to its end, yielding it (changed in place) after every forward."""
     while (step := plan(canvas)) is not None:
-        commit(canvas, step, forward(model, canvas, step))
+        advance(model, canvas, step)
         yield canvas
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def takes_knobs(*without: str, **defaults: Any) -> Callable[[F], F]:
-    """Show the fields of `SamplingConfig` (but `without`) as keyword arguments in the place of **knobs; `defaults` are
-    those of the function that differ."""
-
-    def show(function: F) -> F:
-        signature = inspect.signature(function)
-        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        kind = inspect.Parameter.KEYWORD_ONLY
-        knobs = [
-            inspect.Parameter(
-                field.name, kind, default=defaults.get(field.name, field.default), annotation=field.type
-            )
-            for field in fields(SamplingConfig)
-            if field.name not in (*without, *signature.parameters)
-        ]
-        function.__signature__ = signature.replace(parameters=own + knobs)  # type: ignore[attr-defined]
-        return function
-
-    return show
-
-
-@takes_knobs()
-def generate(
-    model: Model,
-    prompt: Tensor | Sequence[Sequence[int]],
-    *,
-    attention_mask: Tensor | None = None,
-    mask_id: int | None = None,
-    eos_id: int | Sequence[int] | None = None,
-    eot_id: int | None = None,
-    seed: int | Sequence[int] | None = None,
-    **knobs: Any,
-) -> GenerateOutput:
-    """Continue prompts by denoising `gen_length` masks behind them.
-
-    Args:
-        prompt: (B, P) integers, with `attention_mask` (B, P) 0 on the padding (a row that is padded on the right is moved to
-            the right, in `sequences` too); or lists of ids of any lengths, which are left-padded.
-        eos_id: end the text at the first EOS (the first of these ids): behind it `sequences` hold EOS and nothing else. None
-            keeps LLaDA's fixed length, tokens behind EOS included.
-        eot_id: the end of a turn, which `confidence_eos_eot_inf` holds back beside EOS; None: the model has none.
-        seed: per row; the same seed gives a row the same text in any batch (llada/sampling/sampler.py says how exactly).
-        knobs: the fields of `SamplingConfig`: gen_length, steps, block_length, temperature, cfg_scale, remasking, …
-
-    Raises:
-        UserError: no mask id, ids outside of the vocabulary, a canvas longer than the model's context, contradictory knobs,
-            or `cache`, which this sampler does not have.
-        FloatingPointError: logits that are no numbers (see `commit`).
-    """
-    config = SamplingConfig(**knobs)
-    canvas = prompt_canvas(
-        prompt,
-        config,
-        mask_id=resolve_mask_id(model, mask_id),
-        eos_id=eos_id,
-        **held_back(config, as_ids(eos_id) or as_ids(config_eos_id(model)), eot_id),
-        attention_mask=attention_mask,
-        seed=seed,
-    )
-    return _finish("generate", model, canvas)
-
-
-@takes_knobs("gen_length", "fixed", block_length=None)
-def infill(
-    model: Model,
-    tokens_with_masks: Tensor,
-    *,
-    attention_mask: Tensor | None = None,
-    mask_id: int | None = None,
-    eos_id: int | Sequence[int] | None = None,
-    eot_id: int | None = None,
-    seed: int | Sequence[int] | None = None,
-    **knobs: Any,
-) -> GenerateOutput:
-    """Fill the mask tokens of (B, L) `tokens_with_masks`; everything else stays. `reveal_step` is (B, L).
-
-    `block_length` cuts a row into blocks from its first token on; without it, the row is one. The steps go to the blocks
-    with masks. `attention_mask` is 0 on the padding at either end of a row. An EOS ends nothing here, because the row goes
-    on behind a gap: `eos_id` (None: the model's) and `eot_id` are what `logits_eos_inf` and `confidence_eos_eot_inf` mean.
-    """
-    refuse_knobs("infill", knobs, fixed="write the tokens into tokens_with_masks")
-    if not isinstance(tokens_with_masks, Tensor):
-        raise UserError(f"infill: tokens_with_masks is a tensor (B, L), not {shorten(tokens_with_masks)}")
-    tokens = as_rows(tokens_with_masks)
-    length = max(1, tokens.shape[1])
-    if knobs.get("block_length") is None:
-        knobs["block_length"] = length
-    config = SamplingConfig(gen_length=length, **knobs)
-    canvas = Canvas(
-        tokens,
-        config,
-        mask_id=resolve_mask_id(model, mask_id),
-        start=0,
-        **held_back(config, as_ids(eos_id) or as_ids(config_eos_id(model)), eot_id),
-        attention_mask=attention_mask,
-        seed=seed,
-    )
-    return _finish("infill", model, canvas)
-
-
-def held_back(config: SamplingConfig, eos_ids: Sequence[int], eot_id: int | None) -> HeldBack:
-    """What LLaDA's two settings for EOS mean with these ids, among which `eot_id` may be.
-
-    Raises UserError when one is set and the id of EOS is unknown.
-    """
-    eos_ids = [token for token in eos_ids if token != eot_id]
-    for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
-        if getattr(config, name) and not eos_ids:
-            raise UserError(
-                f"sampling: {name} needs the id of EOS, which the model does not declare: pass eos_id=…"
-            )
-    return {
-        "never_ids": list(eos_ids) if config.logits_eos_inf else [],
-        "unsure_ids": [*eos_ids, *as_ids(eot_id)] if config.confidence_eos_eot_inf else [],
-    }
-
-
-def refuse_knobs(function: str, knobs: dict[str, Any], **reasons: str) -> None:
-    """Raise UserError for a knob that means nothing to this function, with what to do instead."""
-    for name, instead in reasons.items():
-        if knobs.get(name) is not None:
-            raise UserError(f"{function}: {name}={shorten(knobs[name])} means nothing here: {instead}")
-
-
-def _finish(function: str, model: Model, canvas: Canvas) -> GenerateOutput:
-    ids = torch.cat([canvas.end_ids, canvas.never_ids, canvas.unsure_ids], dim=1)
-    check_tokens(function, model, canvas.tokens, ids[ids >= 0])
-    for _ in denoise(model, canvas):
-        pass
-    start = int(canvas.start[0]) if len(canvas) else 0
-    device = device_of(model) or canvas.device
-    return GenerateOutput(
-        canvas.tokens.to(device),
-        canvas.nfe,
-        int(canvas.token_forwards.sum()),
-        canvas.reveal_step[:, start:].to(device),
-    )

@@ -17,7 +17,7 @@ from llada.model.transformer import Transformer
 from llada.sampling.canvas import as_ids
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import FinishReason
-from llada.sampling.sampler import generate
+from llada.sampling.generate import generate
 from llada.tokenizer import (
     END_OF_TURN,
     encode_texts,

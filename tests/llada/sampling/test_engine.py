@@ -17,7 +17,7 @@ from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
-from llada.sampling.sampler import generate
+from llada.sampling.generate import generate
 from llada.tokenizer import END_OF_TURN, encode_texts, train_tokenizer
 
 TEXTS = ["The cat sat on the mat. The dog ran off.", "Grüße aus Köln, 你好 🙂!", "One, two, three. Go on!"]

@@ -9,7 +9,7 @@ import torch
 
 from llada.model.hf import load_model
 from llada.model.transformer import Transformer
-from llada.sampling.sampler import generate
+from llada.sampling.generate import generate
 
 
 @cache

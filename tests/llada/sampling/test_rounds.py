@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from llada.model.transformer import Transformer
+from llada.sampling.generate import generate
 from llada.sampling.rounds import generate_rounds
-from llada.sampling.sampler import generate
 
 MakeModel = Callable[..., Transformer]
 

@@ -19,9 +19,11 @@ from llada.errors import UserError
 from llada.model.transformer import Transformer
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
-from llada.sampling.rules import Rule
 from llada.sampling.draw import draw_tokens
-from llada.sampling.sampler import commit, denoise, forward, generate, infill, plan
+from llada.sampling.forward import forward
+from llada.sampling.generate import generate, infill
+from llada.sampling.rules import Rule
+from llada.sampling.sampler import commit, denoise, plan
 
 MakeModel = Callable[..., Transformer]
 MASK, EOS = 22, 1
