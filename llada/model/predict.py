@@ -7,24 +7,25 @@ widest matrix, at those alone. Any function of (tokens, **inputs) that returns (
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from llada.errors import UserError
-from llada.model.transformer import ModelConfig
+from llada.model.transformer import ModelConfig, Transformer
 
 Model = Callable[..., Tensor]
 
 
-def takes_packed_rows(model: Model) -> bool:
-    """Is it a network of ours, which computes the logits that are asked for alone, and takes rows laid end to end?"""
-    return isinstance(getattr(model, "config", None), ModelConfig)
+def takes_packed_rows(model: Model) -> TypeGuard[Transformer]:
+    """Is it a network of ours, which takes rows laid end to end, and any part of a row?"""
+    return isinstance(model, Transformer)
 
 
 def predict(model: Model, tokens: Tensor, where: Tensor, **inputs: Tensor) -> Tensor:
     """Logits (N, V) at the N positions of `where` (B, L) bool, in row-major order."""
-    if takes_packed_rows(model):
+    if isinstance(getattr(model, "config", None), ModelConfig):
         return model(tokens, logits_at=where, **inputs)
     return model(tokens, **inputs)[where]
 

@@ -1,11 +1,10 @@
-"""Many requests on one network: `DenoiseEngine` walks each one's canvases, in turns.
+"""Many requests on one network: `DenoiseEngine` puts their replies on one canvas and walks all of them together.
 
-One background thread runs one forward at a time, round-robin over the admitted streams, and looks after each forward
-whether the text can grow, end or is no longer wanted. Turns go round between streams, not between the replies that one
-of them asks for (those are walked one after the other): who asks for 32 gets no more of the network than who asks for
-one. Every reply has a canvas and noise of its own, so that the same seed gives the same text whatever else runs.
-Forwards of several streams are not batched; `_turn` is the place for that: the canvases' plans are there, and
-`sampler.commit` takes each one's logits from wherever they come.
+One background thread runs one forward at a time, of as many rows as `max_tokens` lets in, whatever their lengths, settings
+and progress, and looks after each forward whether a text can grow, has ended or is no longer wanted. Rows join and leave
+between forwards. Where not all rows fit, turns go round between streams, not between the replies that one of them asks
+for: who asks for 32 gets no more of the network than who asks for one. Every row has noise of its own and sees nothing of
+the others, so that the same seed gives the same text whatever else runs.
 """
 
 from __future__ import annotations
@@ -14,20 +13,23 @@ import dataclasses
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
-from llada.model.predict import Model, check_tokens, device_of, resolve_mask_id
-from llada.sampling.canvas import Canvas, prompt_canvas
+from llada.model.predict import Model, check_tokens, resolve_mask_id, takes_packed_rows
+from llada.sampling.cache import KeyValues
+from llada.sampling.canvas import Canvas, Step, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Event, Finished, Started, Text
+from llada.sampling.forward import columns_to_feed
+from llada.sampling.generate import held_back
 from llada.sampling.mailbox import Mailbox
 from llada.sampling.reply import Reply
-from llada.sampling.sampler import commit, forward, held_back, plan
+from llada.sampling.sampler import advance, plan
 from llada.sampling.text import spell_fixed, text_ends, turn_end
 
 _log = logging.getLogger(__name__)
@@ -47,22 +49,33 @@ class GenerateRequest:
     """What ends the text; None: the model's and tokenizer's EOS, and <|eot_id|>."""
     wants_canvas: bool = False
     """After every forward, also the whole reply with its masks."""
+    priority: int = 0
+    """The higher go first, into the engine and into a forward that does not hold all rows; equals take turns."""
 
 
 class _Run:
     """One reply on its way: touched by the engine's thread only."""
 
-    def __init__(self, index: int, request: GenerateRequest, reply: Reply, mailbox: Mailbox) -> None:
-        self.index, self.request, self.reply, self.mailbox = index, request, reply, mailbox
-        self.canvas: Canvas | None = None
+    def __init__(self, index: int, request: GenerateRequest, reply: Reply) -> None:
+        self.index, self.request, self.reply = index, request, reply
+        self.served = 0
+        """Tokens fed to the network so far."""
 
 
 class _Stream:
-    """The replies that are asked for together, the first of `runs` being walked. `is_cancelled` may be set anywhere."""
+    """The replies that are asked for together. `is_cancelled` may be set anywhere, the rest is the engine's thread's."""
 
     def __init__(self, runs: Sequence[_Run], mailbox: Mailbox) -> None:
-        self.runs, self.mailbox = deque(runs), mailbox
+        self.waiting, self.mailbox = deque(runs), mailbox
+        self.on_canvas = 0
+        self.priority = max(run.request.priority for run in runs)
+        self.served = 0
+        """Tokens fed to the network for it, and for those that had been served least when it came."""
         self.is_cancelled = False
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.waiting) + self.on_canvas
 
 
 class DenoiseEngine:
@@ -74,24 +87,37 @@ class DenoiseEngine:
         tokenizer: PreTrainedTokenizerFast,
         *,
         max_concurrent: int = 8,
+        max_tokens: int = 2048,
+        max_cache_bytes: int = 1 << 32,
     ) -> None:
         """
         Args:
-            max_concurrent: streams that take turns, one canvas each; further ones wait in the order of their arrival.
+            max_concurrent: streams that are worked on; further ones wait, the higher priority first, then in the order of
+                their arrival. Each has at least one reply on the canvas, and more while there are fewer than this in all.
+            max_tokens: that one forward is fed; at least one row is in it in any case.
+            max_cache_bytes: keys and values of the rows on the canvas; rows that would take more wait.
         """
-        if max_concurrent < 1:
-            raise UserError(f"engine: max_concurrent must be at least 1, not {max_concurrent}")
+        for name, value in (
+            ("max_concurrent", max_concurrent),
+            ("max_tokens", max_tokens),
+            ("max_cache_bytes", max_cache_bytes),
+        ):
+            if value < 1:
+                raise UserError(f"engine: {name} must be at least 1, not {value}")
         config = getattr(model, "config", None)
         self.model, self.tokenizer, self.max_concurrent = model, tokenizer, max_concurrent
+        self.max_tokens, self.max_cache_bytes = max_tokens, max_cache_bytes
         self.max_length: int | None = getattr(config, "max_length", None)
         self.mask_id = resolve_mask_id(model, None)
         ends = text_ends(model, tokenizer)
         self.eos_id: int | None = ends[0] if ends else None
         self.end_ids = frozenset(ends)
-        self._device = device_of(model) or torch.device("cpu")
         self._changed = threading.Condition()
         self._waiting: deque[_Stream] = deque()
         self._running: list[_Stream] = []
+        # The rows of the canvas: whose they are.
+        self._canvas: Canvas | None = None
+        self._rows: list[tuple[_Stream, _Run]] = []
         self._is_closing = False
         self._damaged_weight = _not_finite(model)
         self._failures = 0
@@ -111,7 +137,7 @@ class DenoiseEngine:
     def num_unfinished(self) -> int:
         """Replies that are asked for and not complete, of all streams."""
         with self._changed:
-            return sum(len(stream.runs) for stream in [*self._running, *self._waiting])
+            return sum(stream.num_unfinished for stream in [*self._running, *self._waiting])
 
     async def stream(self, *requests: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Run the requests; yields their events as they come, the last of each a Finished. Leaving early cancels them.
@@ -120,7 +146,7 @@ class DenoiseEngine:
         closed, and what the network raised.
         """
         mailbox = Mailbox()
-        runs = [self._build_run(i, request, mailbox) for i, request in enumerate(requests)]
+        runs = [self._build_run(i, request) for i, request in enumerate(requests)]
         if not runs:
             return
         stream = _Stream(runs, mailbox)
@@ -159,7 +185,7 @@ class DenoiseEngine:
 
     # --- Admission ----------------------------------------------------------------------------------------------------
 
-    def _build_run(self, index: int, request: GenerateRequest, mailbox: Mailbox) -> _Run:
+    def _build_run(self, index: int, request: GenerateRequest) -> _Run:
         length = len(request.prompt) + request.sampling.gen_length + len(request.suffix)
         if self.max_length is not None and length > self.max_length:
             raise UserError(f"a canvas of {length} tokens exceeds the context length of {self.max_length}")
@@ -184,12 +210,12 @@ class DenoiseEngine:
             stop=request.stop,
             fill_id=self.eos_id,
         )
-        return _Run(index, request, reply, mailbox)
+        return _Run(index, request, reply)
 
-    def _begin(self, run: _Run) -> Canvas:
-        """Lay the request out as a canvas."""
+    def _begin(self, stream: _Stream, run: _Run) -> Canvas:
+        """Lay a request out as a canvas of one row."""
         request = run.request
-        run.mailbox.put(Started(run.index))
+        stream.mailbox.put(Started(run.index))
         config = spell_fixed(self.tokenizer, request.sampling)
         return prompt_canvas(
             torch.tensor([request.prompt], dtype=torch.int64),
@@ -199,21 +225,57 @@ class DenoiseEngine:
             **held_back(config, sorted(self.end_ids), turn_end(self.tokenizer)),
             suffix=request.suffix,
             seed=request.seed,
-            device=self._device,
         )
+
+    def _admit(self) -> None:
+        """Streams from the queue, then their replies onto the canvas: one of each, and more while there is room."""
+        while self._waiting and len(self._running) < self.max_concurrent:
+            first = max(self._waiting, key=lambda stream: stream.priority)
+            self._waiting.remove(first)
+            first.served = min((other.served for other in self._running), default=0)
+            self._running.append(first)
+        in_use = sum(self._cache_bytes(run.request) for _, run in self._rows)
+        laid_out = [] if self._canvas is None else [self._canvas]
+        while (stream := self._next_to_lay_out()) is not None:
+            needed = self._cache_bytes(stream.waiting[0].request)
+            if self._rows and in_use + needed > self.max_cache_bytes:
+                break
+            run = stream.waiting.popleft()
+            try:
+                laid_out.append(self._begin(stream, run))
+            except Exception as error:  # says nothing about the network
+                self._fail(stream, error)
+                continue
+            stream.on_canvas += 1
+            self._rows.append((stream, run))
+            in_use += needed
+        if len(laid_out) > 1 or self._canvas is None:
+            self._canvas = Canvas.join(laid_out) if laid_out else None
+
+    def _next_to_lay_out(self) -> _Stream | None:
+        """The stream with the fewest replies on the canvas, of those that have one waiting and may have it begun."""
+        has_room = len(self._rows) < self.max_concurrent
+        open_ones = [s for s in self._running if s.waiting and (has_room or not s.on_canvas)]
+        return min(open_ones, key=lambda stream: (stream.on_canvas, -stream.priority), default=None)
+
+    def _cache_bytes(self, request: GenerateRequest) -> int:
+        if request.sampling.cache is None or not takes_packed_rows(self.model):
+            return 0
+        length = len(request.prompt) + request.sampling.gen_length + len(request.suffix)
+        copies = 2 if request.sampling.cfg_scale else 1
+        return copies * KeyValues.num_bytes(self.model.config, length, self.model.embed.weight.itemsize)
 
     # --- The thread ---------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         try:
             while True:
-                with self._changed:
-                    while not (self._waiting or self._running or self._is_closing):
-                        self._changed.wait()
-                    if self._is_closing:
-                        return
-                    while self._waiting and len(self._running) < self.max_concurrent:
-                        self._running.append(self._waiting.popleft())
+                if self._waiting or not self._running or self._is_closing:
+                    with self._changed:
+                        while not (self._waiting or self._running or self._is_closing):
+                            self._changed.wait()
+                        if self._is_closing:
+                            return
                 self._turn()
         finally:
             with self._changed:
@@ -224,50 +286,110 @@ class DenoiseEngine:
                 self._waiting.clear()
 
     def _turn(self) -> None:
-        """One forward of every admitted stream."""
-        for stream in list(self._running):
-            if self._is_closing:
-                return
-            if not stream.is_cancelled:
-                run = stream.runs[0]
-                self._forward_began = time.monotonic()
-                try:
-                    if self._advance(run):
-                        stream.runs.popleft()
-                except Exception as error:  # one request's failure is not the others'
-                    _log.exception("a request failed")
-                    # One that could not even be laid out says nothing about the network.
-                    self._failures += run.canvas is not None
-                    stream.mailbox.put(error)
-                    stream.runs.clear()
-                finally:
-                    self._forward_began = None
-                if stream.runs:
-                    continue
-            self._running.remove(stream)
+        """One forward, of the rows whose turn it is."""
+        self._let_go()
+        self._admit()
+        canvas = self._canvas
+        if canvas is not None:
+            step = plan(canvas)
+            if step is None or len(step.rows) < len(self._rows):
+                raise RuntimeError("a row has no mask left, and its reply has not ended")
+            for row in self._advance(canvas, self._whose_turn(canvas, step)):
+                self._read(canvas, row)
+        self._let_go()
 
-    def _advance(self, run: _Run) -> bool:
-        """One forward of a request, and what it made readable. True when the request has ended."""
-        if run.canvas is None:
-            run.canvas = self._begin(run)
-        canvas, reply = run.canvas, run.reply
-        if self._damaged_weight is not None:
-            raise FloatingPointError(
-                f"the network's weight {self._damaged_weight} holds NaN or infinite values"
+    def _let_go(self) -> None:
+        """Take the rows off the canvas whose reply has ended or is no longer wanted, and forget streams without any."""
+        for stream in self._running:
+            if stream.is_cancelled:
+                stream.waiting.clear()
+        kept = [
+            row
+            for row, (stream, run) in enumerate(self._rows)
+            if run.reply.reason is None and not stream.is_cancelled
+        ]
+        if len(kept) < len(self._rows):
+            for stream in self._running:
+                stream.on_canvas = 0
+            self._rows = [self._rows[row] for row in kept]
+            for stream, _ in self._rows:
+                stream.on_canvas += 1
+            assert self._canvas is not None
+            self._canvas = self._canvas.take(kept) if kept else None
+        if any(not stream.num_unfinished for stream in self._running):
+            with self._changed:
+                self._running = [stream for stream in self._running if stream.num_unfinished]
+
+    def _fail(self, stream: _Stream, error: Exception) -> None:
+        """One request's failure is not the others'."""
+        _log.error("a request failed", exc_info=error)
+        stream.mailbox.put(error)
+        stream.is_cancelled = True
+        stream.waiting.clear()
+
+    def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
+        """Those rows of a step that may be fed at once: the higher priority first, then one row of each stream, that which
+        was served least first, then another of each."""
+        fed = [columns.end - columns.begin for _, columns in columns_to_feed(canvas, step)]
+        if sum(fed) > self.max_tokens:
+            by_service = sorted(range(len(fed)), key=lambda row: self._rows[row][1].served)
+            place: dict[int, int] = {}  # of a row among those of its stream
+            seen: Counter[_Stream] = Counter()
+            for row in by_service:
+                place[row] = seen[self._rows[row][0]]
+                seen[self._rows[row][0]] += 1
+            order = sorted(
+                by_service,
+                key=lambda row: (-self._rows[row][0].priority, place[row], self._rows[row][0].served),
             )
-        step = plan(canvas)
-        if step is None:
-            raise RuntimeError("the canvas has no mask left, and its reply has not ended")
-        commit(canvas, step, forward(self.model, canvas, step))
-        text = reply.read(canvas.tokens[0])
+            room = self.max_tokens
+            chosen: list[int] = []
+            for row in order:
+                if chosen and fed[row] > room:
+                    break
+                chosen.append(row)
+                room -= fed[row]
+            rows = torch.tensor(sorted(chosen))
+            step = Step(step.rows[rows], step.where[rows])
+        for row in step.rows.tolist():
+            for served in self._rows[row]:
+                served.served += fed[row]
+        return step
+
+    def _advance(self, canvas: Canvas, step: Step) -> list[int]:
+        """Run the forward; the rows that it brought on. Where it fails, each row is tried alone."""
+        self._forward_began = time.monotonic()
+        try:
+            if self._damaged_weight is not None:
+                raise FloatingPointError(
+                    f"the network's weight {self._damaged_weight} holds NaN or infinite values"
+                )
+            advance(self.model, canvas, step)
+            return step.rows.tolist()
+        except Exception as error:
+            if len(step.rows) == 1:
+                self._failures += 1
+                self._fail(self._rows[int(step.rows[0])][0], error)
+                return []
+        finally:
+            self._forward_began = None
+        alone = (Step(step.rows[i : i + 1], step.where[i : i + 1]) for i in range(len(step.rows)))
+        return [row for one in alone for row in self._advance(canvas, one)]
+
+    def _read(self, canvas: Canvas, row: int) -> None:
+        """Send what has become readable of a row, and its end."""
+        stream, run = self._rows[row]
+        if stream.is_cancelled:
+            return
+        reply = run.reply
+        text = reply.read(canvas.tokens[row])
         if text or run.request.wants_canvas:
-            run.mailbox.put(Text(run.index, text, reply.draw() if run.request.wants_canvas else None))
-        if reply.reason is None:
-            return False
-        self._failures = 0
-        prompt_tokens = len(run.request.prompt) + len(run.request.suffix)
-        run.mailbox.put(Finished(run.index, reply.reason, prompt_tokens, reply.num_committed, canvas.nfe))
-        return True
+            stream.mailbox.put(Text(run.index, text, reply.draw() if run.request.wants_canvas else None))
+        if reply.reason is not None:
+            self._failures = 0
+            prompt_tokens = len(run.request.prompt) + len(run.request.suffix)
+            nfe = int(canvas.forwards[row])
+            stream.mailbox.put(Finished(run.index, reply.reason, prompt_tokens, reply.num_committed, nfe))
 
 
 def _not_finite(model: Model) -> str | None:
