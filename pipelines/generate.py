@@ -28,8 +28,8 @@ from llada.data.read.dialogues import FIELDS, RecordError, parse_dialogue
 from llada.errors import UserError
 from llada.evals.evaluation import Block
 from llada.files import absolute, join, read_bytes, storage_errors, write_bytes
+from llada.sampling.completions import complete_texts
 from llada.sampling.config import SamplingConfig
-from llada.sampling.text import complete_texts
 from llada.settings import check_limits, limited
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.runners.actors import map_blocks, require_checkpoint

@@ -28,7 +28,7 @@ from llada.evals.evaluation import EvaluateConfig
 from llada.files import write_bytes
 from llada.model.transformer import Transformer
 from llada.presets import get_preset
-from llada.sampling.text import complete_texts
+from llada.sampling.completions import complete_texts
 from llada.tokenizer import load_tokenizer
 from pipelines.evaluate import evaluate
 from pipelines.prepare import prepare

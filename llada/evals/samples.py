@@ -7,7 +7,7 @@ import json
 from llada.errors import UserError
 from llada.evals.evaluation import Evaluation, Figures
 from llada.files import join, write_bytes
-from llada.sampling.text import complete_texts
+from llada.sampling.completions import complete_texts
 
 SAMPLES_FILE = "samples.jsonl"
 

@@ -1,10 +1,8 @@
-"""Many requests on one network: `DenoiseEngine` puts their replies on one canvas and walks all of them together.
+"""Many requests on one network: `DenoiseEngine` walks all their replies together, on one canvas (batch.py).
 
-One background thread runs one forward at a time, of as many rows as `max_tokens` lets in, whatever their lengths, settings
-and progress, and looks after each forward whether a text can grow, has ended or is no longer wanted. Rows join and leave
-between forwards. Where not all rows fit, turns go round between streams, not between the replies that one of them asks
-for: who asks for 32 gets no more of the network than who asks for one. Every row has noise of its own and sees nothing of
-the others, so that the same seed gives the same text whatever else runs.
+One background thread runs one forward at a time and looks after each whether a text can grow, has ended or is no longer
+wanted; replies join and leave between forwards. Every one has noise of its own and sees nothing of the others, so that the
+same seed gives the same text whatever else runs.
 """
 
 from __future__ import annotations
@@ -14,22 +12,20 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
-from llada.model.predict import Model, check_tokens, resolve_mask_id, takes_packed_rows
-from llada.sampling.cache import KeyValues
-from llada.sampling.canvas import Canvas, Step, prompt_canvas
+from llada.model.predict import Model, check_tokens, resolve_mask_id
+from llada.sampling.batch import Batch, Group, Run, cache_bytes
+from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Event, Finished, Started, Text
-from llada.sampling.forward import columns_to_feed
 from llada.sampling.generate import held_back
 from llada.sampling.mailbox import Mailbox
 from llada.sampling.reply import Reply
-from llada.sampling.sampler import advance, plan
 from llada.sampling.text import spell_fixed, text_ends, turn_end
 
 _log = logging.getLogger(__name__)
@@ -53,24 +49,19 @@ class GenerateRequest:
     """The higher go first, into the engine and into a forward that does not hold all rows; equals take turns."""
 
 
-class _Run:
-    """One reply on its way: touched by the engine's thread only."""
-
-    def __init__(self, index: int, request: GenerateRequest, reply: Reply) -> None:
-        self.index, self.request, self.reply = index, request, reply
-        self.served = 0
-        """Tokens fed to the network so far."""
+class _Run(Run):
+    def __init__(self, index: int, request: GenerateRequest, reply: Reply, stream: _Stream) -> None:
+        super().__init__(reply, stream)
+        self.index, self.request, self.stream = index, request, stream
 
 
-class _Stream:
+class _Stream(Group):
     """The replies that are asked for together. `is_cancelled` may be set anywhere, the rest is the engine's thread's."""
 
-    def __init__(self, runs: Sequence[_Run], mailbox: Mailbox) -> None:
-        self.waiting, self.mailbox = deque(runs), mailbox
-        self.on_canvas = 0
-        self.priority = max(run.request.priority for run in runs)
-        self.served = 0
-        """Tokens fed to the network for it, and for those that had been served least when it came."""
+    def __init__(self, priority: int) -> None:
+        super().__init__(priority)
+        self.waiting: deque[_Run] = deque()
+        self.mailbox = Mailbox()
         self.is_cancelled = False
 
     @property
@@ -106,7 +97,7 @@ class DenoiseEngine:
                 raise UserError(f"engine: {name} must be at least 1, not {value}")
         config = getattr(model, "config", None)
         self.model, self.tokenizer, self.max_concurrent = model, tokenizer, max_concurrent
-        self.max_tokens, self.max_cache_bytes = max_tokens, max_cache_bytes
+        self.max_cache_bytes = max_cache_bytes
         self.max_length: int | None = getattr(config, "max_length", None)
         self.mask_id = resolve_mask_id(model, None)
         ends = text_ends(model, tokenizer)
@@ -115,11 +106,8 @@ class DenoiseEngine:
         self._changed = threading.Condition()
         self._waiting: deque[_Stream] = deque()
         self._running: list[_Stream] = []
-        # The rows of the canvas: whose they are.
-        self._canvas: Canvas | None = None
-        self._rows: list[tuple[_Stream, _Run]] = []
+        self._batch = Batch(model, max_tokens=max_tokens)
         self._is_closing = False
-        self._damaged_weight = _not_finite(model)
         self._failures = 0
         self._forward_began: float | None = None
         self._thread = threading.Thread(target=self._work, name="denoise-engine", daemon=True)
@@ -145,11 +133,11 @@ class DenoiseEngine:
         Raises UserError for a request that cannot be run (before any is begun), RuntimeError when the engine is
         closed, and what the network raised.
         """
-        mailbox = Mailbox()
-        runs = [self._build_run(i, request) for i, request in enumerate(requests)]
+        stream = _Stream(max((request.priority for request in requests), default=0))
+        runs = [self._build_run(i, request, stream) for i, request in enumerate(requests)]
         if not runs:
             return
-        stream = _Stream(runs, mailbox)
+        stream.waiting.extend(runs)
         with self._changed:
             if self._is_closing:
                 raise RuntimeError("the engine is closed")
@@ -158,7 +146,7 @@ class DenoiseEngine:
         unfinished = len(runs)
         try:
             while unfinished:
-                for event in await mailbox.get():
+                for event in await stream.mailbox.get():
                     if isinstance(event, BaseException):
                         raise event
                     unfinished -= isinstance(event, Finished)
@@ -185,7 +173,7 @@ class DenoiseEngine:
 
     # --- Admission ----------------------------------------------------------------------------------------------------
 
-    def _build_run(self, index: int, request: GenerateRequest) -> _Run:
+    def _build_run(self, index: int, request: GenerateRequest, stream: _Stream) -> _Run:
         length = len(request.prompt) + request.sampling.gen_length + len(request.suffix)
         if self.max_length is not None and length > self.max_length:
             raise UserError(f"a canvas of {length} tokens exceeds the context length of {self.max_length}")
@@ -210,12 +198,12 @@ class DenoiseEngine:
             stop=request.stop,
             fill_id=self.eos_id,
         )
-        return _Run(index, request, reply)
+        return _Run(index, request, reply, stream)
 
-    def _begin(self, stream: _Stream, run: _Run) -> Canvas:
+    def _begin(self, run: _Run) -> Canvas:
         """Lay a request out as a canvas of one row."""
         request = run.request
-        stream.mailbox.put(Started(run.index))
+        run.stream.mailbox.put(Started(run.index))
         config = spell_fixed(self.tokenizer, request.sampling)
         return prompt_canvas(
             torch.tensor([request.prompt], dtype=torch.int64),
@@ -229,41 +217,44 @@ class DenoiseEngine:
 
     def _admit(self) -> None:
         """Streams from the queue, then their replies onto the canvas: one of each, and more while there is room."""
-        while self._waiting and len(self._running) < self.max_concurrent:
-            first = max(self._waiting, key=lambda stream: stream.priority)
-            self._waiting.remove(first)
-            first.served = min((other.served for other in self._running), default=0)
-            self._running.append(first)
-        in_use = sum(self._cache_bytes(run.request) for _, run in self._rows)
-        laid_out = [] if self._canvas is None else [self._canvas]
-        while (stream := self._next_to_lay_out()) is not None:
-            needed = self._cache_bytes(stream.waiting[0].request)
-            if self._rows and in_use + needed > self.max_cache_bytes:
+        with self._changed:
+            while self._waiting and len(self._running) < self.max_concurrent:
+                first = max(self._waiting, key=lambda stream: stream.priority)
+                self._waiting.remove(first)
+                first.served = min((other.served for other in self._running), default=0)
+                self._running.append(first)
+        in_use = sum(self._cache_bytes(run) for run in self._batch.runs)
+        runs: list[Run] = []
+        canvases = []
+        begun: Counter[_Stream] = Counter()
+
+        def next_stream() -> _Stream | None:
+            """The one with the fewest replies on the canvas, of those that have one waiting and may have it begun."""
+            has_room = len(self._batch.runs) + len(runs) < self.max_concurrent
+            count = {s: s.on_canvas + begun[s] for s in self._running if s.waiting}
+            open_ones = [s for s in count if has_room or not count[s]]
+            return min(open_ones, key=lambda s: (count[s], -s.priority), default=None)
+
+        while (stream := next_stream()) is not None:
+            needed = self._cache_bytes(stream.waiting[0])
+            if (runs or self._batch.runs) and in_use + needed > self.max_cache_bytes:
                 break
             run = stream.waiting.popleft()
             try:
-                laid_out.append(self._begin(stream, run))
+                canvases.append(self._begin(run))
             except Exception as error:  # says nothing about the network
-                self._fail(stream, error)
+                self._fail(run, error)
                 continue
-            stream.on_canvas += 1
-            self._rows.append((stream, run))
+            begun[stream] += 1
+            runs.append(run)
             in_use += needed
-        if len(laid_out) > 1 or self._canvas is None:
-            self._canvas = Canvas.join(laid_out) if laid_out else None
+        self._batch.add(runs, canvases)
 
-    def _next_to_lay_out(self) -> _Stream | None:
-        """The stream with the fewest replies on the canvas, of those that have one waiting and may have it begun."""
-        has_room = len(self._rows) < self.max_concurrent
-        open_ones = [s for s in self._running if s.waiting and (has_room or not s.on_canvas)]
-        return min(open_ones, key=lambda stream: (stream.on_canvas, -stream.priority), default=None)
-
-    def _cache_bytes(self, request: GenerateRequest) -> int:
-        if request.sampling.cache is None or not takes_packed_rows(self.model):
-            return 0
+    def _cache_bytes(self, run: Run) -> int:
+        assert isinstance(run, _Run)
+        request = run.request
         length = len(request.prompt) + request.sampling.gen_length + len(request.suffix)
-        copies = 2 if request.sampling.cfg_scale else 1
-        return copies * KeyValues.num_bytes(self.model.config, length, self.model.embed.weight.itemsize)
+        return cache_bytes(self.model, request.sampling, length)
 
     # --- The thread ---------------------------------------------------------------------------------------------------
 
@@ -286,114 +277,54 @@ class DenoiseEngine:
                 self._waiting.clear()
 
     def _turn(self) -> None:
-        """One forward, of the rows whose turn it is."""
+        """One forward, and what it made readable."""
         self._let_go()
-        self._admit()
-        canvas = self._canvas
-        if canvas is not None:
-            step = plan(canvas)
-            if step is None or len(step.rows) < len(self._rows):
-                raise RuntimeError("a row has no mask left, and its reply has not ended")
-            for row in self._advance(canvas, self._whose_turn(canvas, step)):
-                self._read(canvas, row)
+        if self._waiting or any(stream.waiting for stream in self._running):
+            self._admit()
+        self._forward_began = time.monotonic()
+        for run, tokens, forwards in self._batch.turn(self._fail_in_network):
+            self._forward_began = None
+            assert isinstance(run, _Run)
+            self._read(run, tokens, forwards)
+        self._forward_began = None
         self._let_go()
 
     def _let_go(self) -> None:
-        """Take the rows off the canvas whose reply has ended or is no longer wanted, and forget streams without any."""
+        """Take the replies off the canvas that have ended or are no longer wanted, and forget streams without any."""
         for stream in self._running:
             if stream.is_cancelled:
                 stream.waiting.clear()
-        kept = [
-            row
-            for row, (stream, run) in enumerate(self._rows)
-            if run.reply.reason is None and not stream.is_cancelled
-        ]
-        if len(kept) < len(self._rows):
-            for stream in self._running:
-                stream.on_canvas = 0
-            self._rows = [self._rows[row] for row in kept]
-            for stream, _ in self._rows:
-                stream.on_canvas += 1
-            assert self._canvas is not None
-            self._canvas = self._canvas.take(kept) if kept else None
+        self._batch.keep(lambda run: run.reply.reason is None and not _stream_of(run).is_cancelled)
         if any(not stream.num_unfinished for stream in self._running):
             with self._changed:
                 self._running = [stream for stream in self._running if stream.num_unfinished]
 
-    def _fail(self, stream: _Stream, error: Exception) -> None:
+    def _fail(self, run: Run, error: Exception) -> None:
         """One request's failure is not the others'."""
         _log.error("a request failed", exc_info=error)
+        stream = _stream_of(run)
         stream.mailbox.put(error)
         stream.is_cancelled = True
         stream.waiting.clear()
 
-    def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
-        """Those rows of a step that may be fed at once: the higher priority first, then one row of each stream, that which
-        was served least first, then another of each."""
-        fed = [columns.end - columns.begin for _, columns in columns_to_feed(canvas, step)]
-        if sum(fed) > self.max_tokens:
-            by_service = sorted(range(len(fed)), key=lambda row: self._rows[row][1].served)
-            place: dict[int, int] = {}  # of a row among those of its stream
-            seen: Counter[_Stream] = Counter()
-            for row in by_service:
-                place[row] = seen[self._rows[row][0]]
-                seen[self._rows[row][0]] += 1
-            order = sorted(
-                by_service,
-                key=lambda row: (-self._rows[row][0].priority, place[row], self._rows[row][0].served),
-            )
-            room = self.max_tokens
-            chosen: list[int] = []
-            for row in order:
-                if chosen and fed[row] > room:
-                    break
-                chosen.append(row)
-                room -= fed[row]
-            rows = torch.tensor(sorted(chosen))
-            step = Step(step.rows[rows], step.where[rows])
-        for row in step.rows.tolist():
-            for served in self._rows[row]:
-                served.served += fed[row]
-        return step
+    def _fail_in_network(self, run: Run, error: Exception) -> None:
+        self._failures += 1
+        self._fail(run, error)
 
-    def _advance(self, canvas: Canvas, step: Step) -> list[int]:
-        """Run the forward; the rows that it brought on. Where it fails, each row is tried alone."""
-        self._forward_began = time.monotonic()
-        try:
-            if self._damaged_weight is not None:
-                raise FloatingPointError(
-                    f"the network's weight {self._damaged_weight} holds NaN or infinite values"
-                )
-            advance(self.model, canvas, step)
-            return step.rows.tolist()
-        except Exception as error:
-            if len(step.rows) == 1:
-                self._failures += 1
-                self._fail(self._rows[int(step.rows[0])][0], error)
-                return []
-        finally:
-            self._forward_began = None
-        alone = (Step(step.rows[i : i + 1], step.where[i : i + 1]) for i in range(len(step.rows)))
-        return [row for one in alone for row in self._advance(canvas, one)]
-
-    def _read(self, canvas: Canvas, row: int) -> None:
-        """Send what has become readable of a row, and its end."""
-        stream, run = self._rows[row]
-        if stream.is_cancelled:
+    def _read(self, run: _Run, tokens: torch.Tensor, forwards: int) -> None:
+        """Send what has become readable of a reply, and its end."""
+        if run.stream.is_cancelled:
             return
-        reply = run.reply
-        text = reply.read(canvas.tokens[row])
+        reply, mailbox = run.reply, run.stream.mailbox
+        text = reply.read(tokens)
         if text or run.request.wants_canvas:
-            stream.mailbox.put(Text(run.index, text, reply.draw() if run.request.wants_canvas else None))
+            mailbox.put(Text(run.index, text, reply.draw() if run.request.wants_canvas else None))
         if reply.reason is not None:
             self._failures = 0
             prompt_tokens = len(run.request.prompt) + len(run.request.suffix)
-            nfe = int(canvas.forwards[row])
-            stream.mailbox.put(Finished(run.index, reply.reason, prompt_tokens, reply.num_committed, nfe))
+            mailbox.put(Finished(run.index, reply.reason, prompt_tokens, reply.num_committed, forwards))
 
 
-def _not_finite(model: Model) -> str | None:
-    """The name of a weight that holds NaN or infinite values. Not all of them reach the logits: torch's attention on a CPU
-    makes zeros of scores that are no numbers."""
-    parameters: Iterable[tuple[str, torch.Tensor]] = getattr(model, "named_parameters", tuple)()
-    return next((name for name, value in parameters if not value.isfinite().all()), None)
+def _stream_of(run: Run) -> _Stream:
+    assert isinstance(run.group, _Stream)
+    return run.group

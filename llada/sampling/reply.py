@@ -22,8 +22,8 @@ class Reply:
         length: int,
         mask_id: int,
         end_ids: frozenset[int],
-        stop: Sequence[str],
-        fill_id: int | None,
+        stop: Sequence[str] = (),
+        fill_id: int | None = None,
     ) -> None:
         """`fill_id`: what becomes of the masks behind an end token; None: that end token."""
         self._tokenizer, self._mask_id, self.end_ids, self._fill_id = tokenizer, mask_id, end_ids, fill_id

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -16,8 +16,6 @@ from llada.model.predict import Model, config_eos_id
 from llada.model.transformer import Transformer
 from llada.sampling.canvas import as_ids
 from llada.sampling.config import SamplingConfig
-from llada.sampling.events import FinishReason
-from llada.sampling.generate import generate
 from llada.tokenizer import (
     END_OF_TURN,
     encode_texts,
@@ -79,16 +77,6 @@ Prompt = str | Sequence[Mapping[str, str]]
 """Plain text, or chat messages."""
 
 
-class TextCompletion(TypedDict):
-    """A line of samples.jsonl."""
-
-    prompt: Prompt
-    text: str
-    finish_reason: FinishReason
-    tokens: int
-    nfe: int
-
-
 def end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """The ids that end a text: EOS, and the end of a chat turn where there is one."""
     ids = {tokenizer.eos_token_id, turn_end(tokenizer)}
@@ -123,65 +111,8 @@ def spell_fixed(tokenizer: PreTrainedTokenizerFast, config: SamplingConfig) -> S
     return replace(config, fixed=spelled)
 
 
-def cut_at_end(ids: Sequence[int], ends: set[int]) -> list[int]:
-    """The ids before the first that ends the text."""
-    for position, token in enumerate(ids):
-        if token in ends:
-            return list(ids[:position])
-    return list(ids)
-
-
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, tools: Sequence[Any] = ()) -> list[int]:
     """A plain prompt's ids, or a conversation's ids up to the open assistant turn, which may call `tools`."""
     if isinstance(prompt, str):
         return list(encode_texts(tokenizer, [prompt])[0]) if prompt else []
     return render_chat(tokenizer, list(prompt), tools=tools)
-
-
-def complete_texts(
-    model: Transformer,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Prompt],
-    config: SamplingConfig,
-    *,
-    tools: Sequence[Sequence[Any]] | None = None,
-    seed: int | Sequence[int] = 0,
-) -> list[TextCompletion]:
-    """Complete prompts in one batch. `tools`: those of each prompt that is a conversation.
-
-    Raises:
-        UserError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
-    """
-    ids = [
-        prompt_ids(tokenizer, prompt, tools=can_call)
-        for prompt, can_call in zip(prompts, tools or [()] * len(prompts), strict=True)
-    ]
-    longest = max((len(row) for row in ids), default=0)
-    if longest + config.gen_length > model.config.max_length:
-        raise UserError(
-            f"a prompt of {longest} tokens and gen_length {config.gen_length} exceed the model's context of "
-            f"{model.config.max_length}"
-        )
-    ends = text_ends(model, tokenizer)
-    out = generate(
-        model,
-        ids,
-        mask_id=tokenizer.mask_token_id,
-        eos_id=ends,
-        eot_id=turn_end(tokenizer),
-        seed=seed,
-        **asdict(spell_fixed(tokenizer, config)),
-    )
-    results: list[TextCompletion] = []
-    for prompt, row in zip(prompts, out.sequences[:, longest:].tolist(), strict=True):
-        answer = cut_at_end(row, set(ends))
-        results.append(
-            {
-                "prompt": prompt,
-                "text": str(tokenizer.decode(answer, skip_special_tokens=True)),
-                "finish_reason": "stop" if len(answer) < len(row) else "length",
-                "tokens": len(answer),
-                "nfe": out.nfe,
-            }
-        )
-    return results

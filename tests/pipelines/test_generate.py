@@ -11,7 +11,7 @@ import pytest
 
 import llada
 from llada.errors import UserError
-from llada.sampling.text import complete_texts
+from llada.sampling.completions import complete_texts
 from pipelines.generate import GenerateConfig, generate, parse_prompts
 from pipelines.stage.cluster import ClusterConfig
 

@@ -11,8 +11,8 @@ from llada.errors import UserError
 from llada.evals.evaluation import EvaluateConfig, Evaluation
 from llada.evals.samples import write_samples
 from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.completions import complete_texts
 from llada.sampling.config import SamplingConfig
-from llada.sampling.text import complete_texts
 from llada.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["The cat sat on the mat."] * 5, 300)

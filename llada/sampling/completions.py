@@ -1,0 +1,116 @@
+"""Many prompts, completed: what batch inference and evaluation call, around the engine's batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from llada.errors import UserError
+from llada.model.predict import check_tokens
+from llada.model.transformer import Transformer
+from llada.sampling.batch import Batch, Group, Run
+from llada.sampling.canvas import prompt_canvas, row_seeds
+from llada.sampling.config import SamplingConfig
+from llada.sampling.events import FinishReason
+from llada.sampling.generate import held_back
+from llada.sampling.reply import Reply
+from llada.sampling.text import Prompt, prompt_ids, spell_fixed, text_ends, turn_end
+
+
+class TextCompletion(TypedDict):
+    """A line of samples.jsonl."""
+
+    prompt: Prompt
+    text: str
+    finish_reason: FinishReason
+    tokens: int
+    nfe: int
+
+
+class _Line(Run):
+    def __init__(self, number: int, reply: Reply) -> None:
+        super().__init__(reply, Group())
+        self.number, self.text = number, ""
+
+
+def complete_texts(
+    model: Transformer,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    config: SamplingConfig,
+    *,
+    tools: Sequence[Sequence[Any]] | None = None,
+    seed: int | Sequence[int] = 0,
+    max_rows: int = 32,
+    max_tokens: int = 4096,
+) -> list[TextCompletion]:
+    """Complete prompts; a reply that has ended makes room for the next one.
+
+    Args:
+        tools: those of each prompt that is a conversation.
+        seed: of each prompt, or of the first; the same seed gives a prompt the same text in any company.
+        max_rows, max_tokens: replies on the canvas at a time, and tokens that one forward is fed.
+
+    Raises:
+        UserError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
+        FloatingPointError: weights or logits that are no numbers.
+    """
+    ids = [
+        prompt_ids(tokenizer, prompt, tools=can_call)
+        for prompt, can_call in zip(prompts, tools or [()] * len(prompts), strict=True)
+    ]
+    longest = max((len(row) for row in ids), default=0)
+    if longest + config.gen_length > model.config.max_length:
+        raise UserError(
+            f"a prompt of {longest} tokens and gen_length {config.gen_length} exceed the model's context of "
+            f"{model.config.max_length}"
+        )
+    for row in ids:
+        check_tokens("generate", model, torch.tensor(row, dtype=torch.int64))
+    ends, mask_id = text_ends(model, tokenizer), tokenizer.mask_token_id
+    config = spell_fixed(tokenizer, config)
+    held = held_back(config, ends, turn_end(tokenizer))
+    seeds = row_seeds(seed, len(ids))
+    if len(seeds) != len(ids):
+        raise UserError(f"sampling: {len(seeds)} seeds for {len(ids)} prompts; give one for each")
+    batch = Batch(model, max_tokens=max_tokens)
+    waiting = deque(range(len(ids)))
+    results: dict[int, TextCompletion] = {}
+    while waiting or batch.runs:
+        joining = [waiting.popleft() for _ in range(min(len(waiting), max_rows - len(batch.runs)))]
+        replies = [
+            Reply(
+                tokenizer,
+                start=len(ids[number]),
+                length=config.gen_length,
+                mask_id=mask_id,
+                end_ids=frozenset(ends),
+            )
+            for number in joining
+        ]
+        canvases = [
+            prompt_canvas([ids[number]], config, mask_id=mask_id, eos_id=ends, seed=[seeds[number]], **held)
+            for number in joining
+        ]
+        batch.add([_Line(*line) for line in zip(joining, replies, strict=True)], canvases)
+        for line, tokens, forwards in batch.turn(_raise):
+            assert isinstance(line, _Line)
+            line.text += line.reply.read(tokens)
+            if line.reply.reason is not None:
+                results[line.number] = {
+                    "prompt": prompts[line.number],
+                    "text": line.text,
+                    "finish_reason": line.reply.reason,
+                    "tokens": line.reply.num_committed,
+                    "nfe": forwards,
+                }
+        batch.keep(lambda run: run.reply.reason is None)
+    return [results[number] for number in range(len(ids))]
+
+
+def _raise(run: Run, error: Exception) -> None:
+    raise error
