@@ -96,7 +96,7 @@ class DenoiseEngine:
             if value < 1:
                 raise UserError(f"engine: {name} must be at least 1, not {value}")
         config = getattr(model, "config", None)
-        self.model, self.tokenizer, self.max_concurrent = model, tokenizer, max_concurrent
+        self.tokenizer, self.max_concurrent = tokenizer, max_concurrent
         self.max_cache_bytes = max_cache_bytes
         self.max_length: int | None = getattr(config, "max_length", None)
         self.mask_id = resolve_mask_id(model, None)
@@ -112,6 +112,14 @@ class DenoiseEngine:
         self._forward_began: float | None = None
         self._thread = threading.Thread(target=self._work, name="denoise-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def model(self) -> Model:
+        return self._batch.model
+
+    @model.setter
+    def model(self, model: Model) -> None:
+        self._batch.model = model
 
     @property
     def num_running(self) -> int:

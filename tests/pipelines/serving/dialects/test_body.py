@@ -35,12 +35,22 @@ RANGES = {
     "threshold": (0, 1),
     "factor": (0, None),
     "entropy_bound": (0, None),
+    "refresh_every": (1, None),
+    "vicinity": (0, None),
+    "suffix_window": (0, None),
 }
 
 
 def test_every_knob_that_a_request_may_set_is_a_field() -> None:
     names = [knob.name for knob in request_knobs()]
-    assert set(names) == {*RANGES, "remasking", "logits_eos_inf", "confidence_eos_eot_inf", "fixed"}
+    assert set(names) == {
+        *RANGES,
+        "remasking",
+        "cache",
+        "logits_eos_inf",
+        "confidence_eos_eot_inf",
+        "fixed",
+    }
     for name in names:
         assert SamplingBody.model_fields[name].description
         assert SamplingBody.model_fields[name].default is None
