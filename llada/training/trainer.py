@@ -331,7 +331,7 @@ def run_length(config: RunConfig, dataset: TokenDataset) -> int:
 def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
     """What must not change when a run goes on: the network, the data, the noise and the batch. Learning rates may."""
     return {
-        "model": asdict(model),
+        "model": model.content(),
         "objective": _jsonable(asdict(config.objective)),
         "optimizer": config.optim.optimizer,
         "seed": config.train.seed,
