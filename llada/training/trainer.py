@@ -268,6 +268,7 @@ def train_step(
                 normalizer=normalizer[start : start + micro_rows],
                 seed=config.train.seed,
                 mask_id=model.config.mask_token_id,
+                block_length=model.config.block_length,
             )
         (loss * num_workers).backward()  # FSDP averages gradients over workers; the loss is a sum
         total += loss.detach()
@@ -304,6 +305,11 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
     require(
         (config.objective.kind == "autoregressive") == model.causal,
         f"objective.kind {config.objective.kind} and model.causal={model.causal} do not go together",
+    )
+    require(
+        (config.objective.kind == "block_diffusion") == (model.block_length is not None),
+        f"objective.kind {config.objective.kind} and model.block_length={model.block_length} do not go together: a "
+        "block-causal network learns by block_diffusion, and no other does",
     )
     require(
         config.train.global_batch_tokens % dataset.row_length == 0,
