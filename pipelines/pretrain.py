@@ -109,7 +109,7 @@ def pretrain(
     folder = begin_training(
         "pretrain",
         output,
-        config={"model": asdict(network), **asdict(recipe.pretrain)},
+        config={"model": network.content(), **asdict(recipe.pretrain)},
         inputs=inputs,
         tracker=tracker,
         extend=extend,

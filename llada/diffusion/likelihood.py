@@ -2,6 +2,10 @@
 
 Both use the lower-variance form of the bound (LLaDA Eq. 6 and 14): draw l uniformly from {1 … T}, mask exactly l of the
 T tokens, weigh by T/l. It is a bound without ε, and exact for T = 1.
+
+Of a block-causal network it is the sum of its blocks' bounds (BD3-LM, arXiv 2503.09573, Eq. 8), each given the clean blocks
+before it: the l tokens fall on the blocks as they do, and since ∫ t^{l−1} (1−t)^{T−l} dt = 1 / (l · C(T, l)), a pattern of k
+masks in a block of n tokens has on average the weight 1 / (k · C(n, k)) that it has when the block is masked alone.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from torch import Tensor
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key, uniforms
 from llada.diffusion.objective import token_cross_entropy
 from llada.errors import UserError
-from llada.model.predict import Model, check_tokens, guided_predict, predict, resolve_mask_id
+from llada.model.predict import Model, check_tokens, guided_predict, network_block, predict, resolve_mask_id
 from llada.settings import require, shorten
 
 
@@ -52,7 +56,8 @@ def answer_nats(
         answer: (B, L) bool, True on the T answer tokens.
     """
     masked = (noisy == mask_id) & answer
-    logits = guided_predict(model, noisy, masked, ~answer, cfg_scale, mask_id)
+    context = None if network_block(model) is None else clean
+    logits = guided_predict(model, noisy, masked, ~answer, cfg_scale, mask_id, context)
     return row_sums(token_cross_entropy(logits, clean[masked]), masked) * answer.sum(1) / masked.sum(1)
 
 
@@ -172,6 +177,8 @@ def nelbo_rows(
     masked = mask_exactly(maskable, counts, row_uniforms(keys, tokens.shape[1]))
     noisy = torch.where(masked, mask_id, tokens)
     inputs = {} if segment_ids is None else {"segment_ids": segment_ids}
+    if network_block(model) is not None:
+        inputs["context"] = tokens
     logits = predict(model, noisy, masked, **inputs)
     logits[:, mask_id] = -torch.inf
     return (

@@ -2,8 +2,9 @@
 
 One function pair serves every objective. LLaDA (arXiv 2502.09992, Eq. 3): −E_t[1/p Σ_masked log p(x₀|xₜ)] / (B·L).
 MDLM (arXiv 2406.07524, Eq. 10): weight −α′/(1−α), mask logit at −∞. BERT: constant mask rate. SFT is not another loss:
-it is which positions may be masked and what each row is divided by. The autoregressive baseline shares the
-cross-entropy.
+it is which positions may be masked and what each row is divided by. Block diffusion (BD3-LM, arXiv 2503.09573, Eq. 8) is
+the same loss of a block-causal network, whose blocks have noise levels of their own and see the earlier ones clean. The
+autoregressive baseline shares the cross-entropy.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from llada.diffusion.batch import Batch
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
 from llada.diffusion.time import TimeConfig, sample_uniform, time_and_weight
+from llada.model.attention import block_numbers
 from llada.settings import check_limits, limited
 
-ObjectiveKind = Literal["masked_diffusion", "autoregressive"]
+ObjectiveKind = Literal["masked_diffusion", "block_diffusion", "autoregressive"]
+
+# Steps of it fill [0, 1) evenly, however many there are.
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 # Logits are turned to float32 this many rows at a time: (rows, V) in float32 would otherwise be the largest tensor of a
 # training step (16k masked tokens × 126k ids = 8 GB).
@@ -34,7 +39,8 @@ class ObjectiveConfig:
     """What is learned: LLaDA is schedule "llada", MDLM is "loglinear" with `subs`, the 15 % baseline is "bert"."""
 
     kind: ObjectiveKind = "masked_diffusion"
-    """Predict masked tokens from both sides, or ("autoregressive", with model.causal) the next one from the left."""
+    """Predict masked tokens from both sides; or ("block_diffusion", with model.block_length) from their own block and the
+    earlier ones, which stand there unmasked; or ("autoregressive", with model.causal) the next one from the left."""
     schedule: str = "llada"
     """Noise schedule (llada/diffusion/schedule.py): how many tokens are masked at noise level t, and their weight."""
     time: TimeConfig = TimeConfig()
@@ -58,9 +64,9 @@ class NoisyBatch(NamedTuple):
     masked: Tensor
     """(B, L) bool: the positions to predict."""
     mask_prob: Tensor
-    """(B,) P(masked) of a maskable position."""
+    """(B,) P(masked) of a maskable position; (B, L) where each has its own."""
     weight: Tensor
-    """(B,) weight of −log p at a masked position."""
+    """Of the same shape: the weight of −log p at a masked position."""
 
 
 def objective_loss(
@@ -71,6 +77,7 @@ def objective_loss(
     normalizer: float | Tensor,
     seed: int,
     mask_id: int | None,
+    block_length: int | None = None,
 ) -> Tensor:
     """The objective on these rows: noise, one forward of the network, the loss. A scalar in nats.
 
@@ -79,14 +86,16 @@ def objective_loss(
         normalizer: what the sum is divided by; (b,) gives each row its own (see `masked_diffusion_loss`).
         seed: of the noise, which is a function of (seed, epoch, sample) and of the rows' places in the global batch.
         mask_id: id of the mask token; only the autoregressive objective does without.
+        block_length: the network's, for block diffusion.
     """
     if config.kind == "autoregressive":
         predicted = predicted_positions(batch, config.kind)
         logits = network(batch.tokens, segment_ids=batch.segment_ids, logits_at=predictors(predicted))
         return next_token_loss(logits, batch.tokens, predicted, normalizer=normalizer)
     assert mask_id is not None
-    noisy = add_noise(batch, config, seed, mask_id)
-    logits = network(noisy.tokens, segment_ids=batch.segment_ids, logits_at=noisy.masked)
+    noisy = add_noise(batch, config, seed, mask_id, block_length)
+    inputs = {"context": batch.tokens} if config.kind == "block_diffusion" else {}
+    logits = network(noisy.tokens, segment_ids=batch.segment_ids, logits_at=noisy.masked, **inputs)
     subs_mask_id = mask_id if config.subs else None
     return masked_diffusion_loss(
         logits, batch.tokens, noisy, normalizer=normalizer, subs_mask_id=subs_mask_id
@@ -95,7 +104,7 @@ def objective_loss(
 
 def predicted_positions(batch: Batch, kind: ObjectiveKind) -> Tensor:
     """(b, L) bool: what the loss is about. Autoregressive: what has a predecessor in its own document."""
-    if kind == "masked_diffusion":
+    if kind != "autoregressive":
         return batch.maskable
     predicted = batch.maskable.clone()
     predicted[:, 0] = False
@@ -104,8 +113,11 @@ def predicted_positions(batch: Batch, kind: ObjectiveKind) -> Tensor:
     return predicted
 
 
-def add_noise(batch: Batch, config: ObjectiveConfig, seed: int, mask_id: int) -> NoisyBatch:
-    """xₜ of these rows: the mask from (seed, epoch, sample), the noise level from `config.time`."""
+def add_noise(
+    batch: Batch, config: ObjectiveConfig, seed: int, mask_id: int, block_length: int | None = None
+) -> NoisyBatch:
+    """xₜ of these rows: the mask from (seed, epoch, sample), the noise level from `config.time`; for block diffusion that of
+    a row's first block, from which the others' follow."""
     u = sample_uniform(
         config.time.sampling,
         seed=seed,
@@ -115,6 +127,9 @@ def add_noise(batch: Batch, config: ObjectiveConfig, seed: int, mask_id: int) ->
         epochs=batch.epochs,
         sample_ids=batch.sample_ids,
     )
+    if config.kind == "block_diffusion":
+        assert block_length is not None
+        u = spread_over_blocks(u, batch, block_length)
     t, weight = time_and_weight(u, get_schedule(config.schedule), config.time)
     keys = torch.empty_like(batch.sample_ids)
     for epoch in batch.epochs.unique().tolist():
@@ -129,6 +144,21 @@ def add_noise(batch: Batch, config: ObjectiveConfig, seed: int, mask_id: int) ->
         uniform=row_uniforms(keys, batch.tokens.shape[1]),
         weight=weight,
     )
+
+
+def spread_over_blocks(u: Tensor, batch: Batch, block_length: int) -> Tensor:
+    """(B, L) in [0, 1) from u (B,): each block's own, the same for all of its positions.
+
+    From block to block u goes on by the golden ratio modulo 1: a row of many blocks covers all noise levels evenly, and
+    each block keeps what the row had (uniform, or the batch's strata).
+    """
+    B, L = batch.tokens.shape
+    block = block_numbers(None, batch.segment_ids, block_length, L, u.device).expand(B, L)
+    begins = torch.zeros_like(block, dtype=torch.bool)
+    begins[:, 1:] = block[:, 1:] != block[:, :-1]
+    if batch.segment_ids is not None:  # a short document's only block is as its neighbour's number 0
+        begins[:, 1:] |= batch.segment_ids[:, 1:] != batch.segment_ids[:, :-1]
+    return (u[:, None] + begins.cumsum(1) * _GOLDEN_RATIO) % 1
 
 
 def forward_process(
@@ -146,13 +176,13 @@ def forward_process(
 
     Args:
         tokens: (B, L) int64 clean tokens x₀.
-        t: (B,) noise levels in [0, 1].
+        t: (B,) noise levels in [0, 1], or (B, L) of each position.
         schedule: a schedule or its name ("llada": mask_prob = (1 − ε)t + ε).
         maskable: (B, L) bool, False on the prompt and on padding; None means all.
         mask_id: id of the mask token.
         generator: source of the noise, unless `uniform` gives it.
         uniform: (B, L) numbers in [0, 1); a token is masked where uniform < mask_prob.
-        weight: (B,) per-row loss weight; None takes the schedule's own (continuous-time bound for t uniform).
+        weight: loss weights of the shape of `t`; None takes the schedule's own (continuous-time bound for t uniform).
 
     Raises:
         ValueError: neither or both of `generator` and `uniform`.
@@ -163,7 +193,7 @@ def forward_process(
     mask_prob = schedule.mask_prob(t)
     if uniform is None:
         uniform = torch.rand(tokens.shape, generator=generator, device=tokens.device)
-    masked = uniform < mask_prob[:, None]
+    masked = uniform < (mask_prob if mask_prob.dim() == 2 else mask_prob[:, None])
     if maskable is not None:
         masked = masked & maskable
     return NoisyBatch(
@@ -196,7 +226,7 @@ def masked_diffusion_loss(
     nats = token_cross_entropy(
         logits if logits.dim() == 2 else logits[noisy.masked], clean[noisy.masked], excluded_id=subs_mask_id
     )
-    scale = noisy.weight[rows]
+    scale = noisy.weight[rows] if noisy.weight.dim() == 1 else noisy.weight[noisy.masked]
     if isinstance(normalizer, Tensor) and normalizer.dim():
         scale = scale / normalizer.reshape(-1)[rows]
     else:

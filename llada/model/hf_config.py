@@ -8,7 +8,7 @@ else.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -248,7 +248,11 @@ def read_object(file: Path) -> dict[str, Any]:
 def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
     """The config.json of a folder in this layout."""
     if layout == "ours":
-        return {"model_type": OUR_MODEL_TYPE, **asdict(config)}
+        return {"model_type": OUR_MODEL_TYPE, **config.content()}
+    if config.block_length is not None:
+        raise UserError(
+            f"a block-causal network (block_length {config.block_length}) has no place in the layout {layout}: keep it in ours"
+        )
     torch_dtype = str(dtype).removeprefix("torch.")
     if layout == "llama":
         family = {"architectures": ["ILLaDAForCausalLM"], "model_type": "illada"}

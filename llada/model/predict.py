@@ -23,6 +23,11 @@ def takes_packed_rows(model: Model) -> TypeGuard[Transformer]:
     return isinstance(model, Transformer)
 
 
+def network_block(model: Model) -> int | None:
+    """The length of a block-causal network's blocks; None of any other network, and of a plain function."""
+    return model.config.block_length if takes_packed_rows(model) else None  # type: ignore[attr-defined]
+
+
 def predict(model: Model, tokens: Tensor, where: Tensor, **inputs: Tensor) -> Tensor:
     """Logits (N, V) at the N positions of `where` (B, L) bool, in row-major order."""
     if isinstance(getattr(model, "config", None), ModelConfig):
@@ -37,6 +42,7 @@ def guided_predict(
     prompt: Tensor,
     cfg_scale: float | Tensor,
     mask_id: int,
+    context: Tensor | None = None,
     **inputs: Tensor,
 ) -> Tensor:
     """`predict` with unsupervised classifier-free guidance: un + (w + 1)(cond − un), `un` seeing no prompt.
@@ -44,11 +50,16 @@ def guided_predict(
     Args:
         prompt: (B, L) bool, positions replaced by the mask in the unconditional copy.
         cfg_scale: w, one for all or (N, 1); 0.0 spares the copy.
+        context: (B, L), what a block-causal network sees in the earlier blocks; the copy sees no prompt there either.
     """
+    if context is not None:
+        inputs["context"] = context
     if not isinstance(cfg_scale, Tensor) and cfg_scale == 0:
         return predict(model, tokens, where, **inputs)
     doubled = torch.cat([tokens, torch.where(prompt, mask_id, tokens)])
     inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    if context is not None:
+        inputs["context"] = torch.cat([context, torch.where(prompt, mask_id, context)])
     conditional, unconditional = predict(model, doubled, torch.cat([where, where]), **inputs).chunk(2)
     return unconditional + (cfg_scale + 1) * (conditional - unconditional)
 

@@ -2,7 +2,7 @@
 
 A bidirectional Llama-style Transformer (LLaDA, arXiv 2502.09992, Table 5): pre-norm RMSNorm, rotary positions in
 float32, SwiGLU, grouped-query attention, no biases. Nothing here knows about losses, meshes or optimizers.
-`causal=True` gives the autoregressive twin for fair comparison.
+`causal=True` gives the autoregressive twin for fair comparison, `block_length` a block-causal network, in between.
 
 Shape legend: B rows, L positions, T tokens of rows laid end to end, D model width, H heads, K key/value heads, E head width, V vocabulary rows.
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass
-from typing import cast
+from dataclasses import MISSING, asdict, dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llada.model.attention import attention_bias, row_positions
 from llada.settings import check_limits, limited, require
 
 
@@ -46,6 +47,9 @@ class ModelConfig:
     """The head is the embedding."""
     causal: bool = False
     """A position attends only to what stands before it: the autoregressive twin."""
+    block_length: int | None = limited(None, low=1)
+    """A position attends to its own block of so many, counted from a row's first token, and to the earlier ones (BD3-LM,
+    LLaDA2), so that the keys and values of a finished block stay as they are; None: to all positions."""
     mask_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -60,12 +64,27 @@ class ModelConfig:
             self.num_heads % self.kv_heads == 0,
             f"model: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.kv_heads}",
         )
+        require(
+            self.block_length is None or not self.causal,
+            f"model: block_length={self.block_length} and causal=True contradict each other: leave one out",
+        )
+        require(
+            self.block_length is None or self.block_length <= self.max_length,
+            f"model: block_length {self.block_length} is more than max_length {self.max_length}: leave it out",
+        )
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
             token = getattr(self, name)
             require(
                 token is None or 0 <= token < self.vocab_size,
                 f"model: {name} {token} lies outside the {self.vocab_size} vocabulary rows",
             )
+
+    def content(self) -> dict[str, Any]:
+        """The settings as files, hashes and a run's identity hold them: all, but `block_length` where there are no blocks."""
+        settings = asdict(self)
+        if self.block_length is None:
+            del settings["block_length"]
+        return settings
 
     @property
     def kv_heads(self) -> int:
@@ -89,11 +108,13 @@ class ModelConfig:
         """Forward and backward FLOPs of one token: 6 per weight that multiplies it, 12·L·D per layer of attention.
 
         The head counts although it runs at masked positions only (half of them on average), as the usual
-        convention has it; a causal network needs half of the attention part.
+        convention has it; a causal network needs half of the attention part. A block-causal one runs each token twice,
+        noised and clean (`Transformer.forward`), each time with half of the attention.
         """
         head = self.vocab_size * self.d_model
         attention = 12 * self.num_layers * self.d_model * row_length / (2 if self.causal else 1)
-        return 6.0 * (self.num_non_embedding_parameters + head) + attention
+        copies = 1 if self.block_length is None else 2
+        return 6.0 * (copies * self.num_non_embedding_parameters + head) + attention
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -207,6 +228,7 @@ class Transformer(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         segment_ids: Tensor | None = None,
+        context: Tensor | None = None,
         logits_at: Tensor | None = None,
         positions: Tensor | None = None,
         layer_step: LayerStep | None = None,
@@ -220,6 +242,8 @@ class Transformer(nn.Module):
                 first attended column: a left-padded row is rotated as it would be alone.
             segment_ids: (B, L) integers; positions attend only to equal ids (packed documents). Padding has an id
                 of its own, so that it sees only itself.
+            context: (B, L) int64, of a block-causal network: what each block of `input_ids` finds in the earlier ones, in place
+                of their own tokens. So one forward gives what one for each block, on `context` before it, would.
             logits_at: (B, L) bool, or (N,) indices into (T,); only these N positions get logits, in order. The head is the
                 widest matrix of the network, and a loss needs it at masked positions only.
             positions: (T,) int64, where each token stands in its row.
@@ -229,31 +253,48 @@ class Transformer(nn.Module):
             (B, L, V) or (T, V), or (N, V) with `logits_at`, in the network's compute dtype.
 
         Raises:
-            ValueError: a row longer than `config.max_length`.
+            ValueError: a row longer than `config.max_length`; `context` of a network without blocks.
         """
         if layer_step is not None:
             assert positions is not None
             x = self._walk(input_ids, positions, layer_step)
         else:
-            x = self._attend_densely(input_ids, attention_mask, segment_ids)
+            x = self._attend_densely(input_ids, attention_mask, segment_ids, context)
         x = self.norm(x)
         return self.lm_head(x if logits_at is None else x[logits_at])
 
     def _attend_densely(
-        self, input_ids: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        context: Tensor | None,
     ) -> Tensor:
-        L = input_ids.shape[1]
+        L, device = input_ids.shape[1], input_ids.device
         if self.config.max_length < L:
             raise ValueError(f"input of {L} tokens exceeds the model's max_length {self.config.max_length}")
-        mask = attention_bias(attention_mask, segment_ids, self.config.causal, L, input_ids.device)
-        positions = torch.arange(L, device=input_ids.device)
+        if context is not None and self.config.block_length is None:
+            raise ValueError("context is for a block-causal network: this one has no block_length")
+        mask = attention_bias(
+            attention_mask,
+            segment_ids,
+            L,
+            device,
+            causal=self.config.causal,
+            block_length=self.config.block_length,
+            with_context=context is not None,
+        )
+        positions = torch.arange(L, device=device)
         if attention_mask is not None and mask is not None:
             positions = row_positions(attention_mask).clamp(min=0)
+        if context is not None:
+            input_ids = torch.cat([input_ids, context], dim=1)
+            positions = torch.cat([positions, positions], dim=-1)
         cos, sin = self._rotary(positions)
         x = self.embed(input_ids)
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
-        return x
+        return x[:, :L]
 
     def _walk(self, input_ids: Tensor, positions: Tensor, layer_step: LayerStep) -> Tensor:
         cos, sin = self._rotary(positions)
@@ -303,33 +344,3 @@ def copy_full_(parameter: Tensor, full: Tensor) -> None:
         parameter.to_local().copy_(shard.to_local())
     else:
         parameter.copy_(full)
-
-
-def row_positions(attention_mask: Tensor) -> Tensor:
-    """(B, L) int64: columns counted from each row's first attended one, negative before it; of a row without any, from 0."""
-    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return columns - attention_mask.bool().long().argmax(1, keepdim=True)
-
-
-def attention_bias(
-    attention_mask: Tensor | None,
-    segment_ids: Tensor | None,
-    causal: bool,
-    length: int,
-    device: torch.device,
-) -> Tensor | None:
-    """Boolean mask (B or 1, 1, L, L), True where a query may attend, or None where everything may.
-
-    A mask of ones becomes None, so that the fast attention kernels stay available.
-    """
-    allowed: Tensor | None = None
-    if attention_mask is not None and not bool(attention_mask.all()):
-        allowed = attention_mask.bool()[:, None, None, :]
-    if segment_ids is not None:
-        same = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-        allowed = same if allowed is None else allowed & same
-    if allowed is not None and causal:
-        # A padded query before the first real token would see no key at all: let it see itself instead of NaN.
-        square = torch.ones(length, length, dtype=torch.bool, device=device)
-        allowed = allowed & square.tril() | torch.eye(length, dtype=torch.bool, device=device)
-    return allowed

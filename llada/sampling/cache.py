@@ -5,6 +5,8 @@ change little from one forward to the next, and a mode says which columns are fe
 their keys and values. All modes feed a whole row when it comes to a new block, and with `refresh_every=1` at every forward,
 which is then, tensor for tensor, the forward without a cache. A mode is a function and a row of `CACHES`.
 
+A block-causal network needs no mode: what it has finished is kept exactly, always (blocks.py).
+
 Shape legend: T columns of a row, K key/value heads, E head width.
 """
 
@@ -57,6 +59,8 @@ class RowCache:
         self.stores: list[KeyValues] = []
         self.age = 0
         """Forwards since all of the row was fed."""
+        self.settled = 0
+        """Of a block-causal network: so many of the row's first columns are kept as they will always be."""
 
     def stores_for(self, length: int, copies: int) -> list[KeyValues]:
         """One store for each copy of the row, made when they are wanted first."""

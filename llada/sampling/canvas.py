@@ -1,7 +1,8 @@
 """The canvas: tokens being denoised, cut into blocks, and how far each row has come.
 
 A row works on one block at a time, the first that holds a mask; blocks are counted from where the text starts, and masks
-in the prompt belong to the first. The steps are shared out among the blocks that hold masks, in each row for itself, so
+in the prompt belong to the first. A block-causal network's own blocks are those of the canvas, counted from a row's first
+token: the end of the prompt shares the block that the text begins in. The steps are shared out among the blocks that hold masks, in each row for itself, so
 that a row is denoised alike in any company: rows of other lengths and with other settings may join it and leave it.
 
 Shape legend: B rows, L columns, K blocks.
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from llada.diffusion.noise import stream_key
 from llada.errors import UserError
+from llada.sampling.blocks import check_network_block, share_steps
 from llada.sampling.cache import RowCache
 from llada.sampling.config import SamplingConfig
 from llada.sampling.rules import find_rule
@@ -81,6 +83,7 @@ class Canvas:
         unsure_ids: Sequence[int] = (),
         attention_mask: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
+        network_block: int | None = None,
     ) -> None:
         """Rows with the same settings; `join` puts others beside them.
 
@@ -95,12 +98,15 @@ class Canvas:
             attention_mask: (B, L), 0 on padding, which stands at the ends of a row.
             seed: an int seeds row i with seed + i, a sequence gives each row its own. None is random, or 0 where
                 `temperature` is 0.
+            network_block: of a block-causal network the length of its blocks (`predict.network_block`).
 
         Raises:
-            UserError: the padding is the mask token, which would be filled, or stands within a row; EOS is the mask token;
+            UserError: settings that mean nothing to a block-causal network; the padding is the mask token, which would be filled, or stands within a row; EOS is the mask token;
                 another number of seeds than rows.
         """
         self.mask_id, self.device = mask_id, tokens.device  # where a plain function wants its tokens
+        check_network_block(config, network_block)
+        self.network_block = network_block
         tokens = self.tokens = tokens.to("cpu", torch.int64, copy=True)  # (B, L)
         B, L = tokens.shape
         if mask_id in as_ids(eos_id):
@@ -131,8 +137,9 @@ class Canvas:
         # (B, L) counted from where the row's text starts: the same whatever padding stands before it.
         columns = torch.arange(L)
         self.position = torch.minimum(columns - start, columns - self.first[:, None])
+        from_start = self.position if network_block is None else columns - self.first[:, None]
         # A block longer than the row is the row; Python's integers may be wider than the tensor's.
-        self.block_of = self.position.clamp(min=0) // min(config.block_length, max(1, L))  # (B, L)
+        self.block_of = from_start.clamp(min=0) // min(config.block_length, max(1, L))  # (B, L)
         masks_in = torch.zeros(B, int(self.block_of.max()) + 1 if B * L else 0, dtype=torch.int64)
         masks_in.scatter_add_(1, self.block_of, masks.long())
         self.steps_of = share_steps(masks_in, config.steps)  # (B, K)
@@ -171,6 +178,7 @@ class Canvas:
         first = canvases[0]
         joined = Canvas.__new__(Canvas)
         joined.mask_id, joined.device = first.mask_id, first.device
+        joined.network_block = first.network_block
         joined.nfe = max(canvas.nfe for canvas in canvases)
         fills = {
             **Canvas._BY_COLUMN,
@@ -191,6 +199,7 @@ class Canvas:
         """A canvas of these rows alone, as wide as they need."""
         taken = Canvas.__new__(Canvas)
         taken.mask_id, taken.device, taken.nfe = self.mask_id, self.device, self.nfe
+        taken.network_block = self.network_block
         index = torch.tensor(rows, dtype=torch.int64)
         for name in (*Canvas._BY_COLUMN, *Canvas._BY_BLOCK, *Canvas._BY_ID, *Canvas._BY_ROW):
             setattr(taken, name, getattr(self, name)[index])
@@ -254,17 +263,6 @@ def _stack(tables: Sequence[Tensor], fill: int) -> Tensor:
     return torch.cat([pad(table, (0, width - table.shape[1]), value=fill) for table in tables])
 
 
-def share_steps(masks_in: Tensor, steps: int | None) -> Tensor:
-    """(B, K) steps of each block from its masks (B, K): as equal as they can be among a row's blocks that hold masks,
-    the first ones longer, at least one. None gives a block as many as it holds masks."""
-    if steps is None:
-        return masks_in
-    has_masks = masks_in > 0
-    blocks = has_masks.sum(1, keepdim=True).clamp(min=1)
-    place = has_masks.cumsum(1) - 1
-    return (steps // blocks + (place < steps % blocks)).clamp(min=1) * has_masks
-
-
 def prompt_canvas(
     prompt: Tensor | Sequence[Sequence[int]],
     config: SamplingConfig,
@@ -276,6 +274,7 @@ def prompt_canvas(
     attention_mask: Tensor | None = None,
     suffix: Sequence[int] = (),
     seed: int | Sequence[int] | None = None,
+    network_block: int | None = None,
 ) -> Canvas:
     """Prompt + `config.gen_length` masks, `config.fixed` among them, + suffix.
 
@@ -321,6 +320,7 @@ def prompt_canvas(
         unsure_ids=unsure_ids,
         attention_mask=attention_mask,
         seed=seed,
+        network_block=network_block,
     )
 
 

@@ -1,7 +1,7 @@
 """The forward of a step: logits at the planned positions of each row, guidance applied, whatever rows go together.
 
 A network of ours gets the rows that are at work laid end to end, of each the columns that its cache mode chooses (cache.py,
-packed.py). Any function of (tokens) gets whole rows, those between the same columns together, and knows no cache.
+packed.py), or those that are not finished, of a block-causal one (blocks.py). Any function of (tokens) gets whole rows, those between the same columns together, and knows no cache.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llada.model.predict import Model, device_of, guided_predict, takes_packed_rows
+from llada.model.predict import Model, device_of, guided_predict, network_block, takes_packed_rows
+from llada.sampling.blocks import settled_columns
 from llada.sampling.cache import KeyValues, Stretch, View, choose_columns
 from llada.sampling.canvas import Canvas, Step, attended_span
 from llada.sampling.packed import Fed, packed_forward
@@ -28,19 +29,31 @@ def forward(model: Model, canvas: Canvas, step: Step) -> Tensor:
 
 def columns_to_feed(canvas: Canvas, step: Step) -> list[tuple[Stretch, Stretch]]:
     """Of each row at work: the columns that may be seen, and those of them that its next forward feeds."""
-    notes = (canvas.first, canvas.stop, canvas.block_begin, canvas.block_end, canvas.forwards, canvas.step)
+    notes = (
+        canvas.first,
+        canvas.stop,
+        canvas.block_begin,
+        canvas.block_end,
+        canvas.forwards,
+        canvas.step,
+        canvas.block,
+    )
     table = torch.stack(notes)[:, step.rows].T.tolist()
     chosen = []
-    for row, (first, stop, begin, end, forwards, age) in zip(step.rows.tolist(), table, strict=True):
-        config = canvas.configs[row]
+    for row, (first, stop, begin, end, forwards, age, block) in zip(step.rows.tolist(), table, strict=True):
+        config, cache = canvas.configs[row], canvas.caches[row]
+        if canvas.network_block is not None:
+            chosen.append(settled_columns(Stretch(first, stop), block, canvas.network_block, cache))
+            continue
         if config.suffix_window is not None:
             stop = min(stop, end + config.suffix_window)
         view = View(Stretch(first, stop), Stretch(begin, min(end, stop)), forwards, config)
-        chosen.append((view.row, choose_columns(view, canvas.caches[row], is_new_block=age == 0)))
+        chosen.append((view.row, choose_columns(view, cache, is_new_block=age == 0)))
     return chosen
 
 
 def _forward_packed(model: Model, canvas: Canvas, step: Step) -> Tensor:
+    assert canvas.network_block == network_block(model), "the canvas was laid out for another network"
     scales = canvas.cfg_scale[step.rows]
     fed: list[tuple[Fed, Tensor]] = []
     unguided: list[tuple[Fed, Tensor]] = []
@@ -50,7 +63,7 @@ def _forward_packed(model: Model, canvas: Canvas, step: Step) -> Tensor:
     ):
         part, copies = slice(*columns), 1 + (scale != 0)
         stores: Sequence[KeyValues | None] = (None, None)
-        if canvas.configs[row].cache is not None:
+        if canvas.configs[row].cache is not None or canvas.network_block is not None:
             stores = canvas.caches[row].stores_for(canvas.tokens.shape[1] - seen.begin, copies)
         at = where[part].nonzero().squeeze(1)
         tokens = canvas.tokens[row, part]
@@ -63,6 +76,8 @@ def _forward_packed(model: Model, canvas: Canvas, step: Step) -> Tensor:
     for row, scale, (seen, columns) in zip(step.rows.tolist(), scales.tolist(), stretches, strict=True):
         cache = canvas.caches[row]
         cache.age = 0 if columns == seen else cache.age + 1
+        if canvas.network_block is not None:
+            cache.settled = (seen.end - seen.begin - 1) // canvas.network_block * canvas.network_block
         canvas.token_forwards[row] += (columns.end - columns.begin) * (1 + (scale != 0))
     if not unguided:
         return logits

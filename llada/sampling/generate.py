@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
-from llada.model.predict import Model, check_tokens, config_eos_id, device_of, resolve_mask_id
+from llada.model.predict import (
+    Model,
+    check_tokens,
+    config_eos_id,
+    device_of,
+    network_block,
+    resolve_mask_id,
+)
 from llada.sampling.canvas import Canvas, as_ids, as_rows, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.sampler import denoise
@@ -97,6 +104,7 @@ def generate(
         **held_back(config, as_ids(eos_id) or as_ids(config_eos_id(model)), eot_id),
         attention_mask=attention_mask,
         seed=seed,
+        network_block=network_block(model),
     )
     return _finish("generate", model, canvas)
 
@@ -115,7 +123,8 @@ def infill(
 ) -> GenerateOutput:
     """Fill the mask tokens of (B, L) `tokens_with_masks`; everything else stays. `reveal_step` is (B, L).
 
-    `block_length` cuts a row into blocks from its first token on; without it, the row is one. The steps go to the blocks
+    `block_length` cuts a row into blocks from its first token on; without it, the row is one, or has the blocks of a
+    block-causal network, which sees what stands behind a gap only within its block. The steps go to the blocks
     with masks. `attention_mask` is 0 on the padding at either end of a row. An EOS ends nothing here, because the row goes
     on behind a gap: `eos_id` (None: the model's) and `eot_id` are what `logits_eos_inf` and `confidence_eos_eot_inf` mean.
     """
@@ -125,7 +134,7 @@ def infill(
     tokens = as_rows(tokens_with_masks)
     length = max(1, tokens.shape[1])
     if knobs.get("block_length") is None:
-        knobs["block_length"] = length
+        knobs["block_length"] = network_block(model) or length
     config = SamplingConfig(gen_length=length, **knobs)
     canvas = Canvas(
         tokens,
@@ -135,6 +144,7 @@ def infill(
         **held_back(config, as_ids(eos_id) or as_ids(config_eos_id(model)), eot_id),
         attention_mask=attention_mask,
         seed=seed,
+        network_block=network_block(model),
     )
     return _finish("infill", model, canvas)
 

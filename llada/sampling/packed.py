@@ -17,7 +17,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from llada.model.predict import Model, device_of
+from llada.model.attention import stretch_bias
+from llada.model.predict import Model, device_of, network_block
 from llada.model.transformer import Block
 from llada.sampling.cache import KeyValues
 
@@ -46,7 +47,7 @@ def packed_forward(model: Model, rows: Sequence[tuple[Fed, Tensor]]) -> Tensor:
     device = device_of(model) or torch.device("cpu")
     order = sorted(range(len(rows)), key=lambda r: rows[r][0].shape)
     in_order = [rows[r][0] for r in order]
-    attention = _Attention(in_order)
+    attention = _Attention(in_order, network_block(model), device)
     begins = dict(zip(order, attention.begins, strict=True))
     tokens = torch.cat([fed.tokens for fed in in_order])
     positions = torch.cat([torch.arange(fed.begin, fed.begin + len(fed.tokens)) for fed in in_order])
@@ -62,13 +63,18 @@ def packed_forward(model: Model, rows: Sequence[tuple[Fed, Tensor]]) -> Tensor:
 class _Attention:
     """Who attends to whom among tokens (T,) laid end to end, rows of equal shapes side by side."""
 
-    def __init__(self, rows: Sequence[Fed]) -> None:
+    def __init__(self, rows: Sequence[Fed], block_length: int | None, device: torch.device) -> None:
         self.begins: list[int] = []
         self.groups: list[tuple[int, list[Fed]]] = []
+        # Of a block-causal network, whose fed tokens are the last of those seen, the mask of each group.
+        self.masks: list[Tensor | None] = []
         at = 0
         for _, same in groupby(rows, key=lambda row: row.shape):
             group = list(same)
             self.groups.append((at, group))
+            _, n, seen_tokens = group[0].shape
+            mask = None if block_length is None else stretch_bias(seen_tokens - n, seen_tokens, block_length)
+            self.masks.append(None if mask is None else mask.to(device))
             for row in group:
                 self.begins.append(at)
                 at += len(row.tokens)
@@ -78,7 +84,7 @@ class _Attention:
 
     def _attend(self, number: int, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seen = []
-        for at, group in self.groups:
+        for (at, group), mask in zip(self.groups, self.masks, strict=True):
             is_whole, n, _ = group[0].shape
             part = slice(at, at + n * len(group))
             queries, keys, values = (x[part].unflatten(0, (len(group), n)) for x in (q, k, v))
@@ -86,10 +92,10 @@ class _Attention:
                 if row.store is not None:
                     row.store.put(number, row.begin, own_keys, own_values)
             if is_whole:
-                seen.append(block.attention(queries, keys, values, None).flatten(0, 1))
+                seen.append(block.attention(queries, keys, values, mask).flatten(0, 1))
                 continue
             for row, own_queries in zip(group, queries, strict=True):
                 assert row.store is not None
                 own_keys, own_values = row.store.seen(number, row.seen)
-                seen.append(block.attention(own_queries[None], own_keys[None], own_values[None], None)[0])
+                seen.append(block.attention(own_queries[None], own_keys[None], own_values[None], mask)[0])
         return torch.cat(seen) if len(seen) > 1 else seen[0]

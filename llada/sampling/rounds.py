@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llada.diffusion.noise import stream_key
 from llada.errors import UserError
-from llada.model.predict import Model, device_of, resolve_mask_id
+from llada.model.predict import Model, device_of, network_block, resolve_mask_id
 from llada.sampling.canvas import as_ids, row_seeds
 from llada.sampling.generate import GenerateOutput, generate, refuse_knobs, takes_knobs
 from llada.settings import shorten
@@ -86,7 +86,7 @@ def generate_rounds(
             model,
             context,
             gen_length=length,
-            block_length=block_length or length,
+            block_length=block_length or network_block(model) or length,
             mask_id=mask_id,
             eos_id=eos_id,
             eot_id=eot_id,

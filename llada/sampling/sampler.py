@@ -5,8 +5,8 @@
         commit(canvas, step, forward(model, canvas, step))
 
 `generate`, `infill`, the engine and batch inference differ in who calls the network, and for how many canvases at once: a
-cache is a way to run the forward, logits of several canvases from one forward go to each canvas' own `commit`, a
-block-causal network is another network, and tokens that must not stand at a position have their logits at −∞ before it.
+cache is a way to run the forward, as is what a block-causal network keeps of finished blocks, logits of several canvases from
+one forward go to each canvas' own `commit`, and tokens that must not stand at a position have their logits at −∞ before it.
 LLaDA's reverse process is generate.py of ML-GSAI/LLaDA; remasking="ancestral" is MDLM's sampler, which skips the forwards
 that would change nothing.
 

@@ -268,6 +268,7 @@ def train_step(
                 normalizer=normalizer[start : start + micro_rows],
                 seed=config.train.seed,
                 mask_id=model.config.mask_token_id,
+                block_length=model.config.block_length,
             )
         (loss * num_workers).backward()  # FSDP averages gradients over workers; the loss is a sum
         total += loss.detach()
@@ -306,6 +307,11 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
         f"objective.kind {config.objective.kind} and model.causal={model.causal} do not go together",
     )
     require(
+        (config.objective.kind == "block_diffusion") == (model.block_length is not None),
+        f"objective.kind {config.objective.kind} and model.block_length={model.block_length} do not go together: a "
+        "block-causal network learns by block_diffusion, and no other does",
+    )
+    require(
         config.train.global_batch_tokens % dataset.row_length == 0,
         f"train.global_batch_tokens {config.train.global_batch_tokens} is not a multiple of the rows' length "
         f"{dataset.row_length}",
@@ -331,7 +337,7 @@ def run_length(config: RunConfig, dataset: TokenDataset) -> int:
 def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
     """What must not change when a run goes on: the network, the data, the noise and the batch. Learning rates may."""
     return {
-        "model": asdict(model),
+        "model": model.content(),
         "objective": _jsonable(asdict(config.objective)),
         "optimizer": config.optim.optimizer,
         "seed": config.train.seed,

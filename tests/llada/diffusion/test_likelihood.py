@@ -18,6 +18,7 @@ from llada.diffusion.likelihood import (
 )
 from llada.diffusion.noise import row_keys
 from llada.errors import UserError
+from llada.model.transformer import ModelConfig, Transformer
 
 
 def mask_subsets(length: int = 3) -> list[Tensor]:
@@ -305,3 +306,48 @@ def test_a_likelihood_is_a_number_or_an_error() -> None:
         log_likelihood(broken, torch.tensor([1]), torch.tensor([2]), mask_id=4)
     with pytest.raises(FloatingPointError):
         perplexity_bound(broken, torch.tensor([[1, 2]]), mask_id=4)
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_the_bound_of_a_block_causal_network_is_the_sum_of_its_blocks(cfg_scale: float) -> None:
+    """Every mask enumerated: those of the whole answer against those of each block alone, behind clean ones."""
+    shape = {"vocab_size": 6, "d_model": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24, "max_length": 16}
+    network = Transformer(ModelConfig(**shape, mask_token_id=5, block_length=2))
+    network.init_weights(3)
+    row, P = torch.tensor([2, 4, 0, 1, 1, 3]), 1  # the prompt's end shares the answer's first block
+    is_answer = torch.arange(6) >= P
+    whole = 0.0
+    subsets = [m for m in mask_subsets(6) if not (m & ~is_answer).any()]
+    for masked in subsets:
+        same_size = math.comb(5, int(masked.sum()))
+        noisy = torch.where(masked, 5, row)[None]
+        whole += answer_nats(
+            network, noisy, row[None], is_answer[None], mask_id=5, cfg_scale=cfg_scale
+        ).item() / (5 * same_size)
+
+    def logits_of(tokens: Tensor) -> Tensor:
+        hidden = torch.where(torch.arange(len(tokens)) < P, 5, tokens)
+        with torch.no_grad():
+            conditional, unconditional = network(tokens[None])[0], network(hidden[None])[0]
+        return unconditional + (cfg_scale + 1) * (conditional - unconditional)
+
+    by_block, without_mask = 0.0, 0.0
+    for begin, end in ((0, 2), (2, 4), (4, 6)):
+        own = is_answer & (torch.arange(6) >= begin) & (torch.arange(6) < end)
+        n = int(own.sum())
+        for masked in [m for m in subsets if not (m & ~own).any()]:
+            k = int(masked.sum())
+            logits = logits_of(torch.where(masked, 5, row)[:end])[masked[:end]]
+            share = n / k / (n * math.comb(n, k))
+            by_block -= float(logits.log_softmax(-1).gather(-1, row[masked][:, None]).sum()) * share
+            without_mask -= (
+                float(logits[:, :5].log_softmax(-1).gather(-1, row[masked][:, None]).sum()) * share
+            )
+    assert whole == pytest.approx(by_block, rel=1e-5)
+    estimate = -log_likelihood(
+        network, row[:P], row[P:], num_samples=3000, batch_size=500, cfg_scale=cfg_scale
+    )
+    assert estimate == pytest.approx(by_block, rel=0.02)
+    if cfg_scale == 0:
+        bound = perplexity_bound(network, row[None], maskable=is_answer[None], num_samples=1000)
+        assert 5 * bound.nats_per_token == pytest.approx(without_mask, rel=0.02)

@@ -20,11 +20,13 @@ from llada.diffusion.objective import (
     objective_loss,
     predicted_positions,
     predictors,
+    spread_over_blocks,
     token_cross_entropy,
 )
 from llada.diffusion.schedule import LLaDA, LogLinear
 from llada.diffusion.time import TimeConfig, time_and_weight
 from llada.errors import UserError
+from llada.model.transformer import ModelConfig, Transformer
 
 
 def mask_subsets() -> list[Tensor]:
@@ -261,3 +263,86 @@ def test_the_autoregressive_objective_predicts_within_documents_without_noise() 
         network.logits[predictors(predicted)], batch.tokens, predicted, normalizer=normalizer
     )
     torch.testing.assert_close(loss, expected)
+
+
+BLOCKS = ObjectiveConfig(kind="block_diffusion", schedule="loglinear", subs=True)
+
+
+def block_network(block_length: int) -> Transformer:
+    shape = {"vocab_size": 6, "d_model": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24, "max_length": 16}
+    model = Transformer(ModelConfig(**shape, mask_token_id=5, block_length=block_length))
+    model.init_weights(1)
+    return model
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+def test_block_diffusion_is_a_loss_for_each_block(with_documents: bool) -> None:
+    """In one forward, with its gradients, what a forward for each noised block behind the clean ones before it gives."""
+    B, L, size = 3, 11, 4
+    network = block_network(size)
+    generator = torch.Generator().manual_seed(0)
+    documents = torch.tensor([[0] * 5 + [1] * 6, [0] * 11, [3] * 8 + [-1] * 3])
+    batch = counting_batch(
+        tokens=torch.randint(0, 5, (B, L), generator=generator),
+        segment_ids=documents if with_documents else None,
+        maskable=torch.rand(B, L, generator=generator) < 0.9,
+        slots=torch.arange(B),
+        epochs=torch.zeros(B).long(),
+        sample_ids=torch.arange(B),
+        global_rows=B,
+    )
+    normalizer = torch.tensor([7.0, 9.0, 4.0])
+    loss = objective_loss(network, batch, BLOCKS, normalizer=normalizer, seed=5, mask_id=5, block_length=size)
+    (grad,) = torch.autograd.grad(loss, network.layers[0].k_proj.weight)
+
+    noisy = add_noise(batch, BLOCKS, 5, 5, size)
+    total = torch.zeros(())
+    for row in range(B):
+        runs = documents[row].unique_consecutive(return_counts=True)[1].tolist() if with_documents else [L]
+        start = 0
+        for length in runs:
+            for begin in range(start, start + length, size):
+                block = slice(begin, min(begin + size, start + length))
+                alone = torch.cat([batch.tokens[row, start:begin], noisy.tokens[row, block]])
+                logits = network(alone[None])[0, begin - start :, :5]  # SUBS: the mask is ruled out
+                nats = -logits.log_softmax(-1).gather(-1, batch.tokens[row, block, None])[:, 0]
+                scale = noisy.weight[row, block] * noisy.masked[row, block] / normalizer[row]
+                total = total + (nats * scale).sum()
+            start += length
+    torch.testing.assert_close(loss, total.float(), rtol=1e-5, atol=1e-6)
+    (expected,) = torch.autograd.grad(total, network.layers[0].k_proj.weight)
+    torch.testing.assert_close(grad, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_every_block_has_a_noise_level_of_its_own() -> None:
+    batch = counting_batch()
+    u = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    golden = (5**0.5 - 1) / 2
+    levels = spread_over_blocks(u, batch, 2)
+    # Row 0: two documents of one block each; row 1: one of two blocks, and one of one.
+    expected = [[0.25, 0.25, 0.25 + golden, 0.25 + golden], [0.75, 0.75, 0.75 + golden, 0.75 + 2 * golden]]
+    torch.testing.assert_close(levels, torch.tensor(expected, dtype=torch.float64) % 1)
+    joined = spread_over_blocks(u, counting_batch(segment_ids=None), 4)
+    assert torch.equal(joined, u[:, None].expand(2, 4))  # one block is the row
+
+
+def test_block_diffusion_counts_every_position_once() -> None:
+    """E[weight · masked] = 1 at every position, so the bound is not bent towards some blocks."""
+    rows = 20_000
+    batch = counting_batch(
+        tokens=torch.zeros(rows, 6).long(),
+        segment_ids=None,
+        maskable=torch.ones(rows, 6).bool(),
+        slots=torch.arange(rows),
+        epochs=torch.zeros(rows).long(),
+        sample_ids=torch.arange(rows),
+        global_rows=rows,
+    )
+    config = ObjectiveConfig(kind="block_diffusion", schedule="llada", time=TimeConfig(t_min=0.1))
+    noisy = add_noise(batch, config, 0, 5, 2)
+    mean = (noisy.weight * noisy.masked).mean(0)
+    # Var[weight · masked] = E[1/p] − 1, below 3 from t = 0.1 on: five standard errors.
+    torch.testing.assert_close(mean, torch.ones(6, dtype=mean.dtype), rtol=0, atol=5 * (3 / rows) ** 0.5)
+    in_block = noisy.mask_prob.unflatten(1, (3, 2))
+    assert torch.equal(in_block[..., 0], in_block[..., 1])
+    assert (in_block[:, 0] != in_block[:, 1]).all()

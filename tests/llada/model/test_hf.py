@@ -210,6 +210,25 @@ def test_causal_network_has_no_place_in_lladas_layout(make_model: MakeModel, tmp
     assert not (tmp_path / "config.json").exists()
 
 
+def test_blocks_are_kept_in_our_layout_alone(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(block_length=4)
+    save_model(model, tmp_path / "ours")
+    loaded = load_model(tmp_path / "ours")
+    assert loaded.config == model.config
+    assert torch.equal(loaded(TOKENS), model(TOKENS))
+    for layout in ("llada", "llama"):
+        with pytest.raises(UserError, match=rf"block-causal network \(block_length 4\) .* layout {layout}"):
+            convert(tmp_path / "ours", tmp_path / layout, layout=layout)
+        assert not (tmp_path / layout / "config.json").exists()
+    save_model(make_model(), tmp_path / "plain")
+    assert "block_length" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    save_model(make_model(), tmp_path / "llada", layout="llada")
+    config = json.loads((tmp_path / "llada" / "config.json").read_text())
+    (tmp_path / "llada" / "config.json").write_text(json.dumps({**config, "block_length": 4}))
+    with pytest.raises(UserError, match="block_length = 4 is not known here"):
+        load_model(tmp_path / "llada")
+
+
 def test_dtype_is_kept_or_changed_on_request(make_model: MakeModel, tmp_path: Path) -> None:
     save_model(make_model().to(torch.bfloat16), tmp_path, layout="llada")
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"

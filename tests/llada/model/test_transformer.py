@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.model.hf import tensor_names
-from llada.model.transformer import ModelConfig, Transformer, rotary_table, rotate, row_positions
+from llada.model.transformer import ModelConfig, Transformer, rotary_table, rotate
 
 MakeModel = Callable[..., Transformer]
 
@@ -40,6 +40,8 @@ ILLADA = ModelConfig(
     tie_embeddings=True,
     mask_token_id=5,
 )
+
+SIGHTS: list[dict] = [{}, {"causal": True}, {"block_length": 3}]
 
 
 def random_tokens(*shape: int, seed: int = 0) -> Tensor:
@@ -129,9 +131,9 @@ def test_every_position_sees_every_other(make_model: MakeModel) -> None:
             assert torch.equal(moved, expected), (causal, i)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_segments_equal_documents_alone(make_model: MakeModel, causal: bool) -> None:
-    model = make_model(causal=causal)
+@pytest.mark.parametrize("sight", SIGHTS, ids=str)
+def test_segments_equal_documents_alone(make_model: MakeModel, sight: dict) -> None:
+    model = make_model(**sight)
     tokens = random_tokens(2, 10)
     segments = torch.tensor([[0] * 4 + [1] * 5 + [-1], [0] * 7 + [1] * 3])
     packed = model(tokens, segment_ids=segments)
@@ -142,9 +144,9 @@ def test_segments_equal_documents_alone(make_model: MakeModel, causal: bool) -> 
     assert packed.isfinite().all()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_left_padding_changes_nothing(make_model: MakeModel, causal: bool) -> None:
-    model = make_model(causal=causal)
+@pytest.mark.parametrize("sight", SIGHTS, ids=str)
+def test_left_padding_changes_nothing(make_model: MakeModel, sight: dict) -> None:
+    model = make_model(**sight)
     tokens = random_tokens(3, 9)
     lengths = [9, 6, 1]
     mask = torch.stack([torch.arange(9) >= 9 - n for n in lengths])
@@ -156,13 +158,13 @@ def test_left_padding_changes_nothing(make_model: MakeModel, causal: bool) -> No
     assert not torch.allclose(model(tokens)[1, 3:], padded[1, 3:], atol=1e-3)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_padding_and_segments_together_stay_finite(make_model: MakeModel, causal: bool) -> None:
+@pytest.mark.parametrize("sight", SIGHTS, ids=str)
+def test_padding_and_segments_together_stay_finite(make_model: MakeModel, sight: dict) -> None:
     tokens = random_tokens(1, 6)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
     segments = torch.tensor([[-1, -1, 0, 0, 0, 0]])
-    logits = make_model(causal=causal)(tokens, mask, segment_ids=segments)
-    torch.testing.assert_close(logits[:, 2:], make_model(causal=causal)(tokens[:, 2:]), atol=2e-5, rtol=1e-4)
+    logits = make_model(**sight)(tokens, mask, segment_ids=segments)
+    torch.testing.assert_close(logits[:, 2:], make_model(**sight)(tokens[:, 2:]), atol=2e-5, rtol=1e-4)
 
 
 def test_a_mask_of_ones_is_no_mask(make_model: MakeModel) -> None:
@@ -230,6 +232,21 @@ def test_initial_weights_have_the_configured_spread() -> None:
         assert values.abs().max() > 2.8 * std, name
 
 
+def test_blocks_are_refused_where_they_mean_nothing() -> None:
+    with pytest.raises(UserError, match="block_length=4 and causal=True contradict"):
+        dataclasses.replace(LLADA_8B, block_length=4, causal=True)
+    with pytest.raises(UserError, match="block_length 4097 is more than max_length 4096"):
+        dataclasses.replace(LLADA_8B, block_length=4097)
+
+
+def test_without_blocks_nothing_is_said_of_them() -> None:
+    """Hashes and files of networks without blocks must not know the setting."""
+    assert LLADA_8B.content() == {
+        name: value for name, value in dataclasses.asdict(LLADA_8B).items() if name != "block_length"
+    }
+    assert dataclasses.replace(LLADA_8B, block_length=32).content()["block_length"] == 32
+
+
 def test_tied_head_is_one_parameter(make_model: MakeModel) -> None:
     tied = make_model(tie_embeddings=True)
     assert tied.lm_head.weight is tied.embed.weight
@@ -246,11 +263,11 @@ def test_flops_per_token_are_six_per_multiplying_weight() -> None:
     assert small.training_flops_per_token(512) == pytest.approx(6 * weights + attention)
     causal = dataclasses.replace(small, causal=True)
     assert causal.training_flops_per_token(512) == pytest.approx(6 * weights + attention / 2)
-
-
-def test_positions_count_from_the_first_attended_column() -> None:
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    assert row_positions(mask).tolist() == [[-2, -1, 0, 1], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    blocks = dataclasses.replace(
+        small, block_length=32
+    )  # a noised and a clean copy, half of the attention in each
+    twice = 6 * small.num_non_embedding_parameters
+    assert blocks.training_flops_per_token(512) == pytest.approx(6 * weights + twice + attention)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

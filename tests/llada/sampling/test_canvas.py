@@ -1,39 +1,17 @@
-"""The canvas: where its text starts, which blocks hold masks, and how the steps are shared out among those."""
+"""The canvas: where its text starts, which blocks hold masks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llada.errors import UserError
-from llada.sampling.canvas import Canvas, left_pad, prompt_canvas, share_steps
+from llada.sampling.canvas import Canvas, left_pad, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.sampler import plan
 
 MASK = 9
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=4), st.integers(1, 30)
-)
-@settings(max_examples=150, deadline=None, derandomize=True)
-def test_steps_go_to_blocks_with_masks_alone(masks_in: list[list[int]], steps: int) -> None:
-    shared = share_steps(torch.tensor(masks_in), steps)
-    for masks, row in zip(masks_in, shared.tolist(), strict=True):
-        own = [n for n, count in zip(row, masks, strict=True) if count]
-        assert all(n == 0 for n, count in zip(row, masks, strict=True) if not count)
-        assert own == sorted(own, reverse=True)  # the first ones longer
-        if own:
-            assert sum(own) == max(steps, len(own))
-            assert own[0] - own[-1] <= 1
-            assert own[-1] >= 1
-
-
-def test_without_steps_a_block_has_as_many_as_masks() -> None:
-    assert share_steps(torch.tensor([[3, 0, 2]]), None).tolist() == [[3, 0, 2]]
 
 
 def test_blocks_are_counted_from_where_the_text_starts() -> None:

@@ -30,6 +30,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "bf16, activation checkpointing": {"precision": "bf16", "activation_checkpointing": True, "num_steps": 2},
     "fine-tuning": {"data": "sft"},
     "autoregressive": {"kind": "autoregressive", "causal": True},
+    "block diffusion": {"kind": "block_diffusion", "block_length": 4, "activation_checkpointing": True},
 }
 MUON = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
 # Odd and even rows, fewer rows than workers, an odd number of them.
