@@ -81,6 +81,17 @@ def check_tokens(function: str, model: Model, *tokens: Tensor) -> None:
             )
 
 
+def check_weights(model: Model) -> None:
+    """Raises FloatingPointError for a weight that is no number; a plain function has none.
+
+    Not every damaged weight shows in the logits: of scores that are no numbers, torch's attention on a CPU makes zeros.
+    """
+    parameters = getattr(model, "named_parameters", None)
+    for name, value in parameters() if parameters else ():
+        if not value.isfinite().all():
+            raise FloatingPointError(f"the network's weight {name} holds NaN or infinite values")
+
+
 def device_of(model: Model) -> torch.device | None:
     """Where the network's parameters are; None for a plain function."""
     parameters = getattr(model, "parameters", None)

@@ -18,6 +18,7 @@ from llada.diffusion.likelihood import (
 )
 from llada.diffusion.noise import row_keys
 from llada.errors import UserError
+from llada.model.transformer import ModelConfig, Transformer
 
 
 def mask_subsets(length: int = 3) -> list[Tensor]:
@@ -305,3 +306,18 @@ def test_a_likelihood_is_a_number_or_an_error() -> None:
         log_likelihood(broken, torch.tensor([1]), torch.tensor([2]), mask_id=4)
     with pytest.raises(FloatingPointError):
         perplexity_bound(broken, torch.tensor([[1, 2]]), mask_id=4)
+
+
+@pytest.mark.parametrize("name", ["layers.0.q_proj.weight", "layers.0.k_proj.weight"])
+def test_a_damaged_weight_gives_no_likelihood(name: str) -> None:
+    """Of the attention, whose scores torch makes zeros of on a CPU: the logits are numbers, and wrong."""
+    model = Transformer(ModelConfig(12, 16, 1, 2, 24, mask_token_id=11))
+    model.init_weights(0)
+    prompt, answer, rows = torch.tensor([1, 2]), torch.tensor([3, 4]), torch.tensor([[1, 2, 3]])
+    assert log_likelihood(model, prompt, answer, num_samples=2) < 0
+    assert perplexity_bound(model, rows, num_samples=2).nats_per_token > 0
+    model.get_parameter(name).data[3, 4] = float("nan")
+    with pytest.raises(FloatingPointError, match=f"weight {name} holds NaN"):
+        log_likelihood(model, prompt, answer, num_samples=2)
+    with pytest.raises(FloatingPointError, match=f"weight {name} holds NaN"):
+        perplexity_bound(model, rows, num_samples=2)
