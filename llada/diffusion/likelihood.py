@@ -20,7 +20,15 @@ from torch import Tensor
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key, uniforms
 from llada.diffusion.objective import token_cross_entropy
 from llada.errors import UserError
-from llada.model.predict import Model, check_tokens, guided_predict, network_block, predict, resolve_mask_id
+from llada.model.predict import (
+    Model,
+    check_tokens,
+    check_weights,
+    guided_predict,
+    network_block,
+    predict,
+    resolve_mask_id,
+)
 from llada.settings import require, shorten
 
 
@@ -90,7 +98,7 @@ def log_likelihood(
     Raises:
         UserError: an empty answer, a mask token in either, ids outside of the vocabulary, a row longer than the model's
             context, a number of samples or a guidance that means nothing.
-        FloatingPointError: the network's logits are no numbers.
+        FloatingPointError: the network's weights or logits are no numbers.
     """
     mask_id = resolve_mask_id(model, mask_id)
     _check_count("log_likelihood", "num_samples", num_samples)
@@ -102,6 +110,7 @@ def log_likelihood(
     prompt, answer = (_one_row(name, ids) for name, ids in (("prompt", prompt), ("answer", answer)))
     require(len(answer) > 0, "log_likelihood: the answer is empty")
     _check_clean("log_likelihood", model, torch.cat([prompt, answer])[None], mask_id)
+    check_weights(model)
     generator = generator or torch.Generator().manual_seed(0)
     clean = torch.cat([prompt, answer])
     is_answer = torch.arange(len(clean), device=clean.device) >= len(prompt)
@@ -210,8 +219,9 @@ def bound_samples(
     Args:
         ids: (B,) int64 in [0, num_rows), the rows' places in the data set.
 
-    Raises FloatingPointError when the network's logits are no numbers.
+    Raises FloatingPointError when the network's weights or logits are no numbers.
     """
+    check_weights(model)
     start = float(uniforms(stream_key(seed, "likelihood-shift"), torch.zeros(1, dtype=torch.int64))[0])
     shift = (ids.double() / num_rows + start) % 1
     samples = []
@@ -262,7 +272,7 @@ def perplexity_bound(
         UserError: tokens that are no ids (B, L), mask tokens among those whose likelihood is asked for, ids outside of the
             vocabulary, rows longer than the model's context, a shape of `maskable` that is not the tokens', nothing to
             score, or a number of samples or rows that means nothing.
-        FloatingPointError: the network's logits are no numbers.
+        FloatingPointError: the network's weights or logits are no numbers.
     """
     _check_count("perplexity_bound", "num_samples", num_samples)
     _check_count("perplexity_bound", "batch_size", batch_size)

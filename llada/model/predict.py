@@ -25,7 +25,7 @@ def takes_packed_rows(model: Model) -> TypeGuard[Transformer]:
 
 def network_block(model: Model) -> int | None:
     """The length of a block-causal network's blocks; None of any other network, and of a plain function."""
-    return model.config.block_length if takes_packed_rows(model) else None  # type: ignore[attr-defined]
+    return model.config.block_length if takes_packed_rows(model) else None
 
 
 def predict(model: Model, tokens: Tensor, where: Tensor, **inputs: Tensor) -> Tensor:
@@ -97,6 +97,17 @@ def check_tokens(function: str, model: Model, *tokens: Tensor) -> None:
             raise UserError(
                 f"{function}: the token id {outside} lies outside of the model's vocabulary{rows}"
             )
+
+
+def check_weights(model: Model) -> None:
+    """Raises FloatingPointError for a weight that is no number; a plain function has none.
+
+    Not every damaged weight shows in the logits: of scores that are no numbers, torch's attention on a CPU makes zeros.
+    """
+    parameters = getattr(model, "named_parameters", None)
+    for name, value in parameters() if parameters else ():
+        if not value.isfinite().all():
+            raise FloatingPointError(f"the network's weight {name} holds NaN or infinite values")
 
 
 def device_of(model: Model) -> torch.device | None:

@@ -7,13 +7,13 @@ round between groups, not between the rows that one of them has: who has 32 gets
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llada.model.predict import Model, takes_packed_rows
+from llada.model.predict import Model, check_weights, network_block, takes_packed_rows
 from llada.sampling.cache import KeyValues
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.config import SamplingConfig
@@ -58,7 +58,11 @@ class Batch:
         self.model, self.max_tokens = model, max_tokens
         self.runs: list[Run] = []
         self._canvas: Canvas | None = None
-        self._damaged_weight = not_finite(model)
+        self._damage: FloatingPointError | None = None
+        try:
+            check_weights(model)
+        except FloatingPointError as error:  # every reply's failure, and not that of laying them out
+            self._damage = error
 
     def add(self, runs: list[Run], canvases: list[Canvas]) -> None:
         """Put replies on the canvas, each laid out as one row."""
@@ -123,10 +127,8 @@ class Batch:
     def _advance(self, canvas: Canvas, step: Step, fail: Callable[[Run, Exception], None]) -> list[int]:
         """The rows that the forward brought on. Where it fails, each row is tried alone."""
         try:
-            if self._damaged_weight is not None:
-                raise FloatingPointError(
-                    f"the network's weight {self._damaged_weight} holds NaN or infinite values"
-                )
+            if self._damage is not None:
+                raise self._damage
             advance(self.model, canvas, step)
             return step.rows.tolist()
         except Exception as error:
@@ -139,14 +141,7 @@ class Batch:
 
 def cache_bytes(model: Model, config: SamplingConfig, length: int) -> int:
     """What the keys and values of a row of this length take."""
-    if config.cache is None or not takes_packed_rows(model):
+    if not takes_packed_rows(model) or (config.cache is None and network_block(model) is None):
         return 0
     copies = 2 if config.cfg_scale else 1
     return copies * KeyValues.num_bytes(model.config, length, model.embed.weight.itemsize)
-
-
-def not_finite(model: Model) -> str | None:
-    """The name of a weight that holds NaN or infinite values. Not all of them reach the logits: torch's attention on a CPU
-    makes zeros of scores that are no numbers."""
-    parameters: Iterable[tuple[str, Tensor]] = getattr(model, "named_parameters", tuple)()
-    return next((name for name, value in parameters if not value.isfinite().all()), None)

@@ -93,7 +93,15 @@ def complete_texts(
             for number in joining
         ]
         canvases = [
-            prompt_canvas([ids[number]], config, mask_id=mask_id, eos_id=ends, seed=[seeds[number]], **held)
+            prompt_canvas(
+                [ids[number]],
+                config,
+                mask_id=mask_id,
+                eos_id=ends,
+                seed=[seeds[number]],
+                network_block=model.config.block_length,
+                **held,
+            )
             for number in joining
         ]
         batch.add([_Line(*line) for line in zip(joining, replies, strict=True)], canvases)

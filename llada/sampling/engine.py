@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
-from llada.model.predict import Model, check_tokens, resolve_mask_id
+from llada.model.predict import Model, check_tokens, network_block, resolve_mask_id
 from llada.sampling.batch import Batch, Group, Run, cache_bytes
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
@@ -221,6 +221,7 @@ class DenoiseEngine:
             **held_back(config, sorted(self.end_ids), turn_end(self.tokenizer)),
             suffix=request.suffix,
             seed=request.seed,
+            network_block=network_block(self.model),
         )
 
     def _admit(self) -> None:

@@ -17,6 +17,7 @@ from llada.errors import UserError
 from llada.model.predict import (
     Model,
     check_tokens,
+    check_weights,
     config_eos_id,
     device_of,
     network_block,
@@ -176,6 +177,7 @@ def refuse_knobs(function: str, knobs: dict[str, Any], **reasons: str) -> None:
 def _finish(function: str, model: Model, canvas: Canvas) -> GenerateOutput:
     ids = torch.cat([canvas.end_ids, canvas.never_ids, canvas.unsure_ids], dim=1)
     check_tokens(function, model, canvas.tokens, ids[ids >= 0])
+    check_weights(model)
     for _ in denoise(model, canvas):
         pass
     start = int(canvas.start[0]) if len(canvas) else 0

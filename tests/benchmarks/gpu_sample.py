@@ -61,7 +61,14 @@ def check_exactness(device: str) -> dict[str, int]:
     for cache in CACHES:
         for rule in rules:
             prompts = [[rng.randrange(2, 500) for _ in range(rng.randrange(60))] for _ in range(6)]
-            knobs: dict = {"gen_length": 24, "block_length": 8, "cache": cache, "seed": 3, "eos_id": 1, **rule}
+            knobs: dict = {
+                "gen_length": 24,
+                "block_length": 8,
+                "cache": cache,
+                "seed": 3,
+                "eos_id": 1,
+                **rule,
+            }
             together = generate(model, prompts, **knobs).sequences[:, -24:]
             for row, prompt in enumerate(prompts):
                 alone = generate(model, [prompt], **{**knobs, "seed": 3 + row}).sequences[0, -24:]

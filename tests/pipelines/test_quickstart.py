@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import ray.serve
 
 from pipelines.quickstart import QuickstartArgs, quickstart
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
@@ -42,3 +46,29 @@ def test_quickstart_then_again(local_ray, corpus, tmp_path, capsys):
     assert second["answer"] == first["answer"], "the same seed gives the same text"
     assert time.perf_counter() - started < first["seconds"]
     ray.serve.shutdown()  # the session's Ray goes on, its two CPUs are for the next test
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_quickstart_says_that_it_goes_on(corpus, tmp_path, number, code):
+    """While Ray Train trains, which turns the signals into a SystemExit of its own."""
+    output, log = tmp_path / "quickstart", tmp_path / "log"
+    command = [sys.executable, "-m", "pipelines.quickstart", "--output", str(output), "--no-progress"]
+    command += ["--input", str(corpus / "text.jsonl"), "--pretrain-steps", "100000"]
+
+    def default() -> None:  # whoever runs the tests may ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=REPOSITORY, preexec_fn=default)
+    try:
+        while not (output / "pretrained" / "metrics.jsonl").exists():
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(120) == code
+    finally:
+        process.kill()
+        process.wait()
+    lines = log.read_text().strip().splitlines()
+    assert lines[-1] == "llada quickstart: interrupted; the same command goes on where it stopped"
+    assert not any("Traceback" in line for line in lines)

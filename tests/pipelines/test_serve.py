@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
+import psutil
 import pytest
 import torch
 import yaml
@@ -478,6 +479,42 @@ class TestStarting:
         assert "there is no device 'cuda:99' here" in str(caught.value)
         assert "\n" not in str(caught.value)
         assert APP_NAME not in ray_serve.status().applications
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_while_ray_starts_is_one_line(
+    random_model: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    """Whatever handlers Ray has set by then."""
+
+    def default() -> None:  # whoever runs the tests may ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.serve",
+        "--model",
+        str(random_model),
+        "--port",
+        str(free_port()),
+    ]
+    with (tmp_path / "out.txt").open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=REPOSITORY, preexec_fn=default)
+    try:
+        started: list[psutil.Process] = []
+        while not any(child.name() == "gcs_server" for child in started):
+            assert process.poll() is None, (tmp_path / "out.txt").read_text()
+            time.sleep(0.05)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        assert process.wait(120) == code
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "out.txt").read_text() == "llada serve: interrupted\n"
 
 
 @pytest.mark.integration

@@ -351,3 +351,18 @@ def test_the_bound_of_a_block_causal_network_is_the_sum_of_its_blocks(cfg_scale:
     if cfg_scale == 0:
         bound = perplexity_bound(network, row[None], maskable=is_answer[None], num_samples=1000)
         assert 5 * bound.nats_per_token == pytest.approx(without_mask, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["layers.0.q_proj.weight", "layers.0.k_proj.weight"])
+def test_a_damaged_weight_gives_no_likelihood(name: str) -> None:
+    """Of the attention, whose scores torch makes zeros of on a CPU: the logits are numbers, and wrong."""
+    model = Transformer(ModelConfig(12, 16, 1, 2, 24, mask_token_id=11))
+    model.init_weights(0)
+    prompt, answer, rows = torch.tensor([1, 2]), torch.tensor([3, 4]), torch.tensor([[1, 2, 3]])
+    assert log_likelihood(model, prompt, answer, num_samples=2) < 0
+    assert perplexity_bound(model, rows, num_samples=2).nats_per_token > 0
+    model.get_parameter(name).data[3, 4] = float("nan")
+    with pytest.raises(FloatingPointError, match=f"weight {name} holds NaN"):
+        log_likelihood(model, prompt, answer, num_samples=2)
+    with pytest.raises(FloatingPointError, match=f"weight {name} holds NaN"):
+        perplexity_bound(model, rows, num_samples=2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from llada.errors import UserError
-from llada.model.predict import device_of, guided_predict, predict, resolve_mask_id
+from llada.model.predict import check_weights, device_of, guided_predict, predict, resolve_mask_id
 from llada.model.transformer import ModelConfig, Transformer
 
 MASK = 9
@@ -53,3 +55,16 @@ def test_the_mask_id_comes_from_the_config_or_the_caller(model: Transformer) -> 
     assert device_of(lambda t: t) is None
     with pytest.raises(UserError, match="mask_id"):
         resolve_mask_id(lambda t: t, None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["layers.0.q_proj.weight", "norm.weight", "lm_head.weight"])
+def test_a_weight_that_is_no_number_is_named(model: Transformer, name: str, value: float) -> None:
+    check_weights(model)
+    check_weights(lambda tokens: tokens)
+    damaged = copy.deepcopy(model).to(torch.bfloat16)
+    damaged.get_parameter(name).data.view(-1)[5] = value
+    with pytest.raises(
+        FloatingPointError, match=f"^the network's weight {name} holds NaN or infinite values$"
+    ):
+        check_weights(damaged)

@@ -175,6 +175,7 @@ def test_turns_go_round_between_streams_not_between_their_replies() -> None:
     is_short = [width == len(ids("One")) + 4 for width in watched.widths]
     first, last = is_short.index(True), len(is_short) - is_short[::-1].index(True)
     assert is_short[first:last] == [True, False, True, False, True, False, True]
+    assert last < len(is_short) // 2  # long before the others are done
 
 
 def test_one_stream_of_several_requests(engine: DenoiseEngine) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import json
+import lzma
 import os
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +48,18 @@ def test_folders_globs_files_and_lists(folder):
     assert [file.url for file in listed] == [f"{folder}/b/2.jsonl", f"{folder}/a.parquet"]
     assert [file.size for file in listed] == [9, 9]
     assert len(names(f"@{folder}/list.txt", folder / "b", f"@{folder}/list.txt")) == 3
+
+
+def test_every_compression_of_a_folder_is_read(tmp_path, read):
+    packs = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    packs |= {".zst": zstandard.compress, ".zstd": zstandard.compress}
+    for ending, pack in packs.items():
+        (tmp_path / f"a.jsonl{ending}").write_bytes(pack(json.dumps({"text": f"of {ending}"}).encode()))
+    left_out = {}
+    found = list(list_inputs([str(tmp_path)], left_out=left_out))
+    assert [file.name.partition("a.jsonl")[2] for file in found] == sorted(packs)
+    assert left_out == {}
+    assert [read(file.url)[0] for file in found] == [[f"of {ending}"] for ending in sorted(packs)]
 
 
 @given(st.lists(st.integers(0, 40), max_size=200))

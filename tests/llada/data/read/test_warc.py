@@ -2,6 +2,7 @@ import gzip
 import io
 import random
 import re
+import struct
 import tracemalloc
 import zlib
 from collections import Counter
@@ -561,3 +562,18 @@ def test_after_damage_a_record_of_any_version_is_found():
         )
         assert ids(found) == [0, 1, 2]
         assert losses(found) == ["damaged_record"]
+
+
+def test_a_file_whose_zstd_dictionary_stands_in_its_first_frame(tmp_path, read):
+    """As the Archive Team's *.warc.zst."""
+    words = [f"The page number {i} has some words of its own. " * 5 for i in range(60)]
+    records = [clueweb(i, text, "\r\n") for i, text in enumerate(words)]
+    dictionary = zstandard.train_dictionary(2048, records)
+    stored = zstandard.compress(dictionary.as_bytes())
+    packer = zstandard.ZstdCompressor(dict_data=dictionary)
+    path = tmp_path / "a.warc.zst"
+    first = struct.pack("<II", 0x184D2A5D, len(stored)) + stored
+    path.write_bytes(first + b"".join(map(packer.compress, records)))
+    found, rejects = read(path)
+    assert found == [text.strip() for text in words]
+    assert not rejects.counts

@@ -362,6 +362,21 @@ def test_clusters_of_duplicates_have_sizes_and_their_largest_is_shown() -> None:
     assert "duplicates; of each" not in "".join(Page(_render(report, CONFIG)).texts("main"))
 
 
+def test_duplicate_lines_are_lines_wherever_the_report_speaks_of_them() -> None:
+    """Not the documents of which too little stays without them: those have a name of their own."""
+    report = Report(
+        outcomes={"en": {KEPT: [40, 9000], "duplicate_lines": [3, 20]}}, edits={"duplicate_lines": 1712}
+    )
+    config = PrepareConfig(dedup=DedupConfig(lines=True))
+    html = _render(report, config)
+    page = Page(html)
+    assert ["Too short without duplicate lines", "3"] in [row[:2] for row in page.table("After")]
+    text = " ".join(page.texts("main"))
+    assert "Too short without duplicate lines: 3 · Duplicate lines removed: 1,712" in text
+    assert ["Duplicate lines removed", "1,712"] in [row[:2] for table in page.tables for row in table]
+    assert set(re.findall(r"Duplicate lines(?! removed| are lines)[^<]*", html)) == set()
+
+
 def test_matches_with_evaluation_sets_are_listed() -> None:
     report = Report(outcomes={"en": {"contaminated": [1, 10]}})
     report.matches = [
