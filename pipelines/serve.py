@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import socket
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,7 @@ from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import RequestLimits
 from pipelines.serving.scaling import replicas_for_work
 from pipelines.stage.artifact import fetch_folder
-from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
+from pipelines.stage.cluster import ClusterConfig, connect, load_cluster, require_room
 from pipelines.stage.command import Flat, parse, run_command
 from pipelines.stage.delivery import model_folder
 from pipelines.stage.interruption import interruptible
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from ray.serve import Application, Deployment
 
 APP_NAME = "llada"
+# How often Serve is asked whether it waits for room.
+_LOOK_EVERY_S = 5.0
+_log = logging.getLogger(__name__)
 _USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}: "  # how a traceback names it
 
 
@@ -266,11 +270,15 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
+    least = max(args.replicas[0], 1)
+    cpus = 1 if args.cpus_per_replica is None else args.cpus_per_replica
+    require_room("min_replicas", least, cpus, args.gpus_per_replica or 0)
     app = build_app(args)
     is_redeploy = _serve_runs() and APP_NAME in serve.status().applications
     try:
         serve.start(http_options={"host": args.host, "port": args.port})
-        serve.run(app, name=APP_NAME)
+        with _saying_what_is_missing():
+            serve.run(app, name=APP_NAME)
     except BaseException as error:  # Ctrl-C as well: what has been begun must not stay
         failure = _replica_failure()
         if keep_ray and not is_redeploy:
@@ -290,6 +298,31 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     http = client.http_config  # of a Serve that ran before, not what was asked for
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)
     return f"http://{host}:{http.port}"
+
+
+@contextlib.contextmanager
+def _saying_what_is_missing() -> Iterator[None]:
+    """For a `with` block that waits for the application: where its cluster has no room for a replica, Serve waits without
+    a word until there is some."""
+    from ray import serve
+
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(_LOOK_EVERY_S):
+            with contextlib.suppress(Exception):
+                for deployment in serve.status().applications[APP_NAME].deployments.values():
+                    if "to be scheduled" in deployment.message:
+                        _log.warning("the endpoint waits: %s", deployment.message)
+                        return
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def _serve_runs() -> bool:

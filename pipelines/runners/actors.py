@@ -16,7 +16,7 @@ from llada.errors import UserError
 from llada.evals.evaluation import B, R
 from llada.files import exists, file_sizes, join, read_bytes, write_bytes
 from pipelines.runners.failures import Failure, as_failure
-from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.cluster import ClusterConfig, require_room
 
 
 def require_checkpoint(model: str) -> None:
@@ -79,6 +79,8 @@ def map_blocks(
         leave=False,
     ) as bar:
         if todo:
+            low = cluster.min_replicas
+            require_room("min_replicas", max(low, 1), cluster.cpus_per_replica, cluster.gpus_per_replica)
             items = ray.data.from_items(
                 [{"block": json.dumps(block)} for block in todo], override_num_blocks=len(todo)
             )
@@ -86,9 +88,7 @@ def map_blocks(
                 _Actor,
                 fn_constructor_args=(build, output),
                 batch_size=1,
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=cluster.min_replicas, max_size=max(cluster.min_replicas, cluster.max_replicas)
-                ),
+                compute=ray.data.ActorPoolStrategy(min_size=low, max_size=max(low, cluster.max_replicas)),
                 num_cpus=cluster.cpus_per_replica,
                 num_gpus=cluster.gpus_per_replica or None,
             )

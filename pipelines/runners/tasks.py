@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines.runners.failures import Failure, as_failure
-from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.cluster import ClusterConfig, require_room
 
 # Ray Data's bookkeeping is per block: a block of a long list holds many tasks.
 MAX_BLOCKS = 4096
@@ -33,6 +33,7 @@ def map_tasks(
         return
     import ray.data
 
+    require_room("data_workers", 1, cluster.cpus_per_data_worker)
     limits: dict[str, Any] = {"num_cpus": cluster.cpus_per_data_worker}
     if cluster.memory_bytes_per_data_worker:
         limits["memory"] = cluster.memory_bytes_per_data_worker

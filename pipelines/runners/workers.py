@@ -38,7 +38,7 @@ from llada.training.events import (
     Validated,
 )
 from llada.training.trainer import TrainResult
-from pipelines.stage.cluster import ClusterConfig, connect
+from pipelines.stage.cluster import ClusterConfig, connect, require_room
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import MetricsFile
 
@@ -84,6 +84,7 @@ def run_workers(
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        require_room("num_workers", cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker)
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
         # On the driver's node: what is lost with any other node must be replaceable.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

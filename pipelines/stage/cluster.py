@@ -141,6 +141,22 @@ def until_exit() -> Iterator[None]:
         raise SystemExit(code)
 
 
+def require_room(what: str, number: int, cpus: float, gpus: float = 0) -> None:
+    """Raises UserError when a Ray that this process has started can never run so many at a time: no machine will join
+    it, and Ray would wait without a word. `cpus` and `gpus` are those of each."""
+    import ray
+
+    if _own_node() is None:
+        return
+    there = ray.cluster_resources()
+    for kind, each in (("CPU", cpus), ("GPU", gpus)):
+        if number * each > (has := there.get(kind, 0)):
+            raise UserError(
+                f"there is no room for {number} × {each:g} {kind} ({what}): this Ray has {has:g}; ask for less, or give "
+                "the cluster file of a larger Ray"
+            )
+
+
 def _own_node() -> Any:
     """The Ray that this process has started itself, or None."""
     worker = sys.modules.get("ray._private.worker")

@@ -480,6 +480,48 @@ class TestStarting:
         assert "\n" not in str(caught.value)
         assert APP_NAME not in ray_serve.status().applications
 
+    def test_what_can_never_start_is_refused_at_once(
+        self, own_serve: ClusterConfig, random_model: Path
+    ) -> None:
+        many: list[dict[str, Any]] = [
+            {"cpus_per_replica": 3},
+            {"min_replicas": 3, "max_replicas": 3},
+            {"gpus_per_replica": 1},
+        ]
+        for args in many:
+            with pytest.raises(UserError, match=r"no room for . × . .PU \(min_replicas\)"):
+                serve(ServeArgs(str(random_model), port=free_port(), **args), own_serve, blocking=False)
+
+    def test_an_endpoint_that_waits_for_room_says_so(
+        self, own_serve: ClusterConfig, random_model: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        import ray
+        from ray import serve as ray_serve
+
+        @ray.remote(num_cpus=2)
+        class Other:
+            def wait(self) -> None:
+                """Until it runs."""
+
+        other = Other.remote()
+        ray.get(other.wait.remote())
+
+        def end_other_when_told() -> None:
+            while "the endpoint waits: Deployment 'Denoiser'" not in caplog.text and not is_over.wait(0.2):
+                pass
+            ray.kill(other)
+
+        is_over = threading.Event()
+        listener = threading.Thread(target=end_other_when_told)
+        listener.start()
+        try:
+            serve(ServeArgs(str(random_model), port=free_port()), own_serve, blocking=False)
+        finally:
+            is_over.set()
+            listener.join()
+        ray_serve.delete(APP_NAME)
+        assert "to be scheduled" in caplog.text
+
 
 @pytest.mark.integration
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from llada.errors import UserError
-from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
+from pipelines.stage.cluster import ClusterConfig, connect, load_cluster, require_room
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "ray_configs").glob("*.yaml"))
 
@@ -72,6 +72,16 @@ def test_a_running_ray_is_used_and_left_running(local_ray, tmp_path):
     with connect(ClusterConfig(), tmp_path):
         pass
     assert ray.is_initialized()
+
+
+@pytest.mark.integration
+def test_what_a_ray_of_our_own_can_never_run_is_refused(local_ray):
+    require_room("num_workers", 2, 1)
+    require_room("num_workers", 4, 0.5)
+    with pytest.raises(UserError, match=r"no room for 3 × 1 CPU \(num_workers\): this Ray has 2;"):
+        require_room("num_workers", 3, 1)
+    with pytest.raises(UserError, match=r"no room for 1 × 0\.5 GPU \(num_workers\): this Ray has 0;"):
+        require_room("num_workers", 1, 1, 0.5)
 
 
 def test_an_absent_cluster_is_reported_quickly(tmp_path):
