@@ -177,9 +177,9 @@ def refuse_knobs(function: str, knobs: dict[str, Any], **reasons: str) -> None:
 def _finish(function: str, model: Model, canvas: Canvas) -> GenerateOutput:
     ids = torch.cat([canvas.end_ids, canvas.never_ids, canvas.unsure_ids], dim=1)
     check_tokens(function, model, canvas.tokens, ids[ids >= 0])
-    check_weights(model)
-    for _ in denoise(model, canvas):
-        pass
+    for number, _ in enumerate(denoise(model, canvas)):
+        if number == 0:
+            check_weights(model)  # what the logits of the first forward did not show
     start = int(canvas.start[0]) if len(canvas) else 0
     device = device_of(model) or canvas.device
     return GenerateOutput(

@@ -626,6 +626,16 @@ def test_logits_that_are_no_numbers_end_the_run(make_model: MakeModel, value: fl
         generate(model, random_prompt(1, 3), gen_length=4, steps=4, **knobs)
 
 
+def test_damaged_attention_ends_the_run(make_model: MakeModel) -> None:
+    """Torch makes zeros of scores that are no numbers, and the logits are numbers."""
+    model = make_model()
+    model.layers[1].q_proj.weight.data[3, 4] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"layers\.1\.q_proj\.weight holds NaN"):
+        generate(model, random_prompt(1, 3), gen_length=4, steps=4)
+    with pytest.raises(FloatingPointError, match=r"layers\.1\.q_proj\.weight holds NaN"):
+        infill(model, torch.tensor([[3, MASK]]))
+
+
 def test_single_ids_may_be_ruled_out_by_the_network() -> None:
     def predict(tokens: Tensor, **_: Tensor) -> Tensor:
         return torch.tensor([-torch.inf, 1.0, 2.0, 0.0]).expand(*tokens.shape, 4)
