@@ -21,6 +21,7 @@ from llada.errors import UserError
 from llada.sampling.cache import RowCache
 from llada.sampling.coins import NEVER
 from llada.sampling.config import SamplingConfig
+from llada.sampling.constraints import Constraints, last_position
 from llada.sampling.rules import find_rule, temperature_of
 from llada.settings import shorten
 
@@ -74,7 +75,7 @@ class Canvas:
         "forwards",
         "token_forwards",
     )
-    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches")
+    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches", "constraints")
 
     def __init__(
         self,
@@ -153,8 +154,9 @@ class Canvas:
         self.end_ids = _id_table(as_ids(eos_id), B, -1)  # (B, n)
         self.never_ids = _id_table([mask_id, *never_ids], B, mask_id)
         self.unsure_ids = _id_table(unsure_ids, B, mask_id)  # the mask has no confidence in any case
-        # Behind this position a text may end: what is fixed must not be cut off.
-        self.open_until = each(max(config.fixed, default=0) if config.fixed else 0)
+        # Behind this position a text may end: what is fixed, or to be chosen from a few, must not be cut off.
+        self.open_until = each(last_position(config))
+        self.constraints = [Constraints.of(config, [mask_id, *never_ids], as_ids(eos_id))] * B
         self.temperature = each(temperature_of(config), torch.float64)
         self.top_k = each(max(0, config.top_k))
         self.top_p = each(config.top_p, torch.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from llada.settings import check_limits, limited, require, shorten
 
@@ -100,6 +100,11 @@ class SamplingConfig:
     fixed: dict[int, int | str] | None = knob(None)
     """{position behind the prompt, from 0: token id, or text as it stands, its first space included}: written before the
     first step, kept, and never behind the end of the text. generate() knows no words and takes ids alone."""
+    allowed: dict[int | Literal["*"], tuple[int | str, ...]] | None = knob(None)
+    """{position behind the prompt, from 0: token ids, or texts that are one token each}: nothing else is written there, and
+    the text does not end before. "*" is every position that is not named; an end of the text is a token like others."""
+    forbidden: dict[int | Literal["*"], tuple[int | str, ...]] | None = knob(None)
+    """{position behind the prompt, or "*" for all: token ids, or texts that are one token each}: not written there."""
 
     def __post_init__(self) -> None:
         check_limits(self, "sampling")
@@ -107,6 +112,9 @@ class SamplingConfig:
             value = getattr(self, name)
             require(isinstance(value, str), f"sampling: {name} must be a name, not {shorten(value)}")
         _check_fixed(self.fixed, self.gen_length)
+        for name in ("allowed", "forbidden"):
+            _check_tokens(name, getattr(self, name), self.gen_length)
+        _check_constraints(self)
         # Here and not above: both need torch, which a process that only reads the knobs does without.
         from llada.diffusion.schedule import get_schedule
         from llada.sampling.cache import find_cache
@@ -157,6 +165,57 @@ def _check_fixed(fixed: object, gen_length: int) -> None:
         require(
             _is_count(token) or (isinstance(token, str) and token != ""),
             f"sampling: fixed puts {shorten(token)} at position {position}, which is neither a token id nor a text",
+        )
+
+
+def _check_tokens(name: str, tokens: object, gen_length: int) -> None:
+    """Raise UserError unless these map positions to lists of tokens."""
+    if tokens is None:
+        return
+    require(
+        isinstance(tokens, Mapping), f"sampling: {name} must map positions to tokens, not {shorten(tokens)}"
+    )
+    assert isinstance(tokens, Mapping)
+    for position, given in tokens.items():
+        require(
+            position == "*" or (_is_count(position) and position < gen_length),
+            f"sampling: {name} holds the position {shorten(position)}; those behind the prompt are 0 to {gen_length - 1}, "
+            'and "*" is all',
+        )
+        require(
+            isinstance(given, tuple | list) and len(given) > 0,
+            f"sampling: {name} must hold a list of tokens at position {position}, not {shorten(given)}",
+        )
+        for token in given:
+            require(
+                _is_count(token) or (isinstance(token, str) and token != ""),
+                f"sampling: {name} holds {shorten(token)} at position {position}, which is neither a token id nor a text",
+            )
+
+
+def _check_constraints(config: SamplingConfig) -> None:
+    """Raise UserError where `fixed`, `allowed` and `forbidden` leave nothing that could stand at a position. Which ids a text
+    stands for is not known yet."""
+    fixed, allowed = dict[Any, Any](config.fixed or {}), dict[Any, Any](config.allowed or {})
+    forbidden = dict[Any, Any](config.forbidden or {})
+
+    def never(position: int | str) -> set[int | str]:
+        return {*forbidden.get("*", ()), *forbidden.get(position, ())}
+
+    for position, tokens in allowed.items():
+        require(
+            not never(position) >= {*tokens},
+            f"sampling: forbidden takes all that allowed leaves at position {position}: {shorten(list(tokens))}",
+        )
+    for position, token in fixed.items():
+        require(
+            token not in never(position),
+            f"sampling: forbidden names {shorten(token)}, which fixed puts at position {position}",
+        )
+        named = allowed.get(position, [token])
+        require(
+            token in named or any(isinstance(word, str) for word in (token, *named)),
+            f"sampling: allowed does not name {shorten(token)}, which fixed puts at position {position}",
         )
 
 

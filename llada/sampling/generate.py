@@ -165,7 +165,8 @@ def refuse_knobs(function: str, knobs: dict[str, Any], **reasons: str) -> None:
 
 def _finish(function: str, model: Model, canvas: Canvas) -> GenerateOutput:
     ids = torch.cat([canvas.end_ids, canvas.never_ids, canvas.unsure_ids], dim=1)
-    check_tokens(function, model, canvas.tokens, ids[ids >= 0])
+    named = [constraints.ids for constraints in canvas.constraints[:1] if constraints]
+    check_tokens(function, model, canvas.tokens, ids[ids >= 0], *named)
     for _ in denoise(model, canvas):
         pass
     start = int(canvas.start[0]) if len(canvas) else 0

@@ -190,6 +190,12 @@ OF_SOME_RULES = ("confidence_eos_eot_inf", "schedule", "leap_anchor", "leap_radi
 RULES: Registry[Rule] = Registry("remasking rule", _RULES)
 # {setting: the rule that it switches on}.
 RULE_OF_KNOB = {rule.knob: rule for rule in _RULES.values() if rule.knob}
+# What chooses a rule and its numbers: who asks for another rule, asks for its own.
+RULE_SETTINGS = (
+    "remasking",
+    "schedule",
+    *(name for rule in _RULES.values() for name in (rule.knob, *rule.beside) if name),
+)
 
 
 def find_rule(config: SamplingConfig) -> Rule:

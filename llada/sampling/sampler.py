@@ -32,10 +32,12 @@ import torch
 from torch import Tensor
 
 from llada.diffusion.noise import row_keys, stream_key, uniforms_of
+from llada.errors import UserError
 from llada.model.predict import Model
 from llada.sampling.candidates import Candidates
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.coins import NEVER, spread
+from llada.sampling.constraints import Constraints
 from llada.sampling.draw import Cut, draw_tokens
 from llada.sampling.forward import forward
 
@@ -103,6 +105,7 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
     rounding = (_ROUNDING * (1 + 2 * canvas.cfg_scale[rows]))[row]
     logits = _writable(canvas, logits, canvas_row, position)
     if not bool(logits.amax(-1).isfinite().all()):
+        _blame_constraints(canvas, logits, canvas_row, position)
         raise FloatingPointError(
             f"the network's logits are not finite (NaN or infinite) in forward {canvas.nfe} of {tuple(where.shape)} tokens: "
             "its weights are damaged, or the precision does not hold them"
@@ -212,7 +215,30 @@ def _writable(canvas: Canvas, logits: Tensor, row: Tensor, position: Tensor) -> 
         ends = canvas.end_ids[row]
         ends = torch.where(too_early[:, None] & (ends >= 0), ends, canvas.mask_id)
         logits = logits.scatter_(1, ends.to(logits.device), -torch.inf)
+    for constraints, which in _constrained(canvas, row):
+        constraints.rule_out(logits, which, position[which])
     return logits
+
+
+def _constrained(canvas: Canvas, row: Tensor) -> Iterator[tuple[Constraints, Tensor]]:
+    """Constraints, and which of the candidates (N,) in the rows (N,) they are about."""
+    if not any(canvas.constraints):
+        return
+    for constraints in dict.fromkeys(canvas.constraints):
+        if constraints is not None:
+            rows = torch.tensor([other is constraints for other in canvas.constraints])
+            yield constraints, rows[row].nonzero().squeeze(1)
+
+
+def _blame_constraints(canvas: Canvas, logits: Tensor, row: Tensor, position: Tensor) -> None:
+    """Raise UserError when the settings, and not the network, leave nothing at a position."""
+    for _, which in _constrained(canvas, row):
+        empty = (logits[which.to(logits.device)] == -torch.inf).all(1).cpu()
+        if bool(empty.any()):
+            place = int(position[which][empty][0])
+            raise UserError(
+                f"sampling: allowed and forbidden leave no token for position {place} of the text"
+            )
 
 
 def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
