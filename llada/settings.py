@@ -141,7 +141,7 @@ def _parse(kind: Any, value: Any, path: str) -> Any:
 
 def _parse_key(kind: Any, key: Any, path: str) -> Any:
     """A key of a mapping; JSON writes integers as text."""
-    if kind is int and isinstance(key, str) and key.isdecimal() and key.isascii():
+    if int in _options(kind) and isinstance(key, str) and key.isdecimal() and key.isascii():
         return int(key)
     return _parse(kind, key, f"a key of {path}")
 

@@ -21,8 +21,10 @@ from llada.diffusion.noise import stream_key
 from llada.errors import UserError
 from llada.sampling.blocks import check_network_block, share_steps
 from llada.sampling.cache import RowCache
+from llada.sampling.coins import NEVER
 from llada.sampling.config import SamplingConfig
-from llada.sampling.rules import find_rule
+from llada.sampling.constraints import Constraints, last_position
+from llada.sampling.rules import find_rule, temperature_of
 from llada.settings import shorten
 
 
@@ -48,8 +50,10 @@ class Canvas:
         "block_of": 0,
         "reveal_step": -1,
         "due": 0,
+        "again": NEVER,
     }
     _BY_BLOCK: ClassVar[dict[str, int]] = {"steps_of": 0, "blocks_left": 0}
+    _BY_KNOB: ClassVar[dict[str, int]] = {"knobs": 0}
     _BY_ID: ClassVar[tuple[str, ...]] = ("end_ids", "never_ids", "unsure_ids")
     _BY_ROW: ClassVar[tuple[str, ...]] = (
         "start",
@@ -60,7 +64,11 @@ class Canvas:
         "open_until",
         "temperature",
         "cfg_scale",
-        "knob",
+        "top_k",
+        "top_p",
+        "min_p",
+        "stratified",
+        "weighs_committed",
         "block",
         "block_masks",
         "block_begin",
@@ -69,7 +77,7 @@ class Canvas:
         "forwards",
         "token_forwards",
     )
-    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches")
+    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches", "constraints")
 
     def __init__(
         self,
@@ -153,14 +161,23 @@ class Canvas:
         self.end_ids = _id_table(as_ids(eos_id), B, -1)  # (B, n)
         self.never_ids = _id_table([mask_id, *never_ids], B, mask_id)
         self.unsure_ids = _id_table(unsure_ids, B, mask_id)  # the mask has no confidence in any case
-        # Behind this position a text may end: what is fixed must not be cut off.
-        self.open_until = each(max(config.fixed, default=0) if config.fixed else 0)
-        temperature = rule.temperature if config.temperature is None else config.temperature
-        self.temperature = each(temperature, torch.float64)
+        # Behind this position a text may end: what is fixed, or to be chosen from a few, must not be cut off.
+        self.open_until = each(last_position(config))
+        self.constraints = [Constraints.of(config, [mask_id, *never_ids], as_ids(eos_id))] * B
+        self.temperature = each(temperature_of(config), torch.float64)
+        self.top_k = each(max(0, config.top_k))
+        self.top_p = each(config.top_p, torch.float64)
+        self.min_p = each(config.min_p, torch.float64)
+        self.stratified = each(config.stratified, torch.bool)
         self.cfg_scale = each(config.cfg_scale, torch.float64)
-        self.knob = each(getattr(config, rule.knob) if rule.knob else 0.0, torch.float64)
-        # (B, L): at which step of its block a position is due, where the rule decides that beforehand.
+        # (B, n): the numbers that the rule reads.
+        numbers = [getattr(config, name) for name in (rule.knob, *rule.beside) if name]
+        self.knobs = torch.tensor(numbers or [0.0], dtype=torch.float64).repeat(B, 1)
+        self.weighs_committed = each(rule.weighs_committed, torch.bool)
+        # (B, L): at which step of its block a position is due, where the rule decides that beforehand; and after which one a
+        # token that was committed becomes a mask again.
         self.due = rule.due_steps(self) if rule.due_steps else torch.zeros_like(tokens)
+        self.again = torch.full_like(tokens, NEVER)
 
         self.block = each(-1)  # the one that each row works on
         self.block_masks = each(0)  # its masks when the row came to it
@@ -183,6 +200,7 @@ class Canvas:
         fills = {
             **Canvas._BY_COLUMN,
             **Canvas._BY_BLOCK,
+            **Canvas._BY_KNOB,
             **dict.fromkeys(Canvas._BY_ID, first.mask_id),
             "tokens": int(first.mask_id == 0),  # any id but the mask
             "end_ids": -1,
@@ -201,7 +219,13 @@ class Canvas:
         taken.mask_id, taken.device, taken.nfe = self.mask_id, self.device, self.nfe
         taken.network_block = self.network_block
         index = torch.tensor(rows, dtype=torch.int64)
-        for name in (*Canvas._BY_COLUMN, *Canvas._BY_BLOCK, *Canvas._BY_ID, *Canvas._BY_ROW):
+        for name in (
+            *Canvas._BY_COLUMN,
+            *Canvas._BY_BLOCK,
+            *Canvas._BY_KNOB,
+            *Canvas._BY_ID,
+            *Canvas._BY_ROW,
+        ):
             setattr(taken, name, getattr(self, name)[index])
         width = int(attended_span(taken.attended)[1].max()) if rows else 0
         for name in Canvas._BY_COLUMN:

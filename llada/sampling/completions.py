@@ -15,6 +15,7 @@ from llada.model.transformer import Transformer
 from llada.sampling.batch import Batch, Group, Run
 from llada.sampling.canvas import prompt_canvas, row_seeds
 from llada.sampling.config import SamplingConfig
+from llada.sampling.constraints import named_ids
 from llada.sampling.events import FinishReason
 from llada.sampling.generate import held_back
 from llada.sampling.reply import Reply
@@ -73,6 +74,8 @@ def complete_texts(
         check_tokens("generate", model, torch.tensor(row, dtype=torch.int64))
     ends, mask_id = text_ends(model, tokenizer), tokenizer.mask_token_id
     config = spell_fixed(tokenizer, config)
+    for name, named in named_ids(config).items():
+        check_tokens(f"sampling: {name}", model, named)
     held = held_back(config, ends, turn_end(tokenizer))
     seeds = row_seeds(seed, len(ids))
     if len(seeds) != len(ids):

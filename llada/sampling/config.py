@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, fields
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 from llada.settings import check_limits, limited, require, shorten
 
@@ -36,19 +36,49 @@ class SamplingConfig:
     block_length: int = knob(128, low=1)
     """Blocks are finished left to right; the last one may be short."""
     temperature: float | None = knob(None, low=0, high=100, request_high=2)
-    """Of the Gumbel noise; 0 is greedy, and the same text each time even without a seed. None: 1 for "ancestral", which
-    samples, 0 for the others."""
+    """Of the Gumbel noise; 0 is greedy, and the same text each time even without a seed. None: 1 for the rules that reverse
+    the noise process ("ancestral", "remdm", "first_hitting"), which sample, 0 for the others."""
+    top_p: float = knob(1.0, low=0, high=1)
+    """Draw from the fewest of the likeliest tokens that together have this probability at the temperature; 1 is all. This,
+    `top_k` and `min_p` each count over all tokens, what is as likely as the last one kept is kept, and confidences remain those
+    of the whole distribution."""
+    top_k: int = knob(0, low=-1, high=_MANY)
+    """Draw from so many of the likeliest tokens; 0 or -1 is all."""
+    min_p: float = knob(0.0, low=0, high=1)
+    """Draw from the tokens that are at least this times as likely as the likeliest one; 0 is all."""
+    stratified: bool = knob(False)
+    """Spread the random numbers of a row's positions evenly over [0, 1) instead of taking independent ones, each still as
+    likely as before: those that tokens are drawn with at a step, and the coins of "ancestral" and "remdm" in a block, of which
+    then as many masks go at each step as should, and not by chance more or fewer."""
     cfg_scale: float = knob(0.0, low=0, high=_MANY)
     """Strength of the classifier-free guidance, which doubles a forward; 0 is off."""
     remasking: str = knob("low_confidence")
-    """What to commit at a step: the most certain ("low_confidence"), any ("random", both LLaDA's), or by coin with the
-    model's own distribution ("ancestral", MDLM's); see llada/sampling/rules.py."""
+    """What to commit at a step: the most certain ("low_confidence") or any ("random", both LLaDA's), the clearest by its
+    "margin" over the next best, or by coin with the model's own distribution ("ancestral", MDLM's; "first_hitting", the same
+    with a step for each token); or a rule with a knob of its own, below; see llada/sampling/rules.py."""
     threshold: float | None = knob(None, low=0, high=1)
     """Commit every confidence of at least this, and the highest in any case (Fast-dLLM)."""
     factor: float | None = knob(None, low=0)
     """Commit the n highest confidences while the n-th is at least 1 − factor / (n + 1) (Fast-dLLM)."""
     entropy_bound: float | None = knob(None, low=0)
     """Commit the most certain positions while their dependence is bounded by this many nats (EB-Sampler)."""
+    error_bound: float | None = knob(None, low=0, high=_MANY)
+    """Commit the most confident positions while the sum of what their confidences lack to 1 is at most this, which bounds the
+    probability that any of them is not what the model would have written."""
+    leap_threshold: float | None = knob(None, low=0, high=1)
+    """Commit every confidence of at least `leap_anchor`, and those of at least this much beside it (LocalLeap, whose authors
+    take 0.75)."""
+    leap_anchor: float = knob(0.9, low=0, high=1)
+    """Of LocalLeap: the confidence from which a position is an anchor."""
+    leap_radius: int = knob(4, low=0, high=_MANY)
+    """Of LocalLeap: so many positions on both sides of an anchor are beside it."""
+    remdm_cap: float | None = knob(None, low=0, high=1)
+    """Sample as "ancestral" does, but at each step let every token of the block become a mask again with this probability,
+    or the most that leaves the number of masks as it is (ReMDM-cap, whose authors take 0.008 for long runs); 0 is "ancestral"."""
+    p2_eta: float | None = knob(None, low=0, high=_MANY)
+    """At each step keep the most confident tokens of the block, as many as are due by then, and mask the others again, also
+    those committed before, whose log-confidence counts this many times (P2's self-planning): 1 as that of the others, 0 lets
+    them stay, more masks them the sooner."""
     cache: str | None = knob(None)
     """Feed only a part of the canvas between the first forwards of its blocks, and see the rest as it was then: "prefix" the
     block and what follows, "dual" the block (both Fast-dLLM's), "vicinity" the block and its neighbours (dInfer); see
@@ -61,7 +91,7 @@ class SamplingConfig:
     """Feed only so many of the tokens behind the block (Streaming-dLLM); None feeds all. Not where something given stands
     behind the masks."""
     schedule: str = knob("loglinear", per_request=False)
-    """Noise schedule of "ancestral": how many masks should be left at each step."""
+    """Noise schedule of "ancestral" and "remdm": how many masks should be left at each step."""
     logits_eos_inf: bool = knob(False)
     """Never write the end of the text (LLaDA's setting for HumanEval)."""
     confidence_eos_eot_inf: bool = knob(False)
@@ -70,6 +100,11 @@ class SamplingConfig:
     fixed: dict[int, int | str] | None = knob(None)
     """{position behind the prompt, from 0: token id, or text as it stands, its first space included}: written before the
     first step, kept, and never behind the end of the text. generate() knows no words and takes ids alone."""
+    allowed: dict[int | Literal["*"], tuple[int | str, ...]] | None = knob(None)
+    """{position behind the prompt, from 0: token ids, or texts that are one token each}: nothing else is written there, and
+    the text does not end before. "*" is every position that is not named; an end of the text is a token like others."""
+    forbidden: dict[int | Literal["*"], tuple[int | str, ...]] | None = knob(None)
+    """{position behind the prompt, or "*" for all: token ids, or texts that are one token each}: not written there."""
 
     def __post_init__(self) -> None:
         check_limits(self, "sampling")
@@ -77,12 +112,21 @@ class SamplingConfig:
             value = getattr(self, name)
             require(isinstance(value, str), f"sampling: {name} must be a name, not {shorten(value)}")
         _check_fixed(self.fixed, self.gen_length)
+        for name in ("allowed", "forbidden"):
+            _check_tokens(name, getattr(self, name), self.gen_length)
+        _check_constraints(self)
         # Here and not above: both need torch, which a process that only reads the knobs does without.
         from llada.diffusion.schedule import get_schedule
         from llada.sampling.cache import find_cache
-        from llada.sampling.rules import find_rule
+        from llada.sampling.rules import find_rule, temperature_of
 
         find_rule(self)
+        if self.temperature is None and temperature_of(self) == 0:
+            _refuse_without_temperature(self)
+        require(
+            self.leap_threshold is None or self.leap_threshold <= self.leap_anchor,
+            f"sampling: leap_threshold={self.leap_threshold} lies above leap_anchor={self.leap_anchor}: at most that",
+        )
         find_cache(self)
         get_schedule(self.schedule)
 
@@ -92,8 +136,20 @@ class SamplingConfig:
         from llada.sampling.rules import OF_SOME_RULES, find_rule
 
         mode = find_cache(self)
-        idle = {*OF_SOME_RULES, *OF_SOME_CACHES} - {*find_rule(self).heeds, *(mode.heeds if mode else ())}
+        idle = {*OF_SOME_RULES, *OF_SOME_CACHES} - {*find_rule(self).heeded, *(mode.heeds if mode else ())}
         return {name: value for name, value in asdict(self).items() if name not in idle}
+
+
+def _refuse_without_temperature(config: SamplingConfig) -> None:
+    """Raise UserError for what says how to draw, where the rule draws nothing unless it is told a temperature."""
+    for name in ("top_p", "top_k", "min_p", "stratified"):
+        value = getattr(config, name)
+        idle = (0, -1) if name == "top_k" else (SamplingConfig.__dataclass_fields__[name].default,)
+        require(
+            value in idle,
+            f"sampling: {name}={value!r} means nothing without a temperature, because remasking={config.remasking!r} takes "
+            "the likeliest token: set temperature too",
+        )
 
 
 def _check_fixed(fixed: object, gen_length: int) -> None:
@@ -109,6 +165,57 @@ def _check_fixed(fixed: object, gen_length: int) -> None:
         require(
             _is_count(token) or (isinstance(token, str) and token != ""),
             f"sampling: fixed puts {shorten(token)} at position {position}, which is neither a token id nor a text",
+        )
+
+
+def _check_tokens(name: str, tokens: object, gen_length: int) -> None:
+    """Raise UserError unless these map positions to lists of tokens."""
+    if tokens is None:
+        return
+    require(
+        isinstance(tokens, Mapping), f"sampling: {name} must map positions to tokens, not {shorten(tokens)}"
+    )
+    assert isinstance(tokens, Mapping)
+    for position, given in tokens.items():
+        require(
+            position == "*" or (_is_count(position) and position < gen_length),
+            f"sampling: {name} holds the position {shorten(position)}; those behind the prompt are 0 to {gen_length - 1}, "
+            'and "*" is all',
+        )
+        require(
+            isinstance(given, tuple | list) and len(given) > 0,
+            f"sampling: {name} must hold a list of tokens at position {position}, not {shorten(given)}",
+        )
+        for token in given:
+            require(
+                _is_count(token) or (isinstance(token, str) and token != ""),
+                f"sampling: {name} holds {shorten(token)} at position {position}, which is neither a token id nor a text",
+            )
+
+
+def _check_constraints(config: SamplingConfig) -> None:
+    """Raise UserError where `fixed`, `allowed` and `forbidden` leave nothing that could stand at a position. Which ids a text
+    stands for is not known yet."""
+    fixed, allowed = dict[Any, Any](config.fixed or {}), dict[Any, Any](config.allowed or {})
+    forbidden = dict[Any, Any](config.forbidden or {})
+
+    def never(position: int | str) -> set[int | str]:
+        return {*forbidden.get("*", ()), *forbidden.get(position, ())}
+
+    for position, tokens in allowed.items():
+        require(
+            not never(position) >= {*tokens},
+            f"sampling: forbidden takes all that allowed leaves at position {position}: {shorten(list(tokens))}",
+        )
+    for position, token in fixed.items():
+        require(
+            token not in never(position),
+            f"sampling: forbidden names {shorten(token)}, which fixed puts at position {position}",
+        )
+        named = allowed.get(position, [token])
+        require(
+            token in named or any(isinstance(word, str) for word in (token, *named)),
+            f"sampling: allowed does not name {shorten(token)}, which fixed puts at position {position}",
         )
 
 

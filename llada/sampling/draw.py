@@ -8,6 +8,7 @@ confidences can be ranked where float32 would call them all 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,17 +26,36 @@ def _slices(logits: Tensor) -> Iterator[slice]:
         yield slice(begin, begin + rows)
 
 
-def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
-    """(N,) float64: softmax(logits)[tokens]."""
+def confidence(logits: Tensor, tokens: Tensor, impossible: Tensor | None = None) -> Tensor:
+    """(N,) float64: softmax(logits)[tokens]; with the ids `impossible` (N, n) at −∞."""
     out = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+    tokens = tokens.to(logits.device)
     for part in _slices(logits):
-        some, token = logits[part], tokens[part, None]
+        some, token = _without(logits, part, impossible), tokens[part, None]
         # 1 / (1 + rest): the odds of all others keep their digits where the probability itself is 1 − 1e-9.
         own = some.gather(1, token)
         highest = some.amax(1, keepdim=True).clamp(min=_FLOOR)
         odds = (some - highest).exp_().scatter_(1, token, 0.0).sum(1, dtype=torch.float64)
-        out[part] = 1 / (1 + odds * (highest.double() - own.double()).squeeze(1).exp())
+        probs = 1 / (1 + odds * (highest.double() - own.double()).squeeze(1).exp())
+        out[part] = torch.where(own.squeeze(1) > -torch.inf, probs, 0.0)
     return out
+
+
+def two_likeliest(logits: Tensor, impossible: Tensor | None = None) -> Tensor:
+    """(N, 2) float64: the two highest probabilities of softmax(logits); with the ids `impossible` (N, n) at −∞."""
+    out = torch.empty(len(logits), 2, dtype=torch.float64, device=logits.device)
+    for part in _slices(logits):
+        values, ids = _without(logits, part, impossible).topk(2)
+        values = values.double().clamp(min=_FLOOR)
+        first = confidence(logits[part], ids[:, 0], None if impossible is None else impossible[part])
+        out[part] = first[:, None] * (values - values[:, :1]).exp()
+    return out
+
+
+def _without(logits: Tensor, part: slice, impossible: Tensor | None) -> Tensor:
+    if impossible is None:
+        return logits[part]
+    return logits[part].scatter(1, impossible[part].to(logits.device), -torch.inf)
 
 
 def certainty(logits: Tensor) -> Tensor:
@@ -50,14 +70,36 @@ def certainty(logits: Tensor) -> Tensor:
     return out
 
 
+class Cut(NamedTuple):
+    """What of softmax(logits / temperature) is not drawn, each (N,): a token is kept that passes all three, and so is what is
+    as likely as the least likely one that does. Where the temperature is 0 nothing is cut: the likeliest is taken in any case.
+    """
+
+    top_k: Tensor
+    """Keep so many of the likeliest tokens; 0 keeps all."""
+    top_p: Tensor
+    """Keep the fewest of the likeliest tokens that together have this probability, at least one; 1 keeps all."""
+    min_p: Tensor
+    """Keep what is at least this times as likely as the likeliest token; 0 keeps all."""
+
+
 def draw_tokens(
-    logits: Tensor, temperature: float | Tensor, keys: Tensor, rounding: float | Tensor = 0.0
+    logits: Tensor,
+    temperature: float | Tensor,
+    keys: Tensor,
+    rounding: float | Tensor = 0.0,
+    *,
+    cut: Cut | None = None,
+    uniform: Tensor | None = None,
 ) -> Tensor:
     """argmax(logits + temperature · Gumbel noise): samples of softmax(logits / temperature), (N,) from (N, V).
 
     In float64 where there is noise, because low-precision Gumbel noise truncates the tail and lowers the effective
     temperature (arXiv 2409.02908). `keys` (N,) are what it is a function of. Values are equal, and the lowest id is taken,
     within `rounding` per unit of the highest one. `temperature` and `rounding` may be (N,).
+
+    `uniform` (N,): where it is a number in [0, 1), and not NaN, the token is the one at which the probabilities, summed in
+    the order of the ids, exceed it.
     """
     device, count = logits.device, len(logits)
     temperature = torch.as_tensor(temperature, dtype=torch.float64).expand(count)
@@ -67,11 +109,24 @@ def draw_tokens(
     if not bool(is_drawn.all()):
         for part in _slices(logits):
             tokens[part] = _highest(logits[part], rounding[part])
-    rows = is_drawn.nonzero().squeeze(1).to(device)
-    for some in rows.split(max(1, _SLICE // max(1, logits.shape[1]))):
-        uniform = wide_uniforms(row_keys(_DRAW, keys.to(device)[some]), logits.shape[1])
-        noise = temperature.to(device)[some, None] * torch.log(-torch.log(uniform))
-        tokens[some] = _highest(logits[some] - noise, rounding[some])
+    if uniform is None:
+        uniform = torch.full((count,), torch.nan, dtype=torch.float64)
+    if cut is not None and not bool(((cut.top_k > 0) | (cut.top_p < 1) | (cut.min_p > 0)).any()):
+        cut = None
+    size = max(1, _SLICE // max(1, logits.shape[1]))
+    for is_summed in (False, True):
+        rows = (is_drawn & (uniform.isnan() != is_summed)).nonzero().squeeze(1)
+        for own in rows.split(size):
+            some, heat = own.to(device), temperature[own, None].to(device)
+            values = logits[some].double()
+            if cut is not None:
+                own_cut = Cut(*(limit[own, None].to(device) for limit in cut))
+                values = _keep_likely(values, heat, rounding[some, None], own_cut)
+            if is_summed:
+                tokens[some] = _by_sum(values / heat, uniform[own, None].to(device))
+            else:
+                noise = wide_uniforms(row_keys(_DRAW, keys.to(device)[some]), logits.shape[1])
+                tokens[some] = _highest(values - heat * torch.log(-torch.log(noise)), rounding[some])
     return tokens
 
 
@@ -81,29 +136,22 @@ def _highest(values: Tensor, rounding: Tensor) -> Tensor:
     return (values >= lowest).to(torch.int8).argmax(1)
 
 
-def keep_likely(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """The logits (N, V), at −∞ what is cut from softmax(logits / temperature); the most likely is never cut.
+def _by_sum(logits: Tensor, uniform: Tensor) -> Tensor:
+    """(n,): the first ids of (n, V) at which the sum of the probabilities exceeds `uniform` (n, 1)."""
+    sums = logits.softmax(1).cumsum(1)
+    # A hair below the whole, which rounding must not reach: behind the last possible id there may be impossible ones.
+    return torch.searchsorted(sums, uniform * (sums[:, -1:] * (1 - 2.0**-50)), right=True).squeeze(1)
 
-    Args:
-        temperature: (N,); where it is 0 nothing is cut, because the most likely token is taken in any case.
-        top_k: (N,) keep so many, and what is as likely as the last of them; 0 keeps all.
-        top_p: (N,) keep the fewest most likely tokens that together have this probability; 1 keeps all.
-        min_p: (N,) keep what is at least this times as likely as the most likely token; 0 keeps all.
-    """
-    is_cut = (temperature != 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0))
-    rows = is_cut.nonzero().squeeze(1)
-    if not len(rows):
-        return logits
-    temperature, top_k, top_p, min_p = (
-        x[rows, None].to(logits.device) for x in (temperature, top_k, top_p, min_p)
-    )
-    rows = rows.to(logits.device)
-    ranked, order = (logits[rows] / temperature).sort(dim=1, descending=True)
-    place = torch.where(top_k > 0, top_k.clamp(max=ranked.shape[1]), ranked.shape[1]) - 1
-    keep = ranked >= ranked.gather(1, place)
-    probs = ranked.softmax(1)
-    keep &= (probs.cumsum(1) - probs < top_p) | (top_p >= 1)
-    keep &= ranked >= ranked[:, :1] + min_p.log()
-    keep[:, 0] = True
-    kept = torch.zeros_like(keep).scatter_(1, order, keep)
-    return logits.index_copy(0, rows, logits[rows].masked_fill(~kept, -torch.inf))
+
+def _keep_likely(logits: Tensor, temperature: Tensor, rounding: Tensor, cut: Cut) -> Tensor:
+    """The logits (n, V) float64, at −∞ what is cut; all other arguments (n, 1)."""
+    best = logits.amax(1, keepdim=True)
+    lowest = best + temperature * cut.min_p.double().log()
+    if bool(((cut.top_k > 0) | (cut.top_p < 1)).any()):
+        ranked = logits.sort(dim=1, descending=True).values
+        probs = (ranked / temperature).softmax(1)
+        # A sum that misses top_p by no more than float32 could tell has reached it.
+        reaching = ((probs.cumsum(1) - probs < cut.top_p - 1e-6) | (cut.top_p >= 1)).sum(1, keepdim=True)
+        count = torch.where(cut.top_k > 0, torch.minimum(cut.top_k, reaching), reaching).clamp(min=1)
+        lowest = torch.maximum(lowest, ranked.gather(1, count - 1))
+    return logits.masked_fill(logits < lowest - rounding * (1 + best.abs()), -torch.inf)

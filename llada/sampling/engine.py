@@ -22,6 +22,7 @@ from llada.model.predict import Model, check_tokens, network_block, resolve_mask
 from llada.sampling.batch import Batch, Group, Run, cache_bytes
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
+from llada.sampling.constraints import named_ids
 from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.generate import held_back
 from llada.sampling.mailbox import Mailbox
@@ -187,15 +188,13 @@ class DenoiseEngine:
             raise UserError(f"a canvas of {length} tokens exceeds the context length of {self.max_length}")
         if self.mask_id in request.prompt or self.mask_id in request.suffix:
             raise UserError(f"prompt and suffix must not hold the mask token (id {self.mask_id})")
-        fixed = spell_fixed(self.tokenizer, request.sampling).fixed or {}
-        if self.mask_id in fixed.values():
+        named = named_ids(spell_fixed(self.tokenizer, request.sampling))
+        if self.mask_id in named["fixed"].tolist():
             raise UserError(f"sampling: fixed must not hold the mask token (id {self.mask_id})")
-        for name, given in {
-            "prompt": request.prompt,
-            "suffix": request.suffix,
-            "sampling: fixed": fixed.values(),
-        }.items():
+        for name, given in {"prompt": request.prompt, "suffix": request.suffix}.items():
             check_tokens(name, self.model, torch.tensor([*given], dtype=torch.int64))
+        for name, ids in named.items():
+            check_tokens(f"sampling: {name}", self.model, ids)
         ends = self.end_ids if request.end_ids is None else request.end_ids
         reply = Reply(
             self.tokenizer,

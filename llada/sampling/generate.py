@@ -25,6 +25,7 @@ from llada.model.predict import (
 )
 from llada.sampling.canvas import Canvas, as_ids, as_rows, prompt_canvas
 from llada.sampling.config import SamplingConfig
+from llada.sampling.constraints import named_ids
 from llada.sampling.sampler import denoise
 from llada.settings import shorten
 
@@ -177,6 +178,8 @@ def refuse_knobs(function: str, knobs: dict[str, Any], **reasons: str) -> None:
 def _finish(function: str, model: Model, canvas: Canvas) -> GenerateOutput:
     ids = torch.cat([canvas.end_ids, canvas.never_ids, canvas.unsure_ids], dim=1)
     check_tokens(function, model, canvas.tokens, ids[ids >= 0])
+    for config in canvas.configs[:1]:  # the same for all
+        check_tokens(function, model, *named_ids(config).values())
     for number, _ in enumerate(denoise(model, canvas)):
         if number == 0:
             check_weights(model)  # what the logits of the first forward did not show

@@ -1,120 +1,33 @@
 """Which masked positions to commit at a step: a table of small functions.
 
 A rule sees the candidates of each row as one table (b rows, C slots): the masks of the block that the row works on, in
-the order of their columns. It returns which slots are committed; a row for which it chooses none commits its first
-candidate, so that no rule can spin. A new rule is a function and a row of `RULES`; `--sampling.remasking`, `generate` and
-the HTTP body know it by its name. A rule with a knob of its own (a field of `SamplingConfig`) is switched on by it.
+the order of their columns (candidates.py). It returns which slots are committed; a row for which it chooses none commits its
+first candidate, so that no rule can spin. A new rule is a function and a row of `RULES`; `--sampling.remasking`, `generate`
+and the HTTP body know it by its name. A rule with a knob of its own (a field of `SamplingConfig`) is switched on by it.
 
-Shape legend: b rows at work, C slots, N candidates in all, V vocabulary rows.
+What is committed stays, but with a rule that `may_remask`: until its block is done, a token may become a mask again, and
+come back as another. Given tokens never do, nor does what ends a text, because what stands behind it is settled then.
+
+Shape legend: b rows at work, C slots, L columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from llada.diffusion.noise import row_keys, stream_key, uniforms_of
-from llada.diffusion.schedule import NoiseSchedule, get_schedule
 from llada.registry import Registry
-from llada.sampling.draw import certainty, confidence
+from llada.sampling.candidates import Candidates
+from llada.sampling.coins import due_by_coin, due_by_remdm, return_by_remdm
 from llada.settings import require
 
 if TYPE_CHECKING:
     from llada.sampling.canvas import Canvas
     from llada.sampling.config import SamplingConfig
-
-# Streams of a row's noise: different purposes, unrelated numbers.
-_ORDER, _COIN = stream_key(0, "order"), stream_key(0, "coin")
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What a rule may look at. Tables hold −∞ (or what is asked for) in the slots behind a row's last candidate."""
-
-    logits: Tensor
-    """(N, V) at least float32, on the network's device, what must not be written at −∞; without temperature, which must not
-    enter a confidence. Not to be changed."""
-    tokens: Tensor
-    """(N,): what a position becomes if it is committed."""
-    row: Tensor
-    """(N,): the row, of the b at work, in which a candidate stands."""
-    slot: Tensor
-    """(N,): its place among the row's candidates."""
-    shape: tuple[int, int]
-    """(b, C)."""
-    quota: Tensor
-    """(b,): how many to commit so that the block is full after its steps, equally many at each (LLaDA)."""
-    knob: Tensor
-    """(b, 1) float64: each row's value of the setting that has switched the rule on; 0 for a rule that goes by its name."""
-    noise_keys: Tensor
-    """(N,) of the row's seed, its forward and the position."""
-    doubt: Tensor
-    """(N,): by how many nats rounding may have moved the logit of the token."""
-    unsure_ids: Tensor | None
-    """(N, n): ids that count as impossible in a confidence; None: no row has any."""
-
-    def table(self, values: Tensor, fill: float = -torch.inf) -> Tensor:
-        """values (N,) as a table (b, C)."""
-        table = torch.full(self.shape, fill, dtype=values.dtype, device=values.device)
-        table[self.row, self.slot] = values
-        return table
-
-    def of_rows(self, rows: Tensor) -> Candidates:
-        """Those of some rows (b,) bool alone."""
-        here = rows[self.row]
-        slot = self.slot[here]
-        return Candidates(
-            logits=self.logits[here.to(self.logits.device)],
-            tokens=self.tokens[here],
-            row=(rows.cumsum(0) - 1)[self.row[here]],
-            slot=slot,
-            shape=(int(rows.sum()), int(slot.max()) + 1),
-            quota=self.quota[rows],
-            knob=self.knob[rows],
-            noise_keys=self.noise_keys[here],
-            doubt=self.doubt[here],
-            unsure_ids=None if self.unsure_ids is None else self.unsure_ids[here],
-        )
-
-    @cached_property
-    def exists(self) -> Tensor:
-        """(b, C) bool: the slots that hold a candidate."""
-        return self.table(torch.zeros_like(self.row, dtype=torch.float64)) == 0
-
-    @cached_property
-    def confidence(self) -> Tensor:
-        """(b, C): the model's probability of the token."""
-        logits, tokens = self.logits, self.tokens.to(self.logits.device)
-        if self.unsure_ids is not None:
-            logits = logits.scatter(1, self.unsure_ids.to(logits.device), -torch.inf)
-        own = logits.gather(1, tokens[:, None]).squeeze(1)
-        return self.table(torch.where(own > -torch.inf, confidence(logits, tokens), 0.0).cpu())
-
-    @cached_property
-    def confidence_slack(self) -> Tensor:
-        """(b, C): confidences so near to each other are equal but for rounding: p (1 − p) · doubt."""
-        confidence = self.confidence.clamp(min=0)
-        return confidence * (1 - confidence) * self.table(self.doubt, 0.0)
-
-    @cached_property
-    def certainty(self) -> Tensor:
-        """(b, C): minus the entropy of the model's distribution, in nats."""
-        return self.table(certainty(self.logits).cpu())
-
-    @cached_property
-    def certainty_slack(self) -> Tensor:
-        """(b, C): as `confidence_slack`; Σ p |log p + H| ≤ 2 H bounds what a nat of doubt does to the entropy H."""
-        return -2 * self.certainty.clamp(min=-1e30) * self.table(self.doubt, 0.0)
-
-    @cached_property
-    def uniform(self) -> Tensor:
-        """(b, C): noise in [0, 1), drawn anew at each forward of a row."""
-        return self.table(uniforms_of(row_keys(_ORDER, self.noise_keys)))
 
 
 @dataclass(frozen=True)
@@ -124,6 +37,8 @@ class Rule:
     choose: Callable[[Candidates], Tensor]
     knob: str | None = None
     """The setting of `SamplingConfig` that switches the rule on; None: it goes by its name in `remasking`."""
+    beside: tuple[str, ...] = ()
+    """Numbers of the settings that it reads as well (`Candidates.knobs`), which mean nothing to other rules."""
     temperature: float = 0.0
     """At which tokens are drawn where the settings say nothing."""
     heeds: tuple[str, ...] = ()
@@ -131,6 +46,22 @@ class Rule:
     due_steps: Callable[[Canvas], Tensor] | None = None
     """For a rule that decides beforehand at which step of its block a position is unmasked: int64 (B, L). Only what is
     due is then a candidate, and steps at which nothing is due cost no forward."""
+    due_again: Callable[[Canvas, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """For one that decides beforehand, too, when a token becomes a mask again: of the tokens (b, L) that these rows (b,) have
+    just committed, after which step of the block they do so (coins.NEVER: after none), and at which they are due then."""
+    weighs_committed: bool = False
+    """The tokens that were committed in the block are candidates as well, and become masks again where it does not choose
+    them. A block of n masks takes min(n, its steps) forwards, of which the last one must choose everything."""
+
+    @property
+    def heeded(self) -> tuple[str, ...]:
+        """Of the settings in `OF_SOME_RULES` those that mean something to it."""
+        return (*self.heeds, *self.beside)
+
+    @property
+    def may_remask(self) -> bool:
+        """Whether a committed token may change while its block is not done."""
+        return self.weighs_committed or self.due_again is not None
 
 
 def highest(scores: Tensor, count: Tensor, slack: Tensor | None = None) -> Tensor:
@@ -182,41 +113,65 @@ def by_entropy(certainty: Tensor, bound: float | Tensor, slack: Tensor | None = 
     return passing_prefix(certainty, passes, slack)
 
 
-def due_by_coin(canvas: Canvas) -> Tensor:
-    """MDLM's reverse process: at each step of its block a mask goes with its own coin, at the last one in any case.
+def by_error(scores: Tensor, bound: float | Tensor, slack: Tensor | None = None) -> Tensor:
+    """The largest k of the most confident positions with Σ_{i≤k} (1 − c_i) ≤ bound, at least 1: a union bound.
 
-    A coin per step is one uniform number per position: it is due at the first step by which P(unmasked) exceeds it.
+    Let x be drawn from any joint distribution whose marginals are the network's, and x̂ be the tokens, of probabilities c_i.
+    P(x ≠ x̂) = P(x_1 ≠ x̂_1 or … or x_k ≠ x̂_k) ≤ Σ (1 − c_i): what is committed together is, as a whole, what the model
+    would have written with a probability of at least 1 − bound, however the positions depend on each other. Below ½ it is
+    also the likeliest combination, the one that unmasking one by one aims at: Fast-dLLM's theorem 1 is the case of equal
+    confidences. Unlike a threshold, which lets through n tokens that each may be wrong, the bound is on the step.
     """
-    keys = row_keys(_COIN, canvas.seed_keys)
-    uniform = uniforms_of(row_keys(keys[:, None], canvas.position))  # (B, L)
-    steps = canvas.steps_of.gather(1, canvas.block_of)
-    schedule = get_schedule(canvas.configs[0].schedule)  # all rows of a new canvas have the same
-    due = torch.zeros_like(canvas.tokens)
-    for count in steps.unique().tolist():
-        here = steps == count
-        by = unmasked_by(schedule, count)
-        due[here] = torch.searchsorted(by, uniform[here], right=True)
-    return due
+    return passing_prefix(scores, lambda ranked: (1 - ranked).cumsum(1) <= bound, slack)
 
 
-def unmasked_by(schedule: NoiseSchedule, steps: int) -> Tensor:
-    """(steps,) float64: P(a mask is unmasked at the latest at step 0, 1, …) when time goes from 1 to 0 in equal steps."""
-    times = 1 - torch.arange(1, steps + 1, dtype=torch.float64) / max(1, steps)
-    by = unmask_probability(schedule, torch.ones_like(times), times)
-    by[-1:] = 1.0  # schedules that do not reach α = 1 at time 0 leave a rest to the last step
-    return by
+def by_leap(candidates: Candidates) -> Tensor:
+    """LocalLeap (arXiv 2510.07081): all confidences of at least `leap_anchor` are anchors; they are committed, and so is every
+    confidence of at least `leap_threshold` no further than `leap_radius` positions from one. The highest in any case."""
+    confidence, (relaxed, high, radius) = candidates.confidence, candidates.knobs[:, :3, None].unbind(1)
+    is_anchor = confidence >= high
+    column = candidates.table(candidates.column.double())
+    before = column.masked_fill(~is_anchor, -torch.inf).cummax(1).values
+    behind = column.masked_fill(~is_anchor, torch.inf).flip(1).cummin(1).values.flip(1)
+    is_near = torch.minimum(column - before, behind - column) <= radius
+    return above(
+        confidence, torch.where(is_near, torch.minimum(relaxed, high), high), candidates.confidence_slack
+    )
 
 
-def unmask_probability(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
-    """P(a mask is unmasked on the way from time t to s < t) = (α_s − α_t) / (1 − α_t) (MDLM Eq. 7), elementwise."""
-    return 1 - schedule.mask_prob(s) / schedule.mask_prob(t)
+def by_planning(candidates: Candidates) -> Tensor:
+    """P2 with self-planning (arXiv 2502.03540): after step i of S, the share κ = i / S of the block's tokens stays, the most
+    confident, masks and tokens that were committed before alike; the log-confidence of these counts `p2_eta` times."""
+    c = candidates
+    log = c.confidence.clamp(min=0).log().clamp(min=-1e30)
+    weight = torch.where(c.table(c.is_held.double(), 0.0) > 0, c.knob, 1.0)
+    score = (log * weight).masked_fill(~c.exists, -torch.inf)
+    slack = (1 - c.confidence.clamp(min=0)) * weight * c.table(c.doubt, 0.0)
+    count = c.exists.sum(1)
+    left = count * (c.steps - 1 - c.step).clamp(min=0) // c.steps
+    return highest(score, count - left, slack)
 
 
 _SUPPRESSES = ("confidence_eos_eot_inf",)
 _RULES = {
     "low_confidence": Rule(lambda c: highest(c.confidence, c.quota, c.confidence_slack), heeds=_SUPPRESSES),
+    # Kim et al. (arXiv 2502.06768): sure is where no other token is nearly as likely.
+    "margin": Rule(lambda c: highest(c.margin, c.quota, c.margin_slack), heeds=_SUPPRESSES),
     "random": Rule(lambda c: highest(c.uniform, c.quota)),
+    # The first-hitting sampler (arXiv 2409.02908). In continuous time no two masks go at once, and as all have the same
+    # chance at any time, each is the next with equal probability; a network that is told no time need not know when. With a
+    # step for each mask this is MDLM's process with infinitely many; with fewer, the masks go in groups.
+    "first_hitting": Rule(lambda c: highest(c.uniform, c.quota), temperature=1.0),
     "ancestral": Rule(lambda c: c.exists, temperature=1.0, due_steps=due_by_coin, heeds=("schedule",)),
+    "remdm": Rule(
+        lambda c: c.exists,
+        knob="remdm_cap",
+        temperature=1.0,
+        due_steps=due_by_remdm,
+        due_again=return_by_remdm,
+        heeds=("schedule",),
+    ),
+    "p2": Rule(by_planning, knob="p2_eta", weighs_committed=True, heeds=_SUPPRESSES),
     "threshold": Rule(
         lambda c: above(c.confidence, c.knob, c.confidence_slack), knob="threshold", heeds=_SUPPRESSES
     ),
@@ -224,11 +179,23 @@ _RULES = {
         lambda c: by_factor(c.confidence, c.knob, c.confidence_slack), knob="factor", heeds=_SUPPRESSES
     ),
     "entropy": Rule(lambda c: by_entropy(c.certainty, c.knob, c.certainty_slack), knob="entropy_bound"),
+    "error": Rule(
+        lambda c: by_error(c.confidence, c.knob, c.confidence_slack), knob="error_bound", heeds=_SUPPRESSES
+    ),
+    "local_leap": Rule(
+        by_leap, knob="leap_threshold", beside=("leap_anchor", "leap_radius"), heeds=_SUPPRESSES
+    ),
 }
-OF_SOME_RULES = ("confidence_eos_eot_inf", "schedule")
+OF_SOME_RULES = ("confidence_eos_eot_inf", "schedule", "leap_anchor", "leap_radius")
 RULES: Registry[Rule] = Registry("remasking rule", _RULES)
 # {setting: the rule that it switches on}.
 RULE_OF_KNOB = {rule.knob: rule for rule in _RULES.values() if rule.knob}
+# What chooses a rule and its numbers: who asks for another rule, asks for its own.
+RULE_SETTINGS = (
+    "remasking",
+    "schedule",
+    *(name for rule in _RULES.values() for name in (rule.knob, *rule.beside) if name),
+)
 
 
 def find_rule(config: SamplingConfig) -> Rule:
@@ -238,11 +205,16 @@ def find_rule(config: SamplingConfig) -> Rule:
     for name in OF_SOME_RULES:
         value = getattr(config, name)
         require(
-            name in rule.heeds or value == type(config).__dataclass_fields__[name].default,
+            name in rule.heeded or value == type(config).__dataclass_fields__[name].default,
             f"sampling: {name}={value!r} means nothing to remasking={config.remasking!r}"
             f"{f' with {rule.knob}' if rule.knob else ''}: leave it out, or choose another rule",
         )
     return rule
+
+
+def temperature_of(config: SamplingConfig) -> float:
+    """At which tokens are drawn; 0 is greedy."""
+    return find_rule(config).temperature if config.temperature is None else config.temperature
 
 
 def _choose_rule(config: SamplingConfig) -> Rule:

@@ -95,20 +95,47 @@ def text_ends(model: Model, tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def spell_fixed(tokenizer: PreTrainedTokenizerFast, config: SamplingConfig) -> SamplingConfig:
-    """The settings with the texts of `fixed` as token ids, one a position.
+    """The settings with the texts of `fixed` as token ids, one a position, and those of `allowed` and `forbidden`.
 
-    Raises UserError when two tokens would stand at one position, or a text reaches behind the last one.
+    Raises UserError when two tokens would stand at one position, a text reaches behind the last one, or one that is to be
+    allowed or forbidden is not one token.
     """
-    if not config.fixed:
+    if not (config.fixed or config.allowed or config.forbidden):
         return config
     spelled: dict[int, int | str] = {}
-    for start, given in sorted(config.fixed.items()):
+    for start, given in sorted((config.fixed or {}).items()):
         ids = encode_texts(tokenizer, [given])[0] if isinstance(given, str) else [given]
         for position, token in enumerate(ids, start=start):
             if position in spelled:
                 raise UserError(f"sampling: fixed puts two tokens at position {position}")
             spelled[position] = token
-    return replace(config, fixed=spelled)
+    return replace(
+        config,
+        fixed=spelled or None,
+        allowed=_spell_tokens(tokenizer, config, "allowed"),
+        forbidden=_spell_tokens(tokenizer, config, "forbidden"),
+    )
+
+
+def _spell_tokens(
+    tokenizer: PreTrainedTokenizerFast, config: SamplingConfig, name: str
+) -> dict[Any, Any] | None:
+    """`allowed` or `forbidden` with ids in the place of texts."""
+    given = getattr(config, name)
+    if not given:
+        return None
+
+    def spell(position: int | str, token: int | str) -> int:
+        if not isinstance(token, str):
+            return token
+        ids = encode_texts(tokenizer, [token])[0]
+        if len(ids) != 1:
+            raise UserError(
+                f"sampling: {name} holds {token!r} at position {position}, which is {len(ids)} tokens; name single tokens"
+            )
+        return int(ids[0])
+
+    return {position: tuple(spell(position, token) for token in tokens) for position, tokens in given.items()}
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, tools: Sequence[Any] = ()) -> list[int]:

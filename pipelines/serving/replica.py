@@ -20,7 +20,7 @@ from llada.errors import UserError
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
-from llada.sampling.rules import RULE_OF_KNOB
+from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.errors import RequestError
@@ -145,10 +145,10 @@ class Denoiser:
     def _choose_sampling(self, body: SamplingBody, gen_length: int) -> SamplingConfig:
         """The defaults with what the request asks for. Raises RequestError for contradictions."""
         asked = body.knobs()
-        # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its schedule.
+        # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its numbers.
         if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
-            knobs = {"remasking", "schedule", *RULE_OF_KNOB}
-            asked = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in knobs} | asked
+            own = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in RULE_SETTINGS}
+            asked = own | asked
         try:
             sampling = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
         except UserError as error:

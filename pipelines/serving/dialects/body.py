@@ -41,9 +41,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "logprobs": ((False,), "a token's probability at its unmasking is not that of the sequence"),
     "top_logprobs": ((0,), "a token's probability at its unmasking is not that of the sequence"),
     "prompt_logprobs": ((), "a token's probability at its unmasking is not that of the sequence"),
-    "top_p": ((1,), "use temperature"),
-    "top_k": ((-1, 0), "use temperature"),
-    "min_p": ((0,), "use temperature"),
     "presence_penalty": ((0,), _ONE_CHOICE),
     "frequency_penalty": ((0,), _ONE_CHOICE),
     "repetition_penalty": ((1,), _ONE_CHOICE),
@@ -134,10 +131,16 @@ def _knob_fields() -> dict[str, Any]:
 
 
 def _json_kind(kind: Any) -> Any:
-    """The type of a knob in a body: JSON spells the integers that are keys as text."""
+    """The type of a knob in a body: JSON spells the integers that are keys as text, and has lists alone."""
     for option in typing.get_args(kind):
         if typing.get_origin(option) is dict:
-            return dict[Annotated[int, Strict(False)], typing.get_args(option)[1]]  # type: ignore[misc]
+            key, value = typing.get_args(option)
+            keys: Any = Annotated[int, Strict(False)]
+            if key is not int:
+                keys |= key
+            if typing.get_origin(value) is tuple:
+                value = list[typing.get_args(value)[0]]  # type: ignore[misc]
+            return dict[keys, value]  # type: ignore[valid-type]
     return kind
 
 

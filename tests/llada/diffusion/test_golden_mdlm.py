@@ -11,7 +11,7 @@ from torch import Tensor
 from llada.diffusion.objective import NoisyBatch, masked_diffusion_loss, token_cross_entropy
 from llada.diffusion.schedule import Cosine, Geometric, Linear, LogLinear, NoiseSchedule
 from llada.diffusion.time import TimeConfig, stratify, time_and_weight
-from llada.sampling.rules import unmask_probability
+from llada.sampling.coins import unmask_probability
 
 FAMILIES: dict[str, tuple[type[NoiseSchedule], dict[str, int]]] = {
     "loglinear": (LogLinear, {}),

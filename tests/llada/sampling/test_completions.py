@@ -18,6 +18,7 @@ TOKENIZER = train_tokenizer(["The cat sat on the mat. The dog ran off."] * 5, 30
 EOS = TOKENIZER.eos_token_id
 EOT = TOKENIZER.convert_tokens_to_ids(END_OF_TURN)
 SAMPLING = SamplingConfig(gen_length=10, steps=10, block_length=5, temperature=1.0)
+CHOICES = (" cat", " mat")
 PROMPTS: list = [
     "The cat",
     "The dog ran off. The cat sat",
@@ -88,6 +89,12 @@ def test_fixed_words_are_in_the_text() -> None:
     (completion,) = complete_texts(build_model(), TOKENIZER, ["The cat"], config)
     assert " mat" in completion["text"]
     assert completion["nfe"] <= 10 - len(word) - 1
+
+
+def test_allowed_words_are_in_the_text() -> None:
+    config = dataclasses.replace(SAMPLING, steps=None, allowed={2: CHOICES}, forbidden={"*": (CHOICES[0],)})
+    (completion,) = complete_texts(build_model(), TOKENIZER, ["The cat"], config)
+    assert CHOICES[1] in completion["text"]
 
 
 def test_every_end_that_the_checkpoint_declares_ends_a_text() -> None:

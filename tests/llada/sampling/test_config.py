@@ -68,10 +68,20 @@ WRONG: dict[str, list[object]] = {
         np.float64("inf"),
         [0.5],
     ],
+    "top_p": [-0.1, 1.1, INF, NAN, True, "0.9", None, 0.9],
+    "top_k": [-2, 1.5, INF, True, "4", None, 10**400, 4],
+    "min_p": [-0.1, 1.1, INF, NAN, True, "0.1", None, 0.1],
+    "stratified": [1, 0, "true", None, NAN, True],
     "cfg_scale": [-1, INF, NAN, True, "1", None, 1e300, 10**400],
     "threshold": [-0.1, 1.5, INF, NAN, True, "0.9", np.float32("nan")],
     "factor": [-1.0, INF, NAN, True, "1", 10**400],
     "entropy_bound": [-1.0, INF, NAN, True, "1", 10**400],
+    "error_bound": [-1.0, INF, NAN, True, "1", 10**400],
+    "leap_threshold": [-0.1, 1.5, INF, NAN, True, "0.9", 0.95],
+    "leap_anchor": [-0.1, 1.5, INF, NAN, True, "0.9", None, 0.8],
+    "leap_radius": [-1, 1.5, INF, NAN, True, "2", None, 2],
+    "remdm_cap": [-0.1, 1.5, INF, NAN, True, "0.9"],
+    "p2_eta": [-1.0, INF, NAN, True, "1", 10**400],
     "remasking": ["lowest", 3, None, True, NAN, ["random"], {"a": 1}],
     "cache": ["duel", 3, True, NAN, ["dual"]],
     "refresh_every": [0, -1, 1.5, INF, NAN, True, "2", 4],
@@ -94,6 +104,28 @@ WRONG: dict[str, list[object]] = {
         {"0": 3},
         {NAN: 1},
     ],
+    **{
+        name: [
+            3,
+            "x",
+            [1],
+            {-1: [3]},
+            {8: [3]},
+            {True: [3]},
+            {"0": [3]},
+            {"**": [3]},
+            {0: 3},
+            {0: "x"},
+            {0: []},
+            {0: [-1]},
+            {0: [""]},
+            {0: [1.5]},
+            {0: [True]},
+            {0: [None]},
+            {"*": []},
+        ]
+        for name in ("allowed", "forbidden")
+    },
 }
 
 
@@ -135,6 +167,14 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
         ),
         ({"confidence_eos_eot_inf": True, "entropy_bound": 1.0}, "confidence_eos_eot_inf=True means nothing"),
         ({"vicinity": 4, "cache": "dual"}, "vicinity=4 means nothing to cache='dual'"),
+        (
+            {"leap_radius": 2, "threshold": 0.9},
+            "leap_radius=2 means nothing to remasking='low_confidence' with",
+        ),
+        ({"top_p": 0.9}, "top_p=0.9 means nothing without a temperature"),
+        ({"stratified": True, "threshold": 0.5}, "stratified=True means nothing without a temperature"),
+        ({"leap_threshold": 0.8, "leap_anchor": 0.7}, "leap_threshold=0.8 lies above leap_anchor=0.7"),
+        ({"remasking": "p2"}, "remasking='p2' needs the setting p2_eta"),
         ({"refresh_every": 4}, "refresh_every=4 means nothing without a cache"),
     ],
     ids=str,
@@ -153,12 +193,19 @@ def test_fixed_survives_json_whose_keys_are_text() -> None:
 
 def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
     every = {field.name for field in fields(SamplingConfig)}
-    assert every - SamplingConfig().in_force().keys() == {"schedule", "vicinity"}
-    assert every - SamplingConfig(remasking="ancestral", cache="vicinity").in_force().keys() == {
-        "confidence_eos_eot_inf"
-    }
-    assert every - SamplingConfig(entropy_bound=0.1).in_force().keys() == {
-        "confidence_eos_eot_inf",
-        "schedule",
-        "vicinity",
-    }
+    leap = {"leap_anchor", "leap_radius"}
+
+    def idle(**knobs: object) -> set[str]:
+        return every - SamplingConfig(**knobs).in_force().keys()  # type: ignore[arg-type]
+
+    assert idle() == {"schedule", "vicinity", *leap}
+    assert idle(remasking="ancestral", cache="vicinity") == {"confidence_eos_eot_inf", *leap}
+    assert idle(entropy_bound=0.1) == {"confidence_eos_eot_inf", "schedule", "vicinity", *leap}
+    assert idle(leap_threshold=0.8) == {"schedule", "vicinity"}
+
+
+def test_how_to_draw_goes_with_a_temperature() -> None:
+    """Greedy when it is asked for is what any cut of it is; a rule that samples has a temperature."""
+    for knobs in ({"temperature": 0.7}, {"temperature": 0.0}, {"remasking": "ancestral"}, {"remdm_cap": 0.1}):
+        assert SamplingConfig(top_p=0.9, top_k=5, min_p=0.1, stratified=True, **knobs).top_k == 5
+    assert SamplingConfig(top_k=-1).top_k == -1  # asks for nothing

@@ -30,11 +30,16 @@ MASK, EOS = 22, 1
 PARALLEL: list[dict[str, Any]] = [{"threshold": 0.4}, {"factor": 1.0}, {"entropy_bound": 1.0}]
 RULES: list[dict[str, Any]] = [
     {},
+    {"remasking": "margin"},
     {"remasking": "random"},
+    {"remasking": "first_hitting"},
     {"remasking": "ancestral"},
-    {"remasking": "ancestral", "schedule": "cosine"},
+    {"remasking": "ancestral", "schedule": "cosine", "stratified": True},
+    {"error_bound": 0.7},
+    {"leap_threshold": 0.2, "leap_anchor": 0.4, "leap_radius": 2},
     *PARALLEL,
 ]
+REMASKING: list[dict[str, Any]] = [{"remdm_cap": 0.3}, {"p2_eta": 1.0}, {"p2_eta": 4.0}]
 
 knobs = st.fixed_dictionaries(
     {
@@ -54,7 +59,7 @@ def random_prompt(rows: int, length: int, seed: int = 0) -> Tensor:
 
 @given(
     knobs=knobs,
-    rule=st.sampled_from(RULES),
+    rule=st.sampled_from([*RULES, *REMASKING]),
     shape=st.tuples(st.integers(1, 3), st.integers(0, 5)),
     eos=st.booleans(),
     seed=st.integers(0, 5),
@@ -73,10 +78,19 @@ def test_invariants_hold_at_every_step(
         assert state is canvas
         assert canvas.nfe == forwards
         settled = before != MASK
+        if canvas.rules and canvas.rules[0].may_remask:
+            # But for what has become a mask again: nothing given, no end, nothing in a block that is done.
+            dropped = settled & (canvas.tokens == MASK)
+            assert not (dropped & (canvas.prompt | (before == EOS) if eos else canvas.prompt)).any()
+            assert (canvas.block_of[dropped] == canvas.block[:, None].expand_as(before)[dropped]).all()
+            assert (canvas.reveal_step[dropped] == -1).all()
+            settled &= ~dropped
+            before[dropped] = MASK
         assert torch.equal(canvas.tokens[settled], before[settled])  # what is committed stays
         assert torch.equal(canvas.reveal_step[settled], reveal_before[settled])
         committed = canvas.reveal_step == forwards - 1
-        assert committed.any()  # no forward in vain
+        # No forward in vain, but where what it wrote becomes a mask again before the next one.
+        assert committed.any() or rule in REMASKING
         assert (before[committed] == MASK).all()
         changed = (canvas.tokens != before) & ~committed
         assert eos or not changed.any()
@@ -95,7 +109,7 @@ def test_invariants_hold_at_every_step(
     assert (canvas.reveal_step[:, :P] == -1).all()
     blocks = -(-config.gen_length // config.block_length)
     assert forwards <= max(config.steps, blocks)
-    assert forwards <= config.gen_length * shape[0] or "remasking" in rule
+    assert forwards <= config.gen_length * shape[0] or "remasking" in rule or "remdm_cap" in rule
     for row in range(shape[0]):
         generated, revealed = canvas.tokens[row, P:L], canvas.reveal_step[row, P:L]
         if eos and (generated == EOS).any():
@@ -130,11 +144,15 @@ def test_nothing_is_committed_after_the_first_eos() -> None:
     assert once.reveal_step.tolist() == [[0, 0, -1, -1, -1, -1, -1, -1]]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", [*RULES, *REMASKING], ids=str)
+@pytest.mark.parametrize(
+    ("temperature", "drawing"),
+    [(0.0, {}), (1.0, {}), (1.0, {"stratified": True, "top_p": 0.8, "top_k": 9, "min_p": 0.02})],
+    ids=["greedy", "drawn", "cut"],
+)
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
 def test_a_batch_equals_its_rows_alone(
-    make_model: MakeModel, rule: dict, temperature: float, cfg_scale: float
+    make_model: MakeModel, rule: dict, temperature: float, drawing: dict, cfg_scale: float
 ) -> None:
     model = make_model(2)
     # On the canvas of the empty prompt, nothing but masks, all positions are equal but for rounding.
@@ -148,6 +166,7 @@ def test_a_batch_equals_its_rows_alone(
         "cfg_scale": cfg_scale,
         "eos_id": EOS,
         **rule,
+        **drawing,
     }
     together = generate(model, prompts, seed=seeds, **settings)
     texts = []
@@ -579,7 +598,7 @@ def test_signatures_show_the_knobs() -> None:
         generate(lambda tokens: tokens, torch.zeros(1, 1).long(), mask_id=3, stepps=3)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", [*RULES, *REMASKING], ids=str)
 def test_a_step_costs_as_many_operations_for_many_rows_as_for_one(rule: dict[str, Any]) -> None:
     """No loop over rows, and no device sync for each of them, in planning and committing."""
 
@@ -733,7 +752,29 @@ def test_nothing_stays_behind_the_first_eos(rule: dict) -> None:
     assert either.sequences.tolist() == [[4, 3, 4, 1, 0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("rule", [{"threshold": 1.0}, {"factor": 0.0}, {"entropy_bound": 0.0}], ids=str)
+@pytest.mark.parametrize("rule", [*RULES, *REMASKING], ids=str)
+@pytest.mark.parametrize("block_length", [32, 8])
+def test_few_steps_are_enough_for_every_rule(make_model: MakeModel, rule: dict, block_length: int) -> None:
+    config = SamplingConfig(gen_length=32, steps=5, block_length=block_length, **rule)
+    canvas = prompt_canvas(random_prompt(1, 4), config, mask_id=MASK, seed=1)
+    for _ in denoise(make_model(), canvas):
+        pass
+    assert canvas.nfe <= 5
+    assert not (canvas.tokens == MASK).any()
+    assert (canvas.reveal_step[:, 4:] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"threshold": 1.0},
+        {"factor": 0.0},
+        {"entropy_bound": 0.0},
+        {"error_bound": 0.0},
+        {"leap_threshold": 1.0, "leap_anchor": 1.0},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(("steps", "block_length"), [(2, 32), (5, 8), (4, 8), (1, 8), (31, 32)])
 def test_steps_bound_the_forwards_of_every_rule(
     make_model: MakeModel, rule: dict, steps: int, block_length: int
@@ -745,13 +786,13 @@ def test_steps_bound_the_forwards_of_every_rule(
     assert not (out.sequences == MASK).any()
 
 
-@pytest.mark.parametrize("remasking", ["low_confidence", "random", "ancestral"])
+@pytest.mark.parametrize("remasking", ["low_confidence", "margin", "random", "first_hitting", "ancestral"])
 def test_temperature_zero_gives_the_same_text_each_time(make_model: MakeModel, remasking: str) -> None:
     knobs: dict[str, Any] = {"gen_length": 12, "steps": 12, "remasking": remasking}
     model, prompt = make_model(), random_prompt(1, 4)
     texts = {tuple(generate(model, prompt, temperature=0.0, **knobs).sequences[0].tolist()) for _ in range(4)}
     assert len(texts) == 1
-    if remasking == "ancestral":  # which samples, unless it is told not to
+    if remasking in ("ancestral", "first_hitting"):  # which samples, unless it is told not to
         texts = {tuple(generate(model, prompt, **knobs).sequences[0].tolist()) for _ in range(4)}
         assert len(texts) > 1
         hot, said = (
@@ -832,7 +873,7 @@ def test_ends_of_no_confidence_come_last_at_any_temperature() -> None:
         generate(predict, [[3]], mask_id=5, confidence_eos_eot_inf=True)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", [*RULES, *REMASKING], ids=str)
 def test_fixed_tokens_stand_where_they_were_put(make_model: MakeModel, rule: dict) -> None:
     model = make_model(1)
     knobs: dict[str, Any] = {"gen_length": 9, "block_length": 3, "seed": 4, **rule}

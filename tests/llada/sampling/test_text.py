@@ -19,6 +19,7 @@ TOKENIZER = train_tokenizer(["The cat sat on the mat. The dog ran off."] * 5, 30
 EOS = TOKENIZER.eos_token_id
 EOT = TOKENIZER.convert_tokens_to_ids(END_OF_TURN)
 SAMPLING = SamplingConfig(gen_length=10, steps=10, block_length=5, temperature=1.0)
+CHOICES = (" cat", " mat")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,26 @@ def test_fixed_words_are_spelled_one_token_a_position() -> None:
         spell_fixed(TOKENIZER, dataclasses.replace(SAMPLING, fixed={1: "The cat sat", 2: 5}))
     with pytest.raises(UserError, match=r"the position 10; those behind the prompt are 0 to 9"):
         spell_fixed(TOKENIZER, dataclasses.replace(SAMPLING, fixed={9: "The cat sat"}))
+
+
+def test_allowed_words_are_single_tokens() -> None:
+    (cat,), (mat,) = encode_texts(TOKENIZER, CHOICES)
+    config = dataclasses.replace(
+        SAMPLING,
+        steps=None,
+        fixed={0: "The"},
+        allowed={2: CHOICES},
+        forbidden={"*": (CHOICES[0],), 5: (mat,)},
+    )
+    spelled = spell_fixed(TOKENIZER, config)
+    assert spelled.allowed == {2: (cat, mat)}
+    assert spelled.forbidden == {"*": (cat,), 5: (mat,)}
+    long = "The cat sat on the mat"
+    with pytest.raises(UserError, match=f"allowed holds '{long}' at position 2, which is .* tokens"):
+        spell_fixed(TOKENIZER, dataclasses.replace(SAMPLING, allowed={2: (long,)}))
+    with pytest.raises(UserError, match=f"forbidden names {cat}, which fixed puts at position 1"):
+        spell_fixed(TOKENIZER, dataclasses.replace(SAMPLING, fixed={1: CHOICES[0]}, forbidden={1: (cat,)}))
+    assert spell_fixed(TOKENIZER, SAMPLING) is SAMPLING
 
 
 def test_the_checkpoint_and_the_tokenizer_say_what_ends_a_text(folder: Path) -> None:

@@ -31,8 +31,8 @@ FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0
 
 REFUSED_EVERYWHERE = [
     ({"logprobs": True}, "logprobs=true is not supported"),
-    ({"top_p": 0.9}, "top_p=0.9 is not supported: use temperature"),
-    ({"top_k": 40}, "top_k=40 is not supported"),
+    ({"top_p": 1.5}, "top_p: input should be less than or equal to 1"),
+    ({"top_k": -2}, "top_k: input should be greater than or equal to -1"),
     ({"presence_penalty": 0.5}, "presence_penalty=0.5 is not supported"),
     ({"frequency_penalty": -1}, "frequency_penalty=-1 is not supported"),
     ({"logit_bias": {"7": 3}}, "logit_bias"),
@@ -445,7 +445,7 @@ def test_a_client_who_goes_before_the_first_byte_leaves_nothing_behind() -> None
     [
         ({"temperature": 3}, "temperature"),
         ({"max_token": 5}, "max_token"),
-        ({"top_p": 0.5}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
         ({"remasking": "low_confidance"}, "remasking"),
         ({"threshold": 0.9, "factor": 1.0}, None),
         ({"n": 5}, "n"),

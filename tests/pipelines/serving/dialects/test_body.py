@@ -31,26 +31,31 @@ RANGES = {
     "steps": (1, 4096),
     "block_length": (1, None),
     "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (-1, 10**6),
+    "min_p": (0, 1),
     "cfg_scale": (0, None),
     "threshold": (0, 1),
     "factor": (0, None),
     "entropy_bound": (0, None),
+    "error_bound": (0, 10**6),
+    "leap_threshold": (0, 1),
+    "leap_anchor": (0, 1),
+    "leap_radius": (0, 10**6),
+    "remdm_cap": (0, 1),
+    "p2_eta": (0, 10**6),
     "refresh_every": (1, None),
     "vicinity": (0, None),
     "suffix_window": (0, None),
 }
+NAMES = {"remasking", "cache"}
+SWITCHES = {"stratified", "logits_eos_inf", "confidence_eos_eot_inf"}
+POSITIONS = {"fixed", "allowed", "forbidden"}
 
 
 def test_every_knob_that_a_request_may_set_is_a_field() -> None:
     names = [knob.name for knob in request_knobs()]
-    assert set(names) == {
-        *RANGES,
-        "remasking",
-        "cache",
-        "logits_eos_inf",
-        "confidence_eos_eot_inf",
-        "fixed",
-    }
+    assert set(names) == {*RANGES, *NAMES, *SWITCHES, *POSITIONS}
     for name in names:
         assert SamplingBody.model_fields[name].description
         assert SamplingBody.model_fields[name].default is None
@@ -86,10 +91,10 @@ def test_misspelt_names_come_with_the_nearest() -> None:
 
 
 def test_refused_fields_name_their_reason() -> None:
-    error = problem(top_p=0.9)
-    assert (error.status, error.param, error.code) == (400, "top_p", "unsupported_parameter")
-    assert error.message == "top_p=0.9 is not supported: use temperature"
-    assert parse(top_p=1.0, logprobs=False, tools=[], store=None).knobs() == {}
+    error = problem(presence_penalty=0.9)
+    assert (error.status, error.param, error.code) == (400, "presence_penalty", "unsupported_parameter")
+    assert error.message == "presence_penalty=0.9 is not supported: the sampler unmasks tokens out of order"
+    assert parse(presence_penalty=0.0, logprobs=False, tools=[], store=None).knobs() == {}
     assert "not supported" in problem(logprobs=0).message  # 0 is not false
 
 
@@ -121,7 +126,7 @@ def test_a_byte_order_mark_is_no_fault() -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-@pytest.mark.parametrize("name", [*RANGES, "max_tokens", "n", "seed", "top_p", "presence_penalty"])
+@pytest.mark.parametrize("name", [*RANGES, "max_tokens", "n", "seed", "presence_penalty"])
 def test_only_finite_numbers(name: str, number: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_body(CompletionBody, f'{{"prompt": "x", "{name}": {number}}}'.encode())
@@ -176,3 +181,18 @@ def test_fixed_tokens_are_positions_and_ids_or_words() -> None:
         assert problem(fixed=bad).param.startswith("fixed")
     assert parse(logits_eos_inf=True).knobs() == {"logits_eos_inf": True}
     assert problem(logits_eos_inf=1).param == "logits_eos_inf"
+
+
+def test_allowed_and_forbidden_tokens_are_lists_by_position() -> None:
+    for name in ("allowed", "forbidden"):
+        assert parse(**{name: {"0": [1, " a"], "*": [3]}}).knobs() == {name: {0: [1, " a"], "*": [3]}}
+        for bad, where in (
+            ({"x": [1]}, ".x"),
+            ({"1.5": [1]}, ".1.5"),
+            ({"0": 1}, ".0"),
+            ({"0": [True]}, ".0.0"),
+            ({"0": [1.5]}, ".0.0"),
+            ([1], ""),
+        ):
+            error = problem(**{name: bad})
+            assert (error.status, error.param) == (400, f"{name}{where}")
