@@ -1,17 +1,18 @@
 """Which tokens a forward feeds to the network, and what is kept of earlier ones in place of the others.
 
 A bidirectional network has no exact cache: every token sees every other, so that each commit changes all of them. Nearly all
-change little from one forward to the next, and a mode says which columns are fed; the others are seen as they were, by
-their keys and values. All modes feed a whole row when it comes to a new block, and with `refresh_every=1` at every forward,
-which is then, tensor for tensor, the forward without a cache. A mode is a function and a row of `CACHES`.
+change little from one forward to the next. A mode says which columns are fed, and the others are seen as they were, by their
+keys and values; with `refresh_every=1` all are, which is then, tensor for tensor, the forward without a cache. A mode is a
+function and a row of `CACHES`. What it says depends on where the row stands and on nothing that happened to it: a forward
+may be run again.
 
-Shape legend: T columns of a row, K key/value heads, E head width.
+Shape legend: n columns of a row, K key/value heads, E head width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -50,13 +51,13 @@ class KeyValues:
         return 2 * config.num_layers * length * config.kv_heads * config.head_dim * itemsize
 
 
+@dataclass
 class RowCache:
     """What one row keeps: its keys and values, with guidance also those of the copy without a prompt."""
 
-    def __init__(self) -> None:
-        self.stores: list[KeyValues] = []
-        self.age = 0
-        """Forwards since all of the row was fed."""
+    stores: list[KeyValues] = field(default_factory=list)
+    end: int = 0
+    """The column behind the last one that was ever fed."""
 
     def stores_for(self, length: int, copies: int) -> list[KeyValues]:
         """One store for each copy of the row, made when they are wanted first."""
@@ -79,6 +80,8 @@ class View(NamedTuple):
     """All that may be fed."""
     block: Stretch
     """The block that it works on."""
+    step: int
+    """Forwards of the row in this block so far."""
     forwards: int
     """Of the row so far."""
     config: SamplingConfig
@@ -86,12 +89,13 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheMode:
-    """`feed` returns the columns to feed when not the whole row is."""
+    """`feed` returns the columns to feed when not the whole row is: at a new block all are, and at each `refresh_every`-th
+    forward of a block."""
 
     feed: Callable[[View], Stretch]
     warm_up: int = 0
     """So many first forwards of a row feed all of it."""
-    heeds: tuple[str, ...] = ()
+    heeds: tuple[str, ...] = ("refresh_every",)
     """Which of the settings that only some modes heed it does."""
 
 
@@ -105,9 +109,9 @@ _CACHES = {
     "prefix": CacheMode(lambda view: Stretch(view.block.begin, view.row.end)),
     "dual": CacheMode(lambda view: view.block),
     # dInfer (arXiv 2510.08666, §4.2): the block and its neighbours, after some whole forwards.
-    "vicinity": CacheMode(_vicinity, warm_up=4, heeds=("vicinity",)),
+    "vicinity": CacheMode(_vicinity, warm_up=4, heeds=("refresh_every", "vicinity")),
 }
-OF_SOME_CACHES = ("vicinity",)
+OF_SOME_CACHES = ("refresh_every", "vicinity")
 CACHES: Registry[CacheMode] = Registry("cache", _CACHES)
 
 
@@ -121,21 +125,16 @@ def find_cache(config: SamplingConfig) -> CacheMode | None:
             f"sampling: {name}={getattr(config, name)!r} means nothing to cache={config.cache!r}: leave it out, or "
             "choose another cache",
         )
-    require(
-        mode is not None or config.refresh_every is None,
-        f"sampling: refresh_every={config.refresh_every!r} means nothing without a cache",
-    )
     return mode
 
 
-def choose_columns(view: View, cache: RowCache, *, is_new_block: bool) -> Stretch:
+def choose_columns(view: View, cache: RowCache) -> Stretch:
     """The columns to feed at this forward."""
     config = view.config
     if config.cache is None:
         return view.row
     mode, every = CACHES[config.cache], config.refresh_every
-    is_due = every is not None and cache.age + 1 >= every
-    if is_new_block or is_due or view.forwards < mode.warm_up or not cache.stores:
+    is_due = view.step == 0 or (every is not None and view.step % every == 0)
+    if is_due or view.forwards < mode.warm_up or cache.end < view.row.end:
         return view.row
-    begin, end = mode.feed(view)
-    return Stretch(max(begin, view.row.begin), min(end, view.row.end))
+    return mode.feed(view)

@@ -7,6 +7,7 @@ packed.py). Any function of (tokens) gets whole rows, those between the same col
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,74 +15,134 @@ from torch import Tensor
 from llada.model.predict import Model, device_of, guided_predict, takes_packed_rows
 from llada.sampling.cache import KeyValues, Stretch, View, choose_columns
 from llada.sampling.canvas import Canvas, Step, attended_span
+from llada.sampling.config import SamplingConfig
 from llada.sampling.packed import Fed, packed_forward
 from llada.settings import require
 
 
 @torch.no_grad()
 def forward(model: Model, canvas: Canvas, step: Step) -> Tensor:
-    """Logits (N, V) at the step's positions, in row-major order, guidance applied; counts the tokens that it feeds."""
+    """Logits (N, V) at the step's positions, in row-major order, guidance applied; counts the tokens that it feeds.
+
+    Raises UserError for a setting that the model cannot heed (`check_cache`).
+    """
+    for config in {id(canvas.configs[row]): canvas.configs[row] for row in step.rows.tolist()}.values():
+        check_cache(model, config)
     if takes_packed_rows(model):
         return _forward_packed(model, canvas, step)
     return _forward_plain(model, canvas, step)
 
 
-def columns_to_feed(canvas: Canvas, step: Step) -> list[tuple[Stretch, Stretch]]:
-    """Of each row at work: the columns that may be seen, and those of them that its next forward feeds."""
-    notes = (canvas.first, canvas.stop, canvas.block_begin, canvas.block_end, canvas.forwards, canvas.step)
+def check_cache(model: Model, config: SamplingConfig) -> None:
+    """Raise UserError when the model takes no part of a row, or a part of it would see another past than all of it."""
+    is_ours = takes_packed_rows(model)
+    require(
+        is_ours or (config.cache is None and config.suffix_window is None),
+        "sampling: cache and suffix_window need a network of ours, which takes a part of a row; leave them out for a "
+        "plain function",
+    )
+    require(
+        config.cache is None or not model.config.causal,  # type: ignore[attr-defined]
+        f"sampling: cache={config.cache!r} is for networks that see both sides, and this one is causal; leave it out",
+    )
+
+
+class Feeding(NamedTuple):
+    """What the next forward does for a row at work, in columns."""
+
+    length: int
+    """Of the whole row."""
+    seen: Stretch
+    """May be seen."""
+    columns: Stretch
+    """Are fed."""
+
+
+def columns_to_feed(canvas: Canvas, step: Step) -> list[Feeding]:
+    """For each row at work."""
+    notes = (canvas.first, canvas.stop, canvas.block_begin, canvas.block_end, canvas.step, canvas.forwards)
     table = torch.stack(notes)[:, step.rows].T.tolist()
     chosen = []
-    for row, (first, stop, begin, end, forwards, age) in zip(step.rows.tolist(), table, strict=True):
-        config = canvas.configs[row]
+    for row, (first, stop, begin, end, in_block, forwards) in zip(step.rows.tolist(), table, strict=True):
+        config, length = canvas.configs[row], stop - first
         if config.suffix_window is not None:
             stop = min(stop, end + config.suffix_window)
-        view = View(Stretch(first, stop), Stretch(begin, min(end, stop)), forwards, config)
-        chosen.append((view.row, choose_columns(view, canvas.caches[row], is_new_block=age == 0)))
+        view = View(Stretch(first, stop), Stretch(begin, min(end, stop)), in_block, forwards, config)
+        chosen.append(Feeding(length, view.row, choose_columns(view, canvas.caches[row])))
     return chosen
 
 
+class _Copy(NamedTuple):
+    """What is fed of a row; with guidance a second one without its prompt."""
+
+    fed: Fed
+    place: int
+    """Of the row among those at work."""
+    begin: int
+    """The canvas' column of the first token."""
+    is_hidden: bool
+    """Is the prompt hidden?"""
+
+
 def _forward_packed(model: Model, canvas: Canvas, step: Step) -> Tensor:
-    scales = canvas.cfg_scale[step.rows]
-    fed: list[tuple[Fed, Tensor]] = []
-    unguided: list[tuple[Fed, Tensor]] = []
-    stretches = columns_to_feed(canvas, step)
-    for row, where, scale, (seen, columns) in zip(
-        step.rows.tolist(), step.where, scales.tolist(), stretches, strict=True
-    ):
-        part, copies = slice(*columns), 1 + (scale != 0)
+    rows, is_guided = step.rows.tolist(), (canvas.cfg_scale[step.rows] != 0).tolist()
+    copies: list[_Copy] = []
+    costs = []
+    feedings = columns_to_feed(canvas, step)
+    for place, (row, (length, seen, columns)) in enumerate(zip(rows, feedings, strict=True)):
+        both = 1 + is_guided[place]
         stores: Sequence[KeyValues | None] = (None, None)
         if canvas.configs[row].cache is not None:
-            stores = canvas.caches[row].stores_for(canvas.tokens.shape[1] - seen.begin, copies)
-        at = where[part].nonzero().squeeze(1)
-        tokens = canvas.tokens[row, part]
-        begin, length = columns.begin - seen.begin, seen.end - seen.begin
-        fed.append((Fed(tokens, begin, length, stores[0]), at))
-        if scale != 0:
-            hidden = tokens.masked_fill(canvas.prompt[row, part], canvas.mask_id)
-            unguided.append((Fed(hidden, begin, length, stores[1]), at))
-    logits = packed_forward(model, [*fed, *unguided])
-    for row, scale, (seen, columns) in zip(step.rows.tolist(), scales.tolist(), stretches, strict=True):
+            stores = canvas.caches[row].stores_for(length, both)
+        count = columns.end - columns.begin
+        for hidden in range(both):
+            fed = Fed(count, columns.begin - seen.begin, seen.end - seen.begin, stores[hidden])
+            copies.append(_Copy(fed, place, columns.begin, hidden == 1))
+        costs.append(count * both)
+    copies.sort(key=lambda copy: copy.fed.shape)
+    logits = _run(model, canvas, step, copies)
+    canvas.token_forwards[step.rows] += torch.tensor(costs)
+    for row, feeding in zip(rows, feedings, strict=True):
         cache = canvas.caches[row]
-        cache.age = 0 if columns == seen else cache.age + 1
-        canvas.token_forwards[row] += (columns.end - columns.begin) * (1 + (scale != 0))
-    if not unguided:
+        cache.end = max(cache.end, feeding.columns.end)
+    if not any(is_guided):
         return logits
-    scale_of = scales.repeat_interleave(step.where.sum(1))
-    is_guided = (scale_of != 0).nonzero().squeeze(1).to(logits.device)
-    conditional, unconditional = logits[: len(scale_of)], logits[len(scale_of) :]
-    scale_of = scale_of.to(logits.device, logits.dtype)[is_guided, None]
-    guided = unconditional + (scale_of + 1) * (conditional[is_guided] - unconditional)
-    return conditional.index_copy(0, is_guided, guided)
+    scales = canvas.cfg_scale[step.rows].repeat_interleave(step.where.sum(1))
+    guided = (scales != 0).nonzero().squeeze(1).to(logits.device)
+    conditional, unconditional = logits[: len(scales)], logits[len(scales) :]
+    scales = scales.to(logits.device, logits.dtype)[guided, None]
+    together = unconditional + (scales + 1) * (conditional[guided] - unconditional)
+    return conditional.index_copy(0, guided, together)
+
+
+def _run(model: Model, canvas: Canvas, step: Step, copies: Sequence[_Copy]) -> Tensor:
+    """Logits at the step's positions, and behind them those of the copies without a prompt."""
+    width, rows = canvas.tokens.shape[1], step.rows.tolist()
+    places, positions = [], []
+    # Where the column 0 of a row would stand among the tokens, for both copies.
+    origins: list[list[int]] = [[0] * len(rows), [0] * len(rows)]
+    start = 0
+    for fed, place, begin, is_hidden in copies:
+        first = rows[place] * width + begin
+        places.append(torch.arange(first, first + fed.count))
+        positions.append(torch.arange(fed.begin, fed.begin + fed.count))
+        origins[is_hidden][place] = start - begin
+        start += fed.count
+    at = torch.cat(places)
+    tokens = canvas.tokens.reshape(-1)[at]
+    of_row, column = step.where.nonzero(as_tuple=True)
+    origin = torch.tensor(origins)
+    logits_at = origin[0, of_row] + column
+    if len(copies) > len(rows):
+        is_copy = torch.cat([torch.full((copy.fed.count,), copy.is_hidden) for copy in copies])
+        tokens = tokens.masked_fill(is_copy & canvas.prompt.reshape(-1)[at], canvas.mask_id)
+        guided = (canvas.cfg_scale[step.rows] != 0)[of_row]
+        logits_at = torch.cat([logits_at, origin[1, of_row[guided]] + column[guided]])
+    return packed_forward(model, [copy.fed for copy in copies], tokens, torch.cat(positions), logits_at)
 
 
 def _forward_plain(model: Model, canvas: Canvas, step: Step) -> Tensor:
     """Of a function of whole rows, which are fed to their end; those between the same columns go together."""
-    for config in (canvas.configs[row] for row in step.rows.tolist()):
-        require(
-            config.cache is None and config.suffix_window is None,
-            "sampling: cache and suffix_window need a network of ours, which takes a part of a row; leave them out for a "
-            "plain function",
-        )
     rows, device = step.rows, device_of(model) or canvas.device
     begin, end = attended_span(canvas.attended[rows])
     spans = torch.stack([begin, end, (canvas.cfg_scale[rows] != 0).long()], dim=1)
@@ -97,12 +158,12 @@ def _forward_plain(model: Model, canvas: Canvas, step: Step) -> Tensor:
             canvas.tokens[here, columns].to(device),
             step.where[same, columns].to(device),
             canvas.prompt[here, columns].to(device),
-            scale.to(device) if guided else 0.0,
+            scale.to(device, torch.float32) if guided else 0.0,
             canvas.mask_id,
         )
         canvas.token_forwards[here] += (stop - first) * (1 + guided)
         if logits is None:
             logits = out.new_empty(len(row_of), out.shape[-1])
-        logits[same[row_of].to(device)] = out
+        logits[same[row_of].to(device)] = out.to(logits.dtype)
     assert logits is not None
     return logits

@@ -13,21 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from llada.model.predict import Model, device_of
-from llada.model.transformer import Block
+from llada.model.predict import Model
+from llada.model.transformer import Block, Transformer
 from llada.sampling.cache import KeyValues
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fed:
     """Some tokens of a row that are fed to the network, and what of the row they see."""
 
-    tokens: Tensor
-    """(n,) int64."""
+    count: int
     begin: int
     """Where the first of them stands, counted from the row's first token."""
     seen: int
@@ -38,23 +38,25 @@ class Fed:
     @property
     def shape(self) -> tuple[bool, int, int]:
         """Rows of equal shapes may run together: is all of the row fed, how many tokens, how many are seen."""
-        return len(self.tokens) == self.seen, len(self.tokens), self.seen
+        return self.count == self.seen, self.count, self.seen
 
 
-def packed_forward(model: Model, rows: Sequence[tuple[Fed, Tensor]]) -> Tensor:
-    """Logits (N, V), row after row, at the wanted places: indices (N of the row,) into the row's fed tokens."""
-    device = device_of(model) or torch.device("cpu")
-    order = sorted(range(len(rows)), key=lambda r: rows[r][0].shape)
-    in_order = [rows[r][0] for r in order]
-    attention = _Attention(in_order)
-    begins = dict(zip(order, attention.begins, strict=True))
-    tokens = torch.cat([fed.tokens for fed in in_order])
-    positions = torch.cat([torch.arange(fed.begin, fed.begin + len(fed.tokens)) for fed in in_order])
-    logits_at = torch.cat([wanted + begins[r] for r, (_, wanted) in enumerate(rows)])
+def packed_forward(
+    model: Model, rows: Sequence[Fed], tokens: Tensor, positions: Tensor, logits_at: Tensor
+) -> Tensor:
+    """Logits (N, V).
+
+    Args:
+        rows: sorted by shape.
+        tokens: (T,) int64, row after row.
+        positions: (T,) where each stands, counted from its row's first token.
+        logits_at: (N,) indices into (T,).
+    """
+    device = cast(Transformer, model).embed.weight.device
     return model(
         tokens.to(device, non_blocking=True),
         positions=positions.to(device, non_blocking=True),
-        layer_step=attention.layer_step,
+        layer_step=_Attention(rows).layer_step,
         logits_at=logits_at.to(device, non_blocking=True),
     )
 
@@ -63,15 +65,12 @@ class _Attention:
     """Who attends to whom among tokens (T,) laid end to end, rows of equal shapes side by side."""
 
     def __init__(self, rows: Sequence[Fed]) -> None:
-        self.begins: list[int] = []
         self.groups: list[tuple[int, list[Fed]]] = []
         at = 0
         for _, same in groupby(rows, key=lambda row: row.shape):
             group = list(same)
             self.groups.append((at, group))
-            for row in group:
-                self.begins.append(at)
-                at += len(row.tokens)
+            at += sum(row.count for row in group)
 
     def layer_step(self, number: int, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return block(x, cos, sin, attend=partial(self._attend, number, block))

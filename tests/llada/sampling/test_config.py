@@ -135,7 +135,7 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
         ),
         ({"confidence_eos_eot_inf": True, "entropy_bound": 1.0}, "confidence_eos_eot_inf=True means nothing"),
         ({"vicinity": 4, "cache": "dual"}, "vicinity=4 means nothing to cache='dual'"),
-        ({"refresh_every": 4}, "refresh_every=4 means nothing without a cache"),
+        ({"refresh_every": 4}, "refresh_every=4 means nothing to cache=None"),
     ],
     ids=str,
 )
@@ -153,7 +153,7 @@ def test_fixed_survives_json_whose_keys_are_text() -> None:
 
 def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
     every = {field.name for field in fields(SamplingConfig)}
-    assert every - SamplingConfig().in_force().keys() == {"schedule", "vicinity"}
+    assert every - SamplingConfig().in_force().keys() == {"schedule", "vicinity", "refresh_every"}
     assert every - SamplingConfig(remasking="ancestral", cache="vicinity").in_force().keys() == {
         "confidence_eos_eot_inf"
     }
@@ -161,4 +161,5 @@ def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
         "confidence_eos_eot_inf",
         "schedule",
         "vicinity",
+        "refresh_every",
     }

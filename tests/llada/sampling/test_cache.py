@@ -1,0 +1,238 @@
+"""Caches: the same logits as the slow definitions, exact where everything is fed, and a row's own business in any company."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llada.errors import UserError
+from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.cache import KeyValues
+from llada.sampling.canvas import Canvas, prompt_canvas
+from llada.sampling.config import SamplingConfig
+from llada.sampling.forward import forward
+from llada.sampling.generate import generate
+from llada.sampling.sampler import advance, commit, denoise, plan
+
+MakeModel = Callable[..., Transformer]
+MASK, EOS = 22, 1
+MODES: list[dict[str, Any]] = [
+    {"cache": "prefix"},
+    {"cache": "dual"},
+    {"cache": "vicinity", "vicinity": 2},
+    {"cache": "prefix", "refresh_every": 3},
+    {"cache": "dual", "refresh_every": 2},
+    {"cache": "dual", "suffix_window": 3},
+    {"suffix_window": 2},
+]
+
+
+def request(seed: int, **changes: Any) -> tuple[list[int], SamplingConfig, int]:
+    """A prompt, settings, and a seed."""
+    choose = random.Random(seed)
+    rule = choose.choice([{}, {"remasking": "random"}, {"threshold": 0.3}, {"entropy_bound": 0.8}])
+    knobs = {
+        "gen_length": choose.randint(1, 16),
+        "block_length": choose.choice([2, 3, 5, 8, 16]),
+        "temperature": choose.choice([0.0, 0.0, 0.8]),
+        "cfg_scale": choose.choice([0.0, 0.0, 1.0]),
+        **rule,
+        **choose.choice([{}, *MODES]),
+        **changes,
+    }
+    return [choose.randrange(2, MASK) for _ in range(choose.randint(0, 9))], SamplingConfig(**knobs), seed
+
+
+def canvas_of(prompt: list[int], config: SamplingConfig, seed: int, eos_id: int | None = EOS) -> Canvas:
+    return prompt_canvas([prompt], config, mask_id=MASK, seed=[seed], eos_id=eos_id)
+
+
+def walk(model: Transformer, canvas: Canvas) -> tuple[list[list[int]], list[list[int]], list[Tensor]]:
+    """Tokens, reveal steps, and the logits of all forwards."""
+    seen = []
+    while (step := plan(canvas)) is not None:
+        logits = forward(model, canvas, step)
+        seen.append(logits.clone())
+        commit(canvas, step, logits)
+    return canvas.tokens.tolist(), canvas.reveal_step.tolist(), seen
+
+
+@pytest.mark.parametrize("mode", ["prefix", "dual", "vicinity"])
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_with_everything_fed_a_cache_is_none_bit_for_bit(
+    make_model: MakeModel, mode: str, cfg_scale: float
+) -> None:
+    model = make_model(1)
+    prompts = [[3, 4, 5, 6], [7], [], [9, 8, 7, 6, 5, 4, 3]]
+    config = SamplingConfig(gen_length=13, block_length=5, threshold=0.4, cfg_scale=cfg_scale)
+    exact = replace(config, cache=mode, refresh_every=1)
+    for rows in [*([prompt] for prompt in prompts), prompts]:
+        plain, cached = (prompt_canvas(rows, c, mask_id=MASK, seed=0, eos_id=EOS) for c in (config, exact))
+        plain_out, cached_out = walk(model, plain), walk(model, cached)
+        assert plain_out[:2] == cached_out[:2]
+        assert all(torch.equal(a, b) for a, b in zip(plain_out[2], cached_out[2], strict=True))
+        assert torch.equal(plain.token_forwards, cached.token_forwards)
+
+
+def test_a_window_over_everything_is_none(make_model: MakeModel) -> None:
+    model = make_model(1)
+    for mode in (None, "dual"):
+        config = SamplingConfig(gen_length=13, block_length=4, cache=mode)
+        wide, narrow = (replace(config, suffix_window=w) for w in (9, 8))
+        tokens = [canvas_of([3, 4], c, 0, None) for c in (config, wide, narrow)]
+        out = [walk(model, canvas) for canvas in tokens]
+        assert all(torch.equal(a, b) for a, b in zip(out[0][2], out[1][2], strict=True))
+        assert not torch.equal(out[0][2][0], out[2][2][0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", [{}, *MODES], ids=str)
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_logits_equal_the_slow_definition(
+    make_model: MakeModel, naive_row: Any, mode: dict[str, Any], cfg_scale: float
+) -> None:
+    """Rows of other prompts in one canvas, each against a row that is run column by column."""
+    model = make_model(3)
+    prompts = [[3, 4, 5], [], [6, 7, 8, 9, 2, 3]]
+    config = SamplingConfig(gen_length=11, block_length=4, cfg_scale=cfg_scale, **mode)
+    canvas = Canvas.join([canvas_of(prompt, config, row) for row, prompt in enumerate(prompts)])
+    naive = [(naive_row(model), naive_row(model)) for _ in prompts]
+    state = [{"block": -1, "step": 0, "forwards": 0, "fed": 0} for _ in prompts]
+    seen_end = [len(prompt) + config.gen_length for prompt in prompts]
+    while (step := plan(canvas)) is not None:
+        logits = forward(model, canvas, step).split(step.where.sum(1).tolist())
+        for row, where, own in zip(step.rows.tolist(), step.where, logits, strict=True):
+            P, note = len(prompts[row]), state[row]
+            tokens = canvas.tokens[row].tolist()
+            if EOS in tokens[P:]:
+                seen_end[row] = P + tokens[P:].index(EOS) + 1
+            block = (tokens.index(MASK) - P) // config.block_length
+            begin, end = P + block * config.block_length, P + (block + 1) * config.block_length
+            last = seen_end[row]
+            if config.suffix_window is not None:
+                last = min(last, end + config.suffix_window)
+            end = min(end, last)
+            note["step"] = 0 if block != note["block"] else note["step"] + 1
+            note["block"] = block
+            fed = {
+                None: range(last),
+                "prefix": range(begin, last),
+                "dual": range(begin, end),
+                "vicinity": range(max(0, begin - config.vicinity), min(last, end + config.vicinity)),
+            }[config.cache]
+            is_due = config.refresh_every is not None and note["step"] % config.refresh_every == 0
+            is_warm = config.cache == "vicinity" and note["forwards"] < 4
+            if note["step"] == 0 or is_due or is_warm:
+                fed = range(last)
+            expected = naive[row][0].forward(tokens, fed, range(last))
+            if cfg_scale:
+                hidden = [MASK] * P + tokens[P:]
+                without = naive[row][1].forward(hidden, fed, range(last))
+                expected = {c: without[c] + (1 + cfg_scale) * (expected[c] - without[c]) for c in fed}
+            note["forwards"] += 1
+            note["fed"] += len(fed) * (2 if cfg_scale else 1)
+            assert int(canvas.token_forwards[row]) == note["fed"]
+            wanted = torch.stack([expected[c] for c in where.nonzero().flatten().tolist()])
+            torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-3)
+        commit(canvas, step, torch.cat(logits))
+    assert all(note["forwards"] for note in state)
+
+
+def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) -> None:
+    """300 rows that come and go as a slot is free, of other lengths, blocks, rules, caches, with and without guidance."""
+    model = make_model(5)
+    requests = [request(seed) for seed in range(300)]
+    assert len({one[1].cache for one in requests}) > 3
+    alone = []
+    for one in requests:
+        canvas = canvas_of(*one)
+        for _ in denoise(model, canvas):
+            pass
+        alone.append((canvas.tokens[0].tolist(), canvas.reveal_step[0].tolist(), canvas.token_forwards[0]))
+    waiting = list(range(300))
+    random.Random(0).shuffle(waiting)
+    order: list[int] = []
+    canvas, together = None, {}
+    while waiting or order:
+        joining, waiting = waiting[: 12 - len(order)], waiting[12 - len(order) :]
+        joined = [canvas_of(*requests[one]) for one in joining]
+        canvas = Canvas.join([*([canvas] if canvas else []), *joined]) if joined else canvas
+        order += joining
+        assert canvas is not None
+        step = plan(canvas)
+        if step is not None:
+            advance(model, canvas, step)
+        at_work = ((canvas.tokens == MASK) & canvas.attended).any(1).tolist()
+        done = [row for row, works in enumerate(at_work) if not works]
+        finished = canvas.take(done)
+        finished.close_texts()
+        for place, row in enumerate(done):
+            own = finished.attended[place]
+            together[order[row]] = (
+                finished.tokens[place, own].tolist(),
+                finished.reveal_step[place, own].tolist(),
+                finished.token_forwards[place],
+            )
+        kept = [row for row, works in enumerate(at_work) if works]
+        canvas, order = canvas.take(kept), [order[row] for row in kept]
+    for one in range(300):
+        assert together[one] == alone[one], requests[one]
+
+
+@pytest.mark.parametrize("mode", ["prefix", "dual", "vicinity"])
+def test_a_row_shrinks_at_its_end(make_model: MakeModel, mode: str) -> None:
+    """What stands behind an end token is neither fed nor seen any more."""
+    model = make_model(0)
+    config = SamplingConfig(gen_length=12, block_length=6, cache=mode, refresh_every=1)
+    canvas = canvas_of([3, 4], config, 0)
+    step = plan(canvas)
+    assert step is not None
+    advance(model, canvas, step)
+    canvas.tokens[0, 5] = EOS
+    canvas.tokens[0, 6:] = EOS
+    canvas.shorten(torch.tensor([0]), torch.tensor([5]))
+    before = int(canvas.token_forwards[0])
+    step = plan(canvas)
+    assert step is not None
+    logits = forward(model, canvas, step)
+    assert int(canvas.token_forwards[0]) - before == 6
+    short = model(canvas.tokens[:, :6], logits_at=step.where[:, :6])
+    torch.testing.assert_close(logits, short, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_the_bytes_of_a_row_are_those_allocated(make_model: MakeModel, cfg_scale: float) -> None:
+    model = make_model(0)
+    long = canvas_of([3] * 20, SamplingConfig(gen_length=4), 0)
+    config = SamplingConfig(gen_length=7, block_length=3, cache="dual", cfg_scale=cfg_scale)
+    canvas = Canvas.join([long, canvas_of([3, 4], config, 1)])
+    for _ in denoise(model, canvas):
+        pass
+    assert not canvas.caches[0].stores
+    stores = canvas.caches[1].stores
+    assert len(stores) == (2 if cfg_scale else 1)
+    for store in stores:
+        tensors = [tensor for layer in store._layers for tensor in layer]
+        assert sum(t.untyped_storage().nbytes() for t in tensors) == KeyValues.num_bytes(model.config, 9, 4)
+
+
+@pytest.mark.parametrize("mode", ["prefix", "dual", "vicinity"])
+def test_a_network_that_cannot_keep_anything_refuses_a_cache(make_model: MakeModel, mode: str) -> None:
+    knobs: dict[str, Any] = {"gen_length": 4, "block_length": 2}
+    with pytest.raises(UserError, match=rf"cache='{mode}' is for networks that see both sides.*causal"):
+        generate(make_model(causal=True), [[3]], cache=mode, **knobs)
+    plain = make_model(0)
+    for knob in ({"cache": mode}, {"suffix_window": 3}):
+        with pytest.raises(UserError, match="need a network of ours"):
+            generate(lambda tokens: plain(tokens), [[3]], mask_id=MASK, **knob, **knobs)
+
+
+def test_bytes_count_the_key_value_heads() -> None:
+    config = ModelConfig(vocab_size=8, d_model=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=8)
+    assert KeyValues.num_bytes(config, 10, 2) == 2 * 3 * 10 * 2 * 8 * 2
