@@ -51,12 +51,20 @@ class SamplingConfig:
     """Commit the most certain positions while their dependence is bounded by this many nats (EB-Sampler)."""
     cache: str | None = knob(None)
     """Feed only a part of the canvas between the first forwards of its blocks, and see the rest as it was then: "prefix" the
-    block and what follows, "dual" the block (both Fast-dLLM's), "vicinity" the block and its neighbours (dInfer); see
-    llada/sampling/cache.py. Approximate; None feeds everything."""
+    block and what follows, "dual" the block (both Fast-dLLM's), "vicinity" the block and its neighbours (dInfer); or run
+    only a part of it in each layer, "interval" (dLLM-Cache); see llada/sampling/cache.py. Approximate; None feeds
+    everything."""
     refresh_every: int | None = knob(None, low=1)
     """With a cache, feed everything at least at each so many forwards; 1 is exact."""
     vicinity: int = knob(16, low=0)
     """Of cache="vicinity": tokens on both sides of the block that are fed with it."""
+    prompt_interval: int = knob(50, low=1, high=_MANY)
+    """Of cache="interval": the layers run the prompt at each so many forwards of a row (dLLM-Cache's K_p)."""
+    response_interval: int = knob(7, low=1, high=_MANY)
+    """Of cache="interval": they run everything behind the prompt at each so many forwards (K_r)."""
+    refresh_share: float = knob(0.25, low=0, high=1)
+    """Of cache="interval": the share of what is behind the prompt that they run in between, where the values have turned
+    the most (ρ)."""
     suffix_window: int | None = knob(None, low=0)
     """Feed only so many of the tokens behind the block (Streaming-dLLM); None feeds all. Not where something given stands
     behind the masks."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llada.model.predict import Model, device_of, guided_predict, takes_packed_rows
-from llada.sampling.cache import KeyValues, Stretch, View, choose_columns
+from llada.sampling.cache import KeyValues, Refresh, Stretch, View, choose_columns
 from llada.sampling.canvas import Canvas, Step, attended_span
 from llada.sampling.config import SamplingConfig
 from llada.sampling.packed import Fed, packed_forward
@@ -56,19 +56,25 @@ class Feeding(NamedTuple):
     """May be seen."""
     columns: Stretch
     """Are fed."""
+    refresh: Refresh | None
+    """What of them runs; None: all."""
 
 
 def columns_to_feed(canvas: Canvas, step: Step) -> list[Feeding]:
     """For each row at work."""
     notes = (canvas.first, canvas.stop, canvas.block_begin, canvas.block_end, canvas.step, canvas.forwards)
-    table = torch.stack(notes)[:, step.rows].T.tolist()
+    response = canvas.prompt.logical_not().to(torch.int8).argmax(1)
+    table = torch.stack([response, *notes])[:, step.rows].T.tolist()
     chosen = []
-    for row, (first, stop, begin, end, in_block, forwards) in zip(step.rows.tolist(), table, strict=True):
+    for row, (written, first, stop, begin, end, in_block, forwards) in zip(
+        step.rows.tolist(), table, strict=True
+    ):
         config, length = canvas.configs[row], stop - first
         if config.suffix_window is not None:
             stop = min(stop, end + config.suffix_window)
-        view = View(Stretch(first, stop), Stretch(begin, min(end, stop)), in_block, forwards, config)
-        chosen.append(Feeding(length, view.row, choose_columns(view, canvas.caches[row])))
+        block = Stretch(begin, min(end, stop))
+        view = View(Stretch(first, stop), block, written, in_block, forwards, config)
+        chosen.append(Feeding(length, view.row, *choose_columns(view, canvas.caches[row])))
     return chosen
 
 
@@ -88,17 +94,18 @@ def _forward_packed(model: Model, canvas: Canvas, step: Step) -> Tensor:
     rows, is_guided = step.rows.tolist(), (canvas.cfg_scale[step.rows] != 0).tolist()
     copies: list[_Copy] = []
     costs = []
+    layers = model.config.num_layers  # type: ignore[attr-defined]
     feedings = columns_to_feed(canvas, step)
-    for place, (row, (length, seen, columns)) in enumerate(zip(rows, feedings, strict=True)):
+    for place, (row, (length, seen, columns, refresh)) in enumerate(zip(rows, feedings, strict=True)):
         both = 1 + is_guided[place]
         stores: Sequence[KeyValues | None] = (None, None)
         if canvas.configs[row].cache is not None:
             stores = canvas.caches[row].stores_for(length, both)
-        count = columns.end - columns.begin
+        count, begin, visible = columns.end - columns.begin, columns.begin - seen.begin, seen.end - seen.begin
         for hidden in range(both):
-            fed = Fed(count, columns.begin - seen.begin, seen.end - seen.begin, stores[hidden])
+            fed = Fed(count, begin, visible, stores[hidden], refresh)
             copies.append(_Copy(fed, place, columns.begin, hidden == 1))
-        costs.append(count * both)
+        costs.append(both * fed.num_run(layers))
     copies.sort(key=lambda copy: copy.fed.shape)
     logits = _run(model, canvas, step, copies)
     canvas.token_forwards[step.rows] += torch.tensor(costs)

@@ -1,10 +1,11 @@
 """One forward for rows of any lengths, laid end to end: no padding is fed, and no row sees another.
 
 What is linear in the tokens runs over all of them at once; attention runs row by row, rows of the same shape together, so
-that a row's numbers are those of the row alone up to the rounding of the matrix products.
+that a row's numbers are those of the row alone up to the rounding of the matrix products. Of some rows a layer runs only a
+part of the tokens; the others are carried on by what it added to them last.
 
-Shape legend: R rows, T tokens of all rows, n fed tokens of a row, H heads, K key/value heads, E head width, N positions that
-want logits, V vocabulary rows.
+Shape legend: R rows, T tokens of all rows, t of them that run in a layer, n fed tokens of a row, H heads, K key/value heads,
+E head width, D model width, N positions that want logits, V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from itertools import groupby
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llada.model.predict import Model
 from llada.model.transformer import Block, Transformer
-from llada.sampling.cache import KeyValues
+from llada.sampling.cache import KeyValues, Refresh
+from llada.sampling.rules import highest
+
+# Cosines so near to each other are equal but for rounding, and the lower column counts as the more turned.
+_ROUNDING = 16 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,25 @@ class Fed:
     """How many tokens the row has, from its first one on, that may be seen."""
     store: KeyValues | None
     """Where those that are not fed are kept, and the keys and values of these go."""
+    refresh: Refresh | None = None
+    """Which of them the layers run; None: all."""
 
     @property
-    def shape(self) -> tuple[bool, int, int]:
+    def is_partial(self) -> bool:
+        """Do some layers run a part of the tokens?"""
+        return self.refresh is not None
+
+    @property
+    def shape(self) -> tuple[bool, bool, int, int]:
         """Rows of equal shapes may run together: is all of the row fed, how many tokens, how many are seen."""
-        return self.count == self.seen, self.count, self.seen
+        return self.is_partial, self.count == self.seen, self.count, self.seen
+
+    def num_run(self, layers: int) -> int:
+        """How many tokens run, as many of them as would make the same work in all layers, rounded up."""
+        if self.refresh is None:
+            return self.count
+        later = self.refresh.response * self.refresh.prompt + self.refresh.count
+        return -(-(self.count + (layers - 1) * later) // layers)
 
 
 def packed_forward(
@@ -56,39 +76,112 @@ def packed_forward(
     return model(
         tokens.to(device, non_blocking=True),
         positions=positions.to(device, non_blocking=True),
-        layer_step=_Attention(rows).layer_step,
+        layer_step=_Layers(rows).step,
         logits_at=logits_at.to(device, non_blocking=True),
     )
 
 
-class _Attention:
-    """Who attends to whom among tokens (T,) laid end to end, rows of equal shapes side by side."""
+class _Layers:
+    """Runs each layer on tokens (T,) laid end to end: first the rows that run as a whole, those of equal shapes side by side,
+    then those that run in part."""
 
     def __init__(self, rows: Sequence[Fed]) -> None:
         self.groups: list[tuple[int, list[Fed]]] = []
-        at = 0
-        for _, same in groupby(rows, key=lambda row: row.shape):
+        self.partial: list[tuple[int, Fed]] = []
+        self.whole = at = 0
+        for (is_partial, *_), same in groupby(rows, key=lambda row: row.shape):
             group = list(same)
-            self.groups.append((at, group))
-            at += sum(row.count for row in group)
+            if is_partial:
+                self.partial += [(at + place * row.count, row) for place, row in enumerate(group)]
+            else:
+                self.groups.append((at, group))
+            at += group[0].count * len(group)
+            self.whole = self.whole if is_partial else at
 
-    def layer_step(self, number: int, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return block(x, cos, sin, attend=partial(self._attend, number, block))
+    def step(self, number: int, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if not self.partial:
+            return block(x, cos, sin, attend=partial(self._attend, number, block, []))
+        after, runs = x.clone(), []
+        for at, row in self.partial:
+            stream = slice(at, at + row.count)
+            run = _choose(number, block, row, x[stream])
+            if len(run) < row.count:
+                after[stream] += _store(row).added(number)[: row.count]
+            runs.append(run)
+        places = [at + run for (at, _), run in zip(self.partial, runs, strict=True)]
+        running = torch.cat([torch.arange(self.whole, device=x.device), *places])
+        if not len(running):
+            return after
+        before = x[running]
+        attend = partial(self._attend, number, block, runs)
+        out = block(before, cos[running], sin[running], attend=attend)
+        after[running] = out
+        if number:
+            added = (out - before)[self.whole :].split([len(run) for run in runs])
+            for (_, row), run, own in zip(self.partial, runs, added, strict=True):
+                _store(row).put_added(number, run, own)
+        return after
 
-    def _attend(self, number: int, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(
+        self, number: int, block: Block, runs: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        """(t, H, E) of the tokens that run; `runs` are those of the rows in part, each (n,) among the row's fed tokens."""
         seen = []
         for at, group in self.groups:
-            is_whole, n, _ = group[0].shape
+            n, is_whole = group[0].count, group[0].count == group[0].seen
             part = slice(at, at + n * len(group))
             queries, keys, values = (x[part].unflatten(0, (len(group), n)) for x in (q, k, v))
             for row, own_keys, own_values in zip(group, keys, values, strict=True):
                 if row.store is not None:
-                    row.store.put(number, row.begin, own_keys, own_values)
+                    row.store.put(number, slice(row.begin, row.begin + n), own_keys, own_values)
             if is_whole:
                 seen.append(block.attention(queries, keys, values, None).flatten(0, 1))
                 continue
             for row, own_queries in zip(group, queries, strict=True):
-                assert row.store is not None
-                own_keys, own_values = row.store.seen(number, row.seen)
-                seen.append(block.attention(own_queries[None], own_keys[None], own_values[None], None)[0])
+                seen.append(_attend_row(number, block, row, own_queries))
+        at = self.whole
+        for (_, row), run in zip(self.partial, runs, strict=True):
+            part = slice(at, at + len(run))
+            at = part.stop
+            _store(row).put(number, row.begin + run, k[part], v[part])
+            if len(run):
+                seen.append(_attend_row(number, block, row, q[part]))
         return torch.cat(seen) if len(seen) > 1 else seen[0]
+
+
+def _attend_row(number: int, block: Block, row: Fed, queries: Tensor) -> Tensor:
+    """(n, H, E) from queries (n, H, E) over all that is kept of the row and may be seen."""
+    keys, values = _store(row).seen(number, row.seen)
+    return block.attention(queries[None], keys[None], values[None], None)[0]
+
+
+def _store(row: Fed) -> KeyValues:
+    assert row.store is not None, "what is not fed, or does not run, has to be kept"
+    return row.store
+
+
+def _choose(number: int, block: Block, row: Fed, x: Tensor) -> Tensor:
+    """Which of the row's fed tokens, whose stream is x (n, D), the layer runs, in order."""
+    refresh = row.refresh
+    if refresh is None or number == 0:
+        return torch.arange(row.count, device=x.device)
+    prompt = torch.arange(refresh.response * refresh.prompt, device=x.device)
+    size = row.count - refresh.response
+    response = torch.arange(size, device=x.device)
+    if refresh.count < size:
+        response = response[: refresh.count]
+        if refresh.count:
+            response = _most_turned(number, block, row, x[refresh.response :], refresh)
+    return torch.cat([prompt, refresh.response + response])
+
+
+def _most_turned(number: int, block: Block, row: Fed, x: Tensor, refresh: Refresh) -> Tensor:
+    """The tokens of the response, x (n, D), whose values point least to where they did (dLLM-Cache's V-verify, arXiv
+    2506.06295 §3.2), in order. The new values of all are kept."""
+    values = block.v_proj(block.attn_norm(x))
+    kept = _store(row).seen(number, row.seen)[1][refresh.response :]
+    cosine = F.cosine_similarity(values.double(), kept.flatten(1).double(), dim=1)
+    kept.copy_(values.view_as(kept))
+    count = torch.tensor([refresh.count], device=x.device)
+    chosen = highest(-cosine[None], count, torch.full_like(cosine, _ROUNDING)[None])[0]
+    return chosen.to(torch.int8).argsort(descending=True, stable=True)[: refresh.count]

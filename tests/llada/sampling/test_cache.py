@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
-from llada.sampling.cache import KeyValues
+from llada.sampling.cache import KeyValues, row_bytes
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.forward import forward
@@ -31,6 +31,10 @@ MODES: list[dict[str, Any]] = [
     {"cache": "dual", "suffix_window": 3},
     {"suffix_window": 2},
 ]
+INTERVALS: list[dict[str, Any]] = [
+    {"cache": "interval", "prompt_interval": p, "response_interval": r, "refresh_share": share}
+    for p, r, share in [(4, 2, 0.0), (3, 4, 0.4), (2, 50, 0.3), (50, 50, 0.25), (1, 3, 1.0)]
+]
 
 
 def request(seed: int, **changes: Any) -> tuple[list[int], SamplingConfig, int]:
@@ -43,7 +47,7 @@ def request(seed: int, **changes: Any) -> tuple[list[int], SamplingConfig, int]:
         "temperature": choose.choice([0.0, 0.0, 0.8]),
         "cfg_scale": choose.choice([0.0, 0.0, 1.0]),
         **rule,
-        **choose.choice([{}, *MODES]),
+        **choose.choice([{}, *MODES, *INTERVALS, {**INTERVALS[1], "suffix_window": 4}]),
         **changes,
     }
     return [choose.randrange(2, MASK) for _ in range(choose.randint(0, 9))], SamplingConfig(**knobs), seed
@@ -63,15 +67,21 @@ def walk(model: Transformer, canvas: Canvas) -> tuple[list[list[int]], list[list
     return canvas.tokens.tolist(), canvas.reveal_step.tolist(), seen
 
 
-@pytest.mark.parametrize("mode", ["prefix", "dual", "vicinity"])
+ALWAYS: list[dict[str, Any]] = [
+    *({"cache": mode, "refresh_every": 1} for mode in ("prefix", "dual", "vicinity")),
+    {"cache": "interval", "prompt_interval": 1, "response_interval": 1, "refresh_share": 0.0},
+]
+
+
+@pytest.mark.parametrize("mode", ALWAYS, ids=str)
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
 def test_with_everything_fed_a_cache_is_none_bit_for_bit(
-    make_model: MakeModel, mode: str, cfg_scale: float
+    make_model: MakeModel, mode: dict[str, Any], cfg_scale: float
 ) -> None:
     model = make_model(1)
     prompts = [[3, 4, 5, 6], [7], [], [9, 8, 7, 6, 5, 4, 3]]
     config = SamplingConfig(gen_length=13, block_length=5, threshold=0.4, cfg_scale=cfg_scale)
-    exact = replace(config, cache=mode, refresh_every=1)
+    exact = replace(config, **mode)
     for rows in [*([prompt] for prompt in prompts), prompts]:
         plain, cached = (prompt_canvas(rows, c, mask_id=MASK, seed=0, eos_id=EOS) for c in (config, exact))
         plain_out, cached_out = walk(model, plain), walk(model, cached)
@@ -144,6 +154,89 @@ def test_logits_equal_the_slow_definition(
     assert all(note["forwards"] for note in state)
 
 
+class NaiveIntervals:
+    """dLLM-Cache by its paper: what attention and what the MLP gave are kept apart, the token that changed most is looked for."""
+
+    def __init__(self, row: Any) -> None:
+        self.row = row
+        layers = range(row.model.config.num_layers)
+        self.attended: list[dict[int, Tensor]] = [{} for _ in layers]
+        self.mlp: list[dict[int, Tensor]] = [{} for _ in layers]
+        self.runs = 0
+
+    def forward(
+        self, tokens: list[int], prompt: range, response: range, forwards: int, config: SamplingConfig
+    ) -> dict[int, Tensor]:
+        row, seen = self.row, [*prompt, *response]
+        x = row.embed(tokens, seen)
+        for number in range(row.model.config.num_layers):
+            run = list(prompt) if number == 0 or forwards % config.prompt_interval == 0 else []
+            if number == 0 or forwards % config.response_interval == 0:
+                run += response
+            elif config.refresh_share:
+                keys, values = dict(row.keys[number]), dict(row.values[number])
+                row.keep(number, {c: x[c] for c in response})
+                row.keys[number] = keys
+                cosine = {
+                    c: float(torch.cosine_similarity(values[c].flatten(), row.values[number][c].flatten(), 0))
+                    for c in response
+                }
+                run += sorted(response, key=cosine.__getitem__)[: int(len(response) * config.refresh_share)]
+            self.runs += len(run)
+            row.keep(number, {c: x[c] for c in run})
+            self.attended[number].update(row.attended(number, {c: x[c] for c in run}, seen))
+            x = {c: h + self.attended[number][c] for c, h in x.items()}
+            self.mlp[number].update(row.mlp(number, {c: x[c] for c in run}))
+            x = {c: h + self.mlp[number][c] for c, h in x.items()}
+        return row.logits(x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", INTERVALS, ids=str)
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_intervals_equal_the_slow_definition(
+    make_model: MakeModel, naive_row: Any, mode: dict[str, Any], cfg_scale: float
+) -> None:
+    """Beside rows of other modes; the intervals run on through the blocks."""
+    model = make_model(3, num_layers=3)
+    prompts = [[3, 4, 5], [], [6, 7, 8, 9, 2, 3], [5, 6]]
+    config = SamplingConfig(gen_length=10, block_length=4, cfg_scale=cfg_scale, **mode)
+    configs = [config, config, config, SamplingConfig(gen_length=8, block_length=3, cache="dual")]
+    canvas = Canvas.join(
+        [canvas_of(p, c, row, None) for row, (p, c) in enumerate(zip(prompts, configs, strict=True))]
+    )
+    naive = [(NaiveIntervals(naive_row(model)), NaiveIntervals(naive_row(model))) for _ in prompts[:3]]
+    forwards, fed = 0, [0] * 3
+    while (step := plan(canvas)) is not None:
+        logits = forward(model, canvas, step).split(step.where.sum(1).tolist())
+        for row, where, own in zip(step.rows.tolist(), step.where, logits, strict=True):
+            if row == 3:
+                continue
+            P, tokens = len(prompts[row]), canvas.tokens[row].tolist()
+            columns = range(P), range(P, P + 10)
+            one, two = naive[row]
+            before = one.runs
+            expected = one.forward(tokens, *columns, forwards, config)
+            fed[row] += -(-(one.runs - before) // 3) * (2 if cfg_scale else 1)
+            if cfg_scale:
+                without = two.forward([MASK] * P + tokens[P:], *columns, forwards, config)
+                expected = {c: without[c] + (1 + cfg_scale) * (expected[c] - without[c]) for c in expected}
+            wanted = torch.stack([expected[c] for c in where.nonzero().flatten().tolist()])
+            torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-3)
+        commit(canvas, step, torch.cat(logits))
+        forwards += 1
+    assert forwards == 10
+    assert canvas.token_forwards[:3].tolist() == fed
+
+
+def test_intervals_run_less_than_everything(make_model: MakeModel) -> None:
+    knobs: dict[str, Any] = {"gen_length": 16, "block_length": 16}
+    prompt = [[3, 4, 5, 6] * 6]
+    for share, at_most in ((0.0, 2), (0.25, 1.6)):
+        out = generate(make_model(num_layers=4), prompt, cache="interval", refresh_share=share, **knobs)
+        assert out.token_forwards * at_most < 16 * 40
+
+
 def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) -> None:
     """300 rows that come and go as a slot is free, of other lengths, blocks, rules, caches, with and without guidance."""
     model = make_model(5)
@@ -207,22 +300,27 @@ def test_a_row_shrinks_at_its_end(make_model: MakeModel, mode: str) -> None:
 
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
-def test_the_bytes_of_a_row_are_those_allocated(make_model: MakeModel, cfg_scale: float) -> None:
-    model = make_model(0)
+@pytest.mark.parametrize("mode", [{"cache": "dual"}, INTERVALS[1]], ids=str)
+def test_the_bytes_of_a_row_are_those_allocated(
+    make_model: MakeModel, cfg_scale: float, mode: dict[str, Any]
+) -> None:
+    model = make_model(0, num_layers=3)
     long = canvas_of([3] * 20, SamplingConfig(gen_length=4), 0)
-    config = SamplingConfig(gen_length=7, block_length=3, cache="dual", cfg_scale=cfg_scale)
+    config = SamplingConfig(gen_length=7, block_length=3, cfg_scale=cfg_scale, **mode)
     canvas = Canvas.join([long, canvas_of([3, 4], config, 1)])
     for _ in denoise(model, canvas):
         pass
     assert not canvas.caches[0].stores
     stores = canvas.caches[1].stores
     assert len(stores) == (2 if cfg_scale else 1)
-    for store in stores:
-        tensors = [tensor for layer in store._layers for tensor in layer]
-        assert sum(t.untyped_storage().nbytes() for t in tensors) == KeyValues.num_bytes(model.config, 9, 4)
+    tensors = [t for store in stores for layer in store._layers for t in layer]
+    tensors += [t for store in stores for t in store._added.values()]
+    allocated = sum(t.untyped_storage().nbytes() for t in tensors)
+    assert allocated == row_bytes(config, model.config, 9, 4)
+    assert row_bytes(SamplingConfig(), model.config, 9, 4) == 0
 
 
-@pytest.mark.parametrize("mode", ["prefix", "dual", "vicinity"])
+@pytest.mark.parametrize("mode", ["prefix", "dual", "vicinity", "interval"])
 def test_a_network_that_cannot_keep_anything_refuses_a_cache(make_model: MakeModel, mode: str) -> None:
     knobs: dict[str, Any] = {"gen_length": 4, "block_length": 2}
     with pytest.raises(UserError, match=rf"cache='{mode}' is for networks that see both sides.*causal"):

@@ -76,6 +76,9 @@ WRONG: dict[str, list[object]] = {
     "cache": ["duel", 3, True, NAN, ["dual"]],
     "refresh_every": [0, -1, 1.5, INF, NAN, True, "2", 4],
     "vicinity": [-1, 1.5, INF, NAN, True, "2", None, 4],
+    "prompt_interval": [0, 1.5, INF, NAN, True, "2", None, 4],
+    "response_interval": [0, 1.5, INF, NAN, True, "2", None, 4],
+    "refresh_share": [-0.1, 1.5, INF, NAN, True, "1", None, 0.5],
     "suffix_window": [-1, 1.5, INF, NAN, True, "2"],
     "schedule": ["none", 3, None, True, ["cosine"], "cosine"],
     "logits_eos_inf": [1, 0, "true", None, NAN],
@@ -135,6 +138,8 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
         ),
         ({"confidence_eos_eot_inf": True, "entropy_bound": 1.0}, "confidence_eos_eot_inf=True means nothing"),
         ({"vicinity": 4, "cache": "dual"}, "vicinity=4 means nothing to cache='dual'"),
+        ({"refresh_every": 4, "cache": "interval"}, "refresh_every=4 means nothing to cache='interval'"),
+        ({"prompt_interval": 4, "cache": "dual"}, "prompt_interval=4 means nothing to cache='dual'"),
         ({"refresh_every": 4}, "refresh_every=4 means nothing to cache=None"),
     ],
     ids=str,
@@ -151,14 +156,29 @@ def test_fixed_survives_json_whose_keys_are_text() -> None:
         from_json(SamplingConfig, '{"fixed": {"x": 3}}')
 
 
+OF_INTERVAL = {"prompt_interval", "response_interval", "refresh_share"}
+
+
 def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
     every = {field.name for field in fields(SamplingConfig)}
-    assert every - SamplingConfig().in_force().keys() == {"schedule", "vicinity", "refresh_every"}
-    assert every - SamplingConfig(remasking="ancestral", cache="vicinity").in_force().keys() == {
-        "confidence_eos_eot_inf"
-    }
-    assert every - SamplingConfig(entropy_bound=0.1).in_force().keys() == {
-        "confidence_eos_eot_inf",
+    assert (
+        every - SamplingConfig().in_force().keys() == {"schedule", "vicinity", "refresh_every"} | OF_INTERVAL
+    )
+    assert (
+        every - SamplingConfig(remasking="ancestral", cache="vicinity").in_force().keys()
+        == {"confidence_eos_eot_inf"} | OF_INTERVAL
+    )
+    assert (
+        every - SamplingConfig(entropy_bound=0.1).in_force().keys()
+        == {
+            "confidence_eos_eot_inf",
+            "schedule",
+            "vicinity",
+            "refresh_every",
+        }
+        | OF_INTERVAL
+    )
+    assert every - SamplingConfig(cache="interval").in_force().keys() == {
         "schedule",
         "vicinity",
         "refresh_every",
