@@ -116,7 +116,7 @@ class Refresh(NamedTuple):
     """Where the response begins, counted from the row's first token."""
     prompt: bool
     """Does the prompt run?"""
-    count: int
+    tokens: int
     """How many tokens of the response run: those whose values have turned the most."""
 
 
@@ -178,7 +178,7 @@ def row_bytes(sampling: SamplingConfig, model: ModelConfig, length: int, itemsiz
     """What a row of this length with these settings keeps in the end, with `itemsize` bytes a number."""
     mode = find_cache(sampling)
     if mode is None:
-        return 0
+        return KeyValues.num_bytes(model, length, itemsize) * (sampling.shared_depth > 0)
     copies = 1 + (sampling.cfg_scale != 0)
     return copies * KeyValues.num_bytes(model, length, itemsize, with_added=mode.refresh is not None)
 

@@ -68,6 +68,11 @@ class SamplingConfig:
     suffix_window: int | None = knob(None, low=0)
     """Feed only so many of the tokens behind the block (Streaming-dLLM); None feeds all. Not where something given stands
     behind the masks."""
+    shared_depth: float = knob(0.0, low=0, high=1)
+    """The share of the layers, from the first and rounded down, that run the prompt's beginning once for all rows that have
+    the same, by itself (BiCache); see llada/sampling/prefixes.py. Approximate, the more so the deeper; 0 is exact."""
+    shared_prefix: int | None = knob(None, low=1)
+    """Of shared_depth: how many tokens of the prompt are its beginning; None: all of it."""
     schedule: str = knob("loglinear", per_request=False)
     """Noise schedule of "ancestral": how many masks should be left at each step."""
     logits_eos_inf: bool = knob(False)
@@ -90,6 +95,10 @@ class SamplingConfig:
         from llada.sampling.cache import find_cache
         from llada.sampling.rules import find_rule
 
+        require(
+            self.shared_prefix is None or self.shared_depth > 0,
+            f"sampling: shared_prefix={self.shared_prefix!r} means nothing without shared_depth",
+        )
         find_rule(self)
         find_cache(self)
         get_schedule(self.schedule)

@@ -17,34 +17,42 @@ from llada.sampling.cache import KeyValues, Refresh, Stretch, View, choose_colum
 from llada.sampling.canvas import Canvas, Step, attended_span
 from llada.sampling.config import SamplingConfig
 from llada.sampling.packed import Fed, packed_forward
+from llada.sampling.prefixes import Prefix, PrefixStore
 from llada.settings import require
 
 
 @torch.no_grad()
-def forward(model: Model, canvas: Canvas, step: Step) -> Tensor:
+def forward(model: Model, canvas: Canvas, step: Step, prefixes: PrefixStore | None = None) -> Tensor:
     """Logits (N, V) at the step's positions, in row-major order, guidance applied; counts the tokens that it feeds.
+
+    `prefixes` are those that rows with `shared_depth` find again; whoever runs many rows keeps them from step to step. They
+    change what it costs and nothing else.
 
     Raises UserError for a setting that the model cannot heed (`check_cache`).
     """
-    for config in {id(canvas.configs[row]): canvas.configs[row] for row in step.rows.tolist()}.values():
-        check_cache(model, config)
+    for row in step.rows.tolist():
+        check_cache(model, canvas.configs[row])
     if takes_packed_rows(model):
-        return _forward_packed(model, canvas, step)
+        return _forward_packed(model, canvas, step, PrefixStore() if prefixes is None else prefixes)
     return _forward_plain(model, canvas, step)
 
 
 def check_cache(model: Model, config: SamplingConfig) -> None:
     """Raise UserError when the model takes no part of a row, or a part of it would see another past than all of it."""
     is_ours = takes_packed_rows(model)
+    if is_ours and not model.config.causal:  # type: ignore[attr-defined]
+        return
     require(
-        is_ours or (config.cache is None and config.suffix_window is None),
-        "sampling: cache and suffix_window need a network of ours, which takes a part of a row; leave them out for a "
-        "plain function",
+        is_ours or (config.cache is None and config.suffix_window is None and not config.shared_depth),
+        "sampling: cache, suffix_window and shared_depth need a network of ours, which takes a part of a row; leave them "
+        "out for a plain function",
     )
-    require(
-        config.cache is None or not model.config.causal,  # type: ignore[attr-defined]
-        f"sampling: cache={config.cache!r} is for networks that see both sides, and this one is causal; leave it out",
-    )
+    for name in ("cache", "shared_depth"):
+        value = getattr(config, name)
+        require(
+            not value,
+            f"sampling: {name}={value!r} is for networks that see both sides, and this one is causal; leave it out",
+        )
 
 
 class Feeding(NamedTuple):
@@ -58,6 +66,8 @@ class Feeding(NamedTuple):
     """Are fed."""
     refresh: Refresh | None
     """What of them runs; None: all."""
+    prompt: int
+    """So many tokens of the row stand before the first that was not given."""
 
 
 def columns_to_feed(canvas: Canvas, step: Step) -> list[Feeding]:
@@ -74,7 +84,7 @@ def columns_to_feed(canvas: Canvas, step: Step) -> list[Feeding]:
             stop = min(stop, end + config.suffix_window)
         block = Stretch(begin, min(end, stop))
         view = View(Stretch(first, stop), block, written, in_block, forwards, config)
-        chosen.append(Feeding(length, view.row, *choose_columns(view, canvas.caches[row])))
+        chosen.append(Feeding(length, view.row, *choose_columns(view, canvas.caches[row]), written - first))
     return chosen
 
 
@@ -90,22 +100,45 @@ class _Copy(NamedTuple):
     """Is the prompt hidden?"""
 
 
-def _forward_packed(model: Model, canvas: Canvas, step: Step) -> Tensor:
+def _find_prefix(
+    model: Model, canvas: Canvas, row: int, feeding: Feeding, prefixes: PrefixStore
+) -> tuple[Prefix | None, int]:
+    """What the row shares with others of what is fed; and the tokens that had to be fed for that."""
+    config, first = canvas.configs[row], feeding.seen.begin
+    layers = model.config.num_layers  # type: ignore[attr-defined]
+    depth, length = int(config.shared_depth * layers), feeding.prompt
+    if config.shared_prefix is not None:
+        length = min(length, config.shared_prefix)
+    if depth == 0 or feeding.columns.begin >= first + length:
+        return None, 0
+    prefix, run = prefixes.get(model, canvas.tokens[row, first : first + length], depth)
+    return prefix, -(-run * depth // layers)
+
+
+def _forward_packed(model: Model, canvas: Canvas, step: Step, prefixes: PrefixStore) -> Tensor:
     rows, is_guided = step.rows.tolist(), (canvas.cfg_scale[step.rows] != 0).tolist()
     copies: list[_Copy] = []
     costs = []
     layers = model.config.num_layers  # type: ignore[attr-defined]
     feedings = columns_to_feed(canvas, step)
-    for place, (row, (length, seen, columns, refresh)) in enumerate(zip(rows, feedings, strict=True)):
-        both = 1 + is_guided[place]
+    for place, (row, feeding) in enumerate(zip(rows, feedings, strict=True)):
+        config, cache, both, cost = canvas.configs[row], canvas.caches[row], 1 + is_guided[place], 0
+        length, seen, columns, refresh, _ = feeding
+        prefix: Prefix | None = None
         stores: Sequence[KeyValues | None] = (None, None)
-        if canvas.configs[row].cache is not None:
-            stores = canvas.caches[row].stores_for(length, both)
+        if config.cache is not None:
+            stores = cache.stores_for(length, both)
+        if config.shared_depth:
+            prefix, cost = _find_prefix(model, canvas, row, feeding, prefixes)
+            if config.cache is None:
+                stores = (*cache.stores_for(length, 1), None)
         count, begin, visible = columns.end - columns.begin, columns.begin - seen.begin, seen.end - seen.begin
         for hidden in range(both):
-            fed = Fed(count, begin, visible, stores[hidden], refresh)
+            # The copy without a prompt has none to share.
+            fed = Fed(count, begin, visible, stores[hidden], refresh, None if hidden else prefix)
             copies.append(_Copy(fed, place, columns.begin, hidden == 1))
-        costs.append(both * fed.num_run(layers))
+            cost += fed.num_run(layers)
+        costs.append(cost)
     copies.sort(key=lambda copy: copy.fed.shape)
     logits = _run(model, canvas, step, copies)
     canvas.token_forwards[step.rows] += torch.tensor(costs)

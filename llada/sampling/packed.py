@@ -2,7 +2,8 @@
 
 What is linear in the tokens runs over all of them at once; attention runs row by row, rows of the same shape together, so
 that a row's numbers are those of the row alone up to the rounding of the matrix products. Of some rows a layer runs only a
-part of the tokens; the others are carried on by what it added to them last.
+part of the tokens; the others are carried on by what it added to them last, or, as they come from a prefix that rows
+share, wait for the first layer that is not shared.
 
 Shape legend: R rows, T tokens of all rows, t of them that run in a layer, n fed tokens of a row, H heads, K key/value heads,
 E head width, D model width, N positions that want logits, V vocabulary rows.
@@ -23,6 +24,7 @@ from torch import Tensor
 from llada.model.predict import Model
 from llada.model.transformer import Block, Transformer
 from llada.sampling.cache import KeyValues, Refresh
+from llada.sampling.prefixes import Prefix
 from llada.sampling.rules import highest
 
 # Cosines so near to each other are equal but for rounding, and the lower column counts as the more turned.
@@ -42,11 +44,19 @@ class Fed:
     """Where those that are not fed are kept, and the keys and values of these go."""
     refresh: Refresh | None = None
     """Which of them the layers run; None: all."""
+    prefix: Prefix | None = None
+    """What the first of the row's tokens are after the layers that they share with other rows, which do not run them."""
 
     @property
     def is_partial(self) -> bool:
         """Do some layers run a part of the tokens?"""
-        return self.refresh is not None
+        return self.refresh is not None or self.prefix is not None
+
+    def num_waiting(self, layer: int) -> int:
+        """So many of the first fed tokens wait for a later layer."""
+        if self.prefix is None or layer >= self.prefix.depth:
+            return 0
+        return max(0, self.prefix.length - self.begin)
 
     @property
     def shape(self) -> tuple[bool, bool, int, int]:
@@ -55,10 +65,16 @@ class Fed:
 
     def num_run(self, layers: int) -> int:
         """How many tokens run, as many of them as would make the same work in all layers, rounded up."""
-        if self.refresh is None:
+        if not self.is_partial:
             return self.count
-        later = self.refresh.response * self.refresh.prompt + self.refresh.count
-        return -(-(self.count + (layers - 1) * later) // layers)
+        run, refresh = 0, self.refresh
+        for layer in range(layers):
+            waiting = self.num_waiting(layer)
+            if refresh is None or layer == 0:
+                run += self.count - waiting
+            else:
+                run += (refresh.response - waiting) * refresh.prompt + refresh.tokens
+        return -(-run // layers)
 
 
 def packed_forward(
@@ -101,12 +117,17 @@ class _Layers:
     def step(self, number: int, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if not self.partial:
             return block(x, cos, sin, attend=partial(self._attend, number, block, []))
+        if number == 0:
+            self._wait(x)
         after, runs = x.clone(), []
         for at, row in self.partial:
-            stream = slice(at, at + row.count)
-            run = _choose(number, block, row, x[stream])
-            if len(run) < row.count:
-                after[stream] += _store(row).added(number)[: row.count]
+            waiting = row.num_waiting(number)
+            if waiting and row.begin == 0:
+                assert row.prefix is not None
+                _store(row).put(number, slice(0, waiting), *row.prefix.layers[number])
+            run = _choose(number, block, row, x[at : at + row.count])
+            if len(run) < row.count - waiting:
+                after[at + waiting : at + row.count] += _store(row).added(number)[waiting : row.count]
             runs.append(run)
         places = [at + run for (at, _), run in zip(self.partial, runs, strict=True)]
         running = torch.cat([torch.arange(self.whole, device=x.device), *places])
@@ -119,8 +140,15 @@ class _Layers:
         if number:
             added = (out - before)[self.whole :].split([len(run) for run in runs])
             for (_, row), run, own in zip(self.partial, runs, added, strict=True):
-                _store(row).put_added(number, run, own)
+                if row.refresh is not None:
+                    _store(row).put_added(number, run, own)
         return after
+
+    def _wait(self, x: Tensor) -> None:
+        """Put what shared prefixes become where they stand in the stream x (T, D), in place."""
+        for at, row in self.partial:
+            if (waiting := row.num_waiting(0)) and row.prefix is not None:
+                x[at : at + waiting] = row.prefix.stream[row.begin : row.begin + waiting]
 
     def _attend(
         self, number: int, block: Block, runs: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor
@@ -162,15 +190,15 @@ def _store(row: Fed) -> KeyValues:
 
 def _choose(number: int, block: Block, row: Fed, x: Tensor) -> Tensor:
     """Which of the row's fed tokens, whose stream is x (n, D), the layer runs, in order."""
-    refresh = row.refresh
+    refresh, waiting = row.refresh, row.num_waiting(number)
     if refresh is None or number == 0:
-        return torch.arange(row.count, device=x.device)
-    prompt = torch.arange(refresh.response * refresh.prompt, device=x.device)
+        return torch.arange(waiting, row.count, device=x.device)
+    prompt = torch.arange(waiting, refresh.response if refresh.prompt else waiting, device=x.device)
     size = row.count - refresh.response
     response = torch.arange(size, device=x.device)
-    if refresh.count < size:
-        response = response[: refresh.count]
-        if refresh.count:
+    if refresh.tokens < size:
+        response = response[: refresh.tokens]
+        if refresh.tokens:
             response = _most_turned(number, block, row, x[refresh.response :], refresh)
     return torch.cat([prompt, refresh.response + response])
 
@@ -182,6 +210,6 @@ def _most_turned(number: int, block: Block, row: Fed, x: Tensor, refresh: Refres
     kept = _store(row).seen(number, row.seen)[1][refresh.response :]
     cosine = F.cosine_similarity(values.double(), kept.flatten(1).double(), dim=1)
     kept.copy_(values.view_as(kept))
-    count = torch.tensor([refresh.count], device=x.device)
+    count = torch.tensor([refresh.tokens], device=x.device)
     chosen = highest(-cosine[None], count, torch.full_like(cosine, _ROUNDING)[None])[0]
-    return chosen.to(torch.int8).argsort(descending=True, stable=True)[: refresh.count]
+    return chosen.to(torch.int8).argsort(descending=True, stable=True)[: refresh.tokens]

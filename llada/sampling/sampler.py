@@ -36,6 +36,7 @@ from llada.model.predict import Model
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.draw import draw_tokens
 from llada.sampling.forward import forward
+from llada.sampling.prefixes import PrefixStore
 from llada.sampling.rules import Candidates
 
 _NEVER = 1 << 62
@@ -166,13 +167,14 @@ def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
     return masks // steps + (canvas.step[rows] < masks % steps)
 
 
-def advance(model: Model, canvas: Canvas, step: Step) -> None:
+def advance(model: Model, canvas: Canvas, step: Step, prefixes: PrefixStore | None = None) -> None:
     """The forward of a step and what it commits. Raises as `commit` does; the step may then be tried again."""
-    commit(canvas, step, forward(model, canvas, step))
+    commit(canvas, step, forward(model, canvas, step, prefixes))
 
 
 def denoise(model: Model, canvas: Canvas) -> Iterator[Canvas]:
     """Walk the canvas to its end, yielding it (changed in place) after every forward."""
+    prefixes = PrefixStore()
     while (step := plan(canvas)) is not None:
-        advance(model, canvas, step)
+        advance(model, canvas, step, prefixes)
         yield canvas

@@ -18,6 +18,7 @@ from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.forward import forward
 from llada.sampling.generate import generate
+from llada.sampling.prefixes import PrefixStore
 from llada.sampling.sampler import advance, commit, denoise, plan
 
 MakeModel = Callable[..., Transformer]
@@ -48,9 +49,11 @@ def request(seed: int, **changes: Any) -> tuple[list[int], SamplingConfig, int]:
         "cfg_scale": choose.choice([0.0, 0.0, 1.0]),
         **rule,
         **choose.choice([{}, *MODES, *INTERVALS, {**INTERVALS[1], "suffix_window": 4}]),
+        **choose.choice([{}, {}, {"shared_depth": 0.5}, {"shared_depth": 0.5, "shared_prefix": 3}]),
         **changes,
     }
-    return [choose.randrange(2, MASK) for _ in range(choose.randint(0, 9))], SamplingConfig(**knobs), seed
+    prompt = [choose.choice([3, 4])] * 4 + [choose.randrange(2, MASK) for _ in range(choose.randint(0, 6))]
+    return prompt[choose.choice([0, 0, 4]) :], SamplingConfig(**knobs), seed
 
 
 def canvas_of(prompt: list[int], config: SamplingConfig, seed: int, eos_id: int | None = EOS) -> Canvas:
@@ -238,20 +241,23 @@ def test_intervals_run_less_than_everything(make_model: MakeModel) -> None:
 
 
 def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) -> None:
-    """300 rows that come and go as a slot is free, of other lengths, blocks, rules, caches, with and without guidance."""
+    """300 rows that come and go as a slot is free, of other lengths, blocks, rules, caches, with and without guidance; some
+    share their prompt's beginning with whoever has the same, in a store that holds two of them."""
     model = make_model(5)
     requests = [request(seed) for seed in range(300)]
     assert len({one[1].cache for one in requests}) > 3
-    alone = []
+    alone, fed = [], []
     for one in requests:
         canvas = canvas_of(*one)
         for _ in denoise(model, canvas):
             pass
-        alone.append((canvas.tokens[0].tolist(), canvas.reveal_step[0].tolist(), canvas.token_forwards[0]))
+        alone.append((canvas.tokens[0].tolist(), canvas.reveal_step[0].tolist()))
+        fed.append(int(canvas.token_forwards[0]))
     waiting = list(range(300))
     random.Random(0).shuffle(waiting)
     order: list[int] = []
-    canvas, together = None, {}
+    canvas, together, fed_together = None, {}, {}
+    prefixes = PrefixStore(max_bytes=2 * 5 * 96 * 4)
     while waiting or order:
         joining, waiting = waiting[: 12 - len(order)], waiting[12 - len(order) :]
         joined = [canvas_of(*requests[one]) for one in joining]
@@ -260,7 +266,7 @@ def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) 
         assert canvas is not None
         step = plan(canvas)
         if step is not None:
-            advance(model, canvas, step)
+            advance(model, canvas, step, prefixes)
         at_work = ((canvas.tokens == MASK) & canvas.attended).any(1).tolist()
         done = [row for row, works in enumerate(at_work) if not works]
         finished = canvas.take(done)
@@ -270,12 +276,14 @@ def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) 
             together[order[row]] = (
                 finished.tokens[place, own].tolist(),
                 finished.reveal_step[place, own].tolist(),
-                finished.token_forwards[place],
             )
+            fed_together[order[row]] = int(finished.token_forwards[place])
         kept = [row for row, works in enumerate(at_work) if works]
         canvas, order = canvas.take(kept), [order[row] for row in kept]
     for one in range(300):
         assert together[one] == alone[one], requests[one]
+        assert requests[one][1].shared_depth or fed_together[one] == fed[one]
+    assert 0 < prefixes.num_bytes <= prefixes.max_bytes
 
 
 @pytest.mark.parametrize("mode", ["prefix", "dual", "vicinity"])
@@ -326,7 +334,9 @@ def test_a_network_that_cannot_keep_anything_refuses_a_cache(make_model: MakeMod
     with pytest.raises(UserError, match=rf"cache='{mode}' is for networks that see both sides.*causal"):
         generate(make_model(causal=True), [[3]], cache=mode, **knobs)
     plain = make_model(0)
-    for knob in ({"cache": mode}, {"suffix_window": 3}):
+    with pytest.raises(UserError, match=r"shared_depth=0\.5 is for networks that see both sides"):
+        generate(make_model(causal=True), [[3]], shared_depth=0.5, **knobs)
+    for knob in ({"cache": mode}, {"suffix_window": 3}, {"shared_depth": 0.5}):
         with pytest.raises(UserError, match="need a network of ours"):
             generate(lambda tokens: plain(tokens), [[3]], mask_id=MASK, **knob, **knobs)
 
