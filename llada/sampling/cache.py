@@ -4,7 +4,7 @@ A bidirectional network has no exact cache: every token sees every other, so tha
 change little from one forward to the next. A mode says which columns are fed, and the others are seen as they were, by their
 keys and values; with `refresh_every=1` all are, which is then, tensor for tensor, the forward without a cache. A mode is a
 function and a row of `CACHES`. What it says depends on where the row stands and on nothing that happened to it: a forward
-may be run again.
+may be run again, but for one that looks for the values that have turned the most ("interval"), since it keeps the new ones.
 
 "interval" (dLLM-Cache, arXiv 2506.06295) feeds everything, and each layer but the first runs a part of it: the prompt and the
 response each at an interval of their own, and in between the tokens of the response whose values have turned the most. The

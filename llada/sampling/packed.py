@@ -64,7 +64,8 @@ class Fed:
         return self.is_partial, self.count == self.seen, self.count, self.seen
 
     def num_run(self, layers: int) -> int:
-        """How many tokens run, as many of them as would make the same work in all layers, rounded up."""
+        """How many tokens run, as many as would make the same work in all layers, rounded up. Looking for the values that
+        have turned the most is not counted."""
         if not self.is_partial:
             return self.count
         run, refresh = 0, self.refresh
@@ -165,19 +166,29 @@ class _Layers:
             if is_whole:
                 seen.append(block.attention(queries, keys, values, None).flatten(0, 1))
                 continue
+            if q.is_cuda:  # one kernel is worth the copies
+                seen.append(attend_alike(number, block, group, queries).flatten(0, 1))
+                continue
             for row, own_queries in zip(group, queries, strict=True):
-                seen.append(_attend_row(number, block, row, own_queries))
+                seen.append(attend_row(number, block, row, own_queries))
         at = self.whole
         for (_, row), run in zip(self.partial, runs, strict=True):
             part = slice(at, at + len(run))
             at = part.stop
             _store(row).put(number, row.begin + run, k[part], v[part])
             if len(run):
-                seen.append(_attend_row(number, block, row, q[part]))
+                seen.append(attend_row(number, block, row, q[part]))
         return torch.cat(seen) if len(seen) > 1 else seen[0]
 
 
-def _attend_row(number: int, block: Block, row: Fed, queries: Tensor) -> Tensor:
+def attend_alike(number: int, block: Block, rows: Sequence[Fed], queries: Tensor) -> Tensor:
+    """`attend_row` for rows of equal shapes together: (R, n, H, E) from queries (R, n, H, E)."""
+    kept = [_store(row).seen(number, row.seen) for row in rows]
+    keys, values = (torch.stack(some) for some in zip(*kept, strict=True))
+    return block.attention(queries, keys, values, None)
+
+
+def attend_row(number: int, block: Block, row: Fed, queries: Tensor) -> Tensor:
     """(n, H, E) from queries (n, H, E) over all that is kept of the row and may be seen."""
     keys, values = _store(row).seen(number, row.seen)
     return block.attention(queries[None], keys[None], values[None], None)[0]

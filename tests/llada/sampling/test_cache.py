@@ -286,6 +286,22 @@ def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) 
     assert 0 < prefixes.num_bytes <= prefixes.max_bytes
 
 
+@pytest.mark.parametrize("mode", [{}, *MODES, INTERVALS[0]], ids=str)
+def test_a_forward_may_be_run_again(make_model: MakeModel, mode: dict[str, Any]) -> None:
+    """A step whose commit failed for the sake of another row is tried again, and gets the same."""
+    model = make_model(0)
+    config = SamplingConfig(gen_length=9, block_length=4, cfg_scale=1.0, **mode)
+    once, twice = canvas_of([3, 4, 5], config, 0), canvas_of([3, 4, 5], config, 0)
+    while (step := plan(once)) is not None:
+        plan(twice)
+        expected = forward(model, once, step)
+        forward(model, twice, step)
+        again = forward(model, twice, step)
+        assert torch.equal(again, expected)
+        commit(once, step, expected)
+        commit(twice, step, again)
+
+
 @pytest.mark.parametrize("mode", ["prefix", "dual", "vicinity"])
 def test_a_row_shrinks_at_its_end(make_model: MakeModel, mode: str) -> None:
     """What stands behind an end token is neither fed nor seen any more."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from llada.model.transformer import Transformer
+from llada.model.transformer import Block, Transformer
 from llada.sampling.cache import KeyValues
-from llada.sampling.packed import Fed, packed_forward
+from llada.sampling.packed import Fed, attend_alike, attend_row, packed_forward
 
 MakeModel = Callable[..., Transformer]
 LENGTHS = (3, 7, 7, 1, 12, 3, 9)
@@ -84,3 +84,19 @@ def test_only_the_first_columns_are_seen(make_model: MakeModel) -> None:
     (own,) = run(model, [(Fed(7, 0, 7, store), ids[:7])])
     (short,) = run(model, [(Fed(7, 0, 7, None), ids[:7])])
     assert torch.equal(own, short)
+
+
+@torch.no_grad()
+def test_rows_of_equal_shapes_attend_together_as_one_by_one(make_model: MakeModel) -> None:
+    model, generator = make_model(), torch.Generator().manual_seed(0)
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    rows = []
+    for _ in range(3):
+        store = KeyValues(9)
+        store.put(0, slice(0, 9), *torch.randn(2, 9, 2, 6, generator=generator))
+        rows.append(Fed(4, 2, 8, store))
+    queries = torch.randn(3, 4, 4, 6, generator=generator)
+    together = attend_alike(0, block, rows, queries)
+    for row, own, expected in zip(rows, queries, together, strict=True):
+        torch.testing.assert_close(attend_row(0, block, row, own), expected, rtol=1e-5, atol=1e-5)
