@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llada.model.predict import Model, check_weights, network_block, takes_packed_rows
-from llada.sampling.cache import KeyValues
+from llada.model.predict import Model, check_weights, takes_packed_rows
+from llada.sampling.cache import row_bytes
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.config import SamplingConfig
 from llada.sampling.forward import columns_to_feed
+from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import advance, plan
 
@@ -58,6 +59,7 @@ class Batch:
         self.model, self.max_tokens = model, max_tokens
         self.runs: list[Run] = []
         self._canvas: Canvas | None = None
+        self._prefixes = PrefixStore()
         self._damage: FloatingPointError | None = None
         try:
             check_weights(model)
@@ -102,7 +104,7 @@ class Batch:
     def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
         """Those rows of a step that may be fed at once: the higher priority first, then one row of each group, that which
         was served least first, then another of each. At least one."""
-        fed = [columns.end - columns.begin for _, columns in columns_to_feed(canvas, step)]
+        fed = [f.columns.end - f.columns.begin for f in columns_to_feed(canvas, step)]
         if sum(fed) > self.max_tokens:
             seen: Counter[Group] = Counter()
             places: dict[int, tuple[int, int, int]] = {}
@@ -129,7 +131,7 @@ class Batch:
         try:
             if self._damage is not None:
                 raise self._damage
-            advance(self.model, canvas, step)
+            advance(self.model, canvas, step, self._prefixes)
             return step.rows.tolist()
         except Exception as error:
             if len(step.rows) == 1:
@@ -141,7 +143,6 @@ class Batch:
 
 def cache_bytes(model: Model, config: SamplingConfig, length: int) -> int:
     """What the keys and values of a row of this length take."""
-    if not takes_packed_rows(model) or (config.cache is None and network_block(model) is None):
+    if not takes_packed_rows(model):
         return 0
-    copies = 2 if config.cfg_scale else 1
-    return copies * KeyValues.num_bytes(model.config, length, model.embed.weight.itemsize)
+    return row_bytes(config, model.config, length, model.embed.weight.itemsize)

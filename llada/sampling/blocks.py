@@ -36,9 +36,9 @@ def check_network_block(config: SamplingConfig, network_block: int | None) -> No
         f"sampling: block_length={config.block_length}, but the network attends in blocks of {network_block}: set "
         f"block_length={network_block}",
     )
-    for name in ("cache", "suffix_window"):
+    for name, unset in (("cache", None), ("suffix_window", None), ("shared_depth", 0.0)):
         require(
-            getattr(config, name) is None,
+            getattr(config, name) == unset,
             f"sampling: {name}={getattr(config, name)!r} means nothing to a block-causal network, which sees nothing behind a "
             "block and keeps what is before it exactly: leave it out",
         )

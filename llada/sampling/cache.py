@@ -1,19 +1,25 @@
 """Which tokens a forward feeds to the network, and what is kept of earlier ones in place of the others.
 
 A bidirectional network has no exact cache: every token sees every other, so that each commit changes all of them. Nearly all
-change little from one forward to the next, and a mode says which columns are fed; the others are seen as they were, by
-their keys and values. All modes feed a whole row when it comes to a new block, and with `refresh_every=1` at every forward,
-which is then, tensor for tensor, the forward without a cache. A mode is a function and a row of `CACHES`.
+change little from one forward to the next. A mode says which columns are fed, and the others are seen as they were, by their
+keys and values; with `refresh_every=1` all are, which is then, tensor for tensor, the forward without a cache. A mode is a
+function and a row of `CACHES`. What it says depends on where the row stands and on nothing that happened to it: a forward
+may be run again, but for one that looks for the values that have turned the most ("interval"), since it keeps the new ones.
 
 A block-causal network needs no mode: what it has finished is kept exactly, always (blocks.py).
 
-Shape legend: T columns of a row, K key/value heads, E head width.
+"interval" (dLLM-Cache, arXiv 2506.06295) feeds everything, and each layer but the first runs a part of it: the prompt and the
+response each at an interval of their own, and in between the tokens of the response whose values have turned the most. The
+others go on with what the layer added to them last. Its intervals count a row's forwards through all blocks, as upstream's; a
+guided row's second copy is kept as the first, where upstream keeps the difference of the two.
+
+Shape legend: n columns of a row, K key/value heads, E head width, D model width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -27,40 +33,55 @@ if TYPE_CHECKING:
 
 
 class KeyValues:
-    """The keys and values of one row's columns in all layers, made as they come first."""
+    """What one row keeps of its columns in all layers, made as it comes first: keys and values; and what the layers
+    added to the stream, where a mode carries that on."""
 
     def __init__(self, length: int) -> None:
         self._length = length
         self._layers: list[tuple[Tensor, Tensor]] = []
+        self._added: dict[int, Tensor] = {}
 
-    def put(self, layer: int, begin: int, keys: Tensor, values: Tensor) -> None:
-        """Those of the columns from `begin` on, each (n, K, E)."""
+    def put(self, layer: int, columns: slice | Tensor, keys: Tensor, values: Tensor) -> None:
+        """Those of the columns (n,), each (n, K, E)."""
         if layer == len(self._layers):
             shape = (self._length, *keys.shape[1:])
             self._layers.append((keys.new_empty(shape), values.new_empty(shape)))
         for kept, new in zip(self._layers[layer], (keys, values), strict=True):
-            kept[begin : begin + len(new)] = new
+            kept[columns] = new
 
     def seen(self, layer: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values, each (columns, K, E), of the first columns."""
+        """Keys and values, each (columns, K, E), of the first columns; writing to them changes what is kept."""
         keys, values = self._layers[layer]
         return keys[:columns], values[:columns]
 
+    def put_added(self, layer: int, columns: Tensor, added: Tensor) -> None:
+        """What the layer added to the columns (n,): (n, D)."""
+        if layer not in self._added:
+            self._added[layer] = added.new_empty(self._length, added.shape[1])
+        self._added[layer][columns] = added
+
+    def added(self, layer: int) -> Tensor:
+        """(columns, D)."""
+        return self._added[layer]
+
     @staticmethod
-    def num_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
+    def num_bytes(config: ModelConfig, length: int, itemsize: int, *, with_added: bool = False) -> int:
         """What a row of this length takes in the end."""
-        return 2 * config.num_layers * length * config.kv_heads * config.head_dim * itemsize
+        width = 2 * config.num_layers * config.kv_heads * config.head_dim
+        if with_added:
+            width += (config.num_layers - 1) * config.d_model
+        return width * length * itemsize
 
 
+@dataclass
 class RowCache:
     """What one row keeps: its keys and values, with guidance also those of the copy without a prompt."""
 
-    def __init__(self) -> None:
-        self.stores: list[KeyValues] = []
-        self.age = 0
-        """Forwards since all of the row was fed."""
-        self.settled = 0
-        """Of a block-causal network: so many of the row's first columns are kept as they will always be."""
+    stores: list[KeyValues] = field(default_factory=list)
+    end: int = 0
+    """The column behind the last one that was ever fed."""
+    settled: int = 0
+    """Of a block-causal network: so many of the row's first columns are kept as they will always be."""
 
     def stores_for(self, length: int, copies: int) -> list[KeyValues]:
         """One store for each copy of the row, made when they are wanted first."""
@@ -83,19 +104,36 @@ class View(NamedTuple):
     """All that may be fed."""
     block: Stretch
     """The block that it works on."""
+    response: int
+    """The first column that was not given."""
+    step: int
+    """Forwards of the row in this block so far."""
     forwards: int
     """Of the row so far."""
     config: SamplingConfig
 
 
+class Refresh(NamedTuple):
+    """Of a row that is fed as a whole, what the layers behind the first one run; the first one runs everything."""
+
+    response: int
+    """Where the response begins, counted from the row's first token."""
+    prompt: bool
+    """Does the prompt run?"""
+    tokens: int
+    """How many tokens of the response run: those whose values have turned the most."""
+
+
 @dataclass(frozen=True)
 class CacheMode:
-    """`feed` returns the columns to feed when not the whole row is."""
+    """`feed` returns the columns to feed when not the whole row is: at a new block all are, and at each `refresh_every`-th
+    forward of a block. With `refresh` all are always fed, and it says what runs once all have run."""
 
-    feed: Callable[[View], Stretch]
+    feed: Callable[[View], Stretch] = lambda view: view.row
+    refresh: Callable[[View], Refresh] | None = None
     warm_up: int = 0
     """So many first forwards of a row feed all of it."""
-    heeds: tuple[str, ...] = ()
+    heeds: tuple[str, ...] = ("refresh_every",)
     """Which of the settings that only some modes heed it does."""
 
 
@@ -104,14 +142,26 @@ def _vicinity(view: View) -> Stretch:
     return Stretch(max(view.row.begin, view.block.begin - width), min(view.row.end, view.block.end + width))
 
 
+def _by_intervals(view: View) -> Refresh:
+    config, size = view.config, view.row.end - view.response
+    is_due = view.forwards % config.response_interval == 0
+    return Refresh(
+        view.response - view.row.begin,
+        view.forwards % config.prompt_interval == 0,
+        size if is_due else int(size * config.refresh_share),
+    )
+
+
+_INTERVALS = ("prompt_interval", "response_interval", "refresh_share")
 _CACHES = {
     # Fast-dLLM (arXiv 2505.22618): the block and everything behind it; or the block alone.
     "prefix": CacheMode(lambda view: Stretch(view.block.begin, view.row.end)),
     "dual": CacheMode(lambda view: view.block),
     # dInfer (arXiv 2510.08666, §4.2): the block and its neighbours, after some whole forwards.
-    "vicinity": CacheMode(_vicinity, warm_up=4, heeds=("vicinity",)),
+    "vicinity": CacheMode(_vicinity, warm_up=4, heeds=("refresh_every", "vicinity")),
+    "interval": CacheMode(refresh=_by_intervals, heeds=_INTERVALS),
 }
-OF_SOME_CACHES = ("vicinity",)
+OF_SOME_CACHES = ("refresh_every", "vicinity", *_INTERVALS)
 CACHES: Registry[CacheMode] = Registry("cache", _CACHES)
 
 
@@ -125,21 +175,31 @@ def find_cache(config: SamplingConfig) -> CacheMode | None:
             f"sampling: {name}={getattr(config, name)!r} means nothing to cache={config.cache!r}: leave it out, or "
             "choose another cache",
         )
-    require(
-        mode is not None or config.refresh_every is None,
-        f"sampling: refresh_every={config.refresh_every!r} means nothing without a cache",
-    )
     return mode
 
 
-def choose_columns(view: View, cache: RowCache, *, is_new_block: bool) -> Stretch:
-    """The columns to feed at this forward."""
+def row_bytes(sampling: SamplingConfig, model: ModelConfig, length: int, itemsize: int) -> int:
+    """What a row of this length with these settings keeps in the end, with `itemsize` bytes a number."""
+    mode, copies = find_cache(sampling), 1 + (sampling.cfg_scale != 0)
+    if model.block_length is not None:
+        return copies * KeyValues.num_bytes(model, length, itemsize)
+    if mode is None:
+        return KeyValues.num_bytes(model, length, itemsize) * (sampling.shared_depth > 0)
+    return copies * KeyValues.num_bytes(model, length, itemsize, with_added=mode.refresh is not None)
+
+
+def choose_columns(view: View, cache: RowCache) -> tuple[Stretch, Refresh | None]:
+    """The columns to feed at this forward, and what of them runs; None: all."""
     config = view.config
     if config.cache is None:
-        return view.row
+        return view.row, None
     mode, every = CACHES[config.cache], config.refresh_every
-    is_due = every is not None and cache.age + 1 >= every
-    if is_new_block or is_due or view.forwards < mode.warm_up or not cache.stores:
-        return view.row
-    begin, end = mode.feed(view)
-    return Stretch(max(begin, view.row.begin), min(end, view.row.end))
+    is_first = cache.end < view.row.end
+    if mode.refresh is not None:
+        if is_first:
+            return view.row, Refresh(view.response - view.row.begin, True, view.row.end - view.response)
+        return view.row, mode.refresh(view)
+    is_due = view.step == 0 or (every is not None and view.step % every == 0)
+    if is_due or view.forwards < mode.warm_up or is_first:
+        return view.row, None
+    return mode.feed(view), None

@@ -81,15 +81,28 @@ class SamplingConfig:
     them stay, more masks them the sooner."""
     cache: str | None = knob(None)
     """Feed only a part of the canvas between the first forwards of its blocks, and see the rest as it was then: "prefix" the
-    block and what follows, "dual" the block (both Fast-dLLM's), "vicinity" the block and its neighbours (dInfer); see
-    llada/sampling/cache.py. Approximate; None feeds everything."""
+    block and what follows, "dual" the block (both Fast-dLLM's), "vicinity" the block and its neighbours (dInfer); or run
+    only a part of it in each layer, "interval" (dLLM-Cache); see llada/sampling/cache.py. Approximate; None feeds
+    everything."""
     refresh_every: int | None = knob(None, low=1)
     """With a cache, feed everything at least at each so many forwards; 1 is exact."""
     vicinity: int = knob(16, low=0)
     """Of cache="vicinity": tokens on both sides of the block that are fed with it."""
+    prompt_interval: int = knob(50, low=1, high=_MANY)
+    """Of cache="interval": the layers run the prompt at each so many forwards of a row (dLLM-Cache's K_p)."""
+    response_interval: int = knob(7, low=1, high=_MANY)
+    """Of cache="interval": they run everything behind the prompt at each so many forwards (K_r)."""
+    refresh_share: float = knob(0.25, low=0, high=1)
+    """Of cache="interval": the share of what is behind the prompt that they run in between, where the values have turned
+    the most (ρ)."""
     suffix_window: int | None = knob(None, low=0)
     """Feed only so many of the tokens behind the block (Streaming-dLLM); None feeds all. Not where something given stands
     behind the masks."""
+    shared_depth: float = knob(0.0, low=0, high=1)
+    """The share of the layers, from the first and rounded down, that run the prompt's beginning once for all rows that have
+    the same, by itself (BiCache); see llada/sampling/prefixes.py. Approximate, the more so the deeper; 0 is exact."""
+    shared_prefix: int | None = knob(None, low=1)
+    """Of shared_depth: how many tokens of the prompt are its beginning; None: all of it."""
     schedule: str = knob("loglinear", per_request=False)
     """Noise schedule of "ancestral" and "remdm": how many masks should be left at each step."""
     logits_eos_inf: bool = knob(False)
@@ -120,6 +133,10 @@ class SamplingConfig:
         from llada.sampling.cache import find_cache
         from llada.sampling.rules import find_rule, temperature_of
 
+        require(
+            self.shared_prefix is None or self.shared_depth > 0,
+            f"sampling: shared_prefix={self.shared_prefix!r} means nothing without shared_depth",
+        )
         find_rule(self)
         if self.temperature is None and temperature_of(self) == 0:
             _refuse_without_temperature(self)

@@ -94,7 +94,7 @@ def generate(
 
     Raises:
         UserError: no mask id, ids outside of the vocabulary, a canvas longer than the model's context, contradictory knobs,
-            or `cache`, which this sampler does not have.
+            or some that this model cannot heed (`check_cache`).
         FloatingPointError: logits that are no numbers (see `commit`).
     """
     config = SamplingConfig(**knobs)

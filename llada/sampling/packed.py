@@ -1,10 +1,12 @@
 """One forward for rows of any lengths, laid end to end: no padding is fed, and no row sees another.
 
 What is linear in the tokens runs over all of them at once; attention runs row by row, rows of the same shape together, so
-that a row's numbers are those of the row alone up to the rounding of the matrix products.
+that a row's numbers are those of the row alone up to the rounding of the matrix products. Of some rows a layer runs only a
+part of the tokens; the others are carried on by what it added to them last, or, as they come from a prefix that rows
+share, wait for the first layer that is not shared.
 
-Shape legend: R rows, T tokens of all rows, n fed tokens of a row, H heads, K key/value heads, E head width, N positions that
-want logits, V vocabulary rows.
+Shape legend: R rows, T tokens of all rows, t of them that run in a layer, n fed tokens of a row, H heads, K key/value heads,
+E head width, D model width, N positions that want logits, V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -13,89 +15,220 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llada.model.attention import stretch_bias
-from llada.model.predict import Model, device_of, network_block
-from llada.model.transformer import Block
-from llada.sampling.cache import KeyValues
+from llada.model.predict import Model, network_block
+from llada.model.transformer import Block, Transformer
+from llada.sampling.cache import KeyValues, Refresh
+from llada.sampling.prefixes import Prefix
+from llada.sampling.rules import highest
+
+# Cosines so near to each other are equal but for rounding, and the lower column counts as the more turned.
+_ROUNDING = 16 * torch.finfo(torch.float32).eps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fed:
     """Some tokens of a row that are fed to the network, and what of the row they see."""
 
-    tokens: Tensor
-    """(n,) int64."""
+    count: int
     begin: int
     """Where the first of them stands, counted from the row's first token."""
     seen: int
     """How many tokens the row has, from its first one on, that may be seen."""
     store: KeyValues | None
     """Where those that are not fed are kept, and the keys and values of these go."""
+    refresh: Refresh | None = None
+    """Which of them the layers run; None: all."""
+    prefix: Prefix | None = None
+    """What the first of the row's tokens are after the layers that they share with other rows, which do not run them."""
 
     @property
-    def shape(self) -> tuple[bool, int, int]:
+    def is_partial(self) -> bool:
+        """Do some layers run a part of the tokens?"""
+        return self.refresh is not None or self.prefix is not None
+
+    def num_waiting(self, layer: int) -> int:
+        """So many of the first fed tokens wait for a later layer."""
+        if self.prefix is None or layer >= self.prefix.depth:
+            return 0
+        return max(0, self.prefix.length - self.begin)
+
+    @property
+    def shape(self) -> tuple[bool, bool, int, int]:
         """Rows of equal shapes may run together: is all of the row fed, how many tokens, how many are seen."""
-        return len(self.tokens) == self.seen, len(self.tokens), self.seen
+        return self.is_partial, self.count == self.seen, self.count, self.seen
+
+    def num_run(self, layers: int) -> int:
+        """How many tokens run, as many as would make the same work in all layers, rounded up. Looking for the values that
+        have turned the most is not counted."""
+        if not self.is_partial:
+            return self.count
+        run, refresh = 0, self.refresh
+        for layer in range(layers):
+            waiting = self.num_waiting(layer)
+            if refresh is None or layer == 0:
+                run += self.count - waiting
+            else:
+                run += (refresh.response - waiting) * refresh.prompt + refresh.tokens
+        return -(-run // layers)
 
 
-def packed_forward(model: Model, rows: Sequence[tuple[Fed, Tensor]]) -> Tensor:
-    """Logits (N, V), row after row, at the wanted places: indices (N of the row,) into the row's fed tokens."""
-    device = device_of(model) or torch.device("cpu")
-    order = sorted(range(len(rows)), key=lambda r: rows[r][0].shape)
-    in_order = [rows[r][0] for r in order]
-    attention = _Attention(in_order, network_block(model), device)
-    begins = dict(zip(order, attention.begins, strict=True))
-    tokens = torch.cat([fed.tokens for fed in in_order])
-    positions = torch.cat([torch.arange(fed.begin, fed.begin + len(fed.tokens)) for fed in in_order])
-    logits_at = torch.cat([wanted + begins[r] for r, (_, wanted) in enumerate(rows)])
+def packed_forward(
+    model: Model, rows: Sequence[Fed], tokens: Tensor, positions: Tensor, logits_at: Tensor
+) -> Tensor:
+    """Logits (N, V).
+
+    Args:
+        rows: sorted by shape.
+        tokens: (T,) int64, row after row.
+        positions: (T,) where each stands, counted from its row's first token.
+        logits_at: (N,) indices into (T,).
+    """
+    device = cast(Transformer, model).embed.weight.device
     return model(
         tokens.to(device, non_blocking=True),
         positions=positions.to(device, non_blocking=True),
-        layer_step=attention.layer_step,
+        layer_step=_Layers(rows, network_block(model), device).step,
         logits_at=logits_at.to(device, non_blocking=True),
     )
 
 
-class _Attention:
-    """Who attends to whom among tokens (T,) laid end to end, rows of equal shapes side by side."""
+class _Layers:
+    """Runs each layer on tokens (T,) laid end to end: first the rows that run as a whole, those of equal shapes side by side,
+    then those that run in part."""
 
     def __init__(self, rows: Sequence[Fed], block_length: int | None, device: torch.device) -> None:
-        self.begins: list[int] = []
         self.groups: list[tuple[int, list[Fed]]] = []
         # Of a block-causal network, whose fed tokens are the last of those seen, the mask of each group.
         self.masks: list[Tensor | None] = []
-        at = 0
-        for _, same in groupby(rows, key=lambda row: row.shape):
+        self.partial: list[tuple[int, Fed]] = []
+        self.whole = at = 0
+        for (is_partial, *_), same in groupby(rows, key=lambda row: row.shape):
             group = list(same)
-            self.groups.append((at, group))
-            _, n, seen_tokens = group[0].shape
-            mask = None if block_length is None else stretch_bias(seen_tokens - n, seen_tokens, block_length)
-            self.masks.append(None if mask is None else mask.to(device))
-            for row in group:
-                self.begins.append(at)
-                at += len(row.tokens)
+            n, seen = group[0].count, group[0].seen
+            if is_partial:
+                self.partial += [(at + place * n, row) for place, row in enumerate(group)]
+            else:
+                self.groups.append((at, group))
+                mask = None if block_length is None else stretch_bias(seen - n, seen, block_length)
+                self.masks.append(None if mask is None else mask.to(device))
+            at += n * len(group)
+            self.whole = self.whole if is_partial else at
 
-    def layer_step(self, number: int, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return block(x, cos, sin, attend=partial(self._attend, number, block))
+    def step(self, number: int, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if not self.partial:
+            return block(x, cos, sin, attend=partial(self._attend, number, block, []))
+        if number == 0:
+            self._wait(x)
+        after, runs = x.clone(), []
+        for at, row in self.partial:
+            waiting = row.num_waiting(number)
+            if waiting and row.begin == 0:
+                assert row.prefix is not None
+                _store(row).put(number, slice(0, waiting), *row.prefix.layers[number])
+            run = _choose(number, block, row, x[at : at + row.count])
+            if len(run) < row.count - waiting:
+                after[at + waiting : at + row.count] += _store(row).added(number)[waiting : row.count]
+            runs.append(run)
+        places = [at + run for (at, _), run in zip(self.partial, runs, strict=True)]
+        running = torch.cat([torch.arange(self.whole, device=x.device), *places])
+        if not len(running):
+            return after
+        before = x[running]
+        attend = partial(self._attend, number, block, runs)
+        out = block(before, cos[running], sin[running], attend=attend)
+        after[running] = out
+        if number:
+            added = (out - before)[self.whole :].split([len(run) for run in runs])
+            for (_, row), run, own in zip(self.partial, runs, added, strict=True):
+                if row.refresh is not None:
+                    _store(row).put_added(number, run, own)
+        return after
 
-    def _attend(self, number: int, block: Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _wait(self, x: Tensor) -> None:
+        """Put what shared prefixes become where they stand in the stream x (T, D), in place."""
+        for at, row in self.partial:
+            if (waiting := row.num_waiting(0)) and row.prefix is not None:
+                x[at : at + waiting] = row.prefix.stream[row.begin : row.begin + waiting]
+
+    def _attend(
+        self, number: int, block: Block, runs: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        """(t, H, E) of the tokens that run; `runs` are those of the rows in part, each (n,) among the row's fed tokens."""
         seen = []
         for (at, group), mask in zip(self.groups, self.masks, strict=True):
-            is_whole, n, _ = group[0].shape
+            n, is_whole = group[0].count, group[0].count == group[0].seen
             part = slice(at, at + n * len(group))
             queries, keys, values = (x[part].unflatten(0, (len(group), n)) for x in (q, k, v))
             for row, own_keys, own_values in zip(group, keys, values, strict=True):
                 if row.store is not None:
-                    row.store.put(number, row.begin, own_keys, own_values)
+                    row.store.put(number, slice(row.begin, row.begin + n), own_keys, own_values)
             if is_whole:
                 seen.append(block.attention(queries, keys, values, mask).flatten(0, 1))
                 continue
+            if q.is_cuda:  # one kernel is worth the copies
+                seen.append(attend_alike(number, block, group, queries, mask).flatten(0, 1))
+                continue
             for row, own_queries in zip(group, queries, strict=True):
-                assert row.store is not None
-                own_keys, own_values = row.store.seen(number, row.seen)
-                seen.append(block.attention(own_queries[None], own_keys[None], own_values[None], mask)[0])
+                seen.append(attend_row(number, block, row, own_queries, mask))
+        at = self.whole
+        for (_, row), run in zip(self.partial, runs, strict=True):
+            part = slice(at, at + len(run))
+            at = part.stop
+            _store(row).put(number, row.begin + run, k[part], v[part])
+            if len(run):
+                seen.append(attend_row(number, block, row, q[part]))
         return torch.cat(seen) if len(seen) > 1 else seen[0]
+
+
+def attend_alike(
+    number: int, block: Block, rows: Sequence[Fed], queries: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """`attend_row` for rows of equal shapes together: (R, n, H, E) from queries (R, n, H, E)."""
+    kept = [_store(row).seen(number, row.seen) for row in rows]
+    keys, values = (torch.stack(some) for some in zip(*kept, strict=True))
+    return block.attention(queries, keys, values, mask)
+
+
+def attend_row(number: int, block: Block, row: Fed, queries: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(n, H, E) from queries (n, H, E) over all that is kept of the row and may be seen."""
+    keys, values = _store(row).seen(number, row.seen)
+    return block.attention(queries[None], keys[None], values[None], mask)[0]
+
+
+def _store(row: Fed) -> KeyValues:
+    assert row.store is not None, "what is not fed, or does not run, has to be kept"
+    return row.store
+
+
+def _choose(number: int, block: Block, row: Fed, x: Tensor) -> Tensor:
+    """Which of the row's fed tokens, whose stream is x (n, D), the layer runs, in order."""
+    refresh, waiting = row.refresh, row.num_waiting(number)
+    if refresh is None or number == 0:
+        return torch.arange(waiting, row.count, device=x.device)
+    prompt = torch.arange(waiting, refresh.response if refresh.prompt else waiting, device=x.device)
+    size = row.count - refresh.response
+    response = torch.arange(size, device=x.device)
+    if refresh.tokens < size:
+        response = response[: refresh.tokens]
+        if refresh.tokens:
+            response = _most_turned(number, block, row, x[refresh.response :], refresh)
+    return torch.cat([prompt, refresh.response + response])
+
+
+def _most_turned(number: int, block: Block, row: Fed, x: Tensor, refresh: Refresh) -> Tensor:
+    """The tokens of the response, x (n, D), whose values point least to where they did (dLLM-Cache's V-verify, arXiv
+    2506.06295 §3.2), in order. The new values of all are kept."""
+    values = block.v_proj(block.attn_norm(x))
+    kept = _store(row).seen(number, row.seen)[1][refresh.response :]
+    cosine = F.cosine_similarity(values.double(), kept.flatten(1).double(), dim=1)
+    kept.copy_(values.view_as(kept))
+    count = torch.tensor([refresh.tokens], device=x.device)
+    chosen = highest(-cosine[None], count, torch.full_like(cosine, _ROUNDING)[None])[0]
+    return chosen.to(torch.int8).argsort(descending=True, stable=True)[: refresh.tokens]

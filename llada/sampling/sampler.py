@@ -40,6 +40,7 @@ from llada.sampling.coins import NEVER, spread
 from llada.sampling.constraints import Constraints
 from llada.sampling.draw import Cut, draw_tokens
 from llada.sampling.forward import forward
+from llada.sampling.prefixes import PrefixStore
 
 _SUM, _SHIFT = stream_key(0, "sum"), stream_key(0, "shift of sums")
 # How far apart equal logits may come out of two float32 forwards that differ in shape, per unit of their size. Less
@@ -248,13 +249,14 @@ def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
     return masks // steps + (canvas.step[rows] < masks % steps)
 
 
-def advance(model: Model, canvas: Canvas, step: Step) -> None:
+def advance(model: Model, canvas: Canvas, step: Step, prefixes: PrefixStore | None = None) -> None:
     """The forward of a step and what it commits. Raises as `commit` does; the step may then be tried again."""
-    commit(canvas, step, forward(model, canvas, step))
+    commit(canvas, step, forward(model, canvas, step, prefixes))
 
 
 def denoise(model: Model, canvas: Canvas) -> Iterator[Canvas]:
     """Walk the canvas to its end, yielding it (changed in place) after every forward."""
+    prefixes = PrefixStore()
     while (step := plan(canvas)) is not None:
-        advance(model, canvas, step)
+        advance(model, canvas, step, prefixes)
         yield canvas

@@ -1,12 +1,14 @@
-"""A tiny network with varied, peaked predictions, and what a rule sees of such."""
+"""A tiny network with varied, peaked predictions, what a rule sees of such, and a slow one with caches, written from the
+definitions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from llada.model.transformer import ModelConfig, Transformer
+from llada.model.transformer import Block, ModelConfig, Transformer
 from llada.sampling.candidates import Candidates
 
 torch.set_num_threads(1)
@@ -69,3 +71,100 @@ def make_candidates() -> Callable[..., Candidates]:
         return Candidates(**{**fields, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def naive_row() -> "type[NaiveRow]":
+    return NaiveRow
+
+
+State = dict[int, Tensor]
+"""By column."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * x / (x.square().mean() + eps).sqrt()
+
+
+def rotated(x: Tensor, position: int, theta: float) -> Tensor:
+    """Each pair (i, i + E/2) of x (H, E) turned by position · theta^(−2i/E)."""
+    half = x.shape[-1] // 2
+    angles = torch.tensor([position * theta ** (-i / half) for i in range(half)])
+    left, right = x[:, :half], x[:, half:]
+    return torch.cat(
+        [left * angles.cos() - right * angles.sin(), right * angles.cos() + left * angles.sin()], 1
+    )
+
+
+class NaiveRow:
+    """One row (or its copy without a prompt), one column after the other, and what was kept of them in each layer."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        layers = range(model.config.num_layers)
+        self.keys: list[State] = [{} for _ in layers]
+        self.values: list[State] = [{} for _ in layers]
+
+    def embed(self, tokens: Sequence[int], columns: Sequence[int]) -> State:
+        return {c: self.model.embed.weight[tokens[c]] for c in columns}
+
+    def logits(self, x: State) -> State:
+        norm = self.model.norm
+        return {
+            c: self.model.lm_head.weight @ rms_norm(h, norm.weight, self.model.config.rms_norm_eps)
+            for c, h in x.items()
+        }
+
+    def keep(self, number: int, x: State) -> None:
+        """Keys and values of these columns; the first column has position 0."""
+        layer, config = self.layer(number), self.model.config
+        for c, h in x.items():
+            h = rms_norm(h, layer.attn_norm.weight, config.rms_norm_eps)
+            key = (layer.k_proj.weight @ h).view(config.kv_heads, config.head_dim)
+            self.keys[number][c] = rotated(key, c, config.rope_theta)
+            self.values[number][c] = (layer.v_proj.weight @ h).view(config.kv_heads, config.head_dim)
+
+    def attended(self, number: int, x: State, seen: Sequence[int]) -> State:
+        """What attention adds to these columns, which see the keys and values that are kept of the columns `seen`."""
+        layer, config, out = self.layer(number), self.model.config, {}
+        for c, h in x.items():
+            h = rms_norm(h, layer.attn_norm.weight, config.rms_norm_eps)
+            queries = (layer.q_proj.weight @ h).view(config.num_heads, config.head_dim)
+            queries = rotated(queries, c, config.rope_theta)
+            heads = []
+            for head in range(config.num_heads):
+                group = head // (config.num_heads // config.kv_heads)
+                keys = torch.stack([self.keys[number][s][group] for s in seen])
+                values = torch.stack([self.values[number][s][group] for s in seen])
+                heads.append((keys @ queries[head] / config.head_dim**0.5).softmax(0) @ values)
+            out[c] = layer.o_proj.weight @ torch.cat(heads)
+        return out
+
+    def mlp(self, number: int, x: State) -> State:
+        layer, out = self.layer(number), {}
+        for c, h in x.items():
+            h = rms_norm(h, layer.ffn_norm.weight, self.model.config.rms_norm_eps)
+            gate = torch.nn.functional.silu(layer.gate_proj.weight @ h)
+            out[c] = layer.down_proj.weight @ (gate * (layer.up_proj.weight @ h))
+        return out
+
+    def layer(self, number: int) -> Block:
+        layer = self.model.layers[number]
+        assert isinstance(layer, Block)
+        return layer
+
+    def run_layer(self, number: int, x: State, seen: Sequence[int]) -> State:
+        self.keep(number, x)
+        x = add(x, self.attended(number, x, seen))
+        return add(x, self.mlp(number, x))
+
+    def forward(self, tokens: Sequence[int], fed: Sequence[int], seen: Sequence[int]) -> State:
+        """Logits of the columns that are fed, which see those and what was kept of the others."""
+        x = self.embed(tokens, fed)
+        for number in range(self.model.config.num_layers):
+            x = self.run_layer(number, x, seen)
+        return self.logits(x)
+
+
+def add(x: State, more: State) -> State:
+    return {c: h + more[c] for c, h in x.items()}

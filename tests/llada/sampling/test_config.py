@@ -86,7 +86,12 @@ WRONG: dict[str, list[object]] = {
     "cache": ["duel", 3, True, NAN, ["dual"]],
     "refresh_every": [0, -1, 1.5, INF, NAN, True, "2", 4],
     "vicinity": [-1, 1.5, INF, NAN, True, "2", None, 4],
+    "prompt_interval": [0, 1.5, INF, NAN, True, "2", None, 4],
+    "response_interval": [0, 1.5, INF, NAN, True, "2", None, 4],
+    "refresh_share": [-0.1, 1.5, INF, NAN, True, "1", None, 0.5],
     "suffix_window": [-1, 1.5, INF, NAN, True, "2"],
+    "shared_depth": [-0.1, 1.5, INF, NAN, True, "1", None],
+    "shared_prefix": [0, 1.5, INF, NAN, True, "2", 4],
     "schedule": ["none", 3, None, True, ["cosine"], "cosine"],
     "logits_eos_inf": [1, 0, "true", None, NAN],
     "confidence_eos_eot_inf": [1, 0, "true", None, NAN],
@@ -175,7 +180,10 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
         ({"stratified": True, "threshold": 0.5}, "stratified=True means nothing without a temperature"),
         ({"leap_threshold": 0.8, "leap_anchor": 0.7}, "leap_threshold=0.8 lies above leap_anchor=0.7"),
         ({"remasking": "p2"}, "remasking='p2' needs the setting p2_eta"),
-        ({"refresh_every": 4}, "refresh_every=4 means nothing without a cache"),
+        ({"refresh_every": 4, "cache": "interval"}, "refresh_every=4 means nothing to cache='interval'"),
+        ({"prompt_interval": 4, "cache": "dual"}, "prompt_interval=4 means nothing to cache='dual'"),
+        ({"shared_prefix": 4}, "shared_prefix=4 means nothing without shared_depth"),
+        ({"refresh_every": 4}, "refresh_every=4 means nothing to cache=None"),
     ],
     ids=str,
 )
@@ -191,6 +199,9 @@ def test_fixed_survives_json_whose_keys_are_text() -> None:
         from_json(SamplingConfig, '{"fixed": {"x": 3}}')
 
 
+OF_INTERVAL = {"prompt_interval", "response_interval", "refresh_share"}
+
+
 def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
     every = {field.name for field in fields(SamplingConfig)}
     leap = {"leap_anchor", "leap_radius"}
@@ -198,10 +209,12 @@ def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
     def idle(**knobs: object) -> set[str]:
         return every - SamplingConfig(**knobs).in_force().keys()  # type: ignore[arg-type]
 
-    assert idle() == {"schedule", "vicinity", *leap}
-    assert idle(remasking="ancestral", cache="vicinity") == {"confidence_eos_eot_inf", *leap}
-    assert idle(entropy_bound=0.1) == {"confidence_eos_eot_inf", "schedule", "vicinity", *leap}
-    assert idle(leap_threshold=0.8) == {"schedule", "vicinity"}
+    no_cache = {"vicinity", "refresh_every", *OF_INTERVAL}
+    assert idle() == {"schedule", *no_cache, *leap}
+    assert idle(remasking="ancestral", cache="vicinity") == {"confidence_eos_eot_inf", *OF_INTERVAL, *leap}
+    assert idle(entropy_bound=0.1) == {"confidence_eos_eot_inf", "schedule", *no_cache, *leap}
+    assert idle(leap_threshold=0.8) == {"schedule", *no_cache}
+    assert idle(cache="interval") == {"schedule", "vicinity", "refresh_every", *leap}
 
 
 def test_how_to_draw_goes_with_a_temperature() -> None:
