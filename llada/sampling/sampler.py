@@ -133,7 +133,7 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
         column=column,
         shape=(len(rows), int(slot.max()) + 1),
         step=canvas.step[rows],
-        steps=torch.minimum(canvas.steps_of[rows, block], canvas.block_masks[rows]),
+        steps=canvas.steps_of[rows, block],
         quota=_quota(canvas, rows),
         knobs=canvas.knobs[rows],
         noise_keys=keys,
