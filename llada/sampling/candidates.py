@@ -43,7 +43,7 @@ class Candidates:
     step: Tensor
     """(b,): how many forwards the row has had in its block."""
     steps: Tensor
-    """(b,): how many it may have there, at most one for each of its masks."""
+    """(b,): how many it may have there."""
     quota: Tensor
     """(b,): how many to commit so that the block is full after its steps, equally many at each (LLaDA)."""
     knobs: Tensor

@@ -110,7 +110,7 @@ def remdm_chances(schedule: NoiseSchedule, steps: int, cap: float) -> Chances:
     return Chances(unmask.clamp(0, 1), remask)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _waits(schedule: str, steps: int, cap: float | None) -> Chances:
     """−log P(that it has not happened by step 0, 1, …) of both, with what is sure at a number that can be reckoned with."""
     chances = remdm_chances(get_schedule(schedule), steps, cap or 0.0)

@@ -51,7 +51,7 @@ class Rule:
     just committed, after which step of the block they do so (coins.NEVER: after none), and at which they are due then."""
     weighs_committed: bool = False
     """The tokens that were committed in the block are candidates as well, and become masks again where it does not choose
-    them. A block of n masks takes min(n, its steps) forwards, of which the last one must choose everything."""
+    them. It must choose all of them when the block's steps come to their end."""
 
     @property
     def heeded(self) -> tuple[str, ...]:

@@ -49,14 +49,13 @@ _ROUNDING = 16 * torch.finfo(torch.float32).eps
 
 
 def plan(canvas: Canvas) -> Step | None:
-    """The positions of each row's current block that may be committed now. None when no mask is left: the texts are then
-    closed behind their first EOS.
+    """The positions of each row's current block that may be committed now, and those that were, where the rule weighs them
+    again. None when no mask is left: the texts are then closed behind their first EOS.
 
     Until then it changes nothing but the rows' notes of the block they work on: planning twice gives the same step.
     """
     masks = (canvas.tokens == canvas.mask_id) & canvas.attended
-    is_open = masks | (canvas.again < NEVER)
-    block = torch.where(is_open, canvas.block_of, NEVER).amin(1) if masks.shape[1] else canvas.block
+    block = torch.where(masks, canvas.block_of, NEVER).amin(1) if masks.shape[1] else canvas.block
     in_block = canvas.block_of == block[:, None]
     where = masks & in_block
     is_new = block != canvas.block
@@ -134,7 +133,7 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
         column=column,
         shape=(len(rows), int(slot.max()) + 1),
         step=canvas.step[rows],
-        steps=torch.minimum(canvas.steps_of[rows, block], canvas.block_masks[rows]),
+        steps=canvas.steps_of[rows, block],
         quota=_quota(canvas, rows),
         knobs=canvas.knobs[rows],
         noise_keys=keys,
@@ -182,8 +181,8 @@ def _strata(canvas: Canvas, rows: Tensor, row: Tensor, keys: Tensor) -> Tensor |
 
 def _remask(canvas: Canvas, rows: Tensor, committed: Tensor, dropped: Tensor, end: Tensor) -> None:
     """Make masks of the tokens `dropped` (b, L) by a rule that weighs them, and of those that were due to become masks
-    before the next forward of their rows (b,). `committed` (b, L) has come now; what stands from the columns `end` (b,) on
-    is settled."""
+    before the next forward of their rows (b,): where some are to come back, there are masks then. `committed` (b, L) has come
+    now; what stands from the columns `end` (b,) on is settled."""
     if not any(canvas.rules[r].may_remask for r in rows.tolist()):
         return
     is_settled = torch.arange(committed.shape[1]) >= end[:, None]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.model.transformer import Transformer
 from llada.sampling.candidates import Candidates
 from llada.sampling.canvas import prompt_canvas
 from llada.sampling.config import SamplingConfig
@@ -36,6 +37,7 @@ entropies = st.lists(st.integers(0, 256), min_size=1, max_size=12, unique=True).
     lambda values: torch.tensor(values, dtype=torch.float64) / 64
 )
 MakeCandidates = Callable[..., Candidates]
+MakeModel = Callable[..., Transformer]
 quick = settings(max_examples=150, deadline=None, derandomize=True)
 
 
@@ -302,3 +304,28 @@ def test_a_rule_named_beside_its_knob_is_taken(monkeypatch: pytest.MonkeyPatch) 
     mine = RULES.register("mine")(Rule(lambda c: c.confidence >= c.knob, knob="threshold"))
     assert find_rule(SamplingConfig(remasking="mine", threshold=0.9)) is mine
     assert find_rule(SamplingConfig(threshold=0.9)) is RULES["threshold"]
+
+
+@pytest.mark.parametrize("rule", [{"remdm_cap": 0.5}, {"p2_eta": 2.0}], ids=str)
+@pytest.mark.parametrize("cache", ["prefix", "dual", "vicinity"])
+def test_tokens_that_come_and_go_are_fed_again(
+    make_model: MakeModel, rule: dict[str, Any], cache: str
+) -> None:
+    """They do so within the block, which every cache feeds: refreshed each time, it changes nothing."""
+    model, prompts = make_model(3), [[5, 6, 7], [9]]
+    knobs: dict[str, Any] = {"gen_length": 12, "block_length": 6, "steps": 12, "seed": 2, "eos_id": 1, **rule}
+    plain = generate(model, prompts, **knobs)
+    exact = generate(model, prompts, cache=cache, refresh_every=1, **knobs)
+    assert torch.equal(plain.sequences, exact.sequences)
+    assert torch.equal(plain.reveal_step, exact.reveal_step)
+    approximate = generate(model, prompts, cache=cache, **knobs)
+    assert approximate.token_forwards < plain.token_forwards or cache == "vicinity"
+    assert not (approximate.sequences == 22).any()
+
+
+def test_more_steps_than_masks_are_more_chances_to_correct(make_model: MakeModel) -> None:
+    model = make_model(1)
+    for rule in ({"remdm_cap": 0.9}, {"p2_eta": 3.0}):
+        out = generate(model, [[5, 6]], gen_length=6, steps=24, block_length=6, seed=0, **rule)
+        assert 6 < out.nfe <= 24
+        assert not (out.sequences == 22).any()

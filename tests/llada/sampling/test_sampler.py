@@ -109,7 +109,7 @@ def test_invariants_hold_at_every_step(
     assert (canvas.reveal_step[:, :P] == -1).all()
     blocks = -(-config.gen_length // config.block_length)
     assert forwards <= max(config.steps, blocks)
-    assert forwards <= config.gen_length * shape[0] or "remasking" in rule or "remdm_cap" in rule
+    assert forwards <= config.gen_length * shape[0] or "remasking" in rule or rule in REMASKING
     for row in range(shape[0]):
         generated, revealed = canvas.tokens[row, P:L], canvas.reveal_step[row, P:L]
         if eos and (generated == EOS).any():
@@ -620,6 +620,35 @@ def test_a_step_costs_as_many_operations_for_many_rows_as_for_one(rule: dict[str
         return count.operations
 
     assert operations(64) == operations(2)
+
+
+@pytest.mark.parametrize("rule", [*RULES, *REMASKING], ids=str)
+@pytest.mark.parametrize("drawing", [{"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}], ids=str)
+def test_no_rule_copies_the_logits_in_float64(
+    monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], drawing: dict[str, Any]
+) -> None:
+    """V is the widest thing in a step: what is reckoned in float64 over it is a slice at a time."""
+
+    class Widest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(tensor, Tensor) and tensor.dtype == torch.float64:
+                    self.size = max(self.size, tensor.numel())
+            return out
+
+    monkeypatch.setattr("llada.sampling.draw._SLICE", 4000)
+    config = SamplingConfig(32, 8, 32, **rule, **drawing)
+    canvas = prompt_canvas(random_prompt(2, 3), config, mask_id=MASK, eos_id=EOS, seed=0)
+    for _ in range(2):
+        step = plan(canvas)
+        assert step is not None
+        logits = torch.randn(int(step.where.sum()), 2000, generator=torch.Generator().manual_seed(0))
+        with Widest() as widest:
+            commit(canvas, step, logits)
+        assert widest.size <= 4000
 
 
 def test_a_rule_that_chooses_empty_slots_commits_the_first_candidate() -> None:
