@@ -10,8 +10,8 @@ Without it that contestant is left out with a word. Contestants, each in a proce
     dlmserve  dlmserve.engine's own loop, scheduler and step_batch, around our network (it answers in one piece)
     static    llada.generate on batches of 8 in the order of arrival, whoever is waiting then
 
-8 and 32 clients, each of which sends its next request when its last one is answered. Prompts have 45 to 120 tokens; a
-client asks for 32, 48 or 64 tokens, enough for its answer (2 to 41) and EOS. Modes: "one" token a forward, where all
+8 and 32 clients, each of which sends its next request when its last one is answered. Prompts have 37 to 110 tokens; a
+client asks for 16, 32 or 48 tokens, enough for its answer (2 to 32) and EOS. Modes: "one" token a forward, where all
 three compute the same; "parallel", each by its own rule (threshold 0.9; dlmserve's LocalLeap as its engine sets it for a
 model that it does not know); "random": four tokens a forward, 20 M random weights, whole canvases.
 
@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BLOCK = 16
-CANVASES = (32, 48, 64)
+CANVASES = (16, 32, 48)
 BATCH = 8  # of static batches, and the most that dlmserve takes into one
 CONCURRENT = (8, 32)
 MODES = {
