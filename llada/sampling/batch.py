@@ -49,6 +49,7 @@ class Progress(NamedTuple):
 
     run: Run
     tokens: Tensor  # (L,) int64: its row, masks included
+    final_until: int  # the column before which no token changes any more
     forwards: int  # of the row so far
 
 
@@ -98,8 +99,9 @@ class Batch:
         # A row may be given whole, when all its positions are fixed.
         complete = set(range(len(self.runs))) - set(step.rows.tolist() if step else [])
         brought_on = self._advance(canvas, self._whose_turn(canvas, step), fail) if step else []
+        final, forwards = canvas.final_until(), canvas.forwards.tolist()
         for row in [*complete, *brought_on]:
-            yield Progress(self.runs[row], canvas.tokens[row], int(canvas.forwards[row]))
+            yield Progress(self.runs[row], canvas.tokens[row], final[row], forwards[row])
 
     def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
         """Those rows of a step that may be fed at once: the higher priority first, then one row of each group, that which

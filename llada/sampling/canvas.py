@@ -248,6 +248,18 @@ class Canvas:
         columns = torch.arange(L)
         return torch.where(ends & (columns >= self.start[:, None]), columns, L).amin(1, keepdim=True)
 
+    def final_until(self) -> list[int]:
+        """For each row: the column before which its tokens stay as they are, masks aside."""
+        width = self.tokens.shape[1]
+        if not any(rule.may_remask for rule in self.rules):
+            return [width] * len(self)
+        is_open = ((self.tokens == self.mask_id) & self.attended | (self.again < NEVER)).any(1).tolist()
+        begins = self.block_begin.tolist()
+        return [
+            begin if rule.may_remask and at_work else width
+            for rule, at_work, begin in zip(self.rules, is_open, begins, strict=True)
+        ]
+
     def close_texts(self) -> None:
         """What was generated behind the first EOS of a text becomes EOS, whichever came first."""
         if not self.tokens.shape[1]:

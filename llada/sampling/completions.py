@@ -108,9 +108,9 @@ def complete_texts(
             for number in joining
         ]
         batch.add([_Line(*line) for line in zip(joining, replies, strict=True)], canvases)
-        for line, tokens, forwards in batch.turn(_raise):
+        for line, tokens, final_until, forwards in batch.turn(_raise):
             assert isinstance(line, _Line)
-            line.text += line.reply.read(tokens)
+            line.text += line.reply.read(tokens, final_until)
             if line.reply.reason is not None:
                 results[line.number] = {
                     "prompt": prompts[line.number],

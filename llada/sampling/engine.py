@@ -290,10 +290,10 @@ class DenoiseEngine:
         if self._waiting or any(stream.waiting for stream in self._running):
             self._admit()
         self._forward_began = time.monotonic()
-        for run, tokens, forwards in self._batch.turn(self._fail_in_network):
+        for run, tokens, final_until, forwards in self._batch.turn(self._fail_in_network):
             self._forward_began = None
             assert isinstance(run, _Run)
-            self._read(run, tokens, forwards)
+            self._read(run, tokens, final_until, forwards)
         self._forward_began = None
         self._let_go()
 
@@ -319,12 +319,12 @@ class DenoiseEngine:
         self._failures += 1
         self._fail(run, error)
 
-    def _read(self, run: _Run, tokens: torch.Tensor, forwards: int) -> None:
+    def _read(self, run: _Run, tokens: torch.Tensor, final_until: int, forwards: int) -> None:
         """Send what has become readable of a reply, and its end."""
         if run.stream.is_cancelled:
             return
         reply, mailbox = run.reply, run.stream.mailbox
-        text = reply.read(tokens)
+        text = reply.read(tokens, final_until)
         if text or run.request.wants_canvas:
             mailbox.put(Text(run.index, text, reply.draw() if run.request.wants_canvas else None))
         if reply.reason is not None:

@@ -36,11 +36,13 @@ class Reply:
         self.reason: FinishReason | None = None
         """Why the reply has ended; None while it has not."""
 
-    def read(self, tokens: Tensor) -> str:
-        """The text that has become readable in the row `tokens` (L,), whose masks behind an end token are filled."""
+    def read(self, tokens: Tensor, final_until: int | None = None) -> str:
+        """The text that has become readable in the row `tokens` (L,), whose masks behind an end token are filled. From the
+        column `final_until` on, tokens may change yet; None: none may."""
         self._ids = self._close(tokens[self._columns])
         shown = ""
-        while self.reason is None and self.num_committed < self._length:
+        final = self._length if final_until is None else final_until - self._columns.start
+        while self.reason is None and self.num_committed < min(self._length, final):
             token = self._ids[self.num_committed]
             if token == self._mask_id:
                 break

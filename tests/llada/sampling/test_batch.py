@@ -54,6 +54,11 @@ def random_config(rng: random.Random) -> SamplingConfig:
             {"threshold": 0.3},
             {"factor": 1.0},
             {"entropy_bound": 2.0},
+            {"error_bound": 0.5},
+            {"remasking": "margin"},
+            {"leap_threshold": 0.3, "leap_anchor": 0.5},
+            {"remdm_cap": 0.3},
+            {"p2_eta": 1.0},
         ]
     )
     cache: dict[str, Any] = rng.choice(
@@ -64,6 +69,8 @@ def random_config(rng: random.Random) -> SamplingConfig:
             {"cache": "dual", "refresh_every": 3},
             {"cache": "vicinity", "vicinity": 2},
             {"suffix_window": 3},
+            {"cache": "interval", "prompt_interval": 4, "response_interval": 3},
+            {"shared_depth": 0.5},
         ]
     )
     return SamplingConfig(
@@ -92,8 +99,8 @@ def test_any_company_gives_the_same_text() -> None:
         laid_out = [lay_out(*case) for _, case in joining]
         numbers.update({run: number for (run, _), (number, _) in zip(laid_out, joining, strict=True)})
         batch.add([run for run, _ in laid_out], [canvas for _, canvas in laid_out])
-        for run, tokens, forwards in batch.turn(fail):
-            run.reply.read(tokens)
+        for run, tokens, final_until, forwards in batch.turn(fail):
+            run.reply.read(tokens, final_until)
             if run.reply.reason is not None:
                 prompt, config, _ = cases[numbers[run]]
                 begin = len(prompt)
@@ -118,7 +125,7 @@ def test_turns_go_round_between_groups() -> None:
     batch = Batch(model, max_tokens=3 * 15)
     batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
     for turn in range(8):
-        moved = [run for run, _, _ in batch.turn(fail)]
+        moved = [progress.run for progress in batch.turn(fail)]
         assert len(moved) == 3
         assert rows[-1][0] in moved, turn
     others = [run.served for run, _ in rows[:16]]
@@ -133,7 +140,7 @@ def test_the_higher_priority_goes_first() -> None:
     rows = [lay_out([50], config, seed, group) for seed, group in enumerate(groups)]
     batch = Batch(build_model(), max_tokens=13)
     batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
-    assert [[run for run, _, _ in batch.turn(fail)] for _ in range(5)] == [[rows[1][0]]] * 5
+    assert [[progress.run for progress in batch.turn(fail)] for _ in range(5)] == [[rows[1][0]]] * 5
 
 
 def test_a_row_larger_than_the_budget_is_fed_alone() -> None:
@@ -162,7 +169,7 @@ def test_a_failure_stays_with_its_row() -> None:
     failed: list[Run] = []
     texts: dict[Run, list[int]] = {}
     while batch.runs:
-        for run, tokens, _ in batch.turn(lambda run, error: failed.append(run)):
+        for run, tokens, *_ in batch.turn(lambda run, error: failed.append(run)):
             run.reply.read(tokens)
             texts[run] = tokens[2:8].tolist()
         batch.keep(lambda run: run.reply.reason is None and run not in failed)

@@ -108,6 +108,17 @@ def test_is_what_generate_gives(engine: DenoiseEngine) -> None:
     assert reply.end.prompt_tokens == len(ids("The cat"))
 
 
+@pytest.mark.parametrize("rule", [{"remdm_cap": 0.5}, {"p2_eta": 2.0}], ids=str)
+def test_what_may_become_a_mask_again_is_not_shown(engine: DenoiseEngine, rule: dict) -> None:
+    """The text that is streamed is the text at the end, a block at a time."""
+    sampling = dataclasses.replace(SAMPLING, **rule)
+    request = GenerateRequest(ids("The cat"), sampling, seed=5, end_ids=frozenset())
+    reply = asyncio.run(read(engine, request))
+    out = generate(engine.model, [ids("The cat")], seed=5, **dataclasses.asdict(sampling))
+    text = TOKENIZER.decode(out.sequences[0, len(ids("The cat")) :].tolist(), skip_special_tokens=True)
+    assert reply.text == text
+
+
 def test_the_same_seed_gives_the_same_text_in_company(engine: DenoiseEngine) -> None:
     requests = [GenerateRequest(ids("The dog"), SAMPLING, seed=seed) for seed in range(8)]
 

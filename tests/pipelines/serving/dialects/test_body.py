@@ -46,6 +46,11 @@ RANGES = {
     "p2_eta": (0, 10**6),
     "refresh_every": (1, None),
     "vicinity": (0, None),
+    "prompt_interval": (1, 10**6),
+    "response_interval": (1, 10**6),
+    "refresh_share": (0, 1),
+    "shared_depth": (0, 1),
+    "shared_prefix": (1, None),
     "suffix_window": (0, None),
 }
 NAMES = {"remasking", "cache"}
