@@ -194,12 +194,11 @@ def choose_columns(view: View, cache: RowCache) -> tuple[Stretch, Refresh | None
     if config.cache is None:
         return view.row, None
     mode, every = CACHES[config.cache], config.refresh_every
-    is_first = cache.end < view.row.end
     if mode.refresh is not None:
-        if is_first:
+        if cache.end < view.row.end:
             return view.row, Refresh(view.response - view.row.begin, True, view.row.end - view.response)
         return view.row, mode.refresh(view)
     is_due = view.step == 0 or (every is not None and view.step % every == 0)
-    if is_due or view.forwards < mode.warm_up or is_first:
+    if is_due or view.forwards < mode.warm_up:
         return view.row, None
     return mode.feed(view), None

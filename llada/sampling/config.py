@@ -100,7 +100,7 @@ class SamplingConfig:
     behind the masks."""
     shared_depth: float = knob(0.0, low=0, high=1)
     """The share of the layers, from the first and rounded down, that run the prompt's beginning once for all rows that have
-    the same, by itself (BiCache); see llada/sampling/prefixes.py. Approximate, the more so the deeper; 0 is exact."""
+    the same, with masks alone behind it (BiCache); see llada/sampling/prefixes.py. Approximate, the more so the deeper; 0 is exact."""
     shared_prefix: int | None = knob(None, low=1)
     """Of shared_depth: how many tokens of the prompt are its beginning; None: all of it."""
     schedule: str = knob("loglinear", per_request=False)

@@ -125,7 +125,10 @@ def _find_prefix(
         length = min(length, config.shared_prefix)
     if depth == 0 or feeding.columns.begin >= first + length:
         return None, 0
-    prefix, run = prefixes.get(model, canvas.tokens[row, first : first + length], depth)
+    behind = min(config.gen_length, int(canvas.attended[row].sum()) - length)
+    ids = torch.full((length + behind,), canvas.mask_id)
+    ids[:length] = canvas.tokens[row, first : first + length]
+    prefix, run = prefixes.get(model, ids, length, depth)
     return prefix, -(-run * depth // layers)
 
 

@@ -2,7 +2,8 @@
 
 What a prompt becomes depends on the text behind it, little in the first layers and more in each further one: with all layers
 shared, quality collapses; the layers that are not shared run for each row. BiCache takes over what another request left. Here
-a prefix is run by itself, so that what a row gets is a function of the row alone, whoever stands beside it or came before.
+a prefix is run with nothing but masks behind it, as many as a row is to write, so that what a row gets is a function of the
+row alone, whoever stands beside it or came before.
 
 Shape legend: p tokens of a prefix, K key/value heads, E head width, D model width.
 """
@@ -48,19 +49,20 @@ class PrefixStore:
     def __init__(self, max_bytes: int = 256 << 20) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._prefixes: OrderedDict[tuple[int, bytes], Prefix] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[int, int, bytes], Prefix] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._prefixes)
 
-    def get(self, model: Model, ids: Tensor, depth: int) -> tuple[Prefix, int]:
-        """The prefix ids (p,) after `depth` layers; and how many tokens had to run through them, p or 0."""
-        key = depth, ids.numpy().tobytes()
+    def get(self, model: Model, ids: Tensor, length: int, depth: int) -> tuple[Prefix, int]:
+        """The first `length` of ids (n,), what stands behind them included, after `depth` layers; and how many tokens had to
+        run through them, n or 0."""
+        key = depth, length, ids.numpy().tobytes()
         prefix = self._prefixes.get(key)
         if prefix is not None:
             self._prefixes.move_to_end(key)
             return prefix, 0
-        prefix = run_prefix(model, ids, depth)
+        prefix = run_prefix(model, ids, length, depth)
         if prefix.num_bytes <= self.max_bytes:
             self._prefixes[key] = prefix
             self.num_bytes += prefix.num_bytes
@@ -70,8 +72,8 @@ class PrefixStore:
 
 
 @torch.no_grad()
-def run_prefix(model: Model, ids: Tensor, depth: int) -> Prefix:
-    """The tokens (p,), which see each other and nothing else, through the first `depth` ≥ 1 layers."""
+def run_prefix(model: Model, ids: Tensor, length: int, depth: int) -> Prefix:
+    """The tokens (n,), which see each other and nothing else, through the first `depth` ≥ 1 layers; of them the first."""
     layers: list[tuple[Tensor, Tensor]] = []
     stream = torch.empty(0)
 
@@ -79,7 +81,7 @@ def run_prefix(model: Model, ids: Tensor, depth: int) -> Prefix:
         nonlocal stream
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            layers.append((k, v))
+            layers.append((k[:length].clone(), v[:length].clone()))
             return block.attention(q[None], k[None], v[None], None)[0]
 
         if number < depth:
@@ -90,4 +92,4 @@ def run_prefix(model: Model, ids: Tensor, depth: int) -> Prefix:
     none = torch.empty(0, dtype=torch.int64, device=device)
     positions = torch.arange(len(ids), device=device)
     model(ids.to(device), positions=positions, layer_step=step, logits_at=none)
-    return Prefix(layers, stream)
+    return Prefix(layers, stream[:length].clone())

@@ -13,7 +13,7 @@ from llada.model.transformer import Transformer
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.forward import forward
-from llada.sampling.generate import generate
+from llada.sampling.generate import generate, infill
 from llada.sampling.prefixes import PrefixStore, run_prefix
 from llada.sampling.sampler import commit, plan
 
@@ -44,7 +44,7 @@ def walk(model: Transformer, canvas: Canvas, prefixes: PrefixStore | None = None
 def test_logits_equal_the_slow_definition(
     make_model: MakeModel, naive_row: Any, mode: dict[str, Any], shared_prefix: int | None, depth: int
 ) -> None:
-    """In the first layers the prefix has the keys and values, and then the stream, that it has by itself."""
+    """In the first layers the prefix has the keys and values, and then the stream, that it has with masks alone behind it."""
     model = make_model(3, num_layers=3)
     config = SamplingConfig(
         gen_length=8,
@@ -74,13 +74,14 @@ def test_logits_equal_the_slow_definition(
             blocks[row] = block
             one, two = rows[row]
             alone = naive_row(model)
-            prefix = alone.embed(tokens, range(p))
+            prefix = alone.embed(tokens[:p] + [MASK] * 8, range(p + 8))
             x = one.embed(tokens, [c for c in fed if c >= p])
             for number in range(3):
                 if number < depth:
-                    prefix = alone.run_layer(number, prefix, range(p))
-                    one.keys[number].update(alone.keys[number])
-                    one.values[number].update(alone.values[number])
+                    prefix = alone.run_layer(number, prefix, range(p + 8))
+                    for c in range(p):
+                        one.keys[number][c] = alone.keys[number][c]
+                        one.values[number][c] = alone.values[number][c]
                 if number == depth:
                     x |= {c: prefix[c] for c in fed if c < p}
                 x = one.run_layer(number, x, range(P + 8))
@@ -110,8 +111,8 @@ def test_no_depth_is_exact_and_any_depth_is_a_row_s_own_business(make_model: Mak
                 torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
                 if depth == 0.3 or not prompt:
                     assert torch.equal(one, three)
-                else:
-                    assert not torch.allclose(one, three, rtol=1e-4, atol=1e-4)
+            is_exact = torch.allclose(together[row][-1], exact[row][-1], rtol=1e-4, atol=1e-4)
+            assert is_exact == (depth == 0.3 or not prompt)
 
 
 def test_intervals_that_run_everything_are_none_beside_a_shared_prefix_too(make_model: MakeModel) -> None:
@@ -131,37 +132,63 @@ def test_tokens_that_many_rows_share_are_fed_once(make_model: MakeModel) -> None
     knobs: dict[str, Any] = {"gen_length": 4, "block_length": 2, "cache": "dual"}
     out = generate(model, prompts, shared_depth=0.5, shared_prefix=16, **knobs)
     # A row feeds everything at each of its two blocks, in between the block alone. Half of the layers are spared the
-    # prefix, but for the once that they run it.
+    # prefix, but for the once that they run it with four masks behind it.
     whole = 3 * 2 * (21 + 2)
     assert generate(model, prompts, **knobs).token_forwards == whole
-    assert out.token_forwards == whole - 3 * 2 * 16 // 2 + 16 // 2
+    assert out.token_forwards == whole - 3 * 2 * 16 // 2 + (16 + 4) // 2
+
+
+def test_the_first_forward_of_a_shared_prompt_is_exact(make_model: MakeModel) -> None:
+    """Where all of the prompt is shared, masks are what stands behind it."""
+    model = make_model(1, num_layers=3)
+    plain, shared = (SamplingConfig(gen_length=8, shared_depth=depth) for depth in (0.0, 0.7))
+    exact, own = (walk(model, canvas_of(PROMPTS, config)) for config in (plain, shared))
+    for one, two in zip(exact, own, strict=True):
+        torch.testing.assert_close(one[0], two[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(exact[0][3], own[0][3], rtol=1e-4, atol=1e-4)
+
+
+def test_a_gap_in_a_text_stays_within_the_context(make_model: MakeModel) -> None:
+    """Behind the beginning of a text with gaps stand no more masks than the text is long."""
+    model = make_model(1, max_length=10)
+    text = torch.tensor([[3, 4, 5, MASK, 6, MASK, MASK, 7, 8, 9]])
+    lengths = []
+    original = model.embed.register_forward_pre_hook(lambda _, inputs: lengths.append(len(inputs[0])))
+    out = infill(model, text, shared_depth=0.5)
+    original.remove()
+    assert not (out.sequences == MASK).any()
+    assert max(lengths) == 10
 
 
 @torch.no_grad()
 def test_the_store_holds_what_was_used_last(make_model: MakeModel) -> None:
     model = make_model(0, num_layers=3)
-    a, b, c = (torch.tensor(ids) for ids in ([3, 4, 5], [3, 4, 6], [4, 3, 5]))
+    a, b, c = (torch.tensor([*ids, MASK, MASK]) for ids in ([3, 4, 5], [3, 4, 6], [4, 3, 5]))
     size = 3 * (2 * 2 * 12 + 24) * 4  # tokens · (two layers' keys and values + the stream) · float32
     store = PrefixStore(max_bytes=2 * size)
-    prefix, run = store.get(model, a, 2)
-    assert (run, prefix.num_bytes, prefix.depth, prefix.length) == (3, size, 2, 3)
-    assert store.get(model, a, 2) == (prefix, 0)
-    assert store.get(model, b, 2)[1] == 3
-    assert store.get(model, a, 2)[1] == 0
-    assert store.get(model, c, 2)[1] == 3  # b was used longest ago
+    prefix, run = store.get(model, a, 3, 2)
+    assert (run, prefix.num_bytes, prefix.depth, prefix.length) == (5, size, 2, 3)
+    tensors = [prefix.stream, *(t for layer in prefix.layers for t in layer)]
+    assert sum(t.untyped_storage().nbytes() for t in tensors) == size
+    assert store.get(model, a, 3, 2) == (prefix, 0)
+    assert store.get(model, b, 3, 2)[1] == 5
+    assert store.get(model, a, 3, 2)[1] == 0
+    assert store.get(model, c, 3, 2)[1] == 5  # b was used longest ago
     assert (len(store), store.num_bytes) == (2, 2 * size)
-    assert store.get(model, a, 2)[1] == 0
-    assert store.get(model, b, 2)[1] == 3
-    assert store.get(model, a, 1)[0].depth == 1  # another depth is another prefix
+    assert store.get(model, a, 3, 2)[1] == 0
+    assert store.get(model, b, 3, 2)[1] == 5
+    assert store.get(model, a, 3, 1)[0].depth == 1  # another depth is another prefix
+    assert store.get(model, a, 2, 1)[0].length == 2  # and so is another length before the same masks
+    assert store.get(model, a[:-1], 3, 1)[1] == 4  # and other masks
     long = torch.arange(2, 20)
-    assert store.get(model, long, 2)[1] == store.get(model, long, 2)[1] == 18  # too large to be kept
+    assert store.get(model, long, 18, 2)[1] == store.get(model, long, 18, 2)[1] == 18  # too large to be kept
     assert store.num_bytes <= store.max_bytes
-    again = run_prefix(model, a, 2)
+    again = run_prefix(model, a, 3, 2)
     assert torch.equal(again.stream, prefix.stream)
 
 
 @torch.no_grad()
 def test_a_prefix_in_all_layers_is_the_dense_network_s(make_model: MakeModel) -> None:
     model, ids = make_model(0), torch.tensor([3, 4, 5, 9])
-    logits = model.lm_head(model.norm(run_prefix(model, ids, 2).stream))
-    torch.testing.assert_close(logits, model(ids[None])[0], rtol=1e-4, atol=1e-4)
+    logits = model.lm_head(model.norm(run_prefix(model, ids, 3, 2).stream))
+    torch.testing.assert_close(logits, model(ids[None])[0, :3], rtol=1e-4, atol=1e-4)
