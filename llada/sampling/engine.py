@@ -20,10 +20,12 @@ from transformers import PreTrainedTokenizerFast
 from llada.errors import UserError
 from llada.model.predict import Model, check_tokens, network_block, resolve_mask_id
 from llada.sampling.batch import Batch, Group, Run, cache_bytes
+from llada.sampling.blocks import check_network_block
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import Event, Finished, Started, Text
+from llada.sampling.forward import check_cache
 from llada.sampling.generate import held_back
 from llada.sampling.mailbox import Mailbox
 from llada.sampling.reply import Reply
@@ -188,6 +190,8 @@ class DenoiseEngine:
             raise UserError(f"a canvas of {length} tokens exceeds the context length of {self.max_length}")
         if self.mask_id in request.prompt or self.mask_id in request.suffix:
             raise UserError(f"prompt and suffix must not hold the mask token (id {self.mask_id})")
+        check_cache(self.model, request.sampling)
+        check_network_block(request.sampling, network_block(self.model))
         named = named_ids(spell_fixed(self.tokenizer, request.sampling))
         if self.mask_id in named["fixed"].tolist():
             raise UserError(f"sampling: fixed must not hold the mask token (id {self.mask_id})")
