@@ -86,7 +86,7 @@ class Cut(NamedTuple):
 def draw_tokens(
     logits: Tensor,
     temperature: float | Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     rounding: float | Tensor = 0.0,
     *,
     cut: Cut | None = None,
@@ -95,7 +95,7 @@ def draw_tokens(
     """argmax(logits + temperature · Gumbel noise): samples of softmax(logits / temperature), (N,) from (N, V).
 
     In float64 where there is noise, because low-precision Gumbel noise truncates the tail and lowers the effective
-    temperature (arXiv 2409.02908). `keys` (N,) are what it is a function of. Values are equal, and the lowest id is taken,
+    temperature (arXiv 2409.02908). `keys` (N,) are what it is a function of; None will do where no temperature is. Values are equal, and the lowest id is taken,
     within `rounding` per unit of the highest one. `temperature` and `rounding` may be (N,).
 
     `uniform` (N,): where it is a number in [0, 1), and not NaN, the token is the one at which the probabilities, summed in
@@ -109,6 +109,9 @@ def draw_tokens(
     if not bool(is_drawn.all()):
         for part in _slices(logits):
             tokens[part] = _highest(logits[part], rounding[part])
+    if not bool(is_drawn.any()):
+        return tokens
+    assert keys is not None
     if uniform is None:
         uniform = torch.full((count,), torch.nan, dtype=torch.float64)
     if cut is not None and not bool(((cut.top_k > 0) | (cut.top_p < 1) | (cut.min_p > 0)).any()):
@@ -116,7 +119,7 @@ def draw_tokens(
     size = max(1, _SLICE // max(1, logits.shape[1]))
     for is_summed in (False, True):
         rows = (is_drawn & (uniform.isnan() != is_summed)).nonzero().squeeze(1)
-        for own in rows.split(size):
+        for own in rows.split(size) if len(rows) else ():
             some, heat = own.to(device), temperature[own, None].to(device)
             values = logits[some].double()
             if cut is not None:

@@ -26,7 +26,8 @@ Shape legend: B rows, b rows at work, P prompt columns, G generated columns, L =
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -101,7 +102,12 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
     canvas_row = rows[row]
     slot = where.cumsum(1)[row, column] - 1
     position = canvas.position[canvas_row, column]
-    keys = row_keys(row_keys(canvas.seed_keys[rows], canvas.forwards[rows])[row], position)
+
+    @cache
+    def keys() -> Tensor:
+        """(N,) what a candidate's noise is a function of."""
+        return row_keys(row_keys(canvas.seed_keys[rows], canvas.forwards[rows])[row], position)
+
     rounding = (_ROUNDING * (1 + 2 * canvas.cfg_scale[rows]))[row]
     logits = _writable(canvas, logits, canvas_row, position)
     if not bool(logits.amax(-1).isfinite().all()):
@@ -112,10 +118,11 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
         )
     present = canvas.tokens[canvas_row, column]
     is_held = present != canvas.mask_id
+    temperature = canvas.temperature[canvas_row].masked_fill(is_held, 0.0)
     drawn = draw_tokens(
         logits,
-        canvas.temperature[canvas_row].masked_fill(is_held, 0.0),
-        keys,
+        temperature,
+        keys() if bool(temperature.any()) else None,
         rounding,
         cut=Cut(canvas.top_k[canvas_row], canvas.top_p[canvas_row], canvas.min_p[canvas_row]),
         uniform=_strata(canvas, rows, row, keys),
@@ -136,16 +143,19 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
         steps=canvas.steps_of[rows, block],
         quota=_quota(canvas, rows),
         knobs=canvas.knobs[rows],
-        noise_keys=keys,
+        draw_keys=keys,
         doubt=rounding * (1 + own.abs()),
         unsure_ids=unsure if bool((unsure != canvas.mask_id).any()) else None,
     )
     rules = [canvas.rules[r] for r in rows.tolist()]
-    chosen = torch.zeros(everything.shape, dtype=torch.bool)
-    for rule in dict.fromkeys(rules):
-        own_rows = torch.tensor([other is rule for other in rules])
-        candidates = everything if bool(own_rows.all()) else everything.of_rows(own_rows)
-        chosen[own_rows, : candidates.shape[1]] = rule.choose(candidates) & candidates.exists
+    if len(kinds := list(dict.fromkeys(rules))) == 1:
+        chosen = kinds[0].choose(everything) & everything.exists
+    else:
+        chosen = torch.zeros(everything.shape, dtype=torch.bool)
+        for rule in kinds:
+            own_rows = torch.tensor([other is rule for other in rules])
+            candidates = everything.of_rows(own_rows)
+            chosen[own_rows, : candidates.shape[1]] = rule.choose(candidates) & candidates.exists
     chosen[:, 0] |= ~chosen.any(1)
     # When the steps left are no more than the blocks left, each block has to be done in one.
     is_last = canvas.steps[rows] - canvas.forwards[rows] <= canvas.blocks_left[rows, block]
@@ -164,18 +174,19 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
     canvas.tokens[rows] = written
     canvas.reveal_step[rows] = torch.where(committed, canvas.forwards[rows, None], canvas.reveal_step[rows])
     _remask(canvas, rows, committed, dropped, first_end)
-    canvas.shorten(rows, first_end)
+    if bool((first_end < NEVER).any()):
+        canvas.shorten(rows, first_end)
     canvas.step[rows] += 1
     canvas.forwards[rows] += 1
     canvas.nfe += 1
 
 
-def _strata(canvas: Canvas, rows: Tensor, row: Tensor, keys: Tensor) -> Tensor | None:
+def _strata(canvas: Canvas, rows: Tensor, row: Tensor, keys: Callable[[], Tensor]) -> Tensor | None:
     """(N,) what the tokens of stratified rows are drawn with, NaN for the others'; None: there is no such row."""
     if not bool(canvas.stratified[rows].any()):
         return None
     shift = uniforms_of(row_keys(row_keys(_SHIFT, canvas.seed_keys[rows]), canvas.forwards[rows]))
-    uniform = spread(uniforms_of(row_keys(_SUM, keys)), row, shift)
+    uniform = spread(uniforms_of(row_keys(_SUM, keys())), row, shift)
     return uniform.masked_fill(~canvas.stratified[rows][row], torch.nan)
 
 
