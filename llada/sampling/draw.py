@@ -108,7 +108,7 @@ def draw_tokens(
     is_drawn = temperature != 0
     if not bool(is_drawn.all()):
         for part in _slices(logits):
-            tokens[part] = _highest(logits[part], rounding[part])
+            tokens[part] = likeliest(logits[part], logits[part].amax(1, keepdim=True), rounding[part])
     if not bool(is_drawn.any()):
         return tokens
     assert keys is not None
@@ -129,14 +129,19 @@ def draw_tokens(
                 tokens[some] = _by_sum(values / heat, uniform[own, None].to(device))
             else:
                 noise = wide_uniforms(row_keys(_DRAW, keys.to(device)[some]), logits.shape[1])
-                tokens[some] = _highest(values - heat * torch.log(-torch.log(noise)), rounding[some])
+                values -= heat * torch.log(-torch.log(noise))
+                tokens[some] = likeliest(values, values.amax(1, keepdim=True), rounding[some])
     return tokens
 
 
-def _highest(values: Tensor, rounding: Tensor) -> Tensor:
-    best = values.amax(1, keepdim=True)
-    lowest = best - (rounding[:, None] * (1 + best.abs())).to(values.dtype)
-    return (values >= lowest).to(torch.int8).argmax(1)
+def likeliest(logits: Tensor, highest: Tensor, rounding: Tensor) -> Tensor:
+    """(N,) the lowest ids of (N, V) that are equal to the highest values (N, 1) within `rounding` (N,) per unit of them."""
+    rounding = rounding.to(logits.device)[:, None] * (1 + highest.abs())
+    lowest = highest - rounding.to(logits.dtype)
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for part in _slices(logits):
+        tokens[part] = (logits[part] >= lowest[part]).to(torch.int8).argmax(1)
+    return tokens
 
 
 def _by_sum(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -619,8 +619,8 @@ def test_a_step_costs_as_many_operations_for_many_rows_as_for_one(rule: dict[str
             commit(canvas, step, torch.randn(int(step.where.sum()), 23, generator=generator))
         return count.operations
 
-    # Where one of the rows meets its end, what stands behind is looked at once more, for all of them.
-    assert operations(64) <= operations(2) + 16
+    # A loop over rows would take at least one for each.
+    assert operations(64) < operations(2) + 62
 
 
 @pytest.mark.parametrize("rule", [*RULES, *REMASKING], ids=str)
