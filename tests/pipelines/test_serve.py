@@ -574,7 +574,8 @@ def test_taking_it_down_finishes_what_runs_and_refuses_the_rest(random_model: Pa
                     body = {**FAST, "prompt": "Go", **fields}
                     return asyncio.create_task(requests.post("/v1/completions", json=body))
 
-                running = [ask(max_tokens=20), ask(**LONG, cfg_scale=1.0)]
+                # Tokens are shared out fairly: the shorter one takes some seconds beside the longer.
+                running = [ask(max_tokens=200), ask(**LONG, cfg_scale=1.0)]
                 while await asyncio.to_thread(metric, client, "llada_requests_running") < 2:
                     await asyncio.sleep(0.1)
                 waiting = [ask(), ask(stream=True)]
@@ -594,7 +595,7 @@ def test_taking_it_down_finishes_what_runs_and_refuses_the_rest(random_model: Pa
         (short, long), refused, coming = asyncio.run(asyncio.wait_for(take_down(), 150))
         assert process.wait(120) == 0
     assert short.status_code == 200
-    assert short.json()["usage"]["completion_tokens"] == 20
+    assert short.json()["usage"]["completion_tokens"] > 20
     *_, cut, done, _ = long.text.split("\n\n")  # it would have run for longer than the time that is given
     assert json.loads(cut.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
     assert done == "data: [DONE]"
