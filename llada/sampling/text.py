@@ -14,8 +14,8 @@ from llada.errors import UserError
 from llada.model.hf import load_model
 from llada.model.predict import Model, config_eos_id
 from llada.model.transformer import Transformer
-from llada.sampling.canvas import as_ids
 from llada.sampling.config import SamplingConfig
+from llada.sampling.inputs import as_ids
 from llada.tokenizer import (
     END_OF_TURN,
     encode_texts,
