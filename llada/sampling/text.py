@@ -36,8 +36,8 @@ def load(
 
     Args:
         path: a local folder with config.json and one or several safetensors.
-        device, dtype: where and as what the weights are held ("bf16", torch.float32, …); None means CPU and the file's dtype,
-            the widest of several.
+        device, dtype: where and as what the weights are held ("bf16", torch.float32, …); None means CPU and the file's
+            dtype, the widest of several.
 
     Returns:
         The network in evaluation mode, and the tokenizer with its mask token set, which pads on the left (None if the
