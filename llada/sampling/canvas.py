@@ -1,9 +1,13 @@
 """The canvas: tokens being denoised, cut into blocks, and how far each row has come.
 
-A row works on one block at a time, the first that holds a mask; blocks are counted from where the text starts, and masks
-in the prompt belong to the first. A block-causal network's own blocks are those of the canvas, counted from a row's first
-token: the end of the prompt shares the block that the text begins in. The steps are shared out among the blocks that hold masks, in each row for itself, so
-that a row is denoised alike in any company: rows of other lengths and with other settings may join it and leave it.
+A row works on one block at a time, the first that holds a mask. Blocks are counted from where the text starts, and
+masks in the prompt belong to the first. A block-causal network's own blocks are those of the canvas, counted from a
+row's first token: the end of the prompt shares the block that the text begins in. The steps are shared out among the
+blocks that hold masks.
+
+Every row has settings, a cache and progress of its own, so that it is denoised alike in any company: rows of other
+lengths and with other settings may join it (`Canvas.join`) and leave it (`Canvas.take`). Padding stands at the ends of
+a row, is never fed to a network of ours, and neither is what stands behind an end that is certain (`Canvas.shorten`).
 
 Shape legend: B rows, L columns, K blocks.
 """
@@ -107,8 +111,9 @@ class Canvas:
             network_block: of a block-causal network the length of its blocks (`predict.network_block`).
 
         Raises:
-            UserError: settings that mean nothing to a block-causal network; the padding is the mask token, which would be filled, or stands within a row; EOS is the mask token;
-                another number of seeds than rows.
+            UserError: settings that mean nothing to a block-causal network; the padding is the mask token, which would be
+                filled, or stands within a row; EOS is the mask token; `suffix_window` would hide what is given behind
+                masks; another number of seeds than rows.
         """
         self.mask_id, self.device = mask_id, tokens.device  # where a plain function wants its tokens
         check_network_block(config, network_block)
