@@ -99,34 +99,39 @@ class Batch:
         # A row may be given whole, when all its positions are fixed.
         complete = set(range(len(self.runs))) - set(step.rows.tolist() if step else [])
         brought_on = self._advance(canvas, self._whose_turn(canvas, step), fail) if step else []
-        final, forwards = canvas.final_until(), canvas.forwards.tolist()
+        fed, final, forwards = canvas.token_forwards.tolist(), canvas.final_until(), canvas.forwards.tolist()
         for row in [*complete, *brought_on]:
-            yield Progress(self.runs[row], canvas.tokens[row], final[row], forwards[row])
+            run = self.runs[row]
+            run.group.served += fed[row] - run.served
+            run.served = fed[row]
+            yield Progress(run, canvas.tokens[row], final[row], forwards[row])
 
     def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
         """Those rows of a step that may be fed at once: the higher priority first, then one row of each group, that which
         was served least first, then another of each. At least one."""
-        fed = [f.columns.end - f.columns.begin for f in columns_to_feed(canvas, step)]
-        if sum(fed) > self.max_tokens:
-            seen: Counter[Group] = Counter()
-            places: dict[int, tuple[int, int, int]] = {}
-            for row in sorted(range(len(fed)), key=lambda row: self.runs[row].served):
-                group = self.runs[row].group
-                places[row] = (-group.priority, seen[group], group.served)
-                seen[group] += 1
-            room = self.max_tokens
-            chosen: list[int] = []
-            for row in sorted(places, key=lambda row: places[row]):
-                if chosen and fed[row] > room:
-                    break
-                chosen.append(row)
-                room -= fed[row]
-            rows = torch.tensor(sorted(chosen))
-            step = Step(step.rows[rows], step.where[rows])
-        for row in step.rows.tolist():
-            self.runs[row].served += fed[row]
-            self.runs[row].group.served += fed[row]
-        return step
+        at_work = step.rows.tolist()
+        copies = 1 + (canvas.cfg_scale[step.rows] != 0).long()
+        if int(((canvas.stop - canvas.first)[step.rows] * copies).sum()) <= self.max_tokens:
+            return step  # all of them as a whole
+        fed = [
+            (feeding.columns.end - feeding.columns.begin) * count
+            for feeding, count in zip(columns_to_feed(canvas, step), copies.tolist(), strict=True)
+        ]
+        seen: Counter[Group] = Counter()
+        places: dict[int, tuple[int, int, int]] = {}
+        for place in sorted(range(len(fed)), key=lambda place: self.runs[at_work[place]].served):
+            group = self.runs[at_work[place]].group
+            places[place] = (-group.priority, seen[group], group.served)
+            seen[group] += 1
+        room = self.max_tokens
+        chosen: list[int] = []
+        for place in sorted(places, key=lambda place: places[place]):
+            if chosen and fed[place] > room:
+                break
+            chosen.append(place)
+            room -= fed[place]
+        rows = torch.tensor(sorted(chosen))
+        return Step(step.rows[rows], step.where[rows])
 
     def _advance(self, canvas: Canvas, step: Step, fail: Callable[[Run, Exception], None]) -> list[int]:
         """The rows that the forward brought on. Where it fails, each row is tried alone."""

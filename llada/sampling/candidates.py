@@ -7,6 +7,7 @@ Shape legend: b rows at work, C slots, N candidates in all, V vocabulary rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,8 +49,8 @@ class Candidates:
     """(b,): how many to commit so that the block is full after its steps, equally many at each (LLaDA)."""
     knobs: Tensor
     """(b, n) float64: each row's value of the rule's `knob` and of the settings `beside` it; 0 where there is none."""
-    noise_keys: Tensor
-    """(N,) of the row's seed, its forward and the position."""
+    draw_keys: Callable[[], Tensor]
+    """Makes `noise_keys` where they are wanted: most rules draw nothing."""
     doubt: Tensor
     """(N,): by how many nats rounding may have moved the logit of the token."""
     unsure_ids: Tensor | None
@@ -82,15 +83,22 @@ class Candidates:
             steps=self.steps[rows],
             quota=self.quota[rows],
             knobs=self.knobs[rows],
-            noise_keys=self.noise_keys[here],
+            draw_keys=lambda: self.noise_keys[here],
             doubt=self.doubt[here],
             unsure_ids=None if self.unsure_ids is None else self.unsure_ids[here],
         )
 
     @cached_property
+    def noise_keys(self) -> Tensor:
+        """(N,) of the row's seed, its forward and the position."""
+        return self.draw_keys()
+
+    @cached_property
     def exists(self) -> Tensor:
         """(b, C) bool: the slots that hold a candidate."""
-        return self.table(torch.zeros_like(self.row, dtype=torch.float64)) == 0
+        table = torch.zeros(self.shape, dtype=torch.bool)
+        table[self.row, self.slot] = True
+        return table
 
     @cached_property
     def confidence(self) -> Tensor:

@@ -85,7 +85,7 @@ class Cut(NamedTuple):
 def draw_tokens(
     logits: Tensor,
     temperature: float | Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     rounding: float | Tensor = 0.0,
     *,
     cut: Cut | None = None,
@@ -94,7 +94,7 @@ def draw_tokens(
     """argmax(logits + temperature · Gumbel noise): samples of softmax(logits / temperature), (N,) from (N, V).
 
     In float64 where there is noise, because low-precision Gumbel noise truncates the tail and lowers the effective
-    temperature (arXiv 2409.02908). `keys` (N,) are what it is a function of. Values are equal, and the lowest id is taken,
+    temperature (arXiv 2409.02908). `keys` (N,) are what it is a function of; None will do where no temperature is. Values are equal, and the lowest id is taken,
     within `rounding` per unit of the highest one. `temperature` and `rounding` may be (N,).
 
     `uniform` (N,): where it is a number in [0, 1), and not NaN, the token is the one at which the probabilities, summed in
@@ -107,7 +107,10 @@ def draw_tokens(
     is_drawn = temperature != 0
     if not bool(is_drawn.all()):
         for part in _slices(logits):
-            tokens[part] = _highest(logits[part], rounding[part])
+            tokens[part] = likeliest(logits[part], logits[part].amax(1, keepdim=True), rounding[part])
+    if not bool(is_drawn.any()):
+        return tokens
+    assert keys is not None
     if uniform is None:
         uniform = torch.full((count,), torch.nan, dtype=torch.float64)
     if cut is not None and not bool(((cut.top_k > 0) | (cut.top_p < 1) | (cut.min_p > 0)).any()):
@@ -115,7 +118,7 @@ def draw_tokens(
     size = max(1, _SLICE // max(1, logits.shape[1]))
     for is_summed in (False, True):
         rows = (is_drawn & (uniform.isnan() != is_summed)).nonzero().squeeze(1)
-        for own in rows.split(size):
+        for own in rows.split(size) if len(rows) else ():
             some, heat = own.to(device), temperature[own, None].to(device)
             values = logits[some].double()
             if cut is not None:
@@ -125,14 +128,19 @@ def draw_tokens(
                 tokens[some] = _by_sum(values / heat, uniform[own, None].to(device))
             else:
                 noise = wide_uniforms(row_keys(_DRAW, keys.to(device)[some]), logits.shape[1])
-                tokens[some] = _highest(values - heat * torch.log(-torch.log(noise)), rounding[some])
+                values -= heat * torch.log(-torch.log(noise))
+                tokens[some] = likeliest(values, values.amax(1, keepdim=True), rounding[some])
     return tokens
 
 
-def _highest(values: Tensor, rounding: Tensor) -> Tensor:
-    best = values.amax(1, keepdim=True)
-    lowest = best - (rounding[:, None] * (1 + best.abs())).to(values.dtype)
-    return (values >= lowest).to(torch.int8).argmax(1)
+def likeliest(logits: Tensor, highest: Tensor, rounding: Tensor) -> Tensor:
+    """(N,) the lowest ids of (N, V) that are equal to the highest values (N, 1) within `rounding` (N,) per unit of them."""
+    rounding = rounding.to(logits.device)[:, None] * (1 + highest.abs())
+    lowest = highest - rounding.to(logits.dtype)
+    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    for part in _slices(logits):
+        tokens[part] = (logits[part] >= lowest[part]).to(torch.int8).argmax(1)
+    return tokens
 
 
 def _by_sum(logits: Tensor, uniform: Tensor) -> Tensor:

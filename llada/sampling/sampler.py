@@ -30,7 +30,8 @@ Shape legend: B rows, b rows at work, L columns, N candidates, V vocabulary rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ from llada.sampling.candidates import Candidates
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.coins import NEVER, spread
 from llada.sampling.constraints import Constraints
-from llada.sampling.draw import Cut, draw_tokens
+from llada.sampling.draw import Cut, draw_tokens, likeliest
 from llada.sampling.forward import forward
 from llada.sampling.prefixes import PrefixStore
 
@@ -102,33 +103,41 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
     """
     rows, where = step
     row, column = where.nonzero(as_tuple=True)
-    canvas_row = rows[row]
+    at = rows[row]  # (N,) the candidates' rows of the canvas, where `row` counts those at work
     slot = where.cumsum(1)[row, column] - 1
-    position = canvas.position[canvas_row, column]
-    keys = row_keys(row_keys(canvas.seed_keys[rows], canvas.forwards[rows])[row], position)
-    rounding = (_ROUNDING * (1 + 2 * canvas.cfg_scale[rows]))[row]
-    logits = _writable(canvas, logits, canvas_row, position)
-    if not bool(logits.amax(-1).isfinite().all()):
-        _blame_constraints(canvas, logits, canvas_row, position)
+    position = canvas.position[at, column]
+
+    @cache
+    def keys() -> Tensor:
+        """(N,) what a candidate's noise is a function of."""
+        return row_keys(row_keys(canvas.seed_keys[rows], canvas.forwards[rows])[row], position)
+
+    rounding = (_ROUNDING * (1 + 2 * canvas.cfg_scale))[at]
+    logits = _writable(canvas, logits, at, position)
+    highest = logits.amax(1, keepdim=True)
+    if not bool(highest.isfinite().all()):
+        _blame_constraints(canvas, logits, at, position)
         raise FloatingPointError(
             f"the network's logits are not finite (NaN or infinite) in forward {canvas.nfe} of {tuple(where.shape)} tokens: "
             "its weights are damaged, or the precision does not hold them"
         )
-    present = canvas.tokens[canvas_row, column]
+    tokens = likeliest(logits, highest, rounding)
+    if bool(canvas.temperature.any()):
+        tokens = draw_tokens(
+            logits,
+            canvas.temperature[at],
+            keys(),
+            rounding,
+            cut=Cut(canvas.top_k[at], canvas.top_p[at], canvas.min_p[at]),
+            uniform=_strata(canvas, rows, row, keys),
+        )
+    present, tokens = canvas.tokens[at, column], tokens.cpu()
     is_held = present != canvas.mask_id
-    drawn = draw_tokens(
-        logits,
-        canvas.temperature[canvas_row].masked_fill(is_held, 0.0),
-        keys,
-        rounding,
-        cut=Cut(canvas.top_k[canvas_row], canvas.top_p[canvas_row], canvas.min_p[canvas_row]),
-        uniform=_strata(canvas, rows, row, keys),
-    )
-    tokens = torch.where(is_held, present, drawn.cpu())
-    own = logits.gather(1, tokens.to(logits.device)[:, None]).squeeze(1).cpu()
-    unsure = canvas.unsure_ids[canvas_row]
-    block = canvas.block[rows]
-    everything = Candidates(
+    if bool(is_held.any()):
+        tokens = torch.where(is_held, present, tokens)
+    own = logits.gather(1, tokens.to(logits.device)[:, None])
+    has_unsure = bool((canvas.unsure_ids != canvas.mask_id).any())
+    candidates = Candidates(
         logits=logits,
         tokens=tokens,
         is_held=is_held,
@@ -137,49 +146,69 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
         column=column,
         shape=(len(rows), int(slot.max()) + 1),
         step=canvas.step[rows],
-        steps=canvas.steps_of[rows, block],
+        steps=canvas.steps_of[rows, canvas.block[rows]],
         quota=_quota(canvas, rows),
         knobs=canvas.knobs[rows],
-        noise_keys=keys,
-        doubt=rounding * (1 + own.abs()),
-        unsure_ids=unsure if bool((unsure != canvas.mask_id).any()) else None,
+        draw_keys=keys,
+        doubt=rounding * (1 + own.squeeze(1).abs().cpu()),
+        unsure_ids=canvas.unsure_ids[at] if has_unsure else None,
     )
-    rules = [canvas.rules[r] for r in rows.tolist()]
-    chosen = torch.zeros(everything.shape, dtype=torch.bool)
-    for rule in dict.fromkeys(rules):
-        own_rows = torch.tensor([other is rule for other in rules])
-        candidates = everything if bool(own_rows.all()) else everything.of_rows(own_rows)
-        chosen[own_rows, : candidates.shape[1]] = rule.choose(candidates) & candidates.exists
-    chosen[:, 0] |= ~chosen.any(1)
-    # When the steps left are no more than the blocks left, each block has to be done in one.
-    is_last = canvas.steps[rows] - canvas.forwards[rows] <= canvas.blocks_left[rows, block]
-    chosen |= everything.exists & is_last[:, None]
-    is_chosen = chosen[row, slot]
-    committed, dropped = torch.zeros_like(where), torch.zeros_like(where)
-    committed[row, column] = is_chosen & ~is_held
-    dropped[row, column] = is_held & ~is_chosen
-    written = canvas.tokens[rows].masked_scatter(committed, tokens[is_chosen & ~is_held])
-    columns = torch.arange(where.shape[1])
-    ends = (written[:, :, None] == canvas.end_ids[rows][:, None]).any(-1) & committed
-    first_end = torch.where(ends & (columns >= canvas.start[rows, None]), columns, NEVER).amin(1)
-    committed &= columns <= first_end[:, None]
-    is_open = (canvas.tokens[rows] == canvas.mask_id) & (columns > first_end[:, None])
-    written = torch.where(is_open, canvas.end_ids[rows, :1], written)
-    canvas.tokens[rows] = written
-    canvas.reveal_step[rows] = torch.where(committed, canvas.forwards[rows, None], canvas.reveal_step[rows])
-    _remask(canvas, rows, committed, dropped, first_end)
-    canvas.shorten(rows, first_end)
+    is_chosen = _choose(canvas, rows, candidates)[row, slot]
+    _write(canvas, rows, candidates, is_chosen)
     canvas.step[rows] += 1
     canvas.forwards[rows] += 1
     canvas.nfe += 1
 
 
-def _strata(canvas: Canvas, rows: Tensor, row: Tensor, keys: Tensor) -> Tensor | None:
+def _choose(canvas: Canvas, rows: Tensor, candidates: Candidates) -> Tensor:
+    """(b, C) bool: what each row's rule chooses, one at least, and all where the steps are used up."""
+    rules = [canvas.rules[row] for row in rows.tolist()]
+    if len(kinds := list(dict.fromkeys(rules))) == 1:
+        chosen = kinds[0].choose(candidates) & candidates.exists
+    else:
+        chosen = torch.zeros(candidates.shape, dtype=torch.bool)
+        for rule in kinds:
+            own = torch.tensor([other is rule for other in rules])
+            of_rule = candidates.of_rows(own)
+            chosen[own, : of_rule.shape[1]] = rule.choose(of_rule) & of_rule.exists
+    chosen[:, 0] |= ~chosen.any(1)
+    # When the steps left are no more than the blocks left, each block has to be done in one.
+    is_last = canvas.steps[rows] - canvas.forwards[rows] <= canvas.blocks_left[rows, canvas.block[rows]]
+    return chosen | (candidates.exists & is_last[:, None])
+
+
+def _write(canvas: Canvas, rows: Tensor, candidates: Candidates, is_chosen: Tensor) -> None:
+    """Write the candidates that are chosen (N,) bool, but what stands behind an end that is written; the masks there become
+    EOS. Make masks of those that were held and are not chosen."""
+    row, column = candidates.row, candidates.column
+    is_written = is_chosen & ~candidates.is_held
+    ends = (candidates.tokens[:, None] == canvas.end_ids[rows[row]]).any(1) & is_written
+    first_end = torch.full((len(rows),), NEVER)
+    if bool(ends.any()):
+        ends &= column >= canvas.start[rows[row]]
+        first_end = first_end.scatter_reduce(0, row[ends], column[ends], "amin")
+        is_written &= column <= first_end[row]
+        is_open = canvas.tokens[rows] == canvas.mask_id
+        is_open &= torch.arange(is_open.shape[1]) > first_end[:, None]
+        canvas.tokens[rows] = torch.where(is_open, canvas.end_ids[rows, :1], canvas.tokens[rows])
+        canvas.shorten(rows, first_end)
+    at, where = rows[row[is_written]], column[is_written]
+    canvas.tokens[at, where] = candidates.tokens[is_written]
+    canvas.reveal_step[at, where] = canvas.forwards[at]
+    if any(canvas.rules[r].may_remask for r in rows.tolist()):
+        committed = torch.zeros(len(rows), canvas.tokens.shape[1], dtype=torch.bool)
+        dropped = committed.clone()
+        committed[row, column] = is_written
+        dropped[row, column] = candidates.is_held & ~is_chosen
+        _remask(canvas, rows, committed, dropped, first_end)
+
+
+def _strata(canvas: Canvas, rows: Tensor, row: Tensor, keys: Callable[[], Tensor]) -> Tensor | None:
     """(N,) what the tokens of stratified rows are drawn with, NaN for the others'; None: there is no such row."""
     if not bool(canvas.stratified[rows].any()):
         return None
     shift = uniforms_of(row_keys(row_keys(_SHIFT, canvas.seed_keys[rows]), canvas.forwards[rows]))
-    uniform = spread(uniforms_of(row_keys(_SUM, keys)), row, shift)
+    uniform = spread(uniforms_of(row_keys(_SUM, keys())), row, shift)
     return uniform.masked_fill(~canvas.stratified[rows][row], torch.nan)
 
 
@@ -187,8 +216,6 @@ def _remask(canvas: Canvas, rows: Tensor, committed: Tensor, dropped: Tensor, en
     """Make masks of the tokens `dropped` (b, L) by a rule that weighs them, and of those that were due to become masks
     before the next forward of their rows (b,): where some are to come back, there are masks then. `committed` (b, L)
     has come now; what stands from the columns `end` (b,) on is settled."""
-    if not any(canvas.rules[r].may_remask for r in rows.tolist()):
-        return
     is_settled = torch.arange(committed.shape[1]) >= end[:, None]
     back = dropped & ~is_settled
     again, due = canvas.again[rows], canvas.due[rows]
@@ -214,8 +241,8 @@ def _writable(canvas: Canvas, logits: Tensor, row: Tensor, position: Tensor) -> 
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     logits = logits.scatter_(1, canvas.never_ids[row].to(logits.device), -torch.inf)
-    too_early = position < canvas.open_until[row]
-    if bool(too_early.any()):
+    if bool(canvas.open_until.any()):
+        too_early = position < canvas.open_until[row]
         ends = canvas.end_ids[row]
         ends = torch.where(too_early[:, None] & (ends >= 0), ends, canvas.mask_id)
         logits = logits.scatter_(1, ends.to(logits.device), -torch.inf)

@@ -102,7 +102,7 @@ def make_candidates() -> Callable[..., Candidates]:
             "steps": count,
             "quota": count,
             "knobs": torch.zeros(len(rows), 1, dtype=torch.float64),
-            "noise_keys": torch.arange(len(row)),
+            "draw_keys": lambda: torch.arange(len(row)),
             "doubt": torch.zeros(len(row), dtype=torch.float64),
             "unsure_ids": None,
         }
