@@ -1,4 +1,4 @@
-"""Doors: tables of named things (readers, filters, unmasking rules) to which a row can be added from outside.
+"""Doors: tables of named things (readers, filters, unmasking rules, cache modes) to which a row can be added from outside.
 
 Inside this repository a new entry is a new file and a row of its table. Outside, a module that calls `register` is
 enough: $LLADA_PLUGINS names such modules ("my_filters,my_rules"), and every process that looks something up (the

@@ -8,7 +8,7 @@ An answer adds to the line its "index" and either "text", "finish_reason", "toke
 fields of these names already, what is added to each line of the file stands in one field, "generated".
 
 Prompt i is seeded with seed + i: block size and number of actors change nothing. (A GPU computes in bf16, where rounding
-depends on the batch and may decide between tokens that are nearly equally likely; llada/sampling/sampler.py says how often.)
+may depend on the batch and decide between tokens that are nearly equally likely; llada/sampling/sampler.py says how often.)
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class ServeArgs:
     for both, stops the old ones first: then nobody answers until the new ones have started."""
 
     max_ongoing_requests: int | None = limited(None, low=1)
-    """Requests that a replica takes at a time; they are denoised in turns. None: 8, or twice a larger
+    """Requests that a replica takes at a time; they share its forwards. None: 8, or twice a larger
     target_ongoing_requests."""
     max_queued_requests: int = limited(64, low=-1)
     """Requests that may wait; -1 for any number. Ray keeps to it within a few requests of a burst."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from llada.data.work.read_config import ReadConfig
+from llada.sampling.cache import CACHES
+from llada.sampling.config import SamplingConfig
+from llada.sampling.rules import RULE_OF_KNOB
 from pipelines.cli import main
 from pipelines.prepare import load_mixture
 
@@ -44,6 +48,15 @@ def test_the_mixture_it_shows_is_one(tmp_path):
     web, code = load_mixture(str(tmp_path / "mixture.yaml"), ReadConfig(min_chars=7))
     assert (web.weight, web.read.filters, web.read.min_chars) == (0.7, ("web",), 7)
     assert (code.epochs, code.read.filters) == (2.0, ())
+
+
+def test_what_it_calls_settings_of_sampling_are_knobs():
+    (section,) = re.findall(r"^## Sampling\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+    table = [line.split("|")[2] for line in section.splitlines() if line.startswith("|")]
+    named = set(re.findall(r"`(\w+)`", "".join(table)))
+    assert named <= {field.name for field in fields(SamplingConfig)} | {"seed"}
+    assert named >= set(RULE_OF_KNOB)
+    assert all(name in table[3] for name in CACHES)
 
 
 def test_make_targets_exist():
@@ -81,5 +94,6 @@ def test_its_commands_run_in_order(tmp_path, monkeypatch, local_ray):
     assert len(answers) == 2
     assert Path("run/mlflow.db").is_file()
 
-    (python,) = (block for kind, block in BLOCKS if kind == "python")
-    exec(compile(python, "README.md", "exec"), {})
+    names: dict[str, object] = {}  # a later block goes on from an earlier one
+    for python in (block for kind, block in BLOCKS if kind == "python"):
+        exec(compile(python, "README.md", "exec"), names)

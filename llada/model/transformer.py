@@ -4,7 +4,8 @@ A bidirectional Llama-style Transformer (LLaDA, arXiv 2502.09992, Table 5): pre-
 float32, SwiGLU, grouped-query attention, no biases. Nothing here knows about losses, meshes or optimizers.
 `causal=True` gives the autoregressive twin for fair comparison, `block_length` a block-causal network, in between.
 
-Shape legend: B rows, L positions, T tokens of rows laid end to end, D model width, H heads, K key/value heads, E head width, V vocabulary rows.
+Shape legend: B rows, L positions, T tokens of rows laid end to end, D model width, H heads, K key/value heads, E head
+width, V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class ModelConfig:
             )
 
     def content(self) -> dict[str, Any]:
-        """The settings as files, hashes and a run's identity hold them: all, but `block_length` where there are no blocks."""
+        """The settings as files, hashes and a run's identity hold them: all, but `block_length` where there are no
+        blocks."""
         settings = asdict(self)
         if self.block_length is None:
             del settings["block_length"]
@@ -242,8 +244,9 @@ class Transformer(nn.Module):
                 first attended column: a left-padded row is rotated as it would be alone.
             segment_ids: (B, L) integers; positions attend only to equal ids (packed documents). Padding has an id
                 of its own, so that it sees only itself.
-            context: (B, L) int64, of a block-causal network: what each block of `input_ids` finds in the earlier ones, in place
-                of their own tokens. So one forward gives what one for each block, on `context` before it, would.
+            context: (B, L) int64, of a block-causal network: what each block of `input_ids` finds in the earlier ones,
+                in place of their own tokens. So one forward gives what one for each block, on `context` before it,
+                would.
             logits_at: (B, L) bool, or (N,) indices into (T,); only these N positions get logits, in order. The head is the
                 widest matrix of the network, and a loss needs it at masked positions only.
             positions: (T,) int64, where each token stands in its row.

@@ -1,5 +1,11 @@
-"""Text from a network by unmasking step by step: canvas, rules, the one loop, rounds, and the engine that serves many.
+"""Text from a network by unmasking step by step, for one caller or for many at once.
 
-A rule is added in rules.py, a knob in config.py; what is kept from one forward to the next (canvas, caches) is kept here.
-Imports diffusion, model and tokenizer, never training or data; plan and commit (sampler.py) never call the network.
+A step goes through three files: sampler.py plans it and commits tokens (canvas.py, rules.py, draw.py, constraints.py),
+forward.py runs the network in between (cache.py, blocks.py, prefixes.py, packed.py). Around the loop stand generate.py
+and rounds.py for callers from Python, and batch.py, on which the endpoint (engine.py) and batch inference
+(completions.py) walk many replies together.
+
+A knob is declared in config.py alone, a rule is a row of rules.py, a cache mode one of cache.py. What is kept from one
+forward to the next is kept here, by row. Imports diffusion, model and tokenizer, never training or data; plan and commit
+never call the network.
 """

@@ -1,17 +1,31 @@
 """Which tokens a forward feeds to the network, and what is kept of earlier ones in place of the others.
 
-A bidirectional network has no exact cache: every token sees every other, so that each commit changes all of them. Nearly all
-change little from one forward to the next. A mode says which columns are fed, and the others are seen as they were, by their
-keys and values; with `refresh_every=1` all are, which is then, tensor for tensor, the forward without a cache. A mode is a
-function and a row of `CACHES`. What it says depends on where the row stands and on nothing that happened to it: a forward
-may be run again, but for one that looks for the values that have turned the most ("interval"), since it keeps the new ones.
+    cache       knobs                               source                   fed between whole forwards
+    prefix      refresh_every                       Fast-dLLM, 2505.22618    the block and all behind it
+    dual        refresh_every                       Fast-dLLM                the block
+    vicinity    refresh_every, vicinity             dInfer, 2510.08666       the block and its neighbours
+    interval    prompt_interval, refresh_share,     dLLM-Cache, 2506.06295   all, of which the layers run a part
+                response_interval
+    any, none   suffix_window                       Streaming-dLLM           so many tokens behind the block at most
+    any, none   shared_depth, shared_prefix         BiCache, 2606.07571      a prompt's beginning once for all rows
+                                                                             (prefixes.py)
+
+(Sources by their arXiv numbers.) `suffix_window=0` feeds nothing behind the block: the canvas grows block by block
+until the text ends, as iLLaDA's does.
+
+A bidirectional network has no exact cache: every token sees every other, so that each commit changes all of them. Nearly
+all change little from one forward to the next. A mode says which columns are fed, and the others are seen as they were,
+by their keys and values; with `refresh_every=1` all are, which is then, tensor for tensor, the forward without a cache. A
+mode is a function and a row of `CACHES`. What it says depends on where the row stands and on nothing that happened to
+it: a forward may be run again, but for one that looks for the values that have turned the most ("interval"), since it
+keeps the new ones.
 
 A block-causal network needs no mode: what it has finished is kept exactly, always (blocks.py).
 
-"interval" (dLLM-Cache, arXiv 2506.06295) feeds everything, and each layer but the first runs a part of it: the prompt and the
-response each at an interval of their own, and in between the tokens of the response whose values have turned the most. The
-others go on with what the layer added to them last. Its intervals count a row's forwards through all blocks, as upstream's; a
-guided row's second copy is kept as the first, where upstream keeps the difference of the two.
+"interval" feeds everything, and each layer but the first runs a part of it: the prompt and the response each at an
+interval of their own, and in between the tokens of the response whose values have turned the most. The others go on with
+what the layer added to them last. Its intervals count a row's forwards through all blocks, as upstream's; a guided row's
+second copy is kept as the first, where upstream keeps the difference of the two.
 
 Shape legend: n columns of a row, K key/value heads, E head width, D model width.
 """

@@ -1,31 +1,33 @@
 """The canvas: tokens being denoised, cut into blocks, and how far each row has come.
 
-A row works on one block at a time, the first that holds a mask; blocks are counted from where the text starts, and masks
-in the prompt belong to the first. A block-causal network's own blocks are those of the canvas, counted from a row's first
-token: the end of the prompt shares the block that the text begins in. The steps are shared out among the blocks that hold masks, in each row for itself, so
-that a row is denoised alike in any company: rows of other lengths and with other settings may join it and leave it.
+A row works on one block at a time, the first that holds a mask. Blocks are counted from where the text starts, and
+masks in the prompt belong to the first. A block-causal network's own blocks are those of the canvas, counted from a
+row's first token: the end of the prompt shares the block that the text begins in. The steps are shared out among the
+blocks that hold masks.
+
+Every row has settings, a cache and progress of its own, so that it is denoised alike in any company: rows of other
+lengths and with other settings may join it (`Canvas.join`) and leave it (`Canvas.take`). Padding stands at the ends of
+a row, is never fed to a network of ours, and neither is what stands behind an end that is certain (`Canvas.shorten`).
 
 Shape legend: B rows, L columns, K blocks.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llada.diffusion.noise import stream_key
 from llada.errors import UserError
 from llada.sampling.blocks import check_network_block, share_steps
 from llada.sampling.cache import RowCache
 from llada.sampling.coins import NEVER
 from llada.sampling.config import SamplingConfig
 from llada.sampling.constraints import Constraints, last_position
+from llada.sampling.inputs import as_ids, as_rows, check_padding, left_pad, move_right, seed_keys
 from llada.sampling.rules import find_rule, temperature_of
-from llada.settings import shorten
 
 
 class Step(NamedTuple):
@@ -109,8 +111,9 @@ class Canvas:
             network_block: of a block-causal network the length of its blocks (`predict.network_block`).
 
         Raises:
-            UserError: settings that mean nothing to a block-causal network; the padding is the mask token, which would be filled, or stands within a row; EOS is the mask token;
-                another number of seeds than rows.
+            UserError: settings that mean nothing to a block-causal network; the padding is the mask token, which would be
+                filled, or stands within a row; EOS is the mask token; `suffix_window` would hide what is given behind
+                masks; another number of seeds than rows.
         """
         self.mask_id, self.device = mask_id, tokens.device  # where a plain function wants its tokens
         check_network_block(config, network_block)
@@ -156,7 +159,7 @@ class Canvas:
         self.steps = self.steps_of.sum(1)  # (B,)
         if seed is None and config.temperature == 0:
             seed = 0
-        self.seed_keys = torch.tensor(_seed_keys(seed, B), dtype=torch.int64)  # (B,)
+        self.seed_keys = torch.tensor(seed_keys(seed, B), dtype=torch.int64)  # (B,)
 
         self.end_ids = _id_table(as_ids(eos_id), B, -1)  # (B, n)
         self.never_ids = _id_table([mask_id, *never_ids], B, mask_id)
@@ -324,7 +327,7 @@ def prompt_canvas(
     if isinstance(prompt, Tensor):
         rows = as_rows(prompt)
         if attention_mask is not None:
-            rows, attention_mask = _move_right(rows, check_padding(attention_mask.to(rows.device), rows))
+            rows, attention_mask = move_right(rows, check_padding(attention_mask.to(rows.device), rows))
     elif attention_mask is not None:
         raise UserError("generate: attention_mask goes with a tensor prompt; lists are padded here")
     else:
@@ -358,86 +361,3 @@ def prompt_canvas(
         seed=seed,
         network_block=network_block,
     )
-
-
-def as_rows(tokens: Tensor) -> Tensor:
-    """(B, L) int64 of one row (L,) or several. Raises UserError for what holds no ids."""
-    if tokens.dim() not in (1, 2) or tokens.is_floating_point() or tokens.is_complex():
-        raise UserError(
-            f"token ids are integers of shape (B, L) or (L,), not {tokens.dtype} of shape {tuple(tokens.shape)}"
-        )
-    return (tokens if tokens.dim() == 2 else tokens[None]).long()
-
-
-def as_ids(ids: int | Sequence[int] | None) -> list[int]:
-    """One id, several or none, as a list."""
-    if ids is None:
-        return []
-    try:
-        return [operator.index(ids)]  # type: ignore[arg-type]
-    except TypeError:
-        return [operator.index(i) for i in ids]  # type: ignore[union-attr]
-
-
-def check_padding(attention_mask: Tensor, tokens: Tensor) -> Tensor:
-    """The mask (B, L) of `tokens` (B, L) as bool. Raises UserError for another shape, other values than 0 and 1, and
-    padding between the tokens of a row."""
-    mask = attention_mask[None] if attention_mask.dim() == 1 else attention_mask
-    if mask.shape != tokens.shape:
-        raise UserError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens have {tuple(tokens.shape)}"
-        )
-    attended = mask != 0
-    if bool((attended & (mask != 1)).any()):
-        raise UserError("attention_mask must hold 1 on tokens and 0 on padding, and nothing else")
-    beginnings = torch.nn.functional.pad(attended.long(), (1, 0)).diff(dim=1) > 0
-    if len(broken := (beginnings.sum(1) > 1).nonzero()):
-        raise UserError(
-            f"attention_mask: row {int(broken[0])} has padding between its tokens; it must stand before or behind them"
-        )
-    return attended
-
-
-def _move_right(rows: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (B, P) and their mask with the padding behind a row's tokens put before them."""
-    P = rows.shape[1]
-    # (B, 1): the padding behind the tokens; in a row of nothing but padding, all of it.
-    behind = (attended.flip(1).long().cumsum(1) == 0).sum(1, keepdim=True)
-    source = (torch.arange(P, device=rows.device) - behind) % max(1, P)
-    return rows.gather(1, source), attended.gather(1, source).long()
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """(ids (B, P) int64 with `pad_id` on the left, attention mask (B, P), 0 on the padding)."""
-    try:
-        lists = [[operator.index(token) for token in row] for row in rows]
-        width = max(map(len, lists), default=0)
-        ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in lists], dtype=torch.int64)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(
-            f"prompts are lists of token ids, one list a row, not {shorten(rows)} ({error})"
-        ) from None
-    attended = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in lists], dtype=torch.int64)
-    return ids.reshape(len(lists), width), attended.reshape(len(lists), width)
-
-
-def row_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
-    """The seed of each row: seed + row, or those of the sequence."""
-    try:
-        if isinstance(seed, Iterable):
-            return [operator.index(row_seed) for row_seed in seed]
-        return [operator.index(seed) + row for row in range(rows)]
-    except TypeError:
-        raise UserError(
-            f"sampling: a seed is an integer, or a list of one for each row, not {shorten(seed)}"
-        ) from None
-
-
-def _seed_keys(seed: int | Sequence[int] | None, rows: int) -> list[int]:
-    """The noise key of each row."""
-    if seed is None:
-        return [int(key) for key in torch.randint(2**62, (rows,))]
-    seeds = row_seeds(seed, rows)
-    if len(seeds) != rows:
-        raise UserError(f"sampling: {len(seeds)} seeds for {rows} rows; give one for each row")
-    return [stream_key(seed, "sampling") for seed in seeds]

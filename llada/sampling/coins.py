@@ -59,8 +59,9 @@ def _coins(canvas: Canvas) -> Tensor:
 def spread(uniform: Tensor, group: Tensor, shift: Tensor) -> Tensor:
     """Low-discrepancy numbers (N,) from independent ones: in each group of n, one in every n-th part of [0, 1).
 
-    The i-th smallest of a group becomes (i + shift) / n, a systematic sample in random order: each number alone is uniform as
-    before, and of the n there are ⌊nx⌋ or ⌈nx⌉ below any x, so that their count varies as little as a whole number can.
+    The i-th smallest of a group becomes (i + shift) / n, a systematic sample in random order: each number alone is
+    uniform as before, and of the n there are ⌊nx⌋ or ⌈nx⌉ below any x, so that their count varies as little as a whole
+    number can.
 
     Args:
         uniform: (N,) in [0, 1).

@@ -13,11 +13,12 @@ from llada.errors import UserError
 from llada.model.predict import check_tokens
 from llada.model.transformer import Transformer
 from llada.sampling.batch import Batch, Group, Run
-from llada.sampling.canvas import prompt_canvas, row_seeds
+from llada.sampling.canvas import prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import FinishReason
 from llada.sampling.generate import held_back
+from llada.sampling.inputs import row_seeds
 from llada.sampling.reply import Reply
 from llada.sampling.text import Prompt, prompt_ids, spell_fixed, text_ends, turn_end
 

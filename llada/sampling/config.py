@@ -39,17 +39,17 @@ class SamplingConfig:
     """Of the Gumbel noise; 0 is greedy, and the same text each time even without a seed. None: 1 for the rules that reverse
     the noise process ("ancestral", "remdm", "first_hitting"), which sample, 0 for the others."""
     top_p: float = knob(1.0, low=0, high=1)
-    """Draw from the fewest of the likeliest tokens that together have this probability at the temperature; 1 is all. This,
-    `top_k` and `min_p` each count over all tokens, what is as likely as the last one kept is kept, and confidences remain those
-    of the whole distribution."""
+    """Draw from the fewest of the likeliest tokens that together have this probability at the temperature; 1 is all.
+    This, `top_k` and `min_p` each count over all tokens, what is as likely as the last one kept is kept, and
+    confidences remain those of the whole distribution."""
     top_k: int = knob(0, low=-1, high=_MANY)
     """Draw from so many of the likeliest tokens; 0 or -1 is all."""
     min_p: float = knob(0.0, low=0, high=1)
     """Draw from the tokens that are at least this times as likely as the likeliest one; 0 is all."""
     stratified: bool = knob(False)
-    """Spread the random numbers of a row's positions evenly over [0, 1) instead of taking independent ones, each still as
-    likely as before: those that tokens are drawn with at a step, and the coins of "ancestral" and "remdm" in a block, of which
-    then as many masks go at each step as should, and not by chance more or fewer."""
+    """Spread the random numbers of a row's positions evenly over [0, 1) instead of taking independent ones, each still
+    as likely as before: those that tokens are drawn with at a step, and the coins of "ancestral" and "remdm" in a
+    block, of which then as many masks go at each step as should, and not by chance more or fewer."""
     cfg_scale: float = knob(0.0, low=0, high=_MANY)
     """Strength of the classifier-free guidance, which doubles a forward; 0 is off."""
     remasking: str = knob("low_confidence")
@@ -63,8 +63,8 @@ class SamplingConfig:
     entropy_bound: float | None = knob(None, low=0)
     """Commit the most certain positions while their dependence is bounded by this many nats (EB-Sampler)."""
     error_bound: float | None = knob(None, low=0, high=_MANY)
-    """Commit the most confident positions while the sum of what their confidences lack to 1 is at most this, which bounds the
-    probability that any of them is not what the model would have written."""
+    """Commit the most confident positions while the sum of what their confidences lack to 1 is at most this, which
+    bounds the probability that any of them is not what the model would have written."""
     leap_threshold: float | None = knob(None, low=0, high=1)
     """Commit every confidence of at least `leap_anchor`, and those of at least this much beside it (LocalLeap, whose authors
     take 0.75)."""
@@ -73,8 +73,9 @@ class SamplingConfig:
     leap_radius: int = knob(4, low=0, high=_MANY)
     """Of LocalLeap: so many positions on both sides of an anchor are beside it."""
     remdm_cap: float | None = knob(None, low=0, high=1)
-    """Sample as "ancestral" does, but at each step let every token of the block become a mask again with this probability,
-    or the most that leaves the number of masks as it is (ReMDM-cap, whose authors take 0.008 for long runs); 0 is "ancestral"."""
+    """Sample as "ancestral" does, but at each step let every token of the block become a mask again with this
+    probability, or the most that leaves the number of masks as it is (ReMDM-cap, whose authors take 0.008 for long
+    runs); 0 is "ancestral"."""
     p2_eta: float | None = knob(None, low=0, high=_MANY)
     """At each step keep the most confident tokens of the block, as many as are due by then, and mask the others again, also
     those committed before, whose log-confidence counts this many times (P2's self-planning): 1 as that of the others, 0 lets
@@ -99,8 +100,9 @@ class SamplingConfig:
     """Feed only so many of the tokens behind the block (Streaming-dLLM); None feeds all. Not where something given stands
     behind the masks."""
     shared_depth: float = knob(0.0, low=0, high=1)
-    """The share of the layers, from the first and rounded down, that run the prompt's beginning once for all rows that have
-    the same, with masks alone behind it (BiCache); see llada/sampling/prefixes.py. Approximate, the more so the deeper; 0 is exact."""
+    """The share of the layers, from the first and rounded down, that run the prompt's beginning once for all rows that
+    have the same, with masks alone behind it (BiCache); see llada/sampling/prefixes.py. Approximate, the more so the
+    deeper; 0 is exact."""
     shared_prefix: int | None = knob(None, low=1)
     """Of shared_depth: how many tokens of the prompt are its beginning; None: all of it."""
     schedule: str = knob("loglinear", per_request=False)
@@ -211,8 +213,8 @@ def _check_tokens(name: str, tokens: object, gen_length: int) -> None:
 
 
 def _check_constraints(config: SamplingConfig) -> None:
-    """Raise UserError where `fixed`, `allowed` and `forbidden` leave nothing that could stand at a position. Which ids a text
-    stands for is not known yet."""
+    """Raise UserError where `fixed`, `allowed` and `forbidden` leave nothing that could stand at a position. Which ids
+    a text stands for is not known yet."""
     fixed, allowed = dict[Any, Any](config.fixed or {}), dict[Any, Any](config.allowed or {})
     forbidden = dict[Any, Any](config.forbidden or {})
 

@@ -1,9 +1,8 @@
 """Tokens and confidences from logits (N, V): what of the vocabulary's width is looked at, once and in slices.
 
-V is the widest thing in a step (126,464 for LLaDA): nothing here copies the logits as a whole or in float64, but for the rows
-that are drawn with a temperature. Sums are float64, and what is near 1 is computed from what is missing there, so that
-confidences can be ranked where float32 would call them all 1.
-"""
+V is the widest thing in a step (126,464 for LLaDA): nothing here copies the logits as a whole or in float64, but for
+the rows that are drawn with a temperature. Sums are float64, and what is near 1 is computed from what is missing there,
+so that confidences can be ranked where float32 would call them all 1."""
 
 from __future__ import annotations
 
@@ -71,9 +70,9 @@ def certainty(logits: Tensor) -> Tensor:
 
 
 class Cut(NamedTuple):
-    """What of softmax(logits / temperature) is not drawn, each (N,): a token is kept that passes all three, and so is what is
-    as likely as the least likely one that does. Where the temperature is 0 nothing is cut: the likeliest is taken in any case.
-    """
+    """What of softmax(logits / temperature) is not drawn, each (N,): a token is kept that passes all three, and so is
+    what is as likely as the least likely one that does. Where the temperature is 0 nothing is cut: the likeliest is
+    taken in any case."""
 
     top_k: Tensor
     """Keep so many of the likeliest tokens; 0 keeps all."""

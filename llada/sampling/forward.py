@@ -1,7 +1,8 @@
 """The forward of a step: logits at the planned positions of each row, guidance applied, whatever rows go together.
 
-A network of ours gets the rows that are at work laid end to end, of each the columns that its cache mode chooses (cache.py,
-packed.py), or those that are not finished, of a block-causal one (blocks.py). Any function of (tokens) gets whole rows, those between the same columns together, and knows no cache.
+A network of ours gets the rows that are at work laid end to end, of each the columns that its cache mode chooses
+(cache.py, packed.py), or those that are not finished, of a block-causal one (blocks.py). Any function of (tokens) gets
+whole rows, those between the same columns together, and knows no cache.
 """
 
 from __future__ import annotations

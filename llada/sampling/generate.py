@@ -23,9 +23,10 @@ from llada.model.predict import (
     network_block,
     resolve_mask_id,
 )
-from llada.sampling.canvas import Canvas, as_ids, as_rows, prompt_canvas
+from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.constraints import named_ids
+from llada.sampling.inputs import as_ids, as_rows
 from llada.sampling.sampler import denoise
 from llada.settings import shorten
 

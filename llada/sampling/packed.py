@@ -100,8 +100,8 @@ def packed_forward(
 
 
 class _Layers:
-    """Runs each layer on tokens (T,) laid end to end: first the rows that run as a whole, those of equal shapes side by side,
-    then those that run in part."""
+    """Runs each layer on tokens (T,) laid end to end: first the rows that run as a whole, those of equal shapes side by
+    side, then those that run in part."""
 
     def __init__(self, rows: Sequence[Fed], block_length: int | None, device: torch.device) -> None:
         self.groups: list[tuple[int, list[Fed]]] = []

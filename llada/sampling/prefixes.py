@@ -1,9 +1,9 @@
 """A prompt's beginning that many rows share, run once through the first layers for all of them (BiCache, arXiv 2606.07571).
 
-What a prompt becomes depends on the text behind it, little in the first layers and more in each further one: with all layers
-shared, quality collapses; the layers that are not shared run for each row. BiCache takes over what another request left. Here
-a prefix is run with nothing but masks behind it, as many as a row is to write, so that what a row gets is a function of the
-row alone, whoever stands beside it or came before.
+What a prompt becomes depends on the text behind it, little in the first layers and more in each further one: with all
+layers shared, quality collapses; the layers that are not shared run for each row. BiCache takes over what another
+request left. Here a prefix is run with nothing but masks behind it, as many as a row is to write, so that what a row
+gets is a function of the row alone, whoever stands beside it or came before.
 
 Shape legend: p tokens of a prefix, K key/value heads, E head width, D model width.
 """

@@ -12,8 +12,8 @@ from torch import Tensor
 from llada.diffusion.noise import stream_key
 from llada.errors import UserError
 from llada.model.predict import Model, device_of, network_block, resolve_mask_id
-from llada.sampling.canvas import as_ids, row_seeds
 from llada.sampling.generate import GenerateOutput, generate, refuse_knobs, takes_knobs
+from llada.sampling.inputs import as_ids, row_seeds
 from llada.settings import shorten
 
 

@@ -1,9 +1,26 @@
 """Which masked positions to commit at a step: a table of small functions.
 
+    remasking        knob            source                   commits
+    low_confidence                   LLaDA, 2502.09992        the most confident, as many at each step
+    random                           LLaDA                    any, as many at each step
+    margin                           2502.06768               the furthest ahead of their next best token
+    first_hitting                    2409.02908               any, as many at each step, drawn from the model
+    ancestral        (schedule)      MDLM, 2406.07524         by coin, drawn from the model
+    remdm            remdm_cap       ReMDM-cap, 2503.00307    the same, and takes tokens back by coin
+    p2               p2_eta          P2, 2502.03540           the share that is due, and takes the least sure back
+    threshold        threshold       Fast-dLLM, 2505.22618    every confidence of at least this
+    factor           factor          Fast-dLLM                n, while the n-th is at least 1 − factor / (n + 1)
+    entropy          entropy_bound   EB-Sampler, 2505.24857   the most certain, of a dependence up to this
+    error            error_bound     by_error, below          while what confidences lack sums up to this
+    local_leap       leap_threshold  LocalLeap, 2510.07081    leap_anchor, and this up to leap_radius away
+
+(Sources by their arXiv numbers.) A knob of its own, a field of `SamplingConfig`, switches a rule on; the others are
+named in `remasking`. The five at the end take as few forwards as they can, `steps` at the most.
+
 A rule sees the candidates of each row as one table (b rows, C slots): the masks of the block that the row works on, in
-the order of their columns (candidates.py). It returns which slots are committed; a row for which it chooses none commits its
-first candidate, so that no rule can spin. A new rule is a function and a row of `RULES`; `--sampling.remasking`, `generate`
-and the HTTP body know it by its name. A rule with a knob of its own (a field of `SamplingConfig`) is switched on by it.
+the order of their columns (candidates.py). It returns which slots are committed; a row for which it chooses none
+commits its first candidate, so that no rule can spin. A new rule is a function and a row of `RULES`; Python, the
+command line (`--sampling.remasking`) and the HTTP body know it by its name.
 
 What is committed stays, but with a rule that `may_remask`: until its block is done, a token may become a mask again, and
 come back as another. Given tokens never do, nor does what ends a text, because what stands behind it is settled then.
@@ -47,8 +64,9 @@ class Rule:
     """For a rule that decides beforehand at which step of its block a position is unmasked: int64 (B, L). Only what is
     due is then a candidate, and steps at which nothing is due cost no forward."""
     due_again: Callable[[Canvas, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-    """For one that decides beforehand, too, when a token becomes a mask again: of the tokens (b, L) that these rows (b,) have
-    just committed, after which step of the block they do so (coins.NEVER: after none), and at which they are due then."""
+    """For one that decides beforehand, too, when a token becomes a mask again: of the tokens (b, L) that these rows
+    (b,) have just committed, after which step of the block they do so (coins.NEVER: after none), and at which they are
+    due then."""
     weighs_committed: bool = False
     """The tokens that were committed in the block are candidates as well, and become masks again where it does not choose
     them. It must choose all of them when the block's steps come to their end."""
@@ -126,8 +144,9 @@ def by_error(scores: Tensor, bound: float | Tensor, slack: Tensor | None = None)
 
 
 def by_leap(candidates: Candidates) -> Tensor:
-    """LocalLeap (arXiv 2510.07081): all confidences of at least `leap_anchor` are anchors; they are committed, and so is every
-    confidence of at least `leap_threshold` no further than `leap_radius` positions from one. The highest in any case."""
+    """LocalLeap (arXiv 2510.07081): all confidences of at least `leap_anchor` are anchors; they are committed, and so
+    is every confidence of at least `leap_threshold` no further than `leap_radius` positions from one. The highest in
+    any case."""
     confidence, (relaxed, high, radius) = candidates.confidence, candidates.knobs[:, :3, None].unbind(1)
     is_anchor = confidence >= high
     column = candidates.table(candidates.column.double())

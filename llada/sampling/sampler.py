@@ -4,24 +4,28 @@
     while (step := plan(canvas)) is not None:
         commit(canvas, step, forward(model, canvas, step))
 
-`generate`, `infill`, the engine and batch inference differ in who calls the network, and for how many canvases at once: a
-cache is a way to run the forward, as is what a block-causal network keeps of finished blocks, logits of several canvases from
-one forward go to each canvas' own `commit`, and tokens that must not stand at a position have their logits at −∞ before it.
-LLaDA's reverse process is generate.py of ML-GSAI/LLaDA; remasking="ancestral" is MDLM's sampler, which skips the forwards
-that would change nothing.
+`generate`, `infill`, the engine and batch inference differ in who calls the network, and for which rows at once.
+How the forward is run is not this file's: a cache (cache.py), shared prefixes (prefixes.py) and what is kept of a
+block-causal network's finished blocks (blocks.py) change what is fed, not what is planned. Logits of several canvases
+from one forward go to each canvas' own `commit`. LLaDA's reverse process is generate.py of ML-GSAI/LLaDA;
+remasking="ancestral" is MDLM's sampler, which skips the forwards that would change nothing.
 
-Kept at every step: the mask token is never produced, a committed token never changes (but in the block at work, with a rule
-that may remask: rules.py), nothing is committed after the first EOS, a forward is only run when it can commit something, and
-logits that are no numbers end the run. At the end, what had been committed behind the EOS before it came is EOS too. No
-loop over rows, and a fixed number of device syncs per step.
+Kept at every step, whatever the rule: neither the mask token nor what is forbidden at a position is written; given
+tokens stay; nothing is committed behind the first EOS; a row takes no more forwards than its steps, or one for each
+block with masks; logits that are no numbers end the run. Whether a committed token stays is the rule's to say
+(`Rule.may_remask`): with most it does, and no forward is in vain; with ReMDM's and P2's it does once its block is done.
+At the end, what had been committed behind the EOS before it came is EOS too. No loop over rows, and a fixed number of
+device syncs per step.
 
 Rows are independent: noise belongs to a row's seed, its forward and the position; positions count from a row's first
-token; and what differs by no more than rounding (`_ROUNDING`) is equal, the lowest position and the lowest id coming first. So
-a row of a padded batch gets in float32 what it would get alone. In bfloat16 the kernels round by the shape of the batch,
-and that decides between tokens that are nearly equally likely: of 300 rows of 16 tokens, in batches of four left-padded
-prompts on a CPU, 10 differed from the row alone (9 at temperature 1; none of 75 empty prompts; in float32 none of 125).
+token; and what differs by no more than rounding (`_ROUNDING`) is equal, the lowest position and the lowest id coming
+first. So a row gets in float32 what it would get alone, in any company. In bfloat16 that is no promise: kernels may
+round by the shape of what they are given, which decides between tokens that are nearly equally likely. How often is a
+matter of the machine and the network. Measured on tiny random networks, rows of 16 tokens in batches of four prompts:
+padded to one length, 10 of 300 rows differed from the row alone on one CPU, and 23 of 180 on an AMD one; laid end to
+end, as a network of ours gets them, none of 180 on an AMD EPYC with avx512_bf16.
 
-Shape legend: B rows, b rows at work, P prompt columns, G generated columns, L = P + G, N candidates, V vocabulary rows.
+Shape legend: B rows, b rows at work, L columns, N candidates, V vocabulary rows.
 """
 
 from __future__ import annotations
@@ -210,8 +214,8 @@ def _strata(canvas: Canvas, rows: Tensor, row: Tensor, keys: Callable[[], Tensor
 
 def _remask(canvas: Canvas, rows: Tensor, committed: Tensor, dropped: Tensor, end: Tensor) -> None:
     """Make masks of the tokens `dropped` (b, L) by a rule that weighs them, and of those that were due to become masks
-    before the next forward of their rows (b,): where some are to come back, there are masks then. `committed` (b, L) has come
-    now; what stands from the columns `end` (b,) on is settled."""
+    before the next forward of their rows (b,): where some are to come back, there are masks then. `committed` (b, L)
+    has come now; what stands from the columns `end` (b,) on is settled."""
     is_settled = torch.arange(committed.shape[1]) >= end[:, None]
     back = dropped & ~is_settled
     again, due = canvas.again[rows], canvas.due[rows]

@@ -14,8 +14,8 @@ from llada.errors import UserError
 from llada.model.hf import load_model
 from llada.model.predict import Model, config_eos_id
 from llada.model.transformer import Transformer
-from llada.sampling.canvas import as_ids
 from llada.sampling.config import SamplingConfig
+from llada.sampling.inputs import as_ids
 from llada.tokenizer import (
     END_OF_TURN,
     encode_texts,
@@ -36,8 +36,8 @@ def load(
 
     Args:
         path: a local folder with config.json and one or several safetensors.
-        device, dtype: where and as what the weights are held ("bf16", torch.float32, …); None means CPU and the file's dtype,
-            the widest of several.
+        device, dtype: where and as what the weights are held ("bf16", torch.float32, …); None means CPU and the file's
+            dtype, the widest of several.
 
     Returns:
         The network in evaluation mode, and the tokenizer with its mask token set, which pads on the left (None if the

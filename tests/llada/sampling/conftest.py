@@ -13,6 +13,33 @@ from llada.sampling.candidates import Candidates
 
 torch.set_num_threads(1)
 
+KEEPING: list[dict[str, Any]] = [
+    {},
+    {"remasking": "margin"},
+    {"remasking": "random"},
+    {"remasking": "first_hitting"},
+    {"remasking": "ancestral"},
+    {"remasking": "ancestral", "schedule": "cosine", "stratified": True},
+    {"error_bound": 0.7},
+    {"leap_threshold": 0.2, "leap_anchor": 0.4, "leap_radius": 2},
+    {"threshold": 0.4},
+    {"factor": 1.0},
+    {"entropy_bound": 1.0},
+]
+REMASKING: list[dict[str, Any]] = [{"remdm_cap": 0.3}, {"p2_eta": 1.0}, {"p2_eta": 4.0}]
+
+
+@pytest.fixture(scope="session", params=KEEPING, ids=str)
+def keeping_rule(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The settings of each rule that keeps what it has committed."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=[*KEEPING, *REMASKING], ids=str)
+def any_rule(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The settings of each rule."""
+    return request.param
+
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Transformer]:
@@ -37,6 +64,17 @@ def make_model() -> Callable[..., Transformer]:
             model.lm_head.weight.mul_(4)
             model.lm_head.weight[22].mul_(3)  # the mask would often be the best guess
         return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_prompt() -> Callable[..., Tensor]:
+    """A factory of prompts (rows, length) for such networks, without a mask or an end."""
+
+    def make(rows: int, length: int, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(2, 22, (rows, length), generator=generator)
 
     return make
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
-from llada.sampling.cache import KeyValues, row_bytes
+from llada.sampling import cache
+from llada.sampling.cache import CACHES, OF_SOME_CACHES, KeyValues, row_bytes
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.forward import forward
@@ -360,3 +361,10 @@ def test_a_network_that_cannot_keep_anything_refuses_a_cache(make_model: MakeMod
 def test_bytes_count_the_key_value_heads() -> None:
     config = ModelConfig(vocab_size=8, d_model=32, num_layers=3, num_heads=4, num_kv_heads=2, ffn_dim=8)
     assert KeyValues.num_bytes(config, 10, 2) == 2 * 3 * 10 * 2 * 8 * 2
+
+
+def test_the_table_for_readers_names_every_mode_and_knob() -> None:
+    table = (cache.__doc__ or "").split("\n\n")[1]
+    modes = [line.split()[0] for line in table.splitlines()[1:] if line[4] != " "]
+    assert [name for name in modes if name != "any,"] == list(CACHES)
+    assert all(name in table for name in OF_SOME_CACHES)

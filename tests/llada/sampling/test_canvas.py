@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llada.errors import UserError
-from llada.sampling.canvas import Canvas, left_pad, prompt_canvas
+from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.sampler import plan
 
@@ -34,13 +34,6 @@ def test_the_input_is_not_changed() -> None:
     canvas = Canvas(tokens, SamplingConfig(), mask_id=MASK, start=0)
     canvas.tokens.fill_(7)
     assert tokens.tolist() == [[1, MASK]]
-
-
-def test_left_pad_keeps_rows_at_the_right() -> None:
-    ids, attended = left_pad([[1, 2, 3], [], [4]], pad_id=8)
-    assert ids.tolist() == [[1, 2, 3], [8, 8, 8], [8, 8, 4]]
-    assert attended.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
-    assert left_pad([[], []], pad_id=0)[0].shape == (2, 0)
 
 
 def test_what_cannot_be_laid_out_is_refused() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llada.diffusion.noise import row_keys
 from llada.sampling import draw
 from llada.sampling.draw import Cut, certainty, confidence, draw_tokens, two_likeliest
 
@@ -239,3 +240,15 @@ def test_equals_are_told_by_their_ids() -> None:
     for values in itertools.permutations([1.0, 1.0 + 1e-7, 1.0 - 1e-7]):
         logits = torch.tensor([[0.0, *values]], dtype=torch.float64)
         assert draw_tokens(logits, 0.0, torch.zeros(1).long(), 1e-6).tolist() == [1]
+
+
+def test_drawn_tokens_are_samples_of_the_softmax() -> None:
+    logits = torch.tensor([2.0, 0.0, 1.0, -1.0, float("-inf")], dtype=torch.float64)
+    for temperature in (0.5, 1.0, 2.0):
+        expected = (logits / temperature).softmax(-1)[:4] * 20_000
+        drawn = draw_tokens(logits.expand(20_000, 5), temperature, row_keys(7, torch.arange(20_000)))
+        counts = torch.bincount(drawn, minlength=5)
+        assert counts[4] == 0
+        statistic = float(((counts[:4] - expected) ** 2 / expected).sum())
+        assert statistic < 16.3  # chi-square, 3 degrees of freedom: one in a thousand
+    assert draw_tokens(logits[None], 0.0, torch.zeros(1).long()).tolist() == [0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,9 +13,11 @@ from llada.model.transformer import Transformer
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.forward import forward
+from llada.sampling.generate import generate
 from llada.sampling.sampler import commit, plan
 
 MakeModel = Callable[..., Transformer]
+RandomPrompt = Callable[..., Tensor]
 MASK = 22
 
 
@@ -77,3 +80,29 @@ def test_a_plain_function_gets_whole_rows_and_gives_the_same(make_model: MakeMod
     assert torch.equal(ours.tokens, plain.tokens)
     assert torch.equal(ours.token_forwards, plain.token_forwards)
     assert {shape[1] for shape in shapes} == {12, 9, 10, 13}
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_guidance_is_the_formula(make_model: MakeModel, random_prompt: RandomPrompt, with_mask: bool) -> None:
+    model, prompt = make_model(3), random_prompt(2, 4)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]) if with_mask else None
+    canvas = torch.cat([prompt, torch.full((2, 1), MASK)], dim=1)
+    hidden = torch.full_like(canvas, MASK)
+    full = None if mask is None else torch.cat([mask, torch.ones(2, 1).long()], dim=1)
+    with torch.no_grad():
+        cond, un = model(canvas, full)[:, -1].double(), model(hidden, full)[:, -1].double()
+    logits = un + (1.5 + 1) * (cond - un)
+    logits[:, MASK] = -torch.inf
+    out = generate(model, prompt, gen_length=1, steps=1, block_length=1, cfg_scale=1.5, attention_mask=mask)
+    assert out.sequences[:, -1].tolist() == logits.argmax(-1).tolist()
+    assert out.token_forwards == 2 * (9 if with_mask else 10)  # padding is not fed
+    assert out.nfe == 1
+    plain = generate(model, prompt, gen_length=1, steps=1, block_length=1, attention_mask=mask)
+    assert plain.token_forwards == (9 if with_mask else 10)
+    guided = [
+        generate(
+            model, prompt, gen_length=10, steps=10, block_length=10, cfg_scale=w, attention_mask=mask
+        ).sequences
+        for w in (0.0, 1.5)
+    ]
+    assert not torch.equal(*guided)

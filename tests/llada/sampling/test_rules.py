@@ -11,11 +11,13 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.model.transformer import Transformer
+from llada.sampling import rules
 from llada.sampling.candidates import Candidates
 from llada.sampling.canvas import prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.generate import generate
 from llada.sampling.rules import (
+    _RULES,
     RULES,
     Rule,
     above,
@@ -246,6 +248,13 @@ def test_an_end_stays_and_what_stands_behind_it_is_settled(rule: dict[str, Any])
 
 def test_rules_say_whether_they_may_remask() -> None:
     assert {name for name, rule in RULES.items() if rule.may_remask} == {"remdm", "p2"}
+
+
+def test_the_table_for_readers_is_the_one_for_machines() -> None:
+    table = (rules.__doc__ or "").split("\n\n")[1].splitlines()[1:]
+    lines = {line.split()[0]: line for line in table}
+    assert set(lines) == set(_RULES)
+    assert all(rule.knob in (None, lines[name].split()[1]) for name, rule in _RULES.items())
 
 
 def test_rules_on_worked_examples() -> None:
