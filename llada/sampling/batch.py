@@ -122,7 +122,7 @@ class Batch:
                 chosen.append(row)
                 room -= fed[row]
             rows = torch.tensor(sorted(chosen))
-            step = Step(step.rows[rows], step.where[rows])
+            step = step.of(rows)
         for row in step.rows.tolist():
             self.runs[row].served += fed[row]
             self.runs[row].group.served += fed[row]
@@ -139,7 +139,7 @@ class Batch:
             if len(step.rows) == 1:
                 fail(self.runs[int(step.rows[0])], error)
                 return []
-        alone = (Step(step.rows[i : i + 1], step.where[i : i + 1]) for i in range(len(step.rows)))
+        alone = (step.of(torch.tensor([i])) for i in range(len(step.rows)))
         return [row for one in alone for row in self._advance(canvas, one, fail)]
 
 
