@@ -130,8 +130,7 @@ class Batch:
                 break
             chosen.append(place)
             room -= fed[place]
-        rows = torch.tensor(sorted(chosen))
-        return Step(step.rows[rows], step.where[rows])
+        return step.of(torch.tensor(sorted(chosen)))
 
     def _advance(self, canvas: Canvas, step: Step, fail: Callable[[Run, Exception], None]) -> list[int]:
         """The rows that the forward brought on. Where it fails, each row is tried alone."""
@@ -144,7 +143,7 @@ class Batch:
             if len(step.rows) == 1:
                 fail(self.runs[int(step.rows[0])], error)
                 return []
-        alone = (Step(step.rows[i : i + 1], step.where[i : i + 1]) for i in range(len(step.rows)))
+        alone = (step.of(torch.tensor([i])) for i in range(len(step.rows)))
         return [row for one in alone for row in self._advance(canvas, one, fail)]
 
 

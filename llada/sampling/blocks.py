@@ -36,7 +36,8 @@ def check_network_block(config: SamplingConfig, network_block: int | None) -> No
         f"sampling: block_length={config.block_length}, but the network attends in blocks of {network_block}: set "
         f"block_length={network_block}",
     )
-    for name, unset in (("cache", None), ("suffix_window", None), ("shared_depth", 0.0)):
+    unset_names = {"cache": None, "suffix_window": None, "shared_depth": 0.0, "initial_length": None}
+    for name, unset in unset_names.items():
         require(
             getattr(config, name) == unset,
             f"sampling: {name}={getattr(config, name)!r} means nothing to a block-causal network, which sees nothing behind a "

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.sampling import length
 from llada.sampling.blocks import check_network_block, share_steps
 from llada.sampling.cache import RowCache
 from llada.sampling.coins import NEVER
@@ -35,6 +36,12 @@ class Step(NamedTuple):
 
     rows: Tensor  # (b,) the canvas' rows at work; finished ones are not run
     where: Tensor  # (b, L) bool: the N positions that want logits
+    candidates: Tensor | None = None  # (b, L) bool: those that may be committed; None: all
+
+    def of(self, places: Tensor) -> Step:
+        """Some of its rows."""
+        candidates = None if self.candidates is None else self.candidates[places]
+        return Step(self.rows[places], self.where[places], candidates)
 
 
 class Canvas:
@@ -61,6 +68,9 @@ class Canvas:
         "start",
         "first",
         "stop",
+        "limit",
+        "growth",
+        "length_numbers",
         "steps",
         "seed_keys",
         "open_until",
@@ -145,6 +155,9 @@ class Canvas:
         self.caches = [RowCache() for _ in range(B)]
         self.start = each(start)
         self.first, self.stop = attended_span(self.attended)  # (B,): the columns of the row's tokens
+        self.limit = self.stop.clone()  # (B,): what `stop` may grow to (length.py)
+        self.growth = each(length.SETTLED)
+        self.length_numbers = torch.tensor(length.numbers_of(config), dtype=torch.float64).repeat(B, 1)
         # (B, L) counted from where the row's text starts: the same whatever padding stands before it.
         columns = torch.arange(L)
         self.position = torch.minimum(columns - start, columns - self.first[:, None])
@@ -190,6 +203,7 @@ class Canvas:
         self.token_forwards = each(0)  # tokens fed to the network so far, guidance's copies included
         self.reveal_step = torch.full_like(tokens, -1)  # (B, L): forward of the row that committed a token
         self.nfe = 0  # forwards so far; a batch counts once, guidance's doubled batch too
+        length.hold_back(self)
 
     @staticmethod
     def join(canvases: Sequence[Canvas]) -> Canvas:

@@ -29,7 +29,7 @@ class SamplingConfig:
     setting that the chosen rule would not heed."""
 
     gen_length: int = knob(128, low=1, high=_MANY, per_request=False)
-    """Masks behind the prompt."""
+    """Masks behind the prompt; with `initial_length` the most there may come to be."""
     steps: int | None = knob(None, low=1, high=_MANY, request_high=4096)
     """Forwards over the whole canvas, shared out among the blocks that hold masks, at least one for each; the parallel
     rules may take fewer, never more. None takes one for each mask, as LLaDA's 128 steps do for its 128 masks."""
@@ -96,9 +96,23 @@ class SamplingConfig:
     refresh_share: float = knob(0.25, low=0, high=1)
     """Of cache="interval": the share of what is behind the prompt that they run in between, where the values have turned
     the most (ρ)."""
+    initial_length: int | None = knob(None, low=1, high=_MANY)
+    """Begin with so many masks, and add more, up to `gen_length`, as long as the model sees no end of the text among the last
+    ones (DAEDAL, whose authors take 64); see llada/sampling/length.py. None begins with all."""
+    expansion_length: int = knob(8, low=2, high=_MANY)
+    """Of initial_length: so many masks are added to the end at a time, or put in the place of one."""
+    eos_window: int = knob(32, low=1, high=_MANY)
+    """Of initial_length: the end is looked for in so many of the last masks."""
+    eos_threshold: float = knob(0.5, low=0, high=1)
+    """Of initial_length: masks are added to the end while that certain end, as a mean over the window, is not seen."""
+    insert_below: float | None = knob(None, low=0, high=1)
+    """Of initial_length: put masks also in the place of one whose likeliest token has less than this probability (DAEDAL's
+    second stage, whose authors take 0.1), the least probable of the block at each forward; `steps` are then left out."""
+    insert_eos_threshold: float = knob(0.9, low=0, high=1)
+    """Of insert_below: masks are put in while that certain end is not seen."""
     suffix_window: int | None = knob(None, low=0)
-    """Feed only so many of the tokens behind the block (Streaming-dLLM); None feeds all. Not where something given stands
-    behind the masks."""
+    """Feed only so many of the tokens behind the block (Streaming-dLLM); None feeds all. 0 is a canvas that grows by blocks
+    until EOS (iLLaDA). Not where something given stands behind the masks."""
     shared_depth: float = knob(0.0, low=0, high=1)
     """The share of the layers, from the first and rounded down, that run the prompt's beginning once for all rows that
     have the same, with masks alone behind it (BiCache); see llada/sampling/prefixes.py. Approximate, the more so the
@@ -133,6 +147,7 @@ class SamplingConfig:
         # Here and not above: both need torch, which a process that only reads the knobs does without.
         from llada.diffusion.schedule import get_schedule
         from llada.sampling.cache import find_cache
+        from llada.sampling.length import check_length
         from llada.sampling.rules import find_rule, temperature_of
 
         require(
@@ -147,15 +162,18 @@ class SamplingConfig:
             f"sampling: leap_threshold={self.leap_threshold} lies above leap_anchor={self.leap_anchor}: at most that",
         )
         find_cache(self)
+        check_length(self)
         get_schedule(self.schedule)
 
     def in_force(self) -> dict[str, Any]:
-        """The settings that the chosen rule heeds."""
+        """The settings that are heeded beside the others."""
         from llada.sampling.cache import OF_SOME_CACHES, find_cache
+        from llada.sampling.length import idle_settings
         from llada.sampling.rules import OF_SOME_RULES, find_rule
 
         mode = find_cache(self)
         idle = {*OF_SOME_RULES, *OF_SOME_CACHES} - {*find_rule(self).heeded, *(mode.heeds if mode else ())}
+        idle.update(idle_settings(self))
         return {name: value for name, value in asdict(self).items() if name not in idle}
 
 

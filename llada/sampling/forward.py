@@ -62,7 +62,7 @@ class Feeding(NamedTuple):
     """What the next forward does for a row at work, in columns."""
 
     length: int
-    """Of the whole row."""
+    """Of the whole row, when it is longest."""
     seen: Stretch
     """May be seen."""
     columns: Stretch
@@ -78,6 +78,7 @@ def columns_to_feed(canvas: Canvas, step: Step) -> list[Feeding]:
     notes = (
         canvas.first,
         canvas.stop,
+        canvas.limit,
         canvas.block,
         canvas.block_begin,
         canvas.block_end,
@@ -87,10 +88,10 @@ def columns_to_feed(canvas: Canvas, step: Step) -> list[Feeding]:
     response = canvas.prompt.logical_not().to(torch.int8).argmax(1)
     table = torch.stack([response, *notes])[:, step.rows].T.tolist()
     chosen = []
-    for row, (written, first, stop, number, begin, end, in_block, forwards) in zip(
+    for row, (written, first, stop, limit, number, begin, end, in_block, forwards) in zip(
         step.rows.tolist(), table, strict=True
     ):
-        config, cache, length = canvas.configs[row], canvas.caches[row], stop - first
+        config, cache, length = canvas.configs[row], canvas.caches[row], limit - first
         if canvas.network_block is not None:
             stretches = settled_columns(Stretch(first, stop), number, canvas.network_block, cache)
             chosen.append(Feeding(length, *stretches, None, written - first))
@@ -204,9 +205,12 @@ def _run(model: Transformer, canvas: Canvas, step: Step, copies: Sequence[_Copy]
 
 
 def _forward_plain(model: Model, canvas: Canvas, step: Step) -> Tensor:
-    """Of a function of whole rows, which are fed to their end; those between the same columns go together."""
+    """Of a function of whole rows, which are fed to their end, or as far as they have grown; those between the same columns
+    go together."""
     rows, device = step.rows, device_of(model) or canvas.device
     begin, end = attended_span(canvas.attended[rows])
+    may_grow = torch.tensor([canvas.configs[row].initial_length is not None for row in rows.tolist()])
+    end = torch.where(may_grow, canvas.stop[rows], end)
     spans = torch.stack([begin, end, (canvas.cfg_scale[rows] != 0).long()], dim=1)
     counts = step.where.sum(1)
     row_of = torch.arange(len(rows)).repeat_interleave(counts)

@@ -27,6 +27,7 @@ from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.constraints import named_ids
 from llada.sampling.inputs import as_ids, as_rows
+from llada.sampling.length import OF_GROWING
 from llada.sampling.sampler import denoise
 from llada.settings import shorten
 
@@ -112,7 +113,7 @@ def generate(
     return _finish("generate", model, canvas)
 
 
-@takes_knobs("gen_length", "fixed", block_length=None)
+@takes_knobs("gen_length", "fixed", "initial_length", *OF_GROWING, block_length=None)
 def infill(
     model: Model,
     tokens_with_masks: Tensor,
@@ -131,7 +132,12 @@ def infill(
     with masks. `attention_mask` is 0 on the padding at either end of a row. An EOS ends nothing here, because the row goes
     on behind a gap: `eos_id` (None: the model's) and `eot_id` are what `logits_eos_inf` and `confidence_eos_eot_inf` mean.
     """
-    refuse_knobs("infill", knobs, fixed="write the tokens into tokens_with_masks")
+    refuse_knobs(
+        "infill",
+        knobs,
+        fixed="write the tokens into tokens_with_masks",
+        initial_length="the gaps are as long as their masks",
+    )
     if not isinstance(tokens_with_masks, Tensor):
         raise UserError(f"infill: tokens_with_masks is a tensor (B, L), not {shorten(tokens_with_masks)}")
     tokens = as_rows(tokens_with_masks)

@@ -39,6 +39,7 @@ from torch import Tensor
 from llada.diffusion.noise import row_keys, stream_key, uniforms_of
 from llada.errors import UserError
 from llada.model.predict import Model
+from llada.sampling import length
 from llada.sampling.candidates import Candidates
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.coins import NEVER, spread
@@ -83,6 +84,8 @@ def plan(canvas: Canvas) -> Step | None:
     if not len(rows):
         canvas.close_texts()
         return None
+    if (last := length.last_masks(canvas, masks)) is not None:
+        return Step(rows, (where | last)[rows], where[rows])
     return Step(rows, where[rows])
 
 
@@ -95,13 +98,51 @@ def _reach(marks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
-    """Draw tokens at the step's positions from `logits` (N, V), and write those that the rules choose. The logits may be
-    changed in place.
+    """Draw tokens at the step's positions from `logits` (N, V), and write those that the rules choose; a text that is too
+    short gets more masks (length.py). The logits may be changed in place.
 
     Raises FloatingPointError, before anything is written, when the logits of a position are not finite (single ids may be
     at −∞).
     """
-    rows, where = step
+    if step.candidates is None:
+        _unmask(canvas, step, logits)
+    else:
+        row, column = step.where.nonzero(as_tuple=True)
+        canvas_row = step.rows[row]
+        logits = _writable(canvas, logits, canvas_row, canvas.position[canvas_row, column])
+        _check_numbers(canvas, step, logits)
+        look = length.look(canvas, step, logits, _rounding(canvas, canvas_row))
+        is_kept = (step.candidates & ~look.is_short[:, None])[row, column]
+        if bool(is_kept.any()):
+            rows, where = step.rows[~look.is_short], step.candidates[~look.is_short]
+            _unmask(canvas, Step(rows, where), logits[is_kept.to(logits.device)])
+        length.grow(canvas, look)
+    canvas.nfe += 1
+
+
+def _rounding(canvas: Canvas, row: Tensor) -> Tensor:
+    """(N,): how far apart equal logits of the rows (N,) may come out, per unit of their size."""
+    return _ROUNDING * (1 + 2 * canvas.cfg_scale[row])
+
+
+def _check_numbers(canvas: Canvas, step: Step, logits: Tensor) -> Tensor:
+    """The highest of each position's logits, (N, 1). Raises FloatingPointError, or UserError where the settings are to blame,
+    for logits that leave nothing to write."""
+    highest = logits.amax(1, keepdim=True)
+    if bool(highest.isfinite().all()):
+        return highest
+    row, column = step.where.nonzero(as_tuple=True)
+    row = step.rows[row]
+    _blame_constraints(canvas, logits, row, canvas.position[row, column])
+    raise FloatingPointError(
+        f"the network's logits are not finite (NaN or infinite) in forward {canvas.nfe} of {tuple(step.where.shape)} tokens: "
+        "its weights are damaged, or the precision does not hold them"
+    )
+
+
+def _unmask(canvas: Canvas, step: Step, logits: Tensor) -> None:
+    """`commit`, but for the length of the rows."""
+    rows, where = step.rows, step.where
     row, column = where.nonzero(as_tuple=True)
     at = rows[row]  # (N,) the candidates' rows of the canvas, where `row` counts those at work
     slot = where.cumsum(1)[row, column] - 1
@@ -112,15 +153,9 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
         """(N,) what a candidate's noise is a function of."""
         return row_keys(row_keys(canvas.seed_keys[rows], canvas.forwards[rows])[row], position)
 
-    rounding = (_ROUNDING * (1 + 2 * canvas.cfg_scale))[at]
+    rounding = _rounding(canvas, at)
     logits = _writable(canvas, logits, at, position)
-    highest = logits.amax(1, keepdim=True)
-    if not bool(highest.isfinite().all()):
-        _blame_constraints(canvas, logits, at, position)
-        raise FloatingPointError(
-            f"the network's logits are not finite (NaN or infinite) in forward {canvas.nfe} of {tuple(where.shape)} tokens: "
-            "its weights are damaged, or the precision does not hold them"
-        )
+    highest = _check_numbers(canvas, step, logits)
     tokens = likeliest(logits, highest, rounding)
     if bool(canvas.temperature.any()):
         tokens = draw_tokens(
@@ -157,7 +192,6 @@ def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
     _write(canvas, rows, candidates, is_chosen)
     canvas.step[rows] += 1
     canvas.forwards[rows] += 1
-    canvas.nfe += 1
 
 
 def _choose(canvas: Canvas, rows: Tensor, candidates: Candidates) -> Tensor:

@@ -73,14 +73,22 @@ def random_config(rng: random.Random) -> SamplingConfig:
             {"shared_depth": 0.5},
         ]
     )
+    steps = rng.choice([None, 1, 3, length])
+    growth: dict[str, Any] = {}
+    if "suffix_window" not in cache and rng.random() < 0.4:
+        growth = {"initial_length": rng.randrange(1, 8), "expansion_length": 3, "eos_threshold": 0.1}
+        if not {"remdm_cap", "p2_eta"} & rule.keys() and rule.get("remasking") != "ancestral":
+            growth |= {"insert_below": 0.5}
+            steps = None
     return SamplingConfig(
         gen_length=length,
-        steps=rng.choice([None, 1, 3, length]),
+        steps=steps,
         block_length=rng.randrange(1, 9),
         temperature=rng.choice([None, 0.0, 0.7, 1.5]),
         cfg_scale=rng.choice([0.0, 0.0, 1.5]),
         **rule,
         **cache,
+        **growth,
     )
 
 
@@ -104,15 +112,22 @@ def test_any_company_gives_the_same_text() -> None:
             if run.reply.reason is not None:
                 prompt, config, _ = cases[numbers[run]]
                 begin = len(prompt)
-                ended[numbers[run]] = (tokens[begin : begin + run.reply.num_committed].tolist(), forwards)
+                ended[numbers[run]] = (
+                    tokens[begin : begin + run.reply.num_committed].tolist(),
+                    forwards,
+                    run.reply.reason,
+                )
         batch.keep(lambda run: run.reply.reason is None)
     for number, (prompt, config, seed) in enumerate(cases):
         knobs = {name: getattr(config, name) for name in config.__dataclass_fields__}
         alone = generate(model, [prompt], eos_id=EOS, seed=[seed], **knobs)
         text = alone.sequences[0, len(prompt) :].tolist()
+        # Behind a canvas that has grown no further stands EOS, too.
+        reason = "stop" if EOS in text else "length"
         text = text[: text.index(EOS)] if EOS in text else text
         assert ended[number][0] == text, (number, config)
         assert ended[number][1] <= alone.nfe
+        assert ended[number][2] == reason
 
 
 def test_turns_go_round_between_groups() -> None:

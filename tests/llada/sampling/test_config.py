@@ -53,6 +53,12 @@ def test_reading_the_knobs_needs_no_torch() -> None:
 INF, NAN = float("inf"), float("nan")
 WRONG: dict[str, list[object]] = {
     "gen_length": [0, -1, 1.5, INF, NAN, True, "8", None, 10**400, 10**5000, 2**63],
+    "initial_length": [0, -1, 1.5, INF, NAN, True, "8", 10**400],
+    "expansion_length": [1, 1.5, INF, NAN, True, "8", None, 10**400, 4],
+    "eos_window": [0, 1.5, INF, NAN, True, "8", None, 10**400, 4],
+    "eos_threshold": [-0.1, 1.5, INF, NAN, True, "0.5", None, 0.4],
+    "insert_below": [-0.1, 1.5, INF, NAN, True, "0.1", 0.1],
+    "insert_eos_threshold": [-0.1, 1.5, INF, NAN, True, "0.9", None, 0.8],
     "steps": [0, 2.0, INF, NAN, False, "8", 10**400, 2**63],
     "block_length": [0, INF, True, "8", None, 10**400],
     "temperature": [
@@ -184,6 +190,7 @@ def test_numbers_of_other_libraries_are_numbers() -> None:
         ({"prompt_interval": 4, "cache": "dual"}, "prompt_interval=4 means nothing to cache='dual'"),
         ({"shared_prefix": 4}, "shared_prefix=4 means nothing without shared_depth"),
         ({"refresh_every": 4}, "refresh_every=4 means nothing to cache=None"),
+        ({"insert_below": 0.1}, "insert_below=0.1 means nothing without initial_length"),
     ],
     ids=str,
 )
@@ -210,11 +217,25 @@ def test_in_force_are_the_knobs_that_the_rule_heeds() -> None:
         return every - SamplingConfig(**knobs).in_force().keys()  # type: ignore[arg-type]
 
     no_cache = {"vicinity", "refresh_every", *OF_INTERVAL}
-    assert idle() == {"schedule", *no_cache, *leap}
-    assert idle(remasking="ancestral", cache="vicinity") == {"confidence_eos_eot_inf", *OF_INTERVAL, *leap}
-    assert idle(entropy_bound=0.1) == {"confidence_eos_eot_inf", "schedule", *no_cache, *leap}
-    assert idle(leap_threshold=0.8) == {"schedule", *no_cache}
-    assert idle(cache="interval") == {"schedule", "vicinity", "refresh_every", *leap}
+    fixed_length = {"expansion_length", "eos_window", "eos_threshold", "insert_below", "insert_eos_threshold"}
+    assert idle() == {"schedule", *no_cache, *leap, *fixed_length}
+    assert idle(remasking="ancestral", cache="vicinity") == {
+        "confidence_eos_eot_inf",
+        *OF_INTERVAL,
+        *leap,
+        *fixed_length,
+    }
+    assert idle(entropy_bound=0.1) == {
+        "confidence_eos_eot_inf",
+        "schedule",
+        *no_cache,
+        *leap,
+        *fixed_length,
+    }
+    assert idle(leap_threshold=0.8) == {"schedule", *no_cache, *fixed_length}
+    assert idle(cache="interval") == {"schedule", "vicinity", "refresh_every", *leap, *fixed_length}
+    assert idle(initial_length=8) == {"schedule", *no_cache, *leap, "insert_eos_threshold"}
+    assert idle(initial_length=8, insert_below=0.1) == {"schedule", *no_cache, *leap}
 
 
 def test_how_to_draw_goes_with_a_temperature() -> None:

@@ -106,3 +106,62 @@ def test_guidance_is_the_formula(make_model: MakeModel, random_prompt: RandomPro
         for w in (0.0, 1.5)
     ]
     assert not torch.equal(*guided)
+
+
+@torch.no_grad()
+def growing_by_blocks(
+    model: Transformer, prompt: list[int], most: int, size: int, threshold: float | None, eos_id: int
+) -> tuple[list[int], int, int]:
+    """iLLaDA's canvas, from its definition: a block of masks is put behind the text and denoised, then the next, until EOS or
+    `most` tokens. The text up to EOS, forwards, and tokens fed."""
+    text: list[int] = []
+    forwards = fed = 0
+    while len(text) < most and eos_id not in text:
+        begin = len(text)
+        text += [MASK] * min(size, most - begin)
+        while MASK in text:
+            logits = model(torch.tensor([prompt + text]))[0, len(prompt) :].double()
+            forwards, fed = forwards + 1, fed + len(prompt) + len(text)
+            logits[:, MASK] = -torch.inf
+            probs, best = logits.softmax(1).max(1)
+            probs = torch.where(torch.tensor(text) == MASK, probs, -1.0)
+            surest = next(i for i in range(len(text)) if probs[i] > probs.max() - 1e-6)
+            chosen = [i for i in range(begin, len(text)) if threshold is not None and probs[i] >= threshold]
+            for i in chosen or [surest]:
+                text[i] = int(best[i])
+                if text[i] == eos_id:
+                    text = text[: i + 1]
+                    break
+    return text, forwards, fed
+
+
+def test_without_a_suffix_the_canvas_grows_by_blocks_until_the_end(make_model: MakeModel) -> None:
+    lengths = set()
+    for seed, scale in ((1, 1.0), (2, 1.5), (3, 2.5)):
+        model = make_model(seed)
+        with torch.no_grad():
+            model.lm_head.weight[1].mul_(scale)
+        for prompt in ([], [3, 4, 5], [7, 8, 9, 10, 11, 12]):
+            for most, size, threshold in (
+                (17, 4, None),
+                (17, 5, 0.3),
+                (8, 8, None),
+                (9, 20, 0.5),
+                (12, 1, None),
+            ):
+                text, forwards, fed = growing_by_blocks(model, prompt, most, size, threshold, 1)
+                out = generate(
+                    model,
+                    [prompt],
+                    gen_length=most,
+                    block_length=size,
+                    threshold=threshold,
+                    suffix_window=0,
+                    eos_id=1,
+                )
+                written = out.sequences[0, len(prompt) :].tolist()
+                assert written == text + [1] * (most - len(text))
+                assert (out.nfe, out.token_forwards) == (forwards, fed)
+                lengths.add(len(text))
+    assert {17, 8, 12} <= lengths
+    assert len(lengths) > 6

@@ -29,6 +29,12 @@ def problem(**fields: Any) -> RequestError:
 # What clients rely on: the smallest and the largest value of each knob; None: there is none.
 RANGES = {
     "steps": (1, 4096),
+    "initial_length": (1, 10**6),
+    "expansion_length": (2, 10**6),
+    "eos_window": (1, 10**6),
+    "eos_threshold": (0, 1),
+    "insert_below": (0, 1),
+    "insert_eos_threshold": (0, 1),
     "block_length": (1, None),
     "temperature": (0, 2),
     "top_p": (0, 1),
