@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from llada.errors import UserError
 from llada.model.predict import Model, check_tokens, network_block, resolve_mask_id
 from llada.sampling.batch import Batch, Group, Run, cache_bytes
-from llada.sampling.blocks import check_network_block
+from llada.sampling.blocks import check_network_block, check_steps, count_blocks
 from llada.sampling.canvas import Canvas, prompt_canvas
-from llada.sampling.config import SamplingConfig
+from llada.sampling.config import SamplingConfig, check_room
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.forward import check_cache
@@ -185,14 +185,15 @@ class DenoiseEngine:
     # --- Admission ----------------------------------------------------------------------------------------------------
 
     def _build_run(self, index: int, request: GenerateRequest, stream: _Stream) -> _Run:
-        length = len(request.prompt) + request.sampling.gen_length + len(request.suffix)
-        if self.max_length is not None and length > self.max_length:
-            raise UserError(f"a canvas of {length} tokens exceeds the context length of {self.max_length}")
+        check_room(request.sampling, len(request.prompt) + len(request.suffix), self.max_length)
         if self.mask_id in request.prompt or self.mask_id in request.suffix:
             raise UserError(f"prompt and suffix must not hold the mask token (id {self.mask_id})")
         check_cache(self.model, request.sampling)
         check_network_block(request.sampling, network_block(self.model))
-        named = named_ids(spell_fixed(self.tokenizer, request.sampling))
+        spelled = spell_fixed(self.tokenizer, request.sampling)
+        blocks = count_blocks(spelled, len(request.prompt), network_block(self.model))
+        check_steps(request.sampling.steps, blocks)
+        named = named_ids(spelled)
         if self.mask_id in named["fixed"].tolist():
             raise UserError(f"sampling: fixed must not hold the mask token (id {self.mask_id})")
         for name, given in {"prompt": request.prompt, "suffix": request.suffix}.items():

@@ -24,7 +24,7 @@ from llada.model.predict import (
     resolve_mask_id,
 )
 from llada.sampling.canvas import Canvas, as_ids, as_rows, prompt_canvas
-from llada.sampling.config import SamplingConfig
+from llada.sampling.config import SamplingConfig, check_room
 from llada.sampling.constraints import named_ids
 from llada.sampling.sampler import denoise
 from llada.settings import shorten
@@ -108,6 +108,8 @@ def generate(
         seed=seed,
         network_block=network_block(model),
     )
+    context = getattr(getattr(model, "config", None), "max_length", None)
+    check_room(config, canvas.tokens.shape[1] - config.gen_length, context)
     return _finish("generate", model, canvas)
 
 

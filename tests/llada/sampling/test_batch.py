@@ -45,7 +45,8 @@ def fail(run: Run, error: Exception) -> None:
 
 
 def random_config(rng: random.Random) -> SamplingConfig:
-    length = rng.randrange(1, 20)
+    length, block_length = rng.randrange(1, 20), rng.randrange(1, 9)
+    blocks = -(-length // block_length)
     rule: dict[str, Any] = rng.choice(
         [
             {},
@@ -75,8 +76,8 @@ def random_config(rng: random.Random) -> SamplingConfig:
     )
     return SamplingConfig(
         gen_length=length,
-        steps=rng.choice([None, 1, 3, length]),
-        block_length=rng.randrange(1, 9),
+        steps=rng.choice([None, blocks, min(blocks + 2, length), length]),
+        block_length=block_length,
         temperature=rng.choice([None, 0.0, 0.7, 1.5]),
         cfg_scale=rng.choice([0.0, 0.0, 1.5]),
         **rule,

@@ -326,12 +326,19 @@ def test_leaving_a_stream_frees_its_place() -> None:
 
 def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
     for request, message in [
-        (GenerateRequest([7] * 250, SAMPLING), "274 tokens exceeds the context length of 256"),
+        (
+            GenerateRequest([7] * 250, SAMPLING),
+            "gen_length=24 .* 274 tokens, which exceeds the context length of 256: at most gen_length=6 fits",
+        ),
+        (
+            GenerateRequest([7], dataclasses.replace(SAMPLING, steps=2)),
+            "steps=2 is too few for 3 blocks.*at least 3",
+        ),
         (GenerateRequest([7, MASK], SAMPLING), "must not hold the mask token"),
         (GenerateRequest([7], SAMPLING, stop=("",)), "must not be empty"),
     ]:
         with pytest.raises(ValueError, match=message):
-            asyncio.run(read(engine, request))
+            asyncio.run(anext(engine.stream(request)))  # before it is begun
 
 
 def test_a_request_that_cannot_be_laid_out_says_nothing_about_the_network() -> None:

@@ -68,7 +68,8 @@ def random_prompt(rows: int, length: int, seed: int = 0) -> Tensor:
 def test_invariants_hold_at_every_step(
     make_model: MakeModel, knobs: dict, rule: dict, shape: tuple[int, int], eos: bool, seed: int
 ) -> None:
-    config = SamplingConfig(**{**knobs, **rule})
+    blocks = -(-knobs["gen_length"] // knobs["block_length"])
+    config = SamplingConfig(**{**knobs, **rule, "steps": max(knobs["steps"], blocks)})
     prompt = random_prompt(*shape, seed)
     canvas = prompt_canvas(prompt, config, mask_id=MASK, seed=seed, eos_id=EOS if eos else None)
     P, L = shape[1], shape[1] + config.gen_length
@@ -107,8 +108,8 @@ def test_invariants_hold_at_every_step(
     assert not (canvas.tokens == MASK).any()
     assert torch.equal(canvas.tokens[:, :P], prompt)
     assert (canvas.reveal_step[:, :P] == -1).all()
-    blocks = -(-config.gen_length // config.block_length)
-    assert forwards <= max(config.steps, blocks)
+    assert config.steps is not None
+    assert forwards <= config.steps
     assert forwards <= config.gen_length * shape[0] or "remasking" in rule or rule in REMASKING
     for row in range(shape[0]):
         generated, revealed = canvas.tokens[row, P:L], canvas.reveal_step[row, P:L]
@@ -327,7 +328,7 @@ def test_holes_in_the_prompt_are_filled_with_the_first_block(make_model: MakeMod
     [
         (10, 10, 4, [4, 3, 3]),  # the last block is short: 2 masks in 2 of its 3 steps
         (8, 5, 4, [3, 2]),
-        (6, 2, 2, [1, 1, 1]),  # fewer steps than blocks
+        (6, 3, 2, [1, 1, 1]),  # a step for each block
         (5, 50, 5, [5]),  # more steps than masks: no forward in vain
     ],
 )
@@ -500,8 +501,27 @@ def test_a_model_without_mask_id_needs_one(make_model: MakeModel) -> None:
 
 
 def test_too_long_a_canvas_is_refused(make_model: MakeModel) -> None:
-    with pytest.raises(ValueError, match="48"):
+    with pytest.raises(
+        UserError, match=r"canvas of 49 tokens.*context length of 48: at most gen_length=8 fits"
+    ):
         generate(make_model(), random_prompt(1, 40), gen_length=9, steps=1)
+    with pytest.raises(UserError, match="shorten what is given"):
+        generate(make_model(), random_prompt(1, 48), gen_length=1)
+
+
+def test_fewer_steps_than_blocks_with_masks_are_refused(make_model: MakeModel) -> None:
+    """The blocks that count are those with masks: of a row with gaps, of a text with fixed tokens."""
+    knobs: dict[str, Any] = {"gen_length": 12, "block_length": 4}
+    with pytest.raises(UserError, match="steps=2 is too few for 3 blocks.*set steps to at least 3"):
+        generate(make_model(), random_prompt(2, 4), steps=2, **knobs)
+    assert generate(make_model(), random_prompt(2, 4), steps=3, **knobs).nfe == 3
+    fixed = dict.fromkeys(range(4, 8), 5)
+    assert generate(make_model(), random_prompt(1, 4), steps=2, fixed=fixed, **knobs).nfe == 2
+    tokens = random_prompt(2, 30)
+    tokens[0, [3, 9, 29]] = MASK
+    with pytest.raises(UserError, match="3 blocks"):
+        infill(make_model(), tokens, steps=2, block_length=5)
+    assert infill(make_model(), tokens, steps=3, block_length=5).nfe == 3
 
 
 def test_infill_gives_its_steps_to_the_blocks_with_masks(make_model: MakeModel) -> None:
@@ -804,14 +824,14 @@ def test_few_steps_are_enough_for_every_rule(make_model: MakeModel, rule: dict, 
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("steps", "block_length"), [(2, 32), (5, 8), (4, 8), (1, 8), (31, 32)])
+@pytest.mark.parametrize(("steps", "block_length"), [(2, 32), (5, 8), (4, 8), (31, 32)])
 def test_steps_bound_the_forwards_of_every_rule(
     make_model: MakeModel, rule: dict, steps: int, block_length: int
 ) -> None:
     out = generate(
         make_model(), random_prompt(2, 4), gen_length=32, steps=steps, block_length=block_length, **rule
     )
-    assert out.nfe == max(steps, 32 // block_length)
+    assert out.nfe == steps
     assert not (out.sequences == MASK).any()
 
 
