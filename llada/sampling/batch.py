@@ -13,14 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llada.errors import UserError
 from llada.model.predict import Model, check_weights, takes_packed_rows
 from llada.sampling.cache import row_bytes
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.config import SamplingConfig
-from llada.sampling.forward import columns_to_feed
+from llada.sampling.forward import columns_to_feed, forward
 from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
-from llada.sampling.sampler import advance, plan
+from llada.sampling.sampler import commit, plan
 
 
 class Group:
@@ -30,7 +31,7 @@ class Group:
         self.priority = priority
         """The higher go first where not all rows fit; equals take turns."""
         self.served = 0
-        """Tokens fed to the network for it, and for those that had been served least when it came."""
+        """Tokens fed to the network for it, and for those that had been served least when its rows came."""
         self.on_canvas = 0
         """Its rows."""
 
@@ -41,7 +42,9 @@ class Run:
     def __init__(self, reply: Reply, group: Group) -> None:
         self.reply, self.group = reply, group
         self.served = 0
-        """Tokens fed to the network so far."""
+        """As `Group.served`, among the rows of its group."""
+        self.fed = 0
+        """Tokens fed to the network for it."""
 
 
 class Progress(NamedTuple):
@@ -61,19 +64,25 @@ class Batch:
         self.runs: list[Run] = []
         self._canvas: Canvas | None = None
         self._prefixes = PrefixStore()
-        self._damage: FloatingPointError | None = None
+        self._damage: str | None = None
         try:
             check_weights(model)
         except FloatingPointError as error:  # every reply's failure, and not that of laying them out
-            self._damage = error
+            self._damage = str(error)
 
     def add(self, runs: list[Run], canvases: list[Canvas]) -> None:
-        """Put replies on the canvas, each laid out as one row."""
+        """Put replies on the canvas, each laid out as one row. Who comes late makes up for nothing: he is served as if he
+        had had as much as the others had at the least."""
         if not runs:
             return
         for run in runs:
-            run.group.on_canvas += 1
-        self.runs += runs
+            group = run.group
+            if group.on_canvas:
+                run.served = min(other.served for other in self.runs if other.group is group)
+            else:
+                group.served = max(group.served, min((other.group.served for other in self.runs), default=0))
+            group.on_canvas += 1
+            self.runs.append(run)
         self._canvas = Canvas.join([*([self._canvas] if self._canvas is not None else []), *canvases])
 
     def keep(self, wanted: Callable[[Run], bool]) -> None:
@@ -81,11 +90,9 @@ class Batch:
         rows = [row for row, run in enumerate(self.runs) if wanted(run)]
         if len(rows) == len(self.runs):
             return
-        for run in self.runs:
-            run.group.on_canvas -= 1
+        for row in set(range(len(self.runs))).difference(rows):
+            self.runs[row].group.on_canvas -= 1
         self.runs = [self.runs[row] for row in rows]
-        for run in self.runs:
-            run.group.on_canvas += 1
         assert self._canvas is not None
         self._canvas = self._canvas.take(rows) if rows else None
 
@@ -102,9 +109,15 @@ class Batch:
         fed, final, forwards = canvas.token_forwards.tolist(), canvas.final_until(), canvas.forwards.tolist()
         for row in [*complete, *brought_on]:
             run = self.runs[row]
-            run.group.served += fed[row] - run.served
-            run.served = fed[row]
+            run.group.served += fed[row] - run.fed
+            run.served += fed[row] - run.fed
+            run.fed = fed[row]
             yield Progress(run, canvas.tokens[row], final[row], forwards[row])
+
+    def reveal_steps(self, run: Run) -> tuple[int, ...]:
+        """Which forward of the row each of its columns was committed in; -1 in none."""
+        assert self._canvas is not None
+        return tuple(self._canvas.reveal_step[self.runs.index(run)].tolist())
 
     def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
         """Those rows of a step that may be fed at once: the higher priority first, then one row of each group, that which
@@ -136,15 +149,36 @@ class Batch:
         """The rows that the forward brought on. Where it fails, each row is tried alone."""
         try:
             if self._damage is not None:
-                raise self._damage
-            advance(self.model, canvas, step, self._prefixes)
-            return step.rows.tolist()
+                raise FloatingPointError(self._damage)
+            logits = forward(self.model, canvas, step, self._prefixes)
         except Exception as error:
             if len(step.rows) == 1:
                 fail(self.runs[int(step.rows[0])], error)
                 return []
-        alone = (step.of(torch.tensor([i])) for i in range(len(step.rows)))
-        return [row for one in alone for row in self._advance(canvas, one, fail)]
+            return [row for one, _ in _row_by_row(step) for row in self._advance(canvas, one, fail)]
+        return self._commit(canvas, step, logits, fail)
+
+    def _commit(
+        self, canvas: Canvas, step: Step, logits: Tensor, fail: Callable[[Run, Exception], None]
+    ) -> list[int]:
+        """The rows whose logits (N, V) could be committed. Where some are no numbers, or are all ruled out, the others need
+        no other forward, which may not give the same (cache.py)."""
+        try:
+            commit(canvas, step, logits)
+            return step.rows.tolist()
+        except (FloatingPointError, UserError) as error:  # before anything was written
+            if len(step.rows) == 1:
+                fail(self.runs[int(step.rows[0])], error)
+                return []
+        return [row for one, own in _row_by_row(step) for row in self._commit(canvas, one, logits[own], fail)]
+
+
+def _row_by_row(step: Step) -> Iterator[tuple[Step, slice]]:
+    """A step for each row of a step, and which of its logits belong to it."""
+    end = 0
+    for row, count in enumerate(step.where.sum(1).tolist()):
+        begin, end = end, end + count
+        yield step.of(torch.tensor([row])), slice(begin, end)
 
 
 def cache_bytes(model: Model, config: SamplingConfig, length: int) -> int:

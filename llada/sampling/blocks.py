@@ -18,13 +18,31 @@ from llada.settings import require
 
 def share_steps(masks_in: Tensor, steps: int | None) -> Tensor:
     """(B, K) steps of each block from its masks (B, K): as equal as they can be among a row's blocks that hold masks,
-    the first ones longer, at least one. None gives a block as many as it holds masks."""
+    the first ones longer. None gives a block as many as it holds masks. Raises UserError for fewer steps than such blocks."""
     if steps is None:
         return masks_in
     has_masks = masks_in > 0
-    blocks = has_masks.sum(1, keepdim=True).clamp(min=1)
+    blocks = has_masks.sum(1, keepdim=True)
+    check_steps(steps, int(blocks.max()) if len(blocks) else 0)
     place = has_masks.cumsum(1) - 1
-    return (steps // blocks + (place < steps % blocks)).clamp(min=1) * has_masks
+    blocks = blocks.clamp(min=1)
+    return (steps // blocks + (place < steps % blocks)) * has_masks
+
+
+def check_steps(steps: int | None, blocks: int) -> None:
+    """Refuse fewer steps than there are `blocks` that hold masks. Raises UserError."""
+    require(
+        steps is None or steps >= blocks,
+        f"sampling: steps={steps} is too few for {blocks} blocks that hold masks, of which each takes a step: set steps to "
+        f"at least {blocks}, or make the blocks longer (block_length)",
+    )
+
+
+def count_blocks(config: SamplingConfig, start: int, network_block: int | None) -> int:
+    """How many blocks hold masks when a text begins at column `start` of a row; a fixed position is none."""
+    first = 0 if network_block is None else start
+    fixed = config.fixed or {}
+    return len({(first + i) // config.block_length for i in range(config.gen_length) if i not in fixed})
 
 
 def check_network_block(config: SamplingConfig, network_block: int | None) -> None:

@@ -14,7 +14,7 @@ from llada.model.predict import check_tokens
 from llada.model.transformer import Transformer
 from llada.sampling.batch import Batch, Group, Run
 from llada.sampling.canvas import prompt_canvas
-from llada.sampling.config import SamplingConfig
+from llada.sampling.config import SamplingConfig, check_room
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import FinishReason
 from llada.sampling.generate import held_back
@@ -65,12 +65,7 @@ def complete_texts(
         prompt_ids(tokenizer, prompt, tools=can_call)
         for prompt, can_call in zip(prompts, tools or [()] * len(prompts), strict=True)
     ]
-    longest = max((len(row) for row in ids), default=0)
-    if longest + config.gen_length > model.config.max_length:
-        raise UserError(
-            f"a prompt of {longest} tokens and gen_length {config.gen_length} exceed the model's context of "
-            f"{model.config.max_length}"
-        )
+    check_room(config, max((len(row) for row in ids), default=0), model.config.max_length)
     for row in ids:
         check_tokens("generate", model, torch.tensor(row, dtype=torch.int64))
     ends, mask_id = text_ends(model, tokenizer), tokenizer.mask_token_id

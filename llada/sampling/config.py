@@ -31,8 +31,8 @@ class SamplingConfig:
     gen_length: int = knob(128, low=1, high=_MANY, per_request=False)
     """Masks behind the prompt; with `initial_length` the most there may come to be."""
     steps: int | None = knob(None, low=1, high=_MANY, request_high=4096)
-    """Forwards over the whole canvas, shared out among the blocks that hold masks, at least one for each; the parallel
-    rules may take fewer, never more. None takes one for each mask, as LLaDA's 128 steps do for its 128 masks."""
+    """Forwards over the whole canvas, shared out among the blocks that hold masks, each of which needs at least one; the
+    parallel rules may take fewer, never more. None takes one for each mask, as LLaDA's 128 steps do for its 128 masks."""
     block_length: int = knob(128, low=1)
     """Blocks are finished left to right; the last one may be short."""
     temperature: float | None = knob(None, low=0, high=100, request_high=2)
@@ -258,6 +258,17 @@ def _check_constraints(config: SamplingConfig) -> None:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+
+
+def check_room(config: SamplingConfig, given: int, context: int | None) -> None:
+    """Raise UserError where `given` tokens of a prompt and a suffix leave no room for the reply in the network's context."""
+    room = given if context is None else context - given
+    remedy = f"at most gen_length={room} fits" if room > 0 else "shorten what is given"
+    require(
+        context is None or config.gen_length <= room,
+        f"sampling: gen_length={config.gen_length} beside {given} given tokens is a canvas of {given + config.gen_length} "
+        f"tokens, which exceeds the context length of {context}: {remedy}",
+    )
 
 
 def request_knobs() -> list[Field[Any]]:

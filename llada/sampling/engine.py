@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from llada.errors import UserError
 from llada.model.predict import Model, check_tokens, network_block, resolve_mask_id
 from llada.sampling.batch import Batch, Group, Run, cache_bytes
-from llada.sampling.blocks import check_network_block
+from llada.sampling.blocks import check_network_block, check_steps, count_blocks
 from llada.sampling.canvas import Canvas, prompt_canvas
-from llada.sampling.config import SamplingConfig
+from llada.sampling.config import SamplingConfig, check_room
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.forward import check_cache
@@ -48,14 +48,18 @@ class GenerateRequest:
     """What ends the text; None: the model's and tokenizer's EOS, and <|eot_id|>."""
     wants_canvas: bool = False
     """After every forward, also the whole reply with its masks."""
+    wants_trace: bool = False
+    """At the end, also which forward each token came from (`Finished.reveal_step`)."""
     priority: int = 0
     """The higher go first, into the engine and into a forward that does not hold all rows; equals take turns."""
 
 
 class _Run(Run):
-    def __init__(self, index: int, request: GenerateRequest, reply: Reply, stream: _Stream) -> None:
+    def __init__(
+        self, index: int, request: GenerateRequest, reply: Reply, stream: _Stream, cache_bytes: int
+    ) -> None:
         super().__init__(reply, stream)
-        self.index, self.request, self.stream = index, request, stream
+        self.index, self.request, self.stream, self.cache_bytes = index, request, stream, cache_bytes
 
 
 class _Stream(Group):
@@ -64,12 +68,10 @@ class _Stream(Group):
     def __init__(self, priority: int) -> None:
         super().__init__(priority)
         self.waiting: deque[_Run] = deque()
+        self.num_unfinished = 0
+        """Replies that are wanted and not complete."""
         self.mailbox = Mailbox()
         self.is_cancelled = False
-
-    @property
-    def num_unfinished(self) -> int:
-        return len(self.waiting) + self.on_canvas
 
 
 class DenoiseEngine:
@@ -89,7 +91,8 @@ class DenoiseEngine:
             max_concurrent: streams that are worked on; further ones wait, the higher priority first, then in the order of
                 their arrival. Each has at least one reply on the canvas, and more while there are fewer than this in all.
             max_tokens: that one forward is fed; at least one row is in it in any case.
-            max_cache_bytes: keys and values of the rows on the canvas; rows that would take more wait.
+            max_cache_bytes: keys and values of the rows on the canvas; a row that would take more waits, and those behind it
+                with it, so that small ones do not keep out a large one. One that takes more than all of it is alone.
         """
         for name, value in (
             ("max_concurrent", max_concurrent),
@@ -141,7 +144,7 @@ class DenoiseEngine:
     async def stream(self, *requests: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Run the requests; yields their events as they come, the last of each a Finished. Leaving early cancels them.
 
-        Raises UserError for a request that cannot be run (before any is begun), RuntimeError when the engine is
+        Raises UserError for a request that cannot be run (before it is begun), RuntimeError when the engine is
         closed, and what the network raised.
         """
         stream = _Stream(max((request.priority for request in requests), default=0))
@@ -149,12 +152,12 @@ class DenoiseEngine:
         if not runs:
             return
         stream.waiting.extend(runs)
+        stream.num_unfinished = unfinished = len(runs)
         with self._changed:
             if self._is_closing:
                 raise RuntimeError("the engine is closed")
             self._waiting.append(stream)
             self._changed.notify()
-        unfinished = len(runs)
         try:
             while unfinished:
                 for event in await stream.mailbox.get():
@@ -164,6 +167,9 @@ class DenoiseEngine:
                     yield event
         finally:
             stream.is_cancelled = True
+            with self._changed:
+                if stream in self._waiting:
+                    self._waiting.remove(stream)
 
     def check(self, *, stall_timeout_s: float = 600.0) -> None:
         """Raises RuntimeError when nothing can be expected any more: the process should be replaced."""
@@ -185,14 +191,16 @@ class DenoiseEngine:
     # --- Admission ----------------------------------------------------------------------------------------------------
 
     def _build_run(self, index: int, request: GenerateRequest, stream: _Stream) -> _Run:
-        length = len(request.prompt) + request.sampling.gen_length + len(request.suffix)
-        if self.max_length is not None and length > self.max_length:
-            raise UserError(f"a canvas of {length} tokens exceeds the context length of {self.max_length}")
+        num_given = len(request.prompt) + len(request.suffix)
+        check_room(request.sampling, num_given, self.max_length)
         if self.mask_id in request.prompt or self.mask_id in request.suffix:
             raise UserError(f"prompt and suffix must not hold the mask token (id {self.mask_id})")
         check_cache(self.model, request.sampling)
         check_network_block(request.sampling, network_block(self.model))
-        named = named_ids(spell_fixed(self.tokenizer, request.sampling))
+        spelled = spell_fixed(self.tokenizer, request.sampling)
+        blocks = count_blocks(spelled, len(request.prompt), network_block(self.model))
+        check_steps(request.sampling.steps, blocks)
+        named = named_ids(spelled)
         if self.mask_id in named["fixed"].tolist():
             raise UserError(f"sampling: fixed must not hold the mask token (id {self.mask_id})")
         for name, given in {"prompt": request.prompt, "suffix": request.suffix}.items():
@@ -209,14 +217,14 @@ class DenoiseEngine:
             stop=request.stop,
             fill_id=self.eos_id,
         )
-        return _Run(index, request, reply, stream)
+        needed = cache_bytes(self.model, request.sampling, num_given + request.sampling.gen_length)
+        return _Run(index, request, reply, stream, needed)
 
     def _begin(self, run: _Run) -> Canvas:
         """Lay a request out as a canvas of one row."""
         request = run.request
-        run.stream.mailbox.put(Started(run.index))
         config = spell_fixed(self.tokenizer, request.sampling)
-        return prompt_canvas(
+        canvas = prompt_canvas(
             torch.tensor([request.prompt], dtype=torch.int64),
             config,
             mask_id=self.mask_id,
@@ -226,6 +234,8 @@ class DenoiseEngine:
             seed=request.seed,
             network_block=network_block(self.model),
         )
+        run.stream.mailbox.put(Started(run.index))
+        return canvas
 
     def _admit(self) -> None:
         """Streams from the queue, then their replies onto the canvas: one of each, and more while there is room."""
@@ -233,9 +243,8 @@ class DenoiseEngine:
             while self._waiting and len(self._running) < self.max_concurrent:
                 first = max(self._waiting, key=lambda stream: stream.priority)
                 self._waiting.remove(first)
-                first.served = min((other.served for other in self._running), default=0)
                 self._running.append(first)
-        in_use = sum(self._cache_bytes(run) for run in self._batch.runs)
+        in_use = sum(_own(run).cache_bytes for run in self._batch.runs)
         runs: list[Run] = []
         canvases = []
         begun: Counter[_Stream] = Counter()
@@ -243,12 +252,12 @@ class DenoiseEngine:
         def next_stream() -> _Stream | None:
             """The one with the fewest replies on the canvas, of those that have one waiting and may have it begun."""
             has_room = len(self._batch.runs) + len(runs) < self.max_concurrent
-            count = {s: s.on_canvas + begun[s] for s in self._running if s.waiting}
+            count = {s: s.on_canvas + begun[s] for s in self._running if s.waiting and not s.is_cancelled}
             open_ones = [s for s in count if has_room or not count[s]]
             return min(open_ones, key=lambda s: (count[s], -s.priority), default=None)
 
         while (stream := next_stream()) is not None:
-            needed = self._cache_bytes(stream.waiting[0])
+            needed = stream.waiting[0].cache_bytes
             if (runs or self._batch.runs) and in_use + needed > self.max_cache_bytes:
                 break
             run = stream.waiting.popleft()
@@ -261,12 +270,6 @@ class DenoiseEngine:
             runs.append(run)
             in_use += needed
         self._batch.add(runs, canvases)
-
-    def _cache_bytes(self, run: Run) -> int:
-        assert isinstance(run, _Run)
-        request = run.request
-        length = len(request.prompt) + request.sampling.gen_length + len(request.suffix)
-        return cache_bytes(self.model, request.sampling, length)
 
     # --- The thread ---------------------------------------------------------------------------------------------------
 
@@ -287,6 +290,7 @@ class DenoiseEngine:
                     stream.mailbox.put(RuntimeError("the engine was closed before the reply was complete"))
                 self._running.clear()
                 self._waiting.clear()
+            self._batch.keep(lambda run: False)
 
     def _turn(self) -> None:
         """One forward, and what it made readable."""
@@ -296,8 +300,10 @@ class DenoiseEngine:
         self._forward_began = time.monotonic()
         for run, tokens, final_until, forwards in self._batch.turn(self._fail_in_network):
             self._forward_began = None
-            assert isinstance(run, _Run)
-            self._read(run, tokens, final_until, forwards)
+            try:
+                self._read(_own(run), tokens, final_until, forwards)
+            except Exception as error:  # says nothing about the network
+                self._fail(run, error)
         self._forward_began = None
         self._let_go()
 
@@ -306,21 +312,23 @@ class DenoiseEngine:
         for stream in self._running:
             if stream.is_cancelled:
                 stream.waiting.clear()
-        self._batch.keep(lambda run: run.reply.reason is None and not _stream_of(run).is_cancelled)
-        if any(not stream.num_unfinished for stream in self._running):
+                stream.num_unfinished = 0
+        self._batch.keep(lambda run: run.reply.reason is None and not _own(run).stream.is_cancelled)
+        if any(not (stream.waiting or stream.on_canvas) for stream in self._running):
             with self._changed:
-                self._running = [stream for stream in self._running if stream.num_unfinished]
+                self._running = [stream for stream in self._running if stream.waiting or stream.on_canvas]
 
     def _fail(self, run: Run, error: Exception) -> None:
-        """One request's failure is not the others'."""
-        _log.error("a request failed", exc_info=error)
-        stream = _stream_of(run)
-        stream.mailbox.put(error)
-        stream.is_cancelled = True
-        stream.waiting.clear()
+        """One request's failure is not the others'. What those say who are asked for with it, is of no interest."""
+        stream = _own(run).stream
+        if not stream.is_cancelled:
+            _log.error("a request failed", exc_info=error)
+            stream.mailbox.put(error)
+            stream.is_cancelled = True
 
     def _fail_in_network(self, run: Run, error: Exception) -> None:
-        self._failures += 1
+        if not _own(run).stream.is_cancelled and not isinstance(error, UserError):
+            self._failures += 1
         self._fail(run, error)
 
     def _read(self, run: _Run, tokens: torch.Tensor, final_until: int, forwards: int) -> None:
@@ -333,10 +341,14 @@ class DenoiseEngine:
             mailbox.put(Text(run.index, text, reply.draw() if run.request.wants_canvas else None))
         if reply.reason is not None:
             self._failures = 0
-            prompt_tokens = len(run.request.prompt) + len(run.request.suffix)
-            mailbox.put(Finished(run.index, reply.reason, prompt_tokens, reply.num_committed, forwards))
+            run.stream.num_unfinished -= 1
+            request, count = run.request, reply.num_committed
+            start = len(request.prompt)
+            revealed = self._batch.reveal_steps(run)[start : start + count] if request.wants_trace else None
+            num_given = start + len(request.suffix)
+            mailbox.put(Finished(run.index, reply.reason, num_given, count, forwards, revealed))
 
 
-def _stream_of(run: Run) -> _Stream:
-    assert isinstance(run.group, _Stream)
-    return run.group
+def _own(run: Run) -> _Run:
+    assert isinstance(run, _Run)
+    return run

@@ -41,6 +41,8 @@ class Finished:
     """Up to the end token (not counted) or the stop string (counted)."""
     nfe: int
     """Forwards of the network."""
+    reveal_step: tuple[int, ...] | None = None
+    """Where it was asked for: the 0-based forward that each of those tokens came from, -1 for one that was given."""
 
 
 Event = Started | Text | Finished

@@ -24,7 +24,7 @@ from llada.model.predict import (
     resolve_mask_id,
 )
 from llada.sampling.canvas import Canvas, prompt_canvas
-from llada.sampling.config import SamplingConfig
+from llada.sampling.config import SamplingConfig, check_room
 from llada.sampling.constraints import named_ids
 from llada.sampling.inputs import as_ids, as_rows
 from llada.sampling.length import OF_GROWING
@@ -110,6 +110,8 @@ def generate(
         seed=seed,
         network_block=network_block(model),
     )
+    context = getattr(getattr(model, "config", None), "max_length", None)
+    check_room(config, canvas.tokens.shape[1] - config.gen_length, context)
     return _finish("generate", model, canvas)
 
 

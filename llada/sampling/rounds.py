@@ -60,6 +60,9 @@ def generate_rounds(
             raise UserError(f"rounds: {name} must be an integer of at least {low}, not {shorten(value)}")
     if stride >= window:
         raise UserError(f"rounds: need 0 < stride < window, not {stride} and {window}")
+    context = getattr(getattr(model, "config", None), "max_length", None)
+    if context is not None and window > context:
+        raise UserError(f"rounds: window={window} exceeds the context length of {context}: at most that")
     if prompt is not None and (not isinstance(prompt, Tensor) or prompt.dim() != 2):
         raise UserError(f"rounds: the prompt is a tensor of ids (B, P), not {shorten(prompt)}")
     if prompt is not None and rows not in (None, len(prompt)):

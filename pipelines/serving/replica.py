@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import math
 import re
 from collections.abc import AsyncGenerator
 
@@ -17,6 +16,8 @@ import torch
 
 import llada
 from llada.errors import UserError
+from llada.model.predict import network_block
+from llada.sampling.blocks import count_blocks
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
@@ -126,7 +127,7 @@ class Denoiser:
         prompts = body.prompts(self.encoder)
         requests = []
         for prompt in prompts:
-            sampling = self._choose_sampling(body, self._fit(body, prompt))
+            sampling = self._choose_sampling(body, prompt)
             requests += [
                 GenerateRequest(
                     prompt.ids,
@@ -142,9 +143,9 @@ class Denoiser:
             ]
         return prompts, requests
 
-    def _choose_sampling(self, body: SamplingBody, gen_length: int) -> SamplingConfig:
+    def _choose_sampling(self, body: SamplingBody, prompt: Prompt) -> SamplingConfig:
         """The defaults with what the request asks for. Raises RequestError for contradictions."""
-        asked = body.knobs()
+        asked, gen_length = body.knobs(), self._fit(body, prompt)
         # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its numbers.
         if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
             own = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in RULE_SETTINGS}
@@ -153,13 +154,16 @@ class Denoiser:
             sampling = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
         except UserError as error:
             raise RequestError(400, str(error), param=_blamed_knob(body, error)) from None
-        blocks = math.ceil(gen_length / sampling.block_length)
+        blocks = count_blocks(sampling, len(prompt.ids), network_block(self.engine.model))
         if (steps := asked.get("steps")) is not None and steps < blocks:
             message = (
                 f"steps {steps} is too few: {gen_length} tokens are {blocks} blocks of block_length "
                 f"{sampling.block_length}, of which each takes a step"
             )
             raise RequestError(400, message, param="steps")
+        # The endpoint's own steps are for its own length.
+        if sampling.steps is not None and sampling.steps < blocks:
+            sampling = dataclasses.replace(sampling, steps=blocks)
         return sampling
 
     def _fit(self, body: SamplingBody, prompt: Prompt) -> int:

@@ -1,4 +1,4 @@
-"""How many files a reader crosses: from a command to the loss, from a request to the network, and from a command to the
+"""How many files a reader crosses: from a command to the loss, from a request to the denoising loop, and from a command to the
 step that treats a document."""
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pytest
 
 from llada.data import prepare
 from llada.diffusion.objective import masked_diffusion_loss
-from llada.model.predict import guided_predict
 from llada.sampling.config import SamplingConfig
+from llada.sampling.sampler import commit
 from pipelines import prepare as command
 from pipelines.pretrain import pretrain_worker
 from pipelines.serving.dialects.completions import CompletionBody
@@ -84,7 +84,7 @@ def test_from_the_command_to_the_step_that_treats_a_document():
 
 
 @pytest.mark.integration
-def test_from_the_request_to_the_network(stages):
+def test_from_the_request_to_the_loop(stages):
     def ask() -> None:
         replica = Denoiser(stages.model, SamplingConfig(gen_length=4, steps=4, block_length=4))
 
@@ -95,6 +95,6 @@ def test_from_the_request_to_the_network(stages):
         asyncio.run(read())
         replica.close()
 
-    way = way_to(guided_predict, ask)
+    way = way_to(commit, ask)
     # Behind pipelines/serving/replica.py, in the engine's own thread.
-    assert way == ["llada/sampling/engine.py", "llada/sampling/sampler.py", "llada/model/predict.py"]
+    assert way == ["llada/sampling/engine.py", "llada/sampling/batch.py", "llada/sampling/sampler.py"]

@@ -45,7 +45,8 @@ def fail(run: Run, error: Exception) -> None:
 
 
 def random_config(rng: random.Random) -> SamplingConfig:
-    length = rng.randrange(1, 20)
+    length, block_length = rng.randrange(1, 20), rng.randrange(1, 9)
+    blocks = -(-length // block_length)
     rule: dict[str, Any] = rng.choice(
         [
             {},
@@ -73,7 +74,7 @@ def random_config(rng: random.Random) -> SamplingConfig:
             {"shared_depth": 0.5},
         ]
     )
-    steps = rng.choice([None, 1, 3, length])
+    steps = rng.choice([None, blocks, min(blocks + 2, length), length])
     growth: dict[str, Any] = {}
     if "suffix_window" not in cache and rng.random() < 0.4:
         growth = {"initial_length": rng.randrange(1, 8), "expansion_length": 3, "eos_threshold": 0.1}
@@ -83,7 +84,7 @@ def random_config(rng: random.Random) -> SamplingConfig:
     return SamplingConfig(
         gen_length=length,
         steps=steps,
-        block_length=rng.randrange(1, 9),
+        block_length=block_length,
         temperature=rng.choice([None, 0.0, 0.7, 1.5]),
         cfg_scale=rng.choice([0.0, 0.0, 1.5]),
         **rule,
@@ -158,6 +159,37 @@ def test_the_higher_priority_goes_first() -> None:
     assert [[progress.run for progress in batch.turn(fail)] for _ in range(5)] == [[rows[1][0]]] * 5
 
 
+def test_who_comes_late_does_not_catch_up() -> None:
+    """A place for one row: whoever comes when others have had much shares the forwards with them from then on, and so does
+    a group whose rows come one after the other."""
+    config = SamplingConfig(gen_length=20, block_length=20)
+    groups = [Group(), Group(), Group()]
+    rows = [lay_out([50], config, seed, group) for seed, group in enumerate([*groups, groups[2]])]
+    batch = Batch(build_model(), max_tokens=21)
+
+    def add(*numbers: int) -> None:
+        batch.add([rows[n][0] for n in numbers], [rows[n][1] for n in numbers])
+
+    def turns(number: int) -> list[int]:
+        moved = [progress.run for _ in range(number) for progress in batch.turn(fail)]
+        return [[run for run, _ in rows].index(run) for run in moved]
+
+    add(0, 1)
+    assert turns(8).count(0) == 4
+    add(2)
+    assert sorted(turns(6)) == [0, 0, 1, 1, 2, 2]
+    add(3)
+    assert sorted(turns(12)) == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3]
+
+
+def test_guidance_counts_twice() -> None:
+    config = SamplingConfig(gen_length=12, block_length=12, cfg_scale=1.0)
+    rows = [lay_out([50], config, seed) for seed in range(4)]
+    batch = Batch(build_model(), max_tokens=4 * 13)
+    batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
+    assert [len(list(batch.turn(fail))) for _ in range(3)] == [2, 2, 2]
+
+
 def test_a_row_larger_than_the_budget_is_fed_alone() -> None:
     rows = [lay_out([50] * 20, SamplingConfig(gen_length=4), seed) for seed in range(2)]
     batch = Batch(build_model(), max_tokens=5)
@@ -196,6 +228,54 @@ def test_a_failure_stays_with_its_row() -> None:
         text = alone.sequences[0, 2:].tolist()
         end = text.index(EOS) if EOS in text else 6
         assert texts[rows[seed][0]][:end] == text[:end]
+
+
+def test_logits_that_are_no_numbers_cost_the_others_no_forward() -> None:
+    """They are committed from the forward that was; a cache by intervals would give something else in another one."""
+    model = build_model()
+    forwards = 0
+
+    def spoil(_: Any, inputs: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        nonlocal forwards
+        forwards += 1
+        return out.masked_fill((inputs[0] == 77)[..., None], torch.nan)
+
+    config = SamplingConfig(
+        gen_length=12,
+        block_length=4,
+        cache="interval",
+        prompt_interval=3,
+        response_interval=50,
+        refresh_share=0.4,
+        forbidden={"*": (77, EOS)},
+    )
+    rows = [lay_out([50, token], config, seed) for seed, token in enumerate((60, 61))]
+    batch = Batch(model, max_tokens=1000)
+    batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
+    poisoned = [lay_out([77], config, seed) for seed in range(5)]
+    failed: list[Run] = []
+    hook = model.embed.register_forward_hook(spoil)
+    while any(run.reply.reason is None for run, _ in rows):
+        if poisoned and forwards % 2:
+            run, canvas = poisoned.pop()
+            batch.add([run], [canvas])
+        for run, tokens, *_ in batch.turn(lambda run, error: failed.append(run)):
+            run.reply.read(tokens)
+            if run.reply.reason is not None:
+                seed = [other for other, _ in rows].index(run)
+                alone = generate(
+                    model,
+                    [[50, 60 + seed]],
+                    seed=[seed],
+                    eos_id=EOS,
+                    **{name: getattr(config, name) for name in config.__dataclass_fields__},
+                )
+                forwards -= alone.nfe
+                assert tokens[:14].tolist() == alone.sequences[0].tolist()
+        batch.keep(lambda run: run.reply.reason is None and run not in failed)
+    hook.remove()
+    assert len(failed) == 5
+    assert forwards == 12
 
 
 def test_the_bytes_of_a_cache_are_counted() -> None:

@@ -70,7 +70,7 @@ def test_a_reply_that_is_given_whole_needs_no_forward() -> None:
 
 
 def test_what_cannot_be_completed_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gen_length 10 exceed the model's context of 48"):
+    with pytest.raises(UserError, match=r"gen_length=10 .* exceeds the context length of 48: shorten"):
         complete_texts(build_model(), TOKENIZER, ["The cat sat on the mat. " * 9], SAMPLING)
     with pytest.raises(UserError, match="1 seeds for 2 prompts"):
         complete_texts(build_model(), TOKENIZER, ["The", "The"], SAMPLING, seed=[1])

@@ -14,6 +14,7 @@ import torch
 
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.batch import cache_bytes
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
@@ -324,21 +325,131 @@ def test_leaving_a_stream_frees_its_place() -> None:
     engine.close()
 
 
+def test_who_leaves_the_queue_is_not_begun() -> None:
+    """The only place is taken: a stream that is given up while it waits is gone at once."""
+    engine = DenoiseEngine(build_model(), TOKENIZER, max_concurrent=1)
+    long = GenerateRequest([], SamplingConfig(256, 256, 32), end_ids=frozenset())
+
+    async def give_up() -> None:
+        first = engine.stream(long)
+        await anext(first)
+        seen: list[object] = []
+
+        async def second() -> None:
+            async for event in engine.stream(long, long):
+                seen.append(event)
+
+        task = asyncio.create_task(second())
+        while not engine.num_waiting:
+            await asyncio.sleep(0)
+        assert engine.num_unfinished == 3
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert (engine.num_running, engine.num_waiting, engine.num_unfinished) == (1, 0, 1)
+        assert seen == []
+        await first.aclose()
+
+    asyncio.run(give_up())
+    engine.close()
+
+
+def test_small_requests_do_not_keep_out_a_large_one() -> None:
+    """Memory for two small rows, or a large one: it is begun in its turn, when there is room, and those behind it wait."""
+    small = GenerateRequest([5] * 8, SamplingConfig(8, cache="dual"), end_ids=frozenset())
+    large = dataclasses.replace(small, sampling=SamplingConfig(24, cache="dual"))
+    model = build_model()
+    row = cache_bytes(model, small.sampling, 16)
+    engine = DenoiseEngine(model, TOKENIZER, max_concurrent=16, max_cache_bytes=2 * row)
+    begun: list[str] = []
+
+    async def ask(name: str, request: GenerateRequest) -> None:
+        async for event in engine.stream(request):
+            if isinstance(event, Started):
+                begun.append(name)
+
+    async def race() -> None:
+        tasks = []
+        for name, request in [("small", small)] * 3 + [("large", large)] + [("small", small)] * 6:
+            tasks.append(asyncio.create_task(ask(name, request)))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
+
+    asyncio.run(race())
+    engine.close()
+    assert begun == ["small"] * 3 + ["large"] + ["small"] * 6
+
+
+def test_one_request_that_fails_says_nothing_about_the_network() -> None:
+    """However many choices it has; nor does one whose own settings leave no token."""
+    model = build_model()
+
+    class Fragile:
+        config = model.config
+
+        def __call__(self, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+            if bool((tokens == 77).any()):
+                raise ValueError("the poisoned token")
+            return model(tokens, **inputs)
+
+    engine = DenoiseEngine(Fragile(), TOKENIZER, max_concurrent=4)
+
+    async def ask(*requests: GenerateRequest) -> None:
+        async for _ in engine.stream(*requests):
+            pass
+
+    with pytest.raises(ValueError, match="poisoned"):
+        asyncio.run(ask(*[GenerateRequest([77], SAMPLING, seed=0)] * 4))
+    engine.check()
+    nothing = dataclasses.replace(SAMPLING, forbidden={"*": tuple(range(300))})
+    for _ in range(4):
+        with pytest.raises(UserError, match="leave no token for position"):
+            asyncio.run(ask(GenerateRequest([7], nothing, seed=0)))
+    engine.check()
+    engine.close()
+
+
+def test_what_cannot_be_read_fails_its_request_alone(engine: DenoiseEngine) -> None:
+    with pytest.raises(TypeError):
+        asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=1, stop=(3,))))  # type: ignore[arg-type]
+    engine.check()
+    assert asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=1))).end.nfe
+
+
+def test_the_trace_says_which_forward_each_token_came_from() -> None:
+    wanted = ids("The cat sat.")
+    with scripted(wanted, order="backward") as engine:
+        sampling = SamplingConfig(len(wanted), len(wanted), len(wanted), fixed={1: wanted[1]})
+        request = GenerateRequest(ids("The"), sampling, wants_trace=True)
+        traced = asyncio.run(read(engine, request)).end.reveal_step
+        untraced = asyncio.run(read(engine, dataclasses.replace(request, wants_trace=False))).end
+    assert traced == (len(wanted) - 2, -1, *range(len(wanted) - 3, -1, -1))  # the last one first
+    assert untraced.reveal_step is None
+
+
 def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
     for request, message in [
-        (GenerateRequest([7] * 250, SAMPLING), "274 tokens exceeds the context length of 256"),
+        (
+            GenerateRequest([7] * 250, SAMPLING),
+            "gen_length=24 .* 274 tokens, which exceeds the context length of 256: at most gen_length=6 fits",
+        ),
+        (
+            GenerateRequest([7], dataclasses.replace(SAMPLING, steps=2)),
+            "steps=2 is too few for 3 blocks.*at least 3",
+        ),
         (GenerateRequest([7, MASK], SAMPLING), "must not hold the mask token"),
         (GenerateRequest([7], SAMPLING, stop=("",)), "must not be empty"),
     ]:
         with pytest.raises(ValueError, match=message):
-            asyncio.run(read(engine, request))
+            asyncio.run(anext(engine.stream(request)))  # before it is begun
 
 
 def test_a_request_that_cannot_be_laid_out_says_nothing_about_the_network() -> None:
     engine = DenoiseEngine(build_model(), TOKENIZER)
     for _ in range(4):
         with pytest.raises(UserError, match=r"a seed is an integer.*not 1\.5"):
-            asyncio.run(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=1.5)))  # type: ignore[arg-type]
+            request = GenerateRequest(ids("The"), SAMPLING, seed=1.5)  # type: ignore[arg-type]
+            asyncio.run(anext(engine.stream(request)))  # before it is begun
     engine.check()
     engine.close()
 

@@ -111,8 +111,29 @@ def test_a_model_without_mask_id_needs_one(make_model: MakeModel, random_prompt:
 
 
 def test_too_long_a_canvas_is_refused(make_model: MakeModel, random_prompt: RandomPrompt) -> None:
-    with pytest.raises(ValueError, match="48"):
+    with pytest.raises(
+        UserError, match=r"canvas of 49 tokens.*context length of 48: at most gen_length=8 fits"
+    ):
         generate(make_model(), random_prompt(1, 40), gen_length=9, steps=1)
+    with pytest.raises(UserError, match="shorten what is given"):
+        generate(make_model(), random_prompt(1, 48), gen_length=1)
+
+
+def test_fewer_steps_than_blocks_with_masks_are_refused(
+    make_model: MakeModel, random_prompt: RandomPrompt
+) -> None:
+    """The blocks that count are those with masks: of a row with gaps, of a text with fixed tokens."""
+    knobs: dict[str, Any] = {"gen_length": 12, "block_length": 4}
+    with pytest.raises(UserError, match="steps=2 is too few for 3 blocks.*set steps to at least 3"):
+        generate(make_model(), random_prompt(2, 4), steps=2, **knobs)
+    assert generate(make_model(), random_prompt(2, 4), steps=3, **knobs).nfe == 3
+    fixed = dict.fromkeys(range(4, 8), 5)
+    assert generate(make_model(), random_prompt(1, 4), steps=2, fixed=fixed, **knobs).nfe == 2
+    tokens = random_prompt(2, 30)
+    tokens[0, [3, 9, 29]] = MASK
+    with pytest.raises(UserError, match="3 blocks"):
+        infill(make_model(), tokens, steps=2, block_length=5)
+    assert infill(make_model(), tokens, steps=3, block_length=5).nfe == 3
 
 
 def test_infill_gives_its_steps_to_the_blocks_with_masks(

@@ -27,11 +27,23 @@ def test_texts_that_pile_up_are_joined_and_the_rest_keeps_its_order() -> None:
 
     assert asyncio.run(read()) == [
         Started(0),
-        Text(0, "ab", ("a", 3)),
+        Text(0, "abc", ("a", 3)),
         Text(1, "y", ()),
-        Text(0, "c"),
         Finished(0, "length", 1, 2, 3),
     ]
+
+
+def test_what_is_not_read_takes_no_more_room() -> None:
+    async def read() -> list[Event]:
+        box = Mailbox()
+        for number in range(999):
+            box.put(Text(number % 3, str(number % 10), (number,)))
+            assert len(box._letters) <= 3
+        return [letter for letter in await box.get() if isinstance(letter, Text)]
+
+    texts = asyncio.run(read())
+    assert [text.canvas for text in texts] == [(996,), (997,), (998,)]
+    assert [len(text.text) for text in texts] == [333] * 3
 
 
 def test_another_thread_can_put_while_the_reader_waits() -> None:

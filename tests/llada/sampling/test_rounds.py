@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llada.errors import UserError
 from llada.model.transformer import Transformer
 from llada.sampling.generate import generate
 from llada.sampling.rounds import generate_rounds
@@ -113,3 +114,7 @@ def test_impossible_windows_are_refused(make_model: MakeModel) -> None:
         generate_rounds(
             make_model(), window=4, stride=2, num_strides=1, steps=1, prompt=torch.ones(1, 4).long()
         )
+    with pytest.raises(UserError, match="window=49 exceeds the context length of 48"):
+        generate_rounds(make_model(), window=49, stride=2, num_strides=1)
+    with pytest.raises(UserError, match="steps=1 is too few for 2 blocks"):
+        generate_rounds(make_model(), window=4, stride=2, num_strides=1, steps=1, block_length=2)

@@ -60,6 +60,15 @@ def test_what_a_request_says_replaces_the_defaults(denoiser: Denoiser) -> None:
     assert chosen(denoiser, max_tokens=20, **asked) == SamplingConfig(gen_length=20, **asked)
 
 
+def test_default_steps_are_enough_for_any_length(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are shared out among the blocks of a reply: who asks for a longer one gets a step for each of its blocks."""
+    monkeypatch.setattr(denoiser, "sampling", SamplingConfig(gen_length=8, steps=4, block_length=4))
+    assert chosen(denoiser).steps == 4
+    assert chosen(denoiser, max_tokens=30).steps == 8
+    with pytest.raises(RequestError, match="steps 4 is too few"):
+        chosen(denoiser, max_tokens=30, steps=4)
+
+
 def test_defaults_stay_until_a_request_asks_for_another_rule(
     denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
