@@ -17,9 +17,9 @@ loop over rows, and a fixed number of device syncs per step.
 
 Rows are independent: noise belongs to a row's seed, its forward and the position; positions count from a row's first
 token; and what differs by no more than rounding (`_ROUNDING`) is equal, the lowest position and the lowest id coming first. So
-a row of a padded batch gets in float32 what it would get alone. In bfloat16 the kernels round by the shape of the batch,
-and that decides between tokens that are nearly equally likely: of 300 rows of 16 tokens, in batches of four left-padded
-prompts on a CPU, 10 differed from the row alone (9 at temperature 1; none of 75 empty prompts; in float32 none of 125).
+a row gets in float32 what it would get alone. In bfloat16, kernels that round by the shape of their matrices decide between
+tokens that are nearly equally likely, unless `batch_invariant` gives all products one shape
+(tests/benchmarks/batch_invariance.py: how often they do, and what that costs).
 
 Shape legend: B rows, b rows at work, P prompt columns, G generated columns, L = P + G, N candidates, V vocabulary rows.
 """
@@ -248,14 +248,21 @@ def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
     return masks // steps + (canvas.step[rows] < masks % steps)
 
 
-def advance(model: Model, canvas: Canvas, step: Step, prefixes: PrefixStore | None = None) -> None:
+def advance(
+    model: Model,
+    canvas: Canvas,
+    step: Step,
+    prefixes: PrefixStore | None = None,
+    *,
+    batch_invariant: bool = False,
+) -> None:
     """The forward of a step and what it commits. Raises as `commit` does; the step may then be tried again."""
-    commit(canvas, step, forward(model, canvas, step, prefixes))
+    commit(canvas, step, forward(model, canvas, step, prefixes, batch_invariant=batch_invariant))
 
 
-def denoise(model: Model, canvas: Canvas) -> Iterator[Canvas]:
+def denoise(model: Model, canvas: Canvas, *, batch_invariant: bool = False) -> Iterator[Canvas]:
     """Walk the canvas to its end, yielding it (changed in place) after every forward."""
     prefixes = PrefixStore()
     while (step := plan(canvas)) is not None:
-        advance(model, canvas, step, prefixes)
+        advance(model, canvas, step, prefixes, batch_invariant=batch_invariant)
         yield canvas
