@@ -8,7 +8,7 @@ An answer adds to the line its "index" and either "text", "finish_reason", "toke
 fields of these names already, what is added to each line of the file stands in one field, "generated".
 
 Prompt i is seeded with seed + i: block size and number of actors change nothing. (A GPU computes in bf16, where rounding
-may depend on the batch and decide between tokens that are nearly equally likely; llada/sampling/sampler.py says how often.)
+depends on the batch and may decide between tokens that are nearly equally likely, but with `batch_invariant`.)
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class GenerateConfig:
     """Prompts denoised together."""
     chat: bool = False
     """Treat {"prompt"} as a user's message."""
+    batch_invariant: bool = False
+    """Also in bf16, and at some cost, an answer does not depend on what is denoised beside it."""
 
     def __post_init__(self) -> None:
         check_limits(self, "generate")
@@ -290,7 +292,13 @@ class _Writer:
         assert self.tokenizer is not None
         seeds = [self.config.seed + number for number in numbers]
         results = complete_texts(
-            self.model, self.tokenizer, prompts, self.config.sampling, tools=tools, seed=seeds
+            self.model,
+            self.tokenizer,
+            prompts,
+            self.config.sampling,
+            tools=tools,
+            seed=seeds,
+            batch_invariant=self.config.batch_invariant,
         )
         return [
             {"index": number, **{key: result[key] for key in ("text", "finish_reason", "tokens", "nfe")}}

@@ -69,6 +69,8 @@ class ServeArgs:
     """Read all weights before they are loaded, and refuse those that are not the manifest's. False for huge models."""
     sampling: SamplingConfig = dataclasses.field(default_factory=default_sampling)
     """Of requests that do not choose; gen_length is their max_tokens."""
+    batch_invariant: bool = False
+    """Also in bf16, and at some cost, a seed's text does not depend on the requests beside it."""
 
     min_replicas: int | None = limited(None, low=0)
     """0 lets the model go when nobody asks (the first request then waits for it to load)."""
@@ -176,6 +178,7 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         max_choices=args.max_choices,
         stall_timeout_s=args.stall_timeout_s,
         verify_checksums=args.verify_checksums,
+        batch_invariant=args.batch_invariant,
     )
     limits = RequestLimits(args.max_body_bytes, args.request_timeout_s)
     return gateway.bind(model, args.name, args.retry_after_s, limits)

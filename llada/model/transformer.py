@@ -123,6 +123,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What the heads see, (T, H, E), from the fed tokens' q (T, H, E), k and v (T, K, E)."""
 LayerStep = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 """The residual stream (T, D) behind a layer from (its number, the layer, the stream before it, cos, sin)."""
+HeadStep = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""Logits (N, V) from (the norm and the head, the stream (N, D) behind the layers)."""
 
 
 class RMSNorm(nn.Module):
@@ -234,6 +236,7 @@ class Transformer(nn.Module):
         logits_at: Tensor | None = None,
         positions: Tensor | None = None,
         layer_step: LayerStep | None = None,
+        head_step: HeadStep | None = None,
     ) -> Tensor:
         """Logits over the vocabulary.
 
@@ -251,6 +254,7 @@ class Transformer(nn.Module):
                 widest matrix of the network, and a loss needs it at masked positions only.
             positions: (T,) int64, where each token stands in its row.
             layer_step: runs each layer; who attends to whom, and what is kept of it, is its business.
+            head_step: runs the norm and the head behind the last layer, all at once without it.
 
         Returns:
             (B, L, V) or (T, V), or (N, V) with `logits_at`, in the network's compute dtype.
@@ -261,10 +265,13 @@ class Transformer(nn.Module):
         if layer_step is not None:
             assert positions is not None
             x = self._walk(input_ids, positions, layer_step)
-        else:
-            x = self._attend_densely(input_ids, attention_mask, segment_ids, context)
-        x = self.norm(x)
+            x = x if logits_at is None else x[logits_at]
+            return self._head(x) if head_step is None else head_step(self._head, x)
+        x = self.norm(self._attend_densely(input_ids, attention_mask, segment_ids, context))
         return self.lm_head(x if logits_at is None else x[logits_at])
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self.lm_head(self.norm(x))
 
     def _attend_densely(
         self,

@@ -18,7 +18,7 @@ from llada.model.predict import Model, check_weights, takes_packed_rows
 from llada.sampling.cache import row_bytes
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.config import SamplingConfig
-from llada.sampling.forward import columns_to_feed, forward
+from llada.sampling.forward import check_invariance, columns_to_feed, forward
 from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import commit, plan
@@ -59,8 +59,10 @@ class Progress(NamedTuple):
 class Batch:
     """The canvas and whose its rows are."""
 
-    def __init__(self, model: Model, *, max_tokens: int) -> None:
-        self.model, self.max_tokens = model, max_tokens
+    def __init__(self, model: Model, *, max_tokens: int, batch_invariant: bool = False) -> None:
+        """With `batch_invariant` rounding does not depend on the company either (`forward`)."""
+        check_invariance(model, batch_invariant)
+        self.model, self.max_tokens, self.batch_invariant = model, max_tokens, batch_invariant
         self.runs: list[Run] = []
         self._canvas: Canvas | None = None
         self._prefixes = PrefixStore()
@@ -150,7 +152,7 @@ class Batch:
         try:
             if self._damage is not None:
                 raise FloatingPointError(self._damage)
-            logits = forward(self.model, canvas, step, self._prefixes)
+            logits = forward(self.model, canvas, step, self._prefixes, batch_invariant=self.batch_invariant)
         except Exception as error:
             if len(step.rows) == 1:
                 fail(self.runs[int(step.rows[0])], error)

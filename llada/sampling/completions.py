@@ -49,6 +49,7 @@ def complete_texts(
     seed: int | Sequence[int] = 0,
     max_rows: int = 32,
     max_tokens: int = 4096,
+    batch_invariant: bool = False,
 ) -> list[TextCompletion]:
     """Complete prompts; a reply that has ended makes room for the next one.
 
@@ -56,6 +57,7 @@ def complete_texts(
         tools: those of each prompt that is a conversation.
         seed: of each prompt, or of the first; the same seed gives a prompt the same text in any company.
         max_rows, max_tokens: replies on the canvas at a time, and tokens that one forward is fed.
+        batch_invariant: rounding does not depend on the company either (`forward`).
 
     Raises:
         UserError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
@@ -76,7 +78,7 @@ def complete_texts(
     seeds = row_seeds(seed, len(ids))
     if len(seeds) != len(ids):
         raise UserError(f"sampling: {len(seeds)} seeds for {len(ids)} prompts; give one for each")
-    batch = Batch(model, max_tokens=max_tokens)
+    batch = Batch(model, max_tokens=max_tokens, batch_invariant=batch_invariant)
     waiting = deque(range(len(ids)))
     results: dict[int, TextCompletion] = {}
     while waiting or batch.runs:

@@ -85,6 +85,7 @@ class DenoiseEngine:
         max_concurrent: int = 8,
         max_tokens: int = 2048,
         max_cache_bytes: int = 1 << 32,
+        batch_invariant: bool = False,
     ) -> None:
         """
         Args:
@@ -93,6 +94,7 @@ class DenoiseEngine:
             max_tokens: that one forward is fed; at least one row is in it in any case.
             max_cache_bytes: keys and values of the rows on the canvas; a row that would take more waits, and those behind it
                 with it, so that small ones do not keep out a large one. One that takes more than all of it is alone.
+            batch_invariant: rounding does not depend on what else runs either (`forward`).
         """
         for name, value in (
             ("max_concurrent", max_concurrent),
@@ -112,7 +114,7 @@ class DenoiseEngine:
         self._changed = threading.Condition()
         self._waiting: deque[_Stream] = deque()
         self._running: list[_Stream] = []
-        self._batch = Batch(model, max_tokens=max_tokens)
+        self._batch = Batch(model, max_tokens=max_tokens, batch_invariant=batch_invariant)
         self._is_closing = False
         self._failures = 0
         self._forward_began: float | None = None

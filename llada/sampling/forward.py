@@ -25,18 +25,28 @@ from llada.settings import require
 
 
 @torch.no_grad()
-def forward(model: Model, canvas: Canvas, step: Step, prefixes: PrefixStore | None = None) -> Tensor:
+def forward(
+    model: Model,
+    canvas: Canvas,
+    step: Step,
+    prefixes: PrefixStore | None = None,
+    *,
+    batch_invariant: bool = False,
+) -> Tensor:
     """Logits (N, V) at the step's positions, in row-major order, guidance applied; counts the tokens that it feeds.
 
     `prefixes` are those that rows with `shared_depth` find again; whoever runs many rows keeps them from step to step. They
-    change what it costs and nothing else.
+    change what it costs and nothing else. With `batch_invariant` a row's logits are bit for bit those of the row alone, in any
+    precision; without it up to rounding, which decides between tokens that are nearly equally likely.
 
-    Raises UserError for a setting that the model cannot heed (`check_cache`).
+    Raises UserError for a setting that the model cannot heed (`check_cache`, `check_invariance`).
     """
+    check_invariance(model, batch_invariant)
     for row in step.rows.tolist():
         check_cache(model, canvas.configs[row])
     if takes_packed_rows(model):
-        return _forward_packed(model, canvas, step, PrefixStore() if prefixes is None else prefixes)
+        prefixes = PrefixStore() if prefixes is None else prefixes
+        return _forward_packed(model, canvas, step, prefixes, batch_invariant)
     return _forward_plain(model, canvas, step)
 
 
@@ -56,6 +66,14 @@ def check_cache(model: Model, config: SamplingConfig) -> None:
             not value,
             f"sampling: {name}={value!r} is for networks that see both sides, and this one is causal; leave it out",
         )
+
+
+def check_invariance(model: Model, batch_invariant: bool) -> None:
+    """Raise UserError when it is asked for and the products of the model are not ours to shape."""
+    require(
+        not batch_invariant or takes_packed_rows(model),
+        "sampling: batch_invariant needs a network of ours, whose products it shapes; leave it out for a plain function",
+    )
 
 
 class Feeding(NamedTuple):
@@ -134,7 +152,9 @@ def _find_prefix(
     return prefix, -(-run * depth // layers)
 
 
-def _forward_packed(model: Transformer, canvas: Canvas, step: Step, prefixes: PrefixStore) -> Tensor:
+def _forward_packed(
+    model: Transformer, canvas: Canvas, step: Step, prefixes: PrefixStore, batch_invariant: bool
+) -> Tensor:
     assert canvas.network_block == network_block(model), "the canvas was laid out for another network"
     rows, is_guided = step.rows.tolist(), (canvas.cfg_scale[step.rows] != 0).tolist()
     copies: list[_Copy] = []
@@ -160,7 +180,7 @@ def _forward_packed(model: Transformer, canvas: Canvas, step: Step, prefixes: Pr
             cost += fed.num_run(layers)
         costs.append(cost)
     copies.sort(key=lambda copy: copy.fed.shape)
-    logits = _run(model, canvas, step, copies)
+    logits = _run(model, canvas, step, copies, batch_invariant)
     canvas.token_forwards[step.rows] += torch.tensor(costs)
     for row, feeding in zip(rows, feedings, strict=True):
         cache = canvas.caches[row]
@@ -178,7 +198,9 @@ def _forward_packed(model: Transformer, canvas: Canvas, step: Step, prefixes: Pr
     return conditional.index_copy(0, guided, together)
 
 
-def _run(model: Transformer, canvas: Canvas, step: Step, copies: Sequence[_Copy]) -> Tensor:
+def _run(
+    model: Transformer, canvas: Canvas, step: Step, copies: Sequence[_Copy], batch_invariant: bool
+) -> Tensor:
     """Logits at the step's positions, and behind them those of the copies without a prompt."""
     width, rows = canvas.tokens.shape[1], step.rows.tolist()
     places, positions = [], []
@@ -201,7 +223,14 @@ def _run(model: Transformer, canvas: Canvas, step: Step, copies: Sequence[_Copy]
         tokens = tokens.masked_fill(is_copy & canvas.prompt.reshape(-1)[at], canvas.mask_id)
         guided = (canvas.cfg_scale[step.rows] != 0)[of_row]
         logits_at = torch.cat([logits_at, origin[1, of_row[guided]] + column[guided]])
-    return packed_forward(model, [copy.fed for copy in copies], tokens, torch.cat(positions), logits_at)
+    return packed_forward(
+        model,
+        [copy.fed for copy in copies],
+        tokens,
+        torch.cat(positions),
+        logits_at,
+        batch_invariant=batch_invariant,
+    )
 
 
 def _forward_plain(model: Model, canvas: Canvas, step: Step) -> Tensor:

@@ -81,6 +81,7 @@ def generate(
     eos_id: int | Sequence[int] | None = None,
     eot_id: int | None = None,
     seed: int | Sequence[int] | None = None,
+    batch_invariant: bool = False,
     **knobs: Any,
 ) -> GenerateOutput:
     """Continue prompts by denoising `gen_length` masks behind them.
@@ -92,6 +93,7 @@ def generate(
             keeps LLaDA's fixed length, tokens behind EOS included.
         eot_id: the end of a turn, which `confidence_eos_eot_inf` holds back beside EOS; None: the model has none.
         seed: per row; the same seed gives a row the same text in any batch (llada/sampling/sampler.py says how exactly).
+        batch_invariant: so exactly in any precision, and at some cost: matrix products have one shape whatever the batch.
         knobs: the fields of `SamplingConfig`: gen_length, steps, block_length, temperature, cfg_scale, remasking, …
 
     Raises:
@@ -112,7 +114,7 @@ def generate(
     )
     context = getattr(getattr(model, "config", None), "max_length", None)
     check_room(config, canvas.tokens.shape[1] - config.gen_length, context)
-    return _finish("generate", model, canvas)
+    return _finish("generate", model, canvas, batch_invariant)
 
 
 @takes_knobs("gen_length", "fixed", "initial_length", *OF_GROWING, block_length=None)
@@ -125,6 +127,7 @@ def infill(
     eos_id: int | Sequence[int] | None = None,
     eot_id: int | None = None,
     seed: int | Sequence[int] | None = None,
+    batch_invariant: bool = False,
     **knobs: Any,
 ) -> GenerateOutput:
     """Fill the mask tokens of (B, L) `tokens_with_masks`; everything else stays. `reveal_step` is (B, L).
@@ -157,7 +160,7 @@ def infill(
         seed=seed,
         network_block=network_block(model),
     )
-    return _finish("infill", model, canvas)
+    return _finish("infill", model, canvas, batch_invariant)
 
 
 def held_back(config: SamplingConfig, eos_ids: Sequence[int], eot_id: int | None) -> HeldBack:
@@ -184,12 +187,12 @@ def refuse_knobs(function: str, knobs: dict[str, Any], **reasons: str) -> None:
             raise UserError(f"{function}: {name}={shorten(knobs[name])} means nothing here: {instead}")
 
 
-def _finish(function: str, model: Model, canvas: Canvas) -> GenerateOutput:
+def _finish(function: str, model: Model, canvas: Canvas, batch_invariant: bool) -> GenerateOutput:
     ids = torch.cat([canvas.end_ids, canvas.never_ids, canvas.unsure_ids], dim=1)
     check_tokens(function, model, canvas.tokens, ids[ids >= 0])
     for config in canvas.configs[:1]:  # the same for all
         check_tokens(function, model, *named_ids(config).values())
-    for number, _ in enumerate(denoise(model, canvas)):
+    for number, _ in enumerate(denoise(model, canvas, batch_invariant=batch_invariant)):
         if number == 0:
             check_weights(model)  # what the logits of the first forward did not show
     start = int(canvas.start[0]) if len(canvas) else 0

@@ -1,8 +1,9 @@
 """One forward for rows of any lengths, laid end to end: no padding is fed, and no row sees another.
 
 What is linear in the tokens runs over all of them at once; attention runs row by row, rows of the same shape together, so
-that a row's numbers are those of the row alone up to the rounding of the matrix products. Of some rows a layer runs only a
-part of the tokens; the others are carried on by what it added to them last, or, as they come from a prefix that rows
+that a row's numbers are those of the row alone up to the rounding of the matrix products. With `batch_invariant` products
+have a fixed shape and rows attend singly: then they are those of the row alone, bit for bit. Of some rows a layer runs only
+a part of the tokens; the others are carried on by what it added to them last, or, as they come from a prefix that rows
 share, wait for the first layer that is not shared.
 
 Shape legend: R rows, T tokens of all rows, t of them that run in a layer, n fed tokens of a row, H heads, K key/value heads,
@@ -11,11 +12,10 @@ E head width, D model width, N positions that want logits, V vocabulary rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ from llada.sampling.rules import highest
 
 # Cosines so near to each other are equal but for rounding, and the lower column counts as the more turned.
 _ROUNDING = 16 * torch.finfo(torch.float32).eps
+# Tokens in a product of fixed shape. A CPU computes what fills a chunk up, so fewer; a GPU reads all weights for each
+# chunk, which takes about as long as 256 tokens' arithmetic (bf16: 1,000 TFLOP/s against 3.4 TB/s).
+CHUNK = {"cpu": 64, "cuda": 256}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,13 @@ class Fed:
 
 
 def packed_forward(
-    model: Model, rows: Sequence[Fed], tokens: Tensor, positions: Tensor, logits_at: Tensor
+    model: Model,
+    rows: Sequence[Fed],
+    tokens: Tensor,
+    positions: Tensor,
+    logits_at: Tensor,
+    *,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """Logits (N, V).
 
@@ -89,28 +98,53 @@ def packed_forward(
         tokens: (T,) int64, row after row.
         positions: (T,) where each stands, counted from its row's first token.
         logits_at: (N,) indices into (T,).
+        batch_invariant: a row's logits are bit for bit those of the row alone, in any precision.
     """
     device = cast(Transformer, model).embed.weight.device
+    layers = _Layers(rows, network_block(model), device, batch_invariant)
     return model(
         tokens.to(device, non_blocking=True),
         positions=positions.to(device, non_blocking=True),
-        layer_step=_Layers(rows, network_block(model), device).step,
+        layer_step=layers.step,
+        head_step=layers.run,
         logits_at=logits_at.to(device, non_blocking=True),
     )
+
+
+def at_once(function: Callable[..., Any], *tokens: Tensor) -> Any:
+    """What `function` makes of tensors (T, …), one entry a token."""
+    return function(*tokens)
+
+
+def in_chunks(function: Callable[..., Any], *tokens: Tensor) -> Any:
+    """The same, so many tokens at a time, the last chunk filled up with zeros. The shape of matrices chooses the kernel and the
+    order of its sums: now it is one shape, whoever stands beside a token. At which row of it the token stands makes no
+    difference to torch's kernels on a CPU; on another device tests/benchmarks/batch_invariance.py fails where it does."""
+    count, size = len(tokens[0]), CHUNK["cuda" if tokens[0].is_cuda else "cpu"]
+    filled = [F.pad(x, (*(0, 0) * (x.dim() - 1), 0, -count % size)) for x in tokens]
+    parts = [function(*chunk) for chunk in zip(*(x.split(size) for x in filled), strict=True)]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)[:count]
+    return tuple(torch.cat(some)[:count] for some in zip(*parts, strict=True))
 
 
 class _Layers:
     """Runs each layer on tokens (T,) laid end to end: first the rows that run as a whole, those of equal shapes side by
     side, then those that run in part."""
 
-    def __init__(self, rows: Sequence[Fed], block_length: int | None, device: torch.device) -> None:
+    def __init__(
+        self, rows: Sequence[Fed], block_length: int | None, device: torch.device, batch_invariant: bool
+    ) -> None:
+        # How what is linear in the tokens runs.
+        self.run = in_chunks if batch_invariant else at_once
         self.groups: list[tuple[int, list[Fed]]] = []
         # Of a block-causal network, whose fed tokens are the last of those seen, the mask of each group.
         self.masks: list[Tensor | None] = []
         self.partial: list[tuple[int, Fed]] = []
         self.whole = at = 0
-        for (is_partial, *_), same in groupby(rows, key=lambda row: row.shape):
+        for _, same in groupby(rows, key=id if batch_invariant else lambda row: row.shape):
             group = list(same)
+            is_partial = group[0].is_partial
             n, seen = group[0].count, group[0].seen
             if is_partial:
                 self.partial += [(at + place * n, row) for place, row in enumerate(group)]
@@ -123,7 +157,7 @@ class _Layers:
 
     def step(self, number: int, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if not self.partial:
-            return block(x, cos, sin, attend=partial(self._attend, number, block, []))
+            return self._run(number, block, [], x, cos, sin)
         if number == 0:
             self._wait(x)
         after, runs = x.clone(), []
@@ -141,8 +175,7 @@ class _Layers:
         if not len(running):
             return after
         before = x[running]
-        attend = partial(self._attend, number, block, runs)
-        out = block(before, cos[running], sin[running], attend=attend)
+        out = self._run(number, block, runs, before, cos[running], sin[running])
         after[running] = out
         if number:
             added = (out - before)[self.whole :].split([len(run) for run in runs])
@@ -150,6 +183,13 @@ class _Layers:
                 if row.refresh is not None:
                     _store(row).put_added(number, run, own)
         return after
+
+    def _run(
+        self, number: int, block: Block, runs: Sequence[Tensor], x: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """The stream (t, D) of the tokens that run, behind the layer."""
+        q, k, v = self.run(block.project, x, cos, sin)
+        return self.run(block.mix, x, self._attend(number, block, runs, q, k, v))
 
     def _wait(self, x: Tensor) -> None:
         """Put what shared prefixes become where they stand in the stream x (T, D), in place."""

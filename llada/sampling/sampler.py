@@ -19,7 +19,8 @@ device syncs per step.
 
 Rows are independent: noise belongs to a row's seed, its forward and the position; positions count from a row's first
 token; and what differs by no more than rounding (`_ROUNDING`) is equal, the lowest position and the lowest id coming
-first. So a row gets in float32 what it would get alone, in any company. In bfloat16 that is no promise: kernels may
+first. So a row gets in float32 what it would get alone, in any company. In bfloat16 that is no promise without `batch_invariant`, which gives all
+products one shape (tests/benchmarks/batch_invariance.py: its cost): kernels may
 round by the shape of what they are given, which decides between tokens that are nearly equally likely. How often is a
 matter of the machine and the network. Measured on tiny random networks, rows of 16 tokens in batches of four prompts:
 padded to one length, 10 of 300 rows differed from the row alone on one CPU, and 23 of 180 on an AMD one; laid end to
@@ -313,14 +314,21 @@ def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
     return masks // steps + (canvas.step[rows] < masks % steps)
 
 
-def advance(model: Model, canvas: Canvas, step: Step, prefixes: PrefixStore | None = None) -> None:
+def advance(
+    model: Model,
+    canvas: Canvas,
+    step: Step,
+    prefixes: PrefixStore | None = None,
+    *,
+    batch_invariant: bool = False,
+) -> None:
     """The forward of a step and what it commits. Raises as `commit` does; the step may then be tried again."""
-    commit(canvas, step, forward(model, canvas, step, prefixes))
+    commit(canvas, step, forward(model, canvas, step, prefixes, batch_invariant=batch_invariant))
 
 
-def denoise(model: Model, canvas: Canvas) -> Iterator[Canvas]:
+def denoise(model: Model, canvas: Canvas, *, batch_invariant: bool = False) -> Iterator[Canvas]:
     """Walk the canvas to its end, yielding it (changed in place) after every forward."""
     prefixes = PrefixStore()
     while (step := plan(canvas)) is not None:
-        advance(model, canvas, step, prefixes)
+        advance(model, canvas, step, prefixes, batch_invariant=batch_invariant)
         yield canvas

@@ -45,6 +45,7 @@ class Denoiser:
         max_choices: int = 32,
         stall_timeout_s: float = 600.0,
         verify_checksums: bool = True,
+        batch_invariant: bool = False,
     ) -> None:
         """
         Args:
@@ -53,6 +54,7 @@ class Denoiser:
             max_choices: prompts × n of one request at the most.
             stall_timeout_s: a forward that takes longer makes the health check fail.
             verify_checksums: read all weights before they are loaded, and refuse those that are not the manifest's.
+            batch_invariant: rounding does not depend on what else runs (llada/sampling/forward.py).
 
         Raises:
             UserError: no model there, or one that cannot be served.
@@ -69,11 +71,14 @@ class Denoiser:
             device=device.partition(":")[0],
             dtype=str(next(model.parameters()).dtype),
             sampling=dataclasses.asdict(sampling),
+            batch_invariant=batch_invariant,
             torch=torch.__version__,
         )
         self.sampling, self.max_choices, self.stall_timeout_s = sampling, max_choices, stall_timeout_s
         self.max_length = model.config.max_length
-        self.engine = DenoiseEngine(model, tokenizer, max_concurrent=max_concurrent)
+        self.engine = DenoiseEngine(
+            model, tokenizer, max_concurrent=max_concurrent, batch_invariant=batch_invariant
+        )
         self.encoder = PromptEncoder(
             tokenizer,
             vocab_size=model.config.vocab_size,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llada.model.transformer import Block, ModelConfig, Transformer
 from llada.sampling.candidates import Candidates
@@ -109,6 +109,20 @@ def make_candidates() -> Callable[..., Candidates]:
         return Candidates(**{**fields, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def watch_products() -> Callable[[Transformer], set[int]]:
+    """How many rows the matrices had that were multiplied by the network's weights, from now on."""
+
+    def watch(model: Transformer) -> set[int]:
+        seen: set[int] = set()
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape[0]))
+        return seen
+
+    return watch
 
 
 @pytest.fixture(scope="session")

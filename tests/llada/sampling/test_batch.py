@@ -6,6 +6,7 @@ import dataclasses
 import random
 from typing import Any
 
+import pytest
 import torch
 
 from llada.model.transformer import ModelConfig, Transformer
@@ -93,15 +94,17 @@ def random_config(rng: random.Random) -> SamplingConfig:
     )
 
 
-def test_any_company_gives_the_same_text() -> None:
+@pytest.mark.parametrize(("dtype", "batch_invariant"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_any_company_gives_the_same_text(dtype: torch.dtype, batch_invariant: bool) -> None:
     """300 requests of all kinds that join and leave at random, under a small budget of tokens: token by token what
     `generate` gives each alone, after as many forwards."""
-    rng, model = random.Random(0), build_model()
+    rng, model = random.Random(0), build_model().to(dtype)
     cases = []
     for seed in range(300):
         prompt = [rng.randrange(40, 280) for _ in range(rng.randrange(0, 30))]
         cases.append((prompt, random_config(rng), seed))
-    batch, waiting, ended = Batch(model, max_tokens=150), list(enumerate(cases)), {}
+    batch = Batch(model, max_tokens=150, batch_invariant=batch_invariant)
+    waiting, ended = list(enumerate(cases)), {}
     numbers: dict[Run, int] = {}
     while waiting or batch.runs:
         joining = [waiting.pop() for _ in range(min(len(waiting), rng.randrange(4), 16 - len(batch.runs)))]
@@ -121,7 +124,7 @@ def test_any_company_gives_the_same_text() -> None:
         batch.keep(lambda run: run.reply.reason is None)
     for number, (prompt, config, seed) in enumerate(cases):
         knobs = {name: getattr(config, name) for name in config.__dataclass_fields__}
-        alone = generate(model, [prompt], eos_id=EOS, seed=[seed], **knobs)
+        alone = generate(model, [prompt], eos_id=EOS, seed=[seed], batch_invariant=batch_invariant, **knobs)
         text = alone.sequences[0, len(prompt) :].tolist()
         # Behind a canvas that has grown no further stands EOS, too.
         reason = "stop" if EOS in text else "length"

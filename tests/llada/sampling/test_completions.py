@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
@@ -107,3 +108,10 @@ def test_every_end_that_the_checkpoint_declares_ends_a_text() -> None:
         if completion["finish_reason"] == "stop":
             break
     assert completion["finish_reason"] == "stop"
+
+
+def test_batch_invariant_reaches_every_product(watch_products: Callable[[Transformer], set[int]]) -> None:
+    model = build_model()
+    rows = watch_products(model)
+    complete_texts(model, TOKENIZER, PROMPTS, SAMPLING, batch_invariant=True)
+    assert rows == {64}

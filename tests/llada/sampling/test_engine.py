@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -526,3 +526,14 @@ def test_fixed_words_stand_in_the_reply(engine: DenoiseEngine) -> None:
         with pytest.raises(UserError, match=message):
             request = GenerateRequest(ids("The"), dataclasses.replace(sampling, fixed=fixed))
             asyncio.run(read(engine, request))
+
+
+def test_batch_invariant_reaches_every_product(watch_products: Callable[[Transformer], set[int]]) -> None:
+    model = build_model()
+    rows = watch_products(model)
+    engine = DenoiseEngine(model, TOKENIZER, batch_invariant=True)
+    asyncio.run(read(engine, GenerateRequest(ids("The cat"), SAMPLING, seed=5)))
+    engine.close()
+    assert rows == {64}
+    with pytest.raises(UserError, match="batch_invariant needs a network of ours"):
+        DenoiseEngine(Script(1, []), TOKENIZER, batch_invariant=True)

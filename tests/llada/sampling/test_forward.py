@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llada.errors import UserError
 from llada.model.predict import guided_predict
 from llada.model.transformer import Transformer
 from llada.sampling.canvas import Canvas, prompt_canvas
@@ -19,6 +20,7 @@ from llada.sampling.sampler import commit, plan
 MakeModel = Callable[..., Transformer]
 RandomPrompt = Callable[..., Tensor]
 MASK = 22
+WatchProducts = Callable[[Transformer], set[int]]
 
 
 def mixed_canvas() -> Canvas:
@@ -165,3 +167,31 @@ def test_without_a_suffix_the_canvas_grows_by_blocks_until_the_end(make_model: M
                 lengths.add(len(text))
     assert {17, 8, 12} <= lengths
     assert len(lengths) > 6
+
+
+def test_batch_invariant_rows_get_the_logits_of_the_row_alone_bit_for_bit(
+    make_model: MakeModel, watch_products: WatchProducts
+) -> None:
+    """Guided ones, whose second copy stands elsewhere in the forward, too."""
+    model, canvas = make_model(2).to(torch.bfloat16), mixed_canvas()
+    rows = watch_products(model)
+    singles = [canvas.take([row]) for row in range(4)]
+    while (step := plan(canvas)) is not None:
+        logits = forward(model, canvas, step, batch_invariant=True)
+        per_row = dict(zip(step.rows.tolist(), logits.split(step.where.sum(1).tolist()), strict=True))
+        for row, expected in per_row.items():
+            own = plan(singles[row])
+            assert own is not None
+            found = forward(model, singles[row], own, batch_invariant=True)
+            assert torch.equal(found, expected)
+            commit(singles[row], own, found)
+        commit(canvas, step, logits)
+    assert rows == {64}
+
+
+def test_the_products_of_a_plain_function_are_not_ours_to_shape() -> None:
+    canvas = mixed_canvas()
+    step = plan(canvas)
+    assert step is not None
+    with pytest.raises(UserError, match="batch_invariant needs a network of ours"):
+        forward(lambda tokens: torch.zeros(*tokens.shape, 23), canvas, step, batch_invariant=True)

@@ -9,10 +9,11 @@ import torch
 
 from llada.model.transformer import Block, Transformer
 from llada.sampling.cache import KeyValues
-from llada.sampling.packed import Fed, attend_alike, attend_row, packed_forward
+from llada.sampling.packed import Fed, at_once, attend_alike, attend_row, in_chunks, packed_forward
 
 MakeModel = Callable[..., Transformer]
 LENGTHS = (3, 7, 7, 1, 12, 3, 9)
+WatchProducts = Callable[[Transformer], set[int]]
 
 
 def random_rows(seed: int = 0) -> list[torch.Tensor]:
@@ -20,13 +21,16 @@ def random_rows(seed: int = 0) -> list[torch.Tensor]:
     return [torch.randint(2, 23, (length,), generator=generator) for length in LENGTHS]
 
 
-def run(model: Transformer, rows: list[tuple[Fed, torch.Tensor]]) -> list[torch.Tensor]:
+def run(
+    model: Transformer, rows: list[tuple[Fed, torch.Tensor]], *, batch_invariant: bool = False
+) -> list[torch.Tensor]:
     """Logits of all tokens of each row, in the order given."""
     order = sorted(range(len(rows)), key=lambda r: rows[r][0].shape)
     fed = [rows[r][0] for r in order]
     tokens = torch.cat([rows[r][1] for r in order])
     positions = torch.cat([torch.arange(one.begin, one.begin + one.count) for one in fed])
-    logits = packed_forward(model, fed, tokens, positions, torch.arange(len(tokens)))
+    at = torch.arange(len(tokens))
+    logits = packed_forward(model, fed, tokens, positions, at, batch_invariant=batch_invariant)
     parts = dict(zip(order, logits.split([one.count for one in fed]), strict=True))
     return [parts[r] for r in range(len(rows))]
 
@@ -100,3 +104,66 @@ def test_rows_of_equal_shapes_attend_together_as_one_by_one(make_model: MakeMode
     together = attend_alike(0, block, rows, queries)
     for row, own, expected in zip(rows, queries, together, strict=True):
         torch.testing.assert_close(attend_row(0, block, row, own), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 200])
+def test_chunks_change_the_shape_of_the_products_and_nothing_else(
+    make_model: MakeModel, watch_products: WatchProducts, count: int
+) -> None:
+    model = make_model()
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    generator = torch.Generator().manual_seed(0)
+    x, heads = (torch.randn(count, *shape, generator=generator) for shape in ((24,), (4, 6)))
+    turn = torch.randn(2, count, 1, 6, generator=generator)
+    expected = (*at_once(block.project, x, *turn), at_once(block.mix, x, heads))
+    rows = watch_products(model)
+    found = (*in_chunks(block.project, x, *turn), in_chunks(block.mix, x, heads))
+    assert rows == {64 if count else 0}
+    for one, two in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block_length", [None, 4])
+def test_batch_invariant_rows_equal_those_alone_bit_for_bit(
+    make_model: MakeModel, watch_products: WatchProducts, dtype: torch.dtype, block_length: int | None
+) -> None:
+    """Rows of one token among them: a vector times a matrix is another kernel than a matrix, and sums in another order."""
+    model, rows = make_model(block_length=block_length).to(dtype), random_rows()
+    rows += [row.repeat(3) for row in rows]  # more than a chunk holds
+    products = watch_products(model)
+    whole = [KeyValues(len(ids)) for ids in rows]
+    part = [slice(len(ids) // 2, len(ids)) for ids in rows]
+    first = [(Fed(len(ids), 0, len(ids), store), ids) for ids, store in zip(rows, whole, strict=True)]
+    then = [
+        (Fed(own.stop - own.start, own.start, len(ids), store), ids[own])
+        for ids, own, store in zip(rows, part, whole, strict=True)
+    ]
+    for fed in (first, then):
+        together = run(model, fed, batch_invariant=True)
+        for row, expected in zip(fed, together, strict=True):
+            assert torch.equal(run(model, [row], batch_invariant=True)[0], expected)
+    assert products == {64}
+
+
+@torch.no_grad()
+def test_batch_invariant_rows_attend_singly(make_model: MakeModel) -> None:
+    """Also where their shapes are the same: how a kernel goes about many rows is its business."""
+    model, rows = make_model(), [ids for ids in random_rows() if len(ids) == 7]
+    seen = []
+
+    class Watched(Block):
+        def attention(self, q: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            seen.append(len(q))
+            return super().attention(q, *others)
+
+    for layer in model.layers:
+        layer.__class__ = Watched
+    fed = [(Fed(7, 0, 7, None), ids) for ids in rows]
+    run(model, fed)
+    assert seen == [2, 2]
+    run(model, fed, batch_invariant=True)
+    assert seen == [2, 2, 1, 1, 1, 1]

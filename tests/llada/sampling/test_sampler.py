@@ -18,7 +18,7 @@ from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.draw import draw_tokens
 from llada.sampling.forward import forward
-from llada.sampling.generate import generate
+from llada.sampling.generate import generate, infill
 from llada.sampling.rules import Rule, find_rule
 from llada.sampling.sampler import commit, denoise, plan
 
@@ -632,3 +632,16 @@ def test_few_rows_of_a_padded_batch_differ_in_bfloat16(
                 alone = generate(model, [prompt], seed=[row + 1], **knobs).sequences[0, -16:]
                 different += not torch.equal(together[row], alone)
     assert different < 40
+
+
+@pytest.mark.parametrize("function", ["generate", "infill"])
+def test_batch_invariant_reaches_every_product(
+    make_model: MakeModel, watch_products: Callable[[Transformer], set[int]], function: str
+) -> None:
+    model = make_model()
+    rows = watch_products(model)
+    if function == "generate":
+        generate(model, [[3, 4], [5]], gen_length=6, block_length=3, batch_invariant=True)
+    else:
+        infill(model, torch.tensor([[3, 22, 22, 4]]), batch_invariant=True)
+    assert rows == {64}

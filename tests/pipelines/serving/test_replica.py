@@ -166,13 +166,18 @@ def test_altered_weights_are_not_served(small_model: Path, tmp_path: Path) -> No
 def test_the_fingerprint_says_what_answers(denoiser: Denoiser, small_model: Path) -> None:
     first, *_ = events_of(denoiser, body(max_tokens=2))
     assert first == Serving(denoiser.fingerprint)
-    same, other = (
-        Denoiser(str(small_model), sampling, max_choices=7)
-        for sampling in (denoiser.sampling, replace(denoiser.sampling, block_length=4))
+    same, other, invariant = (
+        Denoiser(str(small_model), sampling, max_choices=7, batch_invariant=batch_invariant)
+        for sampling, batch_invariant in (
+            (denoiser.sampling, False),
+            (replace(denoiser.sampling, block_length=4), False),
+            (denoiser.sampling, True),
+        )
     )
-    same.close()
-    other.close()
-    assert same.fingerprint == denoiser.fingerprint != other.fingerprint
+    for each in (same, other, invariant):
+        each.close()
+    assert same.fingerprint == denoiser.fingerprint
+    assert len({denoiser.fingerprint, other.fingerprint, invariant.fingerprint}) == 3
 
 
 def test_a_request_that_cannot_be_served_is_one_event(denoiser: Denoiser) -> None:
