@@ -266,8 +266,8 @@ def check_room(config: SamplingConfig, given: int, context: int | None) -> None:
     remedy = f"at most gen_length={room} fits" if room > 0 else "shorten what is given"
     require(
         context is None or config.gen_length <= room,
-        f"sampling: gen_length={config.gen_length} beside {given} given tokens is a canvas of {given + config.gen_length} "
-        f"tokens, which exceeds the context length of {context}: {remedy}",
+        f"sampling: gen_length={config.gen_length} beside {given} given tokens: a canvas of {given + config.gen_length} "
+        f"tokens exceeds the context length of {context}: {remedy}",
     )
 
 

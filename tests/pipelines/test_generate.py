@@ -53,7 +53,7 @@ def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, p
     assert runs[0] == runs[1]
     assert [a[0] for a in runs[0]] == [0, 1, 2, 3, 4, 5]
     refused = answers(str(tmp_path / "rows-16"))[5]
-    assert "exceed the model's context of 96" in refused["error"]
+    assert "exceeds the context length of 96" in refused["error"]
     model, tokenizer = llada.load(stages.model)
     alone = complete_texts(model, tokenizer, ["A model restores"], sampling, seed=[3 + 1])[0]
     assert runs[0][1][1] == alone["text"]
@@ -219,7 +219,7 @@ def test_no_field_of_a_line_is_lost(stages, tmp_path):
     assert found == [*lines, {}]
     assert [answer["index"] for answer in added] == list(range(14))
     assert [number for number, answer in enumerate(added) if "error" in answer] == [2, 13]
-    assert "exceed the model's context" in added[2]["error"]
+    assert "exceeds the context length" in added[2]["error"]
     assert "prompts.jsonl:14: not JSON" in added[13]["error"]
     assert set(added[0]) == {"index", "text", "finish_reason", "tokens", "nfe"}
     assert (manifest["counts"]["prompts"], manifest["counts"]["refused"]) == (14, 2)

@@ -431,7 +431,7 @@ def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
     for request, message in [
         (
             GenerateRequest([7] * 250, SAMPLING),
-            "gen_length=24 .* 274 tokens, which exceeds the context length of 256: at most gen_length=6 fits",
+            "gen_length=24 .* 274 tokens exceeds the context length of 256: at most gen_length=6 fits",
         ),
         (
             GenerateRequest([7], dataclasses.replace(SAMPLING, steps=2)),
