@@ -52,11 +52,6 @@ class Constraints:
         """None where the settings say nothing."""
         return Constraints(config, never_ids, end_ids) if config.allowed or config.forbidden else None
 
-    @property
-    def ids(self) -> Tensor:
-        """All ids that are named."""
-        return torch.cat([self.allowed.ids, self.forbidden.ids])
-
     def rule_out(self, logits: Tensor, which: Tensor, position: Tensor) -> None:
         """Set to −∞, in `logits` (N, V), what must not stand at the positions (M,) of the candidates `which` (M,)."""
         device = logits.device

@@ -149,10 +149,14 @@ def test_what_cannot_be_is_refused(make_model: MakeModel, settings: dict, messag
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_fixed_may_be_among_what_is_allowed() -> None:
-    SamplingConfig(gen_length=4, fixed={1: 5}, allowed={1: [5, 6]}, forbidden={1: [7]})
+def test_what_is_fixed_may_be_among_what_is_allowed(make_model: MakeModel) -> None:
+    settings: dict = {"fixed": {1: 5}, "allowed": {1: [5, 6], 2: [6]}, "forbidden": {1: [7]}}
+    out = generate(make_model(), [[3]], gen_length=4, eos_id=EOS, **settings)
+    assert out.sequences[0, 2:4].tolist() == [5, 6]
     # Which id a text is, and so whether it fits, only a tokenizer knows.
-    SamplingConfig(gen_length=4, fixed={1: " a"}, allowed={1: [5, 6]})
+    assert SamplingConfig(gen_length=4, fixed={1: " a"}, allowed={1: [5, 6]}).fixed == {1: " a"}
+    with pytest.raises(UserError, match="allowed does not name 7, which fixed puts at position 1"):
+        SamplingConfig(gen_length=4, fixed={1: 7}, allowed={1: [5, 6]})
 
 
 def test_the_last_position_about_which_something_is_said() -> None:
