@@ -7,21 +7,19 @@ round between groups, not between the rows that one of them has: who has 32 gets
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llada.errors import UserError
-from llada.model.predict import Model, check_weights, takes_packed_rows
+from llada.model.predict import Model, takes_packed_rows
 from llada.sampling.cache import row_bytes
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.config import SamplingConfig
-from llada.sampling.forward import check_invariance, columns_to_feed, forward
-from llada.sampling.prefixes import PrefixStore
+from llada.sampling.forward import columns_to_feed
 from llada.sampling.reply import Reply
-from llada.sampling.sampler import commit, plan
+from llada.sampling.sampler import plan
 
 
 class Group:
@@ -59,18 +57,12 @@ class Progress(NamedTuple):
 class Batch:
     """The canvas and whose its rows are."""
 
-    def __init__(self, model: Model, *, max_tokens: int, batch_invariant: bool = False) -> None:
-        """With `batch_invariant` rounding does not depend on the company either (`forward`)."""
-        check_invariance(model, batch_invariant)
-        self.model, self.max_tokens, self.batch_invariant = model, max_tokens, batch_invariant
+    def __init__(self, *, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
         self.runs: list[Run] = []
-        self._canvas: Canvas | None = None
-        self._prefixes = PrefixStore()
-        self._damage: str | None = None
-        try:
-            check_weights(model)
-        except FloatingPointError as error:  # every reply's failure, and not that of laying them out
-            self._damage = str(error)
+        self.canvas: Canvas | None = None
+        """A row for each of the runs; None: there are none."""
+        self._given_whole: list[int] = []
 
     def add(self, runs: list[Run], canvases: list[Canvas]) -> None:
         """Put replies on the canvas, each laid out as one row. Who comes late makes up for nothing: he is served as if he
@@ -85,7 +77,7 @@ class Batch:
                 group.served = max(group.served, min((other.group.served for other in self.runs), default=0))
             group.on_canvas += 1
             self.runs.append(run)
-        self._canvas = Canvas.join([*([self._canvas] if self._canvas is not None else []), *canvases])
+        self.canvas = Canvas.join([*([self.canvas] if self.canvas is not None else []), *canvases])
 
     def keep(self, wanted: Callable[[Run], bool]) -> None:
         """Take all other replies off the canvas."""
@@ -95,31 +87,38 @@ class Batch:
         for row in set(range(len(self.runs))).difference(rows):
             self.runs[row].group.on_canvas -= 1
         self.runs = [self.runs[row] for row in rows]
-        assert self._canvas is not None
-        self._canvas = self._canvas.take(rows) if rows else None
+        assert self.canvas is not None
+        self.canvas = self.canvas.take(rows) if rows else None
 
-    def turn(self, fail: Callable[[Run, Exception], None]) -> Iterator[Progress]:
-        """One forward, of the rows whose turn it is, and what it did for each. A reply that has ended must be taken off
-        before the next; `fail` is told of those whose forward fails alone."""
-        canvas = self._canvas
+    def plan(self) -> Step | None:
+        """What the next forward is for: the rows whose turn it is. None: no row has a mask."""
+        if self.canvas is None:
+            return None
+        step = plan(self.canvas)
+        # A row may be given whole, when all its positions are fixed.
+        self._given_whole = sorted(set(range(len(self.runs))).difference(step.rows.tolist() if step else ()))
+        return None if step is None else self._whose_turn(self.canvas, step)
+
+    def progress(self, brought_on: Sequence[int]) -> Iterator[Progress]:
+        """What the forward did for each of the rows that it has brought on, and what those are that need none. A reply that
+        has ended must be taken off before the next `plan`."""
+        canvas = self.canvas
         if canvas is None:
             return
-        step = plan(canvas)
-        # A row may be given whole, when all its positions are fixed.
-        complete = set(range(len(self.runs))) - set(step.rows.tolist() if step else [])
-        brought_on = self._advance(canvas, self._whose_turn(canvas, step), fail) if step else []
         fed, final, forwards = canvas.token_forwards.tolist(), canvas.final_until(), canvas.forwards.tolist()
-        for row in [*complete, *brought_on]:
+        for row in [*self._given_whole, *brought_on]:
             run = self.runs[row]
             run.group.served += fed[row] - run.fed
             run.served += fed[row] - run.fed
             run.fed = fed[row]
             yield Progress(run, canvas.tokens[row], final[row], forwards[row])
 
-    def reveal_steps(self, run: Run) -> tuple[int, ...]:
-        """Which forward of the row each of its columns was committed in; -1 in none."""
-        assert self._canvas is not None
-        return tuple(self._canvas.reveal_step[self.runs.index(run)].tolist())
+    def trace(self, run: Run, begin: int, end: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Of the columns of a row that is traced: which of its forwards committed the token, -1 where none did; and the
+        model's probability of it then, NaN where none did."""
+        assert self.canvas is not None
+        at = self.runs.index(run), slice(begin, end)
+        return tuple(self.canvas.reveal_step[at].tolist()), tuple(self.canvas.confidence[at].tolist())
 
     def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
         """Those rows of a step that may be fed at once: the higher priority first, then one row of each group, that which
@@ -146,41 +145,6 @@ class Batch:
             chosen.append(place)
             room -= fed[place]
         return step.of(torch.tensor(sorted(chosen)))
-
-    def _advance(self, canvas: Canvas, step: Step, fail: Callable[[Run, Exception], None]) -> list[int]:
-        """The rows that the forward brought on. Where it fails, each row is tried alone."""
-        try:
-            if self._damage is not None:
-                raise FloatingPointError(self._damage)
-            logits = forward(self.model, canvas, step, self._prefixes, batch_invariant=self.batch_invariant)
-        except Exception as error:
-            if len(step.rows) == 1:
-                fail(self.runs[int(step.rows[0])], error)
-                return []
-            return [row for one, _ in _row_by_row(step) for row in self._advance(canvas, one, fail)]
-        return self._commit(canvas, step, logits, fail)
-
-    def _commit(
-        self, canvas: Canvas, step: Step, logits: Tensor, fail: Callable[[Run, Exception], None]
-    ) -> list[int]:
-        """The rows whose logits (N, V) could be committed. Where some are no numbers, or are all ruled out, the others need
-        no other forward, which may not give the same (cache.py)."""
-        try:
-            commit(canvas, step, logits)
-            return step.rows.tolist()
-        except (FloatingPointError, UserError) as error:  # before anything was written
-            if len(step.rows) == 1:
-                fail(self.runs[int(step.rows[0])], error)
-                return []
-        return [row for one, own in _row_by_row(step) for row in self._commit(canvas, one, logits[own], fail)]
-
-
-def _row_by_row(step: Step) -> Iterator[tuple[Step, slice]]:
-    """A step for each row of a step, and which of its logits belong to it."""
-    end = 0
-    for row, count in enumerate(step.where.sum(1).tolist()):
-        begin, end = end, end + count
-        yield step.of(torch.tensor([row])), slice(begin, end)
 
 
 def cache_bytes(model: Model, config: SamplingConfig, length: int) -> int:

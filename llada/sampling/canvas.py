@@ -51,13 +51,14 @@ class Canvas:
     """
 
     # What a row has one of for each column, block or id, with what stands where another row has more of them.
-    _BY_COLUMN: ClassVar[dict[str, int]] = {
+    _BY_COLUMN: ClassVar[dict[str, float]] = {
         "tokens": 0,
         "prompt": 1,
         "attended": 0,
         "position": 0,
         "block_of": 0,
         "reveal_step": -1,
+        "confidence": torch.nan,
         "due": 0,
         "again": NEVER,
     }
@@ -81,6 +82,7 @@ class Canvas:
         "min_p",
         "stratified",
         "weighs_committed",
+        "is_traced",
         "block",
         "block_masks",
         "block_begin",
@@ -202,6 +204,9 @@ class Canvas:
         self.forwards = each(0)  # of the row so far: what its noise is drawn for
         self.token_forwards = each(0)  # tokens fed to the network so far, guidance's copies included
         self.reveal_step = torch.full_like(tokens, -1)  # (B, L): forward of the row that committed a token
+        # (B, L) the model's probability of a token when it was committed, kept where `is_traced` (B,) bool is set.
+        self.confidence = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
+        self.is_traced = each(False, torch.bool)
         self.nfe = 0  # forwards so far; a batch counts once, guidance's doubled batch too
         length.hold_back(self)
 
@@ -285,6 +290,7 @@ class Canvas:
         behind = (columns > self.first_end(self.is_end(self.tokens))) & ~self.prompt
         self.tokens = torch.where(behind, self.end_ids[:, :1], self.tokens)
         self.reveal_step = self.reveal_step.masked_fill(behind, -1)
+        self.confidence = self.confidence.masked_fill(behind, torch.nan)
 
     def shorten(self, rows: Tensor, last: Tensor) -> None:
         """What stands behind the columns `last` (b,) of these rows is settled: it is not fed to the network any more, but

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
-from llada.model.predict import check_tokens
+from llada.model.predict import check_tokens, check_weights
 from llada.model.transformer import Transformer
 from llada.sampling.batch import Batch, Group, Run
 from llada.sampling.canvas import prompt_canvas
@@ -19,7 +19,9 @@ from llada.sampling.constraints import named_ids
 from llada.sampling.events import FinishReason
 from llada.sampling.generate import held_back
 from llada.sampling.inputs import row_seeds
+from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
+from llada.sampling.sampler import advance
 from llada.sampling.text import Prompt, prompt_ids, spell_fixed, text_ends, turn_end
 
 
@@ -78,7 +80,8 @@ def complete_texts(
     seeds = row_seeds(seed, len(ids))
     if len(seeds) != len(ids):
         raise UserError(f"sampling: {len(seeds)} seeds for {len(ids)} prompts; give one for each")
-    batch = Batch(model, max_tokens=max_tokens, batch_invariant=batch_invariant)
+    check_weights(model)
+    batch, prefixes = Batch(max_tokens=max_tokens), PrefixStore()
     waiting = deque(range(len(ids)))
     results: dict[int, TextCompletion] = {}
     while waiting or batch.runs:
@@ -106,7 +109,10 @@ def complete_texts(
             for number in joining
         ]
         batch.add([_Line(*line) for line in zip(joining, replies, strict=True)], canvases)
-        for line, tokens, final_until, forwards in batch.turn(_raise):
+        step, brought_on = batch.plan(), []
+        if step is not None and batch.canvas is not None:
+            brought_on = advance(model, batch.canvas, step, prefixes, batch_invariant=batch_invariant)
+        for line, tokens, final_until, forwards in batch.progress(brought_on):
             assert isinstance(line, _Line)
             line.text += line.reply.read(tokens, final_until)
             if line.reply.reason is not None:
@@ -119,7 +125,3 @@ def complete_texts(
                 }
         batch.keep(lambda run: run.reply.reason is None)
     return [results[number] for number in range(len(ids))]
-
-
-def _raise(run: Run, error: Exception) -> None:
-    raise error

@@ -18,17 +18,19 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
-from llada.model.predict import Model, check_tokens, network_block, resolve_mask_id
+from llada.model.predict import Model, check_tokens, check_weights, network_block, resolve_mask_id
 from llada.sampling.batch import Batch, Group, Run, cache_bytes
 from llada.sampling.blocks import check_network_block, check_steps, count_blocks
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig, check_room
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import Event, Finished, Started, Text
-from llada.sampling.forward import check_cache
+from llada.sampling.forward import check_cache, check_invariance
 from llada.sampling.generate import held_back
 from llada.sampling.mailbox import Mailbox
+from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
+from llada.sampling.sampler import advance
 from llada.sampling.text import spell_fixed, text_ends, turn_end
 
 _log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class GenerateRequest:
     wants_canvas: bool = False
     """After every forward, also the whole reply with its masks."""
     wants_trace: bool = False
-    """At the end, also which forward each token came from (`Finished.reveal_step`)."""
+    """At the end, also which forward each token came from, and how sure the model was of it then (`Finished`)."""
     priority: int = 0
     """The higher go first, into the engine and into a forward that does not hold all rows; equals take turns."""
 
@@ -103,8 +105,10 @@ class DenoiseEngine:
         ):
             if value < 1:
                 raise UserError(f"engine: {name} must be at least 1, not {value}")
+        check_invariance(model, batch_invariant)
         config = getattr(model, "config", None)
-        self.tokenizer, self.max_concurrent = tokenizer, max_concurrent
+        self.model, self.tokenizer, self.max_concurrent = model, tokenizer, max_concurrent
+        self.batch_invariant = batch_invariant
         self.max_cache_bytes = max_cache_bytes
         self.max_length: int | None = getattr(config, "max_length", None)
         self.mask_id = resolve_mask_id(model, None)
@@ -114,20 +118,18 @@ class DenoiseEngine:
         self._changed = threading.Condition()
         self._waiting: deque[_Stream] = deque()
         self._running: list[_Stream] = []
-        self._batch = Batch(model, max_tokens=max_tokens, batch_invariant=batch_invariant)
+        self._batch = Batch(max_tokens=max_tokens)
+        self._prefixes = PrefixStore()
+        self._damage: str | None = None
+        try:
+            check_weights(model)
+        except FloatingPointError as error:  # every reply's failure, and not that of starting
+            self._damage = str(error)
         self._is_closing = False
         self._failures = 0
         self._forward_began: float | None = None
         self._thread = threading.Thread(target=self._work, name="denoise-engine", daemon=True)
         self._thread.start()
-
-    @property
-    def model(self) -> Model:
-        return self._batch.model
-
-    @model.setter
-    def model(self, model: Model) -> None:
-        self._batch.model = model
 
     @property
     def num_running(self) -> int:
@@ -236,6 +238,7 @@ class DenoiseEngine:
             seed=request.seed,
             network_block=network_block(self.model),
         )
+        canvas.is_traced[:] = request.wants_trace
         run.stream.mailbox.put(Started(run.index))
         return canvas
 
@@ -299,15 +302,34 @@ class DenoiseEngine:
         self._let_go()
         if self._waiting or any(stream.waiting for stream in self._running):
             self._admit()
-        self._forward_began = time.monotonic()
-        for run, tokens, final_until, forwards in self._batch.turn(self._fail_in_network):
-            self._forward_began = None
+        for run, tokens, final_until, forwards in self._batch.progress(self._advance()):
             try:
                 self._read(_own(run), tokens, final_until, forwards)
             except Exception as error:  # says nothing about the network
                 self._fail(run, error)
-        self._forward_began = None
         self._let_go()
+
+    def _advance(self) -> list[int]:
+        """The rows that one forward has brought on."""
+        step, canvas = self._batch.plan(), self._batch.canvas
+        if step is None or canvas is None:
+            return []
+        self._forward_began = time.monotonic()
+        try:
+            if self._damage is not None:
+                for row in step.rows.tolist():
+                    self._fail_in_network(row, FloatingPointError(self._damage))
+                return []
+            return advance(
+                self.model,
+                canvas,
+                step,
+                self._prefixes,
+                batch_invariant=self.batch_invariant,
+                fail=self._fail_in_network,
+            )
+        finally:
+            self._forward_began = None
 
     def _let_go(self) -> None:
         """Take the replies off the canvas that have ended or are no longer wanted, and forget streams without any."""
@@ -328,7 +350,8 @@ class DenoiseEngine:
             stream.mailbox.put(error)
             stream.is_cancelled = True
 
-    def _fail_in_network(self, run: Run, error: Exception) -> None:
+    def _fail_in_network(self, row: int, error: Exception) -> None:
+        run = self._batch.runs[row]
         if not _own(run).stream.is_cancelled and not isinstance(error, UserError):
             self._failures += 1
         self._fail(run, error)
@@ -346,9 +369,9 @@ class DenoiseEngine:
             run.stream.num_unfinished -= 1
             request, count = run.request, reply.num_committed
             start = len(request.prompt)
-            revealed = self._batch.reveal_steps(run)[start : start + count] if request.wants_trace else None
+            trace = self._batch.trace(run, start, start + count) if request.wants_trace else ()
             num_given = start + len(request.suffix)
-            mailbox.put(Finished(run.index, reply.reason, num_given, count, forwards, revealed))
+            mailbox.put(Finished(run.index, reply.reason, num_given, count, forwards, *trace))
 
 
 def _own(run: Run) -> _Run:

@@ -182,6 +182,7 @@ def grow(canvas: Canvas, look: Look) -> None:
     source = columns - count_of * (columns > behind_of + count_of)
     canvas.tokens[grown] = canvas.tokens[grown].gather(1, source).masked_fill(is_new, canvas.mask_id)
     canvas.reveal_step[grown] = canvas.reveal_step[grown].gather(1, source).masked_fill(is_new, -1)
+    canvas.confidence[grown] = canvas.confidence[grown].gather(1, source).masked_fill(is_new, torch.nan)
     canvas.stop[grown] += count_of.squeeze(1)
     canvas.block[grown] = -1  # begun anew: its masks are counted again, and a cache feeds everything
     canvas.blocks_left[grown] = _blocks_left(canvas, grown)

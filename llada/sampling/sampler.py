@@ -230,6 +230,9 @@ def _write(canvas: Canvas, rows: Tensor, candidates: Candidates, is_chosen: Tens
     at, where = rows[row[is_written]], column[is_written]
     canvas.tokens[at, where] = candidates.tokens[is_written]
     canvas.reveal_step[at, where] = canvas.forwards[at]
+    if bool(canvas.is_traced[rows].any()):
+        confidence = candidates.confidence[row, candidates.slot][is_written]
+        canvas.confidence[at, where] = confidence.masked_fill(~canvas.is_traced[at], torch.nan)
     if any(canvas.rules[r].may_remask for r in rows.tolist()):
         committed = torch.zeros(len(rows), canvas.tokens.shape[1], dtype=torch.bool)
         dropped = committed.clone()
@@ -269,6 +272,7 @@ def _remask(canvas: Canvas, rows: Tensor, committed: Tensor, dropped: Tensor, en
     canvas.due[rows], canvas.again[rows] = due, again.masked_fill(back, NEVER)
     canvas.tokens[rows] = canvas.tokens[rows].masked_fill(back, canvas.mask_id)
     canvas.reveal_step[rows] = canvas.reveal_step[rows].masked_fill(back, -1)
+    canvas.confidence[rows] = canvas.confidence[rows].masked_fill(back, torch.nan)
 
 
 def _writable(canvas: Canvas, logits: Tensor, row: Tensor, position: Tensor) -> Tensor:
@@ -321,9 +325,53 @@ def advance(
     prefixes: PrefixStore | None = None,
     *,
     batch_invariant: bool = False,
-) -> None:
-    """The forward of a step and what it commits. Raises as `commit` does; the step may then be tried again."""
-    commit(canvas, step, forward(model, canvas, step, prefixes, batch_invariant=batch_invariant))
+    fail: Callable[[int, Exception], None] | None = None,
+) -> list[int]:
+    """The forward of a step and what it commits; the rows of the canvas that it has brought on.
+
+    Where it fails, each row is tried alone, and `fail` is told of a row that fails alone. None: it raises as `commit`
+    does, and the step may be tried again.
+    """
+    try:
+        logits = forward(model, canvas, step, prefixes, batch_invariant=batch_invariant)
+    except Exception as error:
+        return [
+            row
+            for one, _ in _row_by_row(step, error, fail)
+            for row in advance(model, canvas, one, prefixes, batch_invariant=batch_invariant, fail=fail)
+        ]
+    return _commit_rows(canvas, step, logits, fail)
+
+
+def _commit_rows(
+    canvas: Canvas, step: Step, logits: Tensor, fail: Callable[[int, Exception], None] | None
+) -> list[int]:
+    """The rows whose logits (N, V) could be committed. Where some are no numbers, or are all ruled out, the others need
+    no other forward, which may not give the same (cache.py)."""
+    try:
+        commit(canvas, step, logits)
+    except (FloatingPointError, UserError) as error:  # before anything was written
+        return [
+            row
+            for one, own in _row_by_row(step, error, fail)
+            for row in _commit_rows(canvas, one, logits[own], fail)
+        ]
+    return step.rows.tolist()
+
+
+def _row_by_row(
+    step: Step, error: Exception, fail: Callable[[int, Exception], None] | None
+) -> Iterator[tuple[Step, slice]]:
+    """A step for each row of one that has failed, and which of its logits belong to it. No other where it had one row."""
+    if fail is None:
+        raise error
+    if len(step.rows) == 1:
+        fail(int(step.rows[0]), error)
+        return
+    end = 0
+    for row, count in enumerate(step.where.sum(1).tolist()):
+        begin, end = end, end + count
+        yield step.of(torch.tensor([row])), slice(begin, end)
 
 
 def denoise(model: Model, canvas: Canvas, *, batch_invariant: bool = False) -> Iterator[Canvas]:

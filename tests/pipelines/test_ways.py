@@ -97,4 +97,4 @@ def test_from_the_request_to_the_loop(stages):
 
     way = way_to(commit, ask)
     # Behind pipelines/serving/replica.py, in the engine's own thread.
-    assert way == ["llada/sampling/engine.py", "llada/sampling/batch.py", "llada/sampling/sampler.py"]
+    assert way == ["llada/sampling/engine.py", "llada/sampling/sampler.py"]

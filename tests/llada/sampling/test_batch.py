@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from llada.model.predict import Model
 from llada.model.transformer import ModelConfig, Transformer
-from llada.sampling.batch import Batch, Group, Run, cache_bytes
+from llada.sampling.batch import Batch, Group, Progress, Run, cache_bytes
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.generate import generate
+from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
+from llada.sampling.sampler import advance
 from llada.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["The cat sat on the mat."], 280)
@@ -41,8 +45,21 @@ def lay_out(
     return Run(reply, group or Group()), canvas
 
 
-def fail(run: Run, error: Exception) -> None:
-    raise error
+def turn(
+    batch: Batch,
+    model: Model,
+    fail: Callable[[Run], object] | None = None,
+    *,
+    prefixes: PrefixStore | None = None,
+    batch_invariant: bool = False,
+) -> list[Progress]:
+    """One forward, and what it did; `fail` is told whose failed alone, None raises."""
+    step, brought_on = batch.plan(), []
+    if step is not None:
+        assert batch.canvas is not None
+        tell = None if fail is None else lambda row, _: fail(batch.runs[row])
+        brought_on = advance(model, batch.canvas, step, prefixes, batch_invariant=batch_invariant, fail=tell)
+    return list(batch.progress(brought_on))
 
 
 def random_config(rng: random.Random) -> SamplingConfig:
@@ -103,7 +120,7 @@ def test_any_company_gives_the_same_text(dtype: torch.dtype, batch_invariant: bo
     for seed in range(300):
         prompt = [rng.randrange(40, 280) for _ in range(rng.randrange(0, 30))]
         cases.append((prompt, random_config(rng), seed))
-    batch = Batch(model, max_tokens=150, batch_invariant=batch_invariant)
+    batch, prefixes = Batch(max_tokens=150), PrefixStore()
     waiting, ended = list(enumerate(cases)), {}
     numbers: dict[Run, int] = {}
     while waiting or batch.runs:
@@ -111,7 +128,9 @@ def test_any_company_gives_the_same_text(dtype: torch.dtype, batch_invariant: bo
         laid_out = [lay_out(*case) for _, case in joining]
         numbers.update({run: number for (run, _), (number, _) in zip(laid_out, joining, strict=True)})
         batch.add([run for run, _ in laid_out], [canvas for _, canvas in laid_out])
-        for run, tokens, final_until, forwards in batch.turn(fail):
+        for run, tokens, final_until, forwards in turn(
+            batch, model, prefixes=prefixes, batch_invariant=batch_invariant
+        ):
             run.reply.read(tokens, final_until)
             if run.reply.reason is not None:
                 prompt, config, _ = cases[numbers[run]]
@@ -141,12 +160,12 @@ def test_turns_go_round_between_groups() -> None:
     one, many = Group(), Group()
     rows = [lay_out([50, 60, 70], config, seed, many) for seed in range(16)]
     rows.append(lay_out([50, 60, 70], config, 99, one))
-    batch = Batch(model, max_tokens=3 * 15)
+    batch = Batch(max_tokens=3 * 15)
     batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
-    for turn in range(8):
-        moved = [progress.run for progress in batch.turn(fail)]
+    for number in range(8):
+        moved = [progress.run for progress in turn(batch, model)]
         assert len(moved) == 3
-        assert rows[-1][0] in moved, turn
+        assert rows[-1][0] in moved, number
     others = [run.served for run, _ in rows[:16]]
     assert max(others) - min(others) <= 15
     assert one.on_canvas == 1
@@ -157,9 +176,9 @@ def test_the_higher_priority_goes_first() -> None:
     config = SamplingConfig(gen_length=12, block_length=12)
     groups = [Group(0), Group(2), Group(0)]
     rows = [lay_out([50], config, seed, group) for seed, group in enumerate(groups)]
-    batch = Batch(build_model(), max_tokens=13)
+    batch, model = Batch(max_tokens=13), build_model()
     batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
-    assert [[progress.run for progress in batch.turn(fail)] for _ in range(5)] == [[rows[1][0]]] * 5
+    assert [[progress.run for progress in turn(batch, model)] for _ in range(5)] == [[rows[1][0]]] * 5
 
 
 def test_who_comes_late_does_not_catch_up() -> None:
@@ -168,13 +187,13 @@ def test_who_comes_late_does_not_catch_up() -> None:
     config = SamplingConfig(gen_length=20, block_length=20)
     groups = [Group(), Group(), Group()]
     rows = [lay_out([50], config, seed, group) for seed, group in enumerate([*groups, groups[2]])]
-    batch = Batch(build_model(), max_tokens=21)
+    batch, model = Batch(max_tokens=21), build_model()
 
     def add(*numbers: int) -> None:
         batch.add([rows[n][0] for n in numbers], [rows[n][1] for n in numbers])
 
     def turns(number: int) -> list[int]:
-        moved = [progress.run for _ in range(number) for progress in batch.turn(fail)]
+        moved = [progress.run for _ in range(number) for progress in turn(batch, model)]
         return [[run for run, _ in rows].index(run) for run in moved]
 
     add(0, 1)
@@ -188,16 +207,16 @@ def test_who_comes_late_does_not_catch_up() -> None:
 def test_guidance_counts_twice() -> None:
     config = SamplingConfig(gen_length=12, block_length=12, cfg_scale=1.0)
     rows = [lay_out([50], config, seed) for seed in range(4)]
-    batch = Batch(build_model(), max_tokens=4 * 13)
+    batch, model = Batch(max_tokens=4 * 13), build_model()
     batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
-    assert [len(list(batch.turn(fail))) for _ in range(3)] == [2, 2, 2]
+    assert [len(turn(batch, model)) for _ in range(3)] == [2, 2, 2]
 
 
 def test_a_row_larger_than_the_budget_is_fed_alone() -> None:
     rows = [lay_out([50] * 20, SamplingConfig(gen_length=4), seed) for seed in range(2)]
-    batch = Batch(build_model(), max_tokens=5)
+    batch, model = Batch(max_tokens=5), build_model()
     batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
-    assert [len(list(batch.turn(fail))) for _ in range(3)] == [1, 1, 1]
+    assert [len(turn(batch, model)) for _ in range(3)] == [1, 1, 1]
 
 
 def test_a_failure_stays_with_its_row() -> None:
@@ -210,16 +229,16 @@ def test_a_failure_stays_with_its_row() -> None:
                 raise ValueError("the poisoned token")
             return super().forward(input_ids, *args, **kwargs)
 
-    fragile = Fragile(model.config)
+    fragile = Fragile(model.config).eval()
     fragile.load_state_dict(model.state_dict())
     config = SamplingConfig(gen_length=6, block_length=3, cache="dual")
     rows = [lay_out([50, token], config, seed) for seed, token in enumerate((60, 77, 61))]
-    batch = Batch(fragile.eval(), max_tokens=1000)
+    batch = Batch(max_tokens=1000)
     batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
     failed: list[Run] = []
     texts: dict[Run, list[int]] = {}
     while batch.runs:
-        for run, tokens, *_ in batch.turn(lambda run, error: failed.append(run)):
+        for run, tokens, *_ in turn(batch, fragile, failed.append):
             run.reply.read(tokens)
             texts[run] = tokens[2:8].tolist()
         batch.keep(lambda run: run.reply.reason is None and run not in failed)
@@ -253,7 +272,7 @@ def test_logits_that_are_no_numbers_cost_the_others_no_forward() -> None:
         forbidden={"*": (77, EOS)},
     )
     rows = [lay_out([50, token], config, seed) for seed, token in enumerate((60, 61))]
-    batch = Batch(model, max_tokens=1000)
+    batch = Batch(max_tokens=1000)
     batch.add([run for run, _ in rows], [canvas for _, canvas in rows])
     poisoned = [lay_out([77], config, seed) for seed in range(5)]
     failed: list[Run] = []
@@ -262,7 +281,7 @@ def test_logits_that_are_no_numbers_cost_the_others_no_forward() -> None:
         if poisoned and forwards % 2:
             run, canvas = poisoned.pop()
             batch.add([run], [canvas])
-        for run, tokens, *_ in batch.turn(lambda run, error: failed.append(run)):
+        for run, tokens, *_ in turn(batch, model, failed.append):
             run.reply.read(tokens)
             if run.reply.reason is not None:
                 seed = [other for other, _ in rows].index(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -424,7 +425,28 @@ def test_the_trace_says_which_forward_each_token_came_from() -> None:
         traced = asyncio.run(read(engine, request)).end.reveal_step
         untraced = asyncio.run(read(engine, dataclasses.replace(request, wants_trace=False))).end
     assert traced == (len(wanted) - 2, -1, *range(len(wanted) - 3, -1, -1))  # the last one first
-    assert untraced.reveal_step is None
+    assert (untraced.reveal_step, untraced.confidence) == (None, None)
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "random"])
+def test_tells_how_sure_the_model_was(engine: DenoiseEngine, remasking: str) -> None:
+    """The probability of each token on the canvas that its forward saw, laid out again from the reveal order."""
+    sampling = SamplingConfig(12, 6, 12, remasking=remasking, fixed={2: ids(" cat")[0]})
+    request = GenerateRequest(ids("The"), sampling, seed=3, end_ids=frozenset(), wants_trace=True)
+    end = asyncio.run(read(engine, request)).end
+    out = generate(engine.model, [ids("The")], seed=3, **dataclasses.asdict(sampling))
+    final, begin = out.sequences[0], len(ids("The"))
+    assert end.reveal_step is not None
+    assert end.confidence is not None
+    for place, (step, confidence) in enumerate(zip(end.reveal_step, end.confidence, strict=True)):
+        if step == -1:
+            assert math.isnan(confidence)
+            continue
+        seen = final.clone()
+        seen[begin:][torch.tensor(end.reveal_step) >= step] = MASK
+        logits = engine.model(seen[None])[0, begin + place].double()
+        logits[MASK] = -torch.inf
+        assert confidence == pytest.approx(logits.softmax(0)[final[begin + place]].item(), rel=1e-5)
 
 
 def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
