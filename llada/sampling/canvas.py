@@ -15,6 +15,7 @@ Shape legend: B rows, L columns, K blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -42,6 +43,18 @@ class Step(NamedTuple):
         """Some of its rows."""
         candidates = None if self.candidates is None else self.candidates[places]
         return Step(self.rows[places], self.where[places], candidates)
+
+
+class Uses(NamedTuple):
+    """Is there a row that does …: what is looked up at every step and no row's settings change."""
+
+    temperature: bool  # draw
+    strata: bool  # draw with spread numbers
+    unsure_ids: bool  # give some ids no confidence
+    open_until: bool  # hold its end back
+    committed: bool  # weigh what was committed
+    remasking: bool  # make masks of tokens
+    trace: bool  # keep confidences
 
 
 class Canvas:
@@ -260,6 +273,18 @@ class Canvas:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @cached_property
+    def uses(self) -> Uses:
+        return Uses(
+            temperature=bool(self.temperature.any()),
+            strata=bool(self.stratified.any()),
+            unsure_ids=bool((self.unsure_ids != self.mask_id).any()),
+            open_until=bool(self.open_until.any()),
+            committed=bool(self.weighs_committed.any()),
+            remasking=any(rule.may_remask for rule in self.rules),
+            trace=bool(self.is_traced.any()),
+        )
+
     def is_end(self, tokens: Tensor) -> Tensor:
         """(B, L) bool: which of these are one of their row's ends."""
         return (tokens[:, :, None] == self.end_ids[:, None, :]).any(-1)
@@ -273,7 +298,7 @@ class Canvas:
     def final_until(self) -> list[int]:
         """For each row: the column before which its tokens stay as they are, masks aside."""
         width = self.tokens.shape[1]
-        if not any(rule.may_remask for rule in self.rules):
+        if not self.uses.remasking:
             return [width] * len(self)
         is_open = ((self.tokens == self.mask_id) & self.attended | (self.again < NEVER)).any(1).tolist()
         begins = self.block_begin.tolist()

@@ -34,6 +34,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +78,7 @@ def plan(canvas: Canvas) -> Step | None:
     if where.shape[1]:
         due = canvas.due.masked_fill(~where, NEVER)
         where = where & (due == due.amin(1, keepdim=True))
-    if bool(canvas.weighs_committed.any()):
+    if canvas.uses.committed:
         held = in_block & ~masks & ~canvas.prompt & where.any(1, keepdim=True)
         before_end = torch.arange(where.shape[1]) < canvas.first_end(canvas.is_end(canvas.tokens))
         where = where | (held & before_end & canvas.weighs_committed[:, None])
@@ -130,7 +131,7 @@ def _check_numbers(canvas: Canvas, step: Step, logits: Tensor) -> Tensor:
     """The highest of each position's logits, (N, 1). Raises FloatingPointError, or UserError where the settings are to blame,
     for logits that leave nothing to write."""
     highest = logits.amax(1, keepdim=True)
-    if bool(highest.isfinite().all()):
+    if bool((highest.abs() < torch.inf).all()):
         return highest
     row, column = step.where.nonzero(as_tuple=True)
     row = step.rows[row]
@@ -142,108 +143,114 @@ def _check_numbers(canvas: Canvas, step: Step, logits: Tensor) -> Tensor:
 
 
 def _unmask(canvas: Canvas, step: Step, logits: Tensor) -> None:
-    """`commit`, but for the length of the rows."""
-    rows, where = step.rows, step.where
-    row, column = where.nonzero(as_tuple=True)
+    """`commit`, but for the length of the rows.
+
+    What is a few numbers a row is reckoned with NumPy, on the memory of the canvas: a call costs a third of torch's there.
+    """
+    rows, where = step.rows.numpy(), step.where.numpy()
+    row, column = where.nonzero()
     at = rows[row]  # (N,) the candidates' rows of the canvas, where `row` counts those at work
     slot = where.cumsum(1)[row, column] - 1
-    position = canvas.position[at, column]
+    of_row, canvas_row, position = map(torch.from_numpy, (row, at, canvas.position.numpy()[at, column]))
 
     @cache
     def keys() -> Tensor:
         """(N,) what a candidate's noise is a function of."""
-        return row_keys(row_keys(canvas.seed_keys[rows], canvas.forwards[rows])[row], position)
+        of_forward = row_keys(canvas.seed_keys[step.rows], canvas.forwards[step.rows])
+        return row_keys(of_forward[of_row], position)
 
-    rounding = _rounding(canvas, at)
-    logits = _writable(canvas, logits, at, position)
+    rounding = _rounding(canvas, canvas_row)
+    logits = _writable(canvas, logits, canvas_row, position)
     highest = _check_numbers(canvas, step, logits)
     tokens = likeliest(logits, highest, rounding)
-    if bool(canvas.temperature.any()):
+    if canvas.uses.temperature:
         tokens = draw_tokens(
             logits,
-            canvas.temperature[at],
+            canvas.temperature[canvas_row],
             keys(),
             rounding,
-            cut=Cut(canvas.top_k[at], canvas.top_p[at], canvas.min_p[at]),
-            uniform=_strata(canvas, rows, row, keys),
+            cut=Cut(canvas.top_k[canvas_row], canvas.top_p[canvas_row], canvas.min_p[canvas_row]),
+            uniform=_strata(canvas, step.rows, of_row, keys),
         )
-    present, tokens = canvas.tokens[at, column], tokens.cpu()
+    present, tokens = torch.from_numpy(canvas.tokens.numpy()[at, column]), tokens.cpu()
     is_held = present != canvas.mask_id
-    if bool(is_held.any()):
+    if canvas.uses.committed:
         tokens = torch.where(is_held, present, tokens)
     own = logits.gather(1, tokens.to(logits.device)[:, None])
-    has_unsure = bool((canvas.unsure_ids != canvas.mask_id).any())
+    block = canvas.block.numpy()[rows]
     candidates = Candidates(
         logits=logits,
         tokens=tokens,
         is_held=is_held,
-        row=row,
-        slot=slot,
-        column=column,
+        row=of_row,
+        slot=torch.from_numpy(slot),
+        column=torch.from_numpy(column),
         shape=(len(rows), int(slot.max()) + 1),
-        step=canvas.step[rows],
-        steps=canvas.steps_of[rows, canvas.block[rows]],
-        quota=_quota(canvas, rows),
-        knobs=canvas.knobs[rows],
+        step=torch.from_numpy(canvas.step.numpy()[rows]),
+        steps=torch.from_numpy(canvas.steps_of.numpy()[rows, block]),
+        quota=torch.from_numpy(_quota(canvas, rows, block)),
+        knobs=torch.from_numpy(canvas.knobs.numpy()[rows]),
         draw_keys=keys,
         doubt=rounding * (1 + own.squeeze(1).abs().cpu()),
-        unsure_ids=canvas.unsure_ids[at] if has_unsure else None,
+        unsure_ids=canvas.unsure_ids[canvas_row] if canvas.uses.unsure_ids else None,
     )
-    is_chosen = _choose(canvas, rows, candidates)[row, slot]
+    is_chosen = _choose(canvas, rows, block, candidates)[row, slot]
     _write(canvas, rows, candidates, is_chosen)
-    canvas.step[rows] += 1
-    canvas.forwards[rows] += 1
+    canvas.step.numpy()[rows] += 1
+    canvas.forwards.numpy()[rows] += 1
 
 
-def _choose(canvas: Canvas, rows: Tensor, candidates: Candidates) -> Tensor:
+def _choose(canvas: Canvas, rows: np.ndarray, block: np.ndarray, candidates: Candidates) -> np.ndarray:
     """(b, C) bool: what each row's rule chooses, one at least, and all where the steps are used up."""
-    rules = [canvas.rules[row] for row in rows.tolist()]
+    rules, exists = [canvas.rules[row] for row in rows.tolist()], candidates.exists
     if len(kinds := list(dict.fromkeys(rules))) == 1:
-        chosen = kinds[0].choose(candidates) & candidates.exists
+        chosen = (kinds[0].choose(candidates) & exists).numpy()
     else:
-        chosen = torch.zeros(candidates.shape, dtype=torch.bool)
+        chosen = np.zeros(candidates.shape, dtype=bool)
         for rule in kinds:
-            own = torch.tensor([other is rule for other in rules])
-            of_rule = candidates.of_rows(own)
-            chosen[own, : of_rule.shape[1]] = rule.choose(of_rule) & of_rule.exists
+            own = np.array([other is rule for other in rules])
+            of_rule = candidates.of_rows(torch.from_numpy(own))
+            chosen[own, : of_rule.shape[1]] = (rule.choose(of_rule) & of_rule.exists).numpy()
     chosen[:, 0] |= ~chosen.any(1)
     # When the steps left are no more than the blocks left, each block has to be done in one.
-    is_last = canvas.steps[rows] - canvas.forwards[rows] <= canvas.blocks_left[rows, canvas.block[rows]]
-    return chosen | (candidates.exists & is_last[:, None])
+    steps_left = canvas.steps.numpy()[rows] - canvas.forwards.numpy()[rows]
+    is_last = steps_left <= canvas.blocks_left.numpy()[rows, block]
+    return chosen | (exists.numpy() & is_last[:, None])
 
 
-def _write(canvas: Canvas, rows: Tensor, candidates: Candidates, is_chosen: Tensor) -> None:
+def _write(canvas: Canvas, rows: np.ndarray, candidates: Candidates, is_chosen: np.ndarray) -> None:
     """Write the candidates that are chosen (N,) bool, but what stands behind an end that is written; the masks there become
     EOS. Make masks of those that were held and are not chosen."""
-    row, column = candidates.row, candidates.column
-    is_written = is_chosen & ~candidates.is_held
-    ends = (candidates.tokens[:, None] == canvas.end_ids[rows[row]]).any(1) & is_written
-    first_end = torch.full((len(rows),), NEVER)
-    if bool(ends.any()):
-        ends &= column >= canvas.start[rows[row]]
-        first_end = first_end.scatter_reduce(0, row[ends], column[ends], "amin")
+    row, column, tokens = candidates.row.numpy(), candidates.column.numpy(), candidates.tokens.numpy()
+    is_held = candidates.is_held.numpy()
+    is_written, at = is_chosen & ~is_held, rows[row]
+    ends = (tokens[:, None] == canvas.end_ids.numpy()[at]).any(1) & is_written
+    first_end = np.full(len(rows), NEVER)
+    if ends.any():
+        ends &= column >= canvas.start.numpy()[at]
+        np.minimum.at(first_end, row[ends], column[ends])
         is_written &= column <= first_end[row]
-        is_open = canvas.tokens[rows] == canvas.mask_id
-        is_open &= torch.arange(is_open.shape[1]) > first_end[:, None]
-        canvas.tokens[rows] = torch.where(is_open, canvas.end_ids[rows, :1], canvas.tokens[rows])
-        canvas.shorten(rows, first_end)
-    at, where = rows[row[is_written]], column[is_written]
-    canvas.tokens[at, where] = candidates.tokens[is_written]
-    canvas.reveal_step[at, where] = canvas.forwards[at]
-    if bool(canvas.is_traced[rows].any()):
-        confidence = candidates.confidence[row, candidates.slot][is_written]
-        canvas.confidence[at, where] = confidence.masked_fill(~canvas.is_traced[at], torch.nan)
-    if any(canvas.rules[r].may_remask for r in rows.tolist()):
-        committed = torch.zeros(len(rows), canvas.tokens.shape[1], dtype=torch.bool)
-        dropped = committed.clone()
+        own = canvas.tokens.numpy()
+        is_open = (own[rows] == canvas.mask_id) & (np.arange(own.shape[1]) > first_end[:, None])
+        own[rows] = np.where(is_open, canvas.end_ids.numpy()[rows, :1], own[rows])
+        canvas.shorten(torch.from_numpy(rows), torch.from_numpy(first_end))
+    written = at[is_written], column[is_written]
+    canvas.tokens.numpy()[written] = tokens[is_written]
+    canvas.reveal_step.numpy()[written] = canvas.forwards.numpy()[written[0]]
+    if canvas.uses.trace:
+        confidence = candidates.confidence.numpy()[row, candidates.slot.numpy()][is_written]
+        is_traced = canvas.is_traced.numpy()[written[0]]
+        canvas.confidence.numpy()[written] = np.where(is_traced, confidence, np.nan)
+    if canvas.uses.remasking:
+        committed, dropped = np.zeros((2, len(rows), canvas.tokens.shape[1]), dtype=bool)
         committed[row, column] = is_written
-        dropped[row, column] = candidates.is_held & ~is_chosen
-        _remask(canvas, rows, committed, dropped, first_end)
+        dropped[row, column] = is_held & ~is_chosen
+        _remask(canvas, *map(torch.from_numpy, (rows, committed, dropped, first_end)))
 
 
 def _strata(canvas: Canvas, rows: Tensor, row: Tensor, keys: Callable[[], Tensor]) -> Tensor | None:
     """(N,) what the tokens of stratified rows are drawn with, NaN for the others'; None: there is no such row."""
-    if not bool(canvas.stratified[rows].any()):
+    if not canvas.uses.strata:
         return None
     shift = uniforms_of(row_keys(row_keys(_SHIFT, canvas.seed_keys[rows]), canvas.forwards[rows]))
     uniform = spread(uniforms_of(row_keys(_SUM, keys())), row, shift)
@@ -280,7 +287,7 @@ def _writable(canvas: Canvas, logits: Tensor, row: Tensor, position: Tensor) -> 
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     logits = logits.scatter_(1, canvas.never_ids[row].to(logits.device), -torch.inf)
-    if bool(canvas.open_until.any()):
+    if canvas.uses.open_until:
         too_early = position < canvas.open_until[row]
         ends = canvas.end_ids[row]
         ends = torch.where(too_early[:, None] & (ends >= 0), ends, canvas.mask_id)
@@ -311,11 +318,11 @@ def _blame_constraints(canvas: Canvas, logits: Tensor, row: Tensor, position: Te
             )
 
 
-def _quota(canvas: Canvas, rows: Tensor) -> Tensor:
+def _quota(canvas: Canvas, rows: np.ndarray, block: np.ndarray) -> np.ndarray:
     """(b,) masks to commit: masks // steps, and one more in the first masks % steps of a block's (LLaDA generate.py)."""
-    masks = canvas.block_masks[rows]
-    steps = canvas.steps_of[rows, canvas.block[rows]].clamp(max=masks)
-    return masks // steps + (canvas.step[rows] < masks % steps)
+    masks = canvas.block_masks.numpy()[rows]
+    steps = np.minimum(canvas.steps_of.numpy()[rows, block], masks)
+    return masks // steps + (canvas.step.numpy()[rows] < masks % steps)
 
 
 def advance(

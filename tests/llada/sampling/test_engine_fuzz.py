@@ -276,7 +276,7 @@ def left_over(engine: DenoiseEngine) -> Counter[str]:
         for thing in gc.get_objects()
         if isinstance(thing, kinds)
     )
-    kept = sum(1 + 2 * prefix.depth for prefix in engine._batch._prefixes._prefixes.values())
+    kept = sum(1 + 2 * prefix.depth for prefix in engine._prefixes._prefixes.values())
     count["Tensor"] -= kept
     return count
 
