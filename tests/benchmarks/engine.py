@@ -6,9 +6,10 @@ FOLDER is what `sampling_model.py` has made. PATH is the python of another envir
     pip install "torch==2.13.*" "transformers>=4.49,<5" prometheus_client
     pip install --no-deps dlmserve==0.1.1
 Without it that contestant is left out with a word. Contestants, each in a process of its own for every race:
-    ours      DenoiseEngine, text streamed; with --cache once more with that cache
+    ours      DenoiseEngine, text streamed
     dlmserve  dlmserve.engine's own loop, scheduler and step_batch, around our network (it answers in one piece)
     static    llada.generate on batches of 8 in the order of arrival, whoever is waiting then
+With --cache, ours and static once more with that cache.
 
 8 and 32 clients, each of which sends its next request when its last one is answered. Prompts have 37 to 110 tokens; a
 client asks for 16, 32 or 48 tokens, enough for its answer (2 to 32) and EOS. Modes: "one" token a forward, where all
@@ -18,7 +19,7 @@ model that it does not know); "random": four tokens a forward, 20 M random weigh
 Figures, medians of the repeats with their range: tokens before EOS per second of CPU and of wall time, exact match, share
 of the texts that are ours (a static batch has the canvas of its longest request, which may change a text), time to the
 first text (p50, p95) and to the whole reply (p95), forwards, token-forwards (both counted at the network's embedding,
-padding included). Writes engine.json. --quick runs few requests, to see that it runs; its figures mean nothing.
+padding included), the share of the CPU time that is spent outside of the network (clients included). Writes engine.json. --quick runs few requests, to see that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -258,18 +259,26 @@ async def run_contestant(job: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(job["threads"])
     model, tokenizer = llada.load(job["model"])
-    counted = {"nfe": 0, "token_forwards": 0}
+    counted: dict[str, float] = {"nfe": 0, "token_forwards": 0, "network_cpu_s": 0.0}
 
     def count(_: Any, inputs: tuple[Any, ...]) -> None:
         counted["nfe"] += 1
         counted["token_forwards"] += inputs[0].numel()
 
+    def start_clock(*_: Any) -> None:
+        counted["network_cpu_s"] -= time.thread_time()
+
+    def stop_clock(*_: Any) -> None:
+        counted["network_cpu_s"] += time.thread_time()
+
     model.embed.register_forward_pre_hook(count)
+    model.register_forward_pre_hook(start_clock)
+    model.register_forward_hook(stop_clock)
     requests = [Request(*values) for values in job["requests"]]
     network = Network(model, tokenizer, None if "random" in job["model"] else tokenizer.eos_token_id)
     async with SERVERS[job["server"]](network, job["rule"], job["cache"]) as answer:
         await race(answer, requests[:4], 4)  # warm
-        counted.update(nfe=0, token_forwards=0)
+        counted.update(nfe=0, token_forwards=0, network_cpu_s=0.0)
         cpu, wall = time.process_time(), time.perf_counter()
         replies, seconds = await race(answer, requests, job["clients"])
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -290,6 +299,7 @@ async def run_contestant(job: dict[str, Any]) -> dict[str, Any]:
         )
         / len(requests),
         **counted,
+        "outside_network": 1 - counted["network_cpu_s"] / cpu,
         "texts": [reply.text for reply in replies],
     }
 
@@ -367,7 +377,9 @@ def main() -> None:
         arguments.requests, arguments.repeats = 1, 1
     contestants: list[tuple[str, str, str | None]] = [("ours", "ours", None)]
     contestants += [(f"ours, {cache}", "ours", cache) for cache in arguments.cache]
-    contestants += [("static", "static", None), ("dlmserve", "dlmserve", None)]
+    contestants.append(("static", "static", None))
+    contestants += [(f"static, {cache}", "static", cache) for cache in arguments.cache]
+    contestants.append(("dlmserve", "dlmserve", None))
     skipped: dict[str, str] = {}
     if arguments.dlmserve_python is None:
         skipped["dlmserve"] = "no --dlmserve-python"
@@ -449,7 +461,7 @@ def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     """How many times another's throughput is each of ours, and which share of its time to the first text."""
     result = {}
     for ours in (name for name in rows if name.startswith("ours")):
-        for other in (name for name in ("static", "dlmserve") if name in rows):
+        for other in (name for name in rows if not name.startswith("ours")):
             for key in ("tokens_per_cpu_s", "tokens_per_wall_s", "first_text_p95_s"):
                 result[f"{ours} / {other}: {key}"] = rows[ours][key] / rows[other][key]
     return result
@@ -457,13 +469,13 @@ def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def print_race(mode: str, clients: int, rows: dict[str, dict[str, Any]]) -> None:
     print(
-        f"{mode}, {clients} clients    tokens/CPU s  tokens/s  exact  same  first p50    p95  reply p95  forwards  token-forwards"
+        f"{mode}, {clients} clients    tokens/CPU s  tokens/s  exact  same  first p50    p95  reply p95  forwards  token-forwards  outside"
     )
     for name, row in rows.items():
         print(
             f"  {name:20} {row['tokens_per_cpu_s']:13.1f} {row['tokens_per_wall_s']:9.1f} {row['exact_match']:6.1%} {row['same_as_ours']:5.0%}"
             f" {row['first_text_p50_s']:9.2f}s {row['first_text_p95_s']:5.2f}s {row['reply_p95_s']:9.2f}s"
-            f" {row['nfe']:9,.0f} {row['token_forwards']:15,.0f}",
+            f" {row['nfe']:9,.0f} {row['token_forwards']:15,.0f} {row['outside_network']:8.1%}",
             flush=True,
         )
 
