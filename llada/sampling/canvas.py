@@ -26,7 +26,7 @@ from llada.sampling import length
 from llada.sampling.blocks import check_network_block, share_steps
 from llada.sampling.cache import RowCache
 from llada.sampling.coins import NEVER
-from llada.sampling.config import SamplingConfig
+from llada.sampling.config import SamplingConfig, check_window
 from llada.sampling.constraints import Constraints, last_position
 from llada.sampling.inputs import as_ids, as_rows, check_padding, left_pad, move_right, seed_keys
 from llada.sampling.rules import find_rule, temperature_of
@@ -156,10 +156,7 @@ class Canvas:
                 f"sampling: the padding must not be the mask token {mask_id}, which would be filled"
             )
         given_behind = (~masks & self.attended).flip(1).cummax(1)[0].flip(1) if L else masks
-        if config.suffix_window is not None and bool((masks & given_behind).any()):
-            raise UserError(
-                f"sampling: suffix_window={config.suffix_window} would hide what is given behind the masks: leave it out"
-            )
+        check_window(config, is_given_behind=bool((masks & given_behind).any()))
         self.prompt = ~masks  # (B, L) bool: given tokens and padding, what classifier-free guidance hides
 
         def each(value: float, dtype: torch.dtype = torch.int64) -> Tensor:

@@ -271,6 +271,14 @@ def check_room(config: SamplingConfig, given: int, context: int | None) -> None:
     )
 
 
+def check_window(config: SamplingConfig, *, is_given_behind: bool) -> None:
+    """Raise UserError where something is given behind the masks, and the window would hide it."""
+    require(
+        config.suffix_window is None or not is_given_behind,
+        f"sampling: suffix_window={config.suffix_window} would hide what is given behind the masks: leave it out",
+    )
+
+
 def request_knobs() -> list[Field[Any]]:
     """The knobs that a client of the endpoint may set."""
     return [field for field in fields(SamplingConfig) if field.metadata["per_request"]]

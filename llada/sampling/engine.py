@@ -22,7 +22,7 @@ from llada.model.predict import Model, check_tokens, check_weights, network_bloc
 from llada.sampling.batch import Batch, Group, Run, cache_bytes
 from llada.sampling.blocks import check_network_block, check_steps, count_blocks
 from llada.sampling.canvas import Canvas, prompt_canvas
-from llada.sampling.config import SamplingConfig, check_room
+from llada.sampling.config import SamplingConfig, check_room, check_window
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.forward import check_cache, check_invariance
@@ -197,6 +197,7 @@ class DenoiseEngine:
     def _build_run(self, index: int, request: GenerateRequest, stream: _Stream) -> _Run:
         num_given = len(request.prompt) + len(request.suffix)
         check_room(request.sampling, num_given, self.max_length)
+        check_window(request.sampling, is_given_behind=bool(request.suffix))
         if self.mask_id in request.prompt or self.mask_id in request.suffix:
             raise UserError(f"prompt and suffix must not hold the mask token (id {self.mask_id})")
         check_cache(self.model, request.sampling)

@@ -459,6 +459,10 @@ def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
             GenerateRequest([7], dataclasses.replace(SAMPLING, steps=2)),
             "steps=2 is too few for 3 blocks.*at least 3",
         ),
+        (
+            GenerateRequest([7], dataclasses.replace(SAMPLING, suffix_window=2), suffix=[8]),
+            "suffix_window=2 would hide what is given behind the masks",
+        ),
         (GenerateRequest([7, MASK], SAMPLING), "must not hold the mask token"),
         (GenerateRequest([7], SAMPLING, stop=("",)), "must not be empty"),
     ]:
