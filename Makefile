@@ -6,15 +6,19 @@ RESULTS    ?= build/benchmarks
 QUICKSTART ?=
 QUICK      ?=
 DATATROVE_PYTHON ?=
+DLMSERVE_PYTHON ?=
+TEXT       ?=
+# What the sampler's benchmarks train, and find again.
+SMALL_MODEL ?= build/small-model
 
 PYTEST    := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 BENCHMARK  = $(BIN)/python tests/benchmarks/$(1).py --results $(RESULTS) $(if $(QUICK),--quick) \
              $(if $(DATATROVE_PYTHON),--datatrove-python $(DATATROVE_PYTHON))
 
-.PHONY: help quickstart test test-fast lint format bench clean
+.PHONY: help quickstart test test-fast lint format bench bench-sampler clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.installed  ## set up, then everything from raw text to a chat answer (QUICKSTART="--input my.jsonl")
 	$(BIN)/llada quickstart $(QUICKSTART)
@@ -39,6 +43,14 @@ bench: $(VENV)/.installed-dev  ## benchmarks, into RESULTS=build/benchmarks (QUI
 	$(call BENCHMARK,extraction)
 	$(if $(DATATROVE_PYTHON),$(call BENCHMARK,filters))
 	$(BIN)/python tests/benchmarks/prepare_scale.py --results $(RESULTS) $(if $(QUICK),--quick)
+
+bench-sampler: $(VENV)/.installed-dev  ## train a small model for half an hour, then the sampler's benchmarks and their plot, two hours (TEXT=folder of .txt; DLMSERVE_PYTHON=…: beside dlmserve; QUICK=1)
+	test -e $(SMALL_MODEL)/trained || $(BIN)/python tests/benchmarks/sampling_model.py $(SMALL_MODEL) $(if $(TEXT),--text $(TEXT)) $(if $(QUICK),--quick)
+	$(BIN)/python tests/benchmarks/sampling.py $(SMALL_MODEL) --results $(RESULTS) $(if $(QUICK),--quick)
+	$(BIN)/python tests/benchmarks/sampling.py --plot --results $(RESULTS) --image $(RESULTS)/sampling.svg
+	$(BIN)/python tests/benchmarks/engine.py $(SMALL_MODEL) --cache dual --results $(RESULTS) $(if $(QUICK),--quick) \
+		$(if $(DLMSERVE_PYTHON),--dlmserve-python $(DLMSERVE_PYTHON))
+	$(BIN)/python tests/benchmarks/batch_invariance.py $(SMALL_MODEL) --results $(RESULTS) $(if $(QUICK),--quick)
 
 $(VENV)/.installed: pyproject.toml infra/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
