@@ -52,6 +52,8 @@ class Uses(NamedTuple):
     strata: bool  # draw with spread numbers
     unsure_ids: bool  # give some ids no confidence
     open_until: bool  # hold its end back
+    dues: bool  # decide beforehand what is unmasked when
+    growth: bool  # become longer
     committed: bool  # weigh what was committed
     remasking: bool  # make masks of tokens
     trace: bool  # keep confidences
@@ -277,6 +279,8 @@ class Canvas:
             strata=bool(self.stratified.any()),
             unsure_ids=bool((self.unsure_ids != self.mask_id).any()),
             open_until=bool(self.open_until.any()),
+            dues=any(rule.due_steps for rule in self.rules),
+            growth=bool((self.growth != length.SETTLED).any()),
             committed=bool(self.weighs_committed.any()),
             remasking=any(rule.may_remask for rule in self.rules),
             trace=bool(self.is_traced.any()),

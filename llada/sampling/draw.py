@@ -35,8 +35,9 @@ def confidence(logits: Tensor, tokens: Tensor, impossible: Tensor | None = None)
         own = some.gather(1, token)
         highest = some.amax(1, keepdim=True).clamp(min=_FLOOR)
         odds = (some - highest).exp_().scatter_(1, token, 0.0).sum(1, dtype=torch.float64)
-        probs = 1 / (1 + odds * (highest.double() - own.double()).squeeze(1).exp())
-        out[part] = torch.where(own.squeeze(1) > -torch.inf, probs, 0.0)
+        ahead = (highest.double() - own.double()).squeeze(1).exp_()
+        # Of an impossible token the rest is infinite, or, where nothing at all is possible, 0 · ∞.
+        out[part] = odds.mul_(ahead).add_(1).reciprocal_().nan_to_num_(0.0)
     return out
 
 

@@ -62,41 +62,36 @@ def plan(canvas: Canvas) -> Step | None:
 
     Until then it changes nothing but the rows' notes of the block they work on: planning twice gives the same step.
     """
-    masks = (canvas.tokens == canvas.mask_id) & canvas.attended
-    block = torch.where(masks, canvas.block_of, NEVER).amin(1) if masks.shape[1] else canvas.block
-    in_block = canvas.block_of == block[:, None]
+    tokens, block_of = canvas.tokens.numpy(), canvas.block_of.numpy()
+    masks = (tokens == canvas.mask_id) & canvas.attended.numpy()
+    present = canvas.block.numpy()
+    block = np.where(masks, block_of, NEVER).min(1, initial=NEVER)
+    in_block = block_of == block[:, None]
     where = masks & in_block
-    is_new = block != canvas.block
-    if bool(is_new.any()):
+    is_new = block != present
+    if is_new.any() and tokens.size:
         # A hole in the prompt belongs to the first block, which otherwise begins with the text.
-        begin, end = _reach(in_block & canvas.attended & (masks | (canvas.position >= 0)))
-        canvas.block_begin = torch.where(is_new, begin, canvas.block_begin)
-        canvas.block_end = torch.where(is_new, end, canvas.block_end)
-        canvas.block_masks = torch.where(is_new, where.sum(1), canvas.block_masks)
-        canvas.step = canvas.step.masked_fill(is_new, 0)
-        canvas.block = block
-    if where.shape[1]:
-        due = canvas.due.masked_fill(~where, NEVER)
-        where = where & (due == due.amin(1, keepdim=True))
+        reach = (in_block & canvas.attended.numpy() & (masks | (canvas.position.numpy() >= 0)))[is_new]
+        canvas.block_begin.numpy()[is_new] = reach.argmax(1)
+        canvas.block_end.numpy()[is_new] = reach.shape[1] - reach[:, ::-1].argmax(1)
+        canvas.block_masks.numpy()[is_new] = where[is_new].sum(1)
+        canvas.step.numpy()[is_new] = 0
+        present[is_new] = block[is_new]
+    if canvas.uses.dues:
+        due = np.where(where, canvas.due.numpy(), NEVER)
+        where &= due == due.min(1, initial=NEVER, keepdims=True)
     if canvas.uses.committed:
-        held = in_block & ~masks & ~canvas.prompt & where.any(1, keepdim=True)
-        before_end = torch.arange(where.shape[1]) < canvas.first_end(canvas.is_end(canvas.tokens))
-        where = where | (held & before_end & canvas.weighs_committed[:, None])
-    rows = where.any(1).nonzero().squeeze(1)
+        held = in_block & ~masks & ~canvas.prompt.numpy() & where.any(1, keepdims=True)
+        before_end = np.arange(where.shape[1]) < canvas.first_end(canvas.is_end(canvas.tokens)).numpy()
+        where |= held & before_end & canvas.weighs_committed.numpy()[:, None]
+    (rows,) = where.any(1).nonzero()
     if not len(rows):
         canvas.close_texts()
         return None
-    if (last := length.last_masks(canvas, masks)) is not None:
-        return Step(rows, (where | last)[rows], where[rows])
-    return Step(rows, where[rows])
-
-
-def _reach(marks: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) and (B,): the first marked column of (B, L), and the one behind the last."""
-    if not marks.shape[1]:
-        return torch.zeros(len(marks), dtype=torch.int64), torch.zeros(len(marks), dtype=torch.int64)
-    values = marks.to(torch.int8)
-    return values.argmax(1), marks.shape[1] - values.flip(1).argmax(1)
+    at_work, candidates = torch.from_numpy(rows), torch.from_numpy(where[rows])
+    if canvas.uses.growth and (last := length.last_masks(canvas, torch.from_numpy(masks))) is not None:
+        return Step(at_work, candidates | last[at_work], candidates)
+    return Step(at_work, candidates)
 
 
 def commit(canvas: Canvas, step: Step, logits: Tensor) -> None:
