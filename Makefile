@@ -48,7 +48,7 @@ bench-sampler: $(VENV)/.installed-dev  ## train a small model for half an hour, 
 	test -e $(SMALL_MODEL)/trained || $(BIN)/python tests/benchmarks/sampling_model.py $(SMALL_MODEL) $(if $(TEXT),--text $(TEXT)) $(if $(QUICK),--quick)
 	$(BIN)/python tests/benchmarks/sampling.py $(SMALL_MODEL) --results $(RESULTS) $(if $(QUICK),--quick)
 	$(BIN)/python tests/benchmarks/sampling.py --plot --results $(RESULTS) --image $(RESULTS)/sampling.svg
-	$(BIN)/python tests/benchmarks/engine.py $(SMALL_MODEL) --cache dual --results $(RESULTS) $(if $(QUICK),--quick) \
+	$(BIN)/python tests/benchmarks/engine.py $(SMALL_MODEL) --cache dual+growing --results $(RESULTS) $(if $(QUICK),--quick) \
 		$(if $(DLMSERVE_PYTHON),--dlmserve-python $(DLMSERVE_PYTHON))
 	$(BIN)/python tests/benchmarks/batch_invariance.py $(SMALL_MODEL) --results $(RESULTS) $(if $(QUICK),--quick)
 

@@ -9,7 +9,7 @@ Without it that contestant is left out with a word. Contestants, each in a proce
     ours      DenoiseEngine, text streamed
     dlmserve  dlmserve.engine's own loop, scheduler and step_batch, around our network (it answers in one piece)
     static    llada.generate on batches of 8 in the order of arrival, whoever is waiting then
-With --cache, ours and static once more with that cache.
+With --cache, ours and static once more with that way to run the forward (CACHES of sampling.py).
 
 8 and 32 clients, each of which sends its next request when its last one is answered. Prompts have 37 to 110 tokens; a
 client asks for 16, 32 or 48 tokens, enough for its answer (2 to 32) and EOS. Modes: "one" token a forward, where all
@@ -95,15 +95,15 @@ class Network(NamedTuple):
 
 @asynccontextmanager
 async def serve_ours(network: Network, rule: str, cache: str | None) -> Any:
+    from sampling import CACHES
+
     from llada.sampling.config import SamplingConfig
     from llada.sampling.engine import DenoiseEngine, GenerateRequest
     from llada.sampling.events import Finished, Text
     from llada.tokenizer import encode_texts
 
     more: dict[str, Any] = {"threshold": THRESHOLD} if rule == "parallel" else {}
-    if cache is not None:
-        more["cache"] = cache
-    SamplingConfig(**more)  # refuse what is not there before anything is measured
+    more |= CACHES[cache or "none"]
     engine = DenoiseEngine(network.model, network.tokenizer, max_concurrent=max(CONCURRENT))
 
     async def answer(request: Request) -> Reply:
@@ -133,10 +133,13 @@ async def serve_ours(network: Network, rule: str, cache: str | None) -> Any:
 @asynccontextmanager
 async def serve_static(network: Network, rule: str, cache: str | None) -> Any:
     """Whoever waits, at most BATCH, is answered together; meanwhile the others wait."""
+    from sampling import CACHES
+
     import llada
     from llada.tokenizer import encode_texts
 
     more: dict[str, Any] = {"threshold": THRESHOLD} if rule == "parallel" else {}
+    more |= CACHES[cache or "none"]
     waiting: asyncio.Queue[tuple[Request, asyncio.Future[Reply]]] = asyncio.Queue()
 
     async def work() -> None:
@@ -154,7 +157,6 @@ async def serve_static(network: Network, rule: str, cache: str | None) -> Any:
                 block_length=BLOCK,
                 eos_id=network.eos_id,
                 seed=0,
-                cache=cache,  # type: ignore[arg-type]
                 **more,
             )
             now = time.perf_counter()
@@ -356,7 +358,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="made by sampling_model.py")
     parser.add_argument("--dlmserve-python", help="python of an environment that holds dlmserve")
     parser.add_argument(
-        "--cache", action="append", default=[], help="ours once more with this cache; may be repeated"
+        "--cache",
+        action="append",
+        default=[],
+        help="ours and static once more with this cache; may be repeated",
     )
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--requests", type=int, default=4, help="for each client")
@@ -371,8 +376,11 @@ def main() -> None:
         return
     if arguments.folder is None:
         parser.error("name the folder that sampling_model.py has made")
+    from sampling import CACHES
     from sampling_model import machine
 
+    if unknown := set(arguments.cache) - set(CACHES):
+        parser.error(f"--cache {unknown.pop()!r} is none of {', '.join(CACHES)}")
     if arguments.quick:
         arguments.requests, arguments.repeats = 1, 1
     contestants: list[tuple[str, str, str | None]] = [("ours", "ours", None)]

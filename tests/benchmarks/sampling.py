@@ -68,11 +68,13 @@ CACHES: dict[str, dict[str, Any]] = {
     "none": {},
     "prefix": {"cache": "prefix"},
     "dual": {"cache": "dual"},
-    "dual, refreshed": {"cache": "dual", "refresh_every": 3},
+    "dual+refreshed": {"cache": "dual", "refresh_every": 3},
     "vicinity": {"cache": "vicinity", "refresh_every": 3},
     "interval": {"cache": "interval", "prompt_interval": 6, "response_interval": 2},
-    "window": {"suffix_window": 16},
     "shared": {"shared_depth": 0.25},
+    "window": {"suffix_window": 16},
+    "growing": {"suffix_window": 0},
+    "dual+growing": {"cache": "dual", "suffix_window": 0},
 }
 CACHED_RULES = ("fixed 1", "threshold 0.9", "threshold 0.7", "factor 1", "error 0.3")
 FIXED = ("fixed 1", "fixed 4")  # what random weights can be measured with: their confidences mean nothing
@@ -287,7 +289,7 @@ def measure_random(folder: Path, arguments: argparse.Namespace) -> dict[str, Any
     """Whole canvases of tokens that mean nothing."""
     model, tokenizer = llada.load(folder / "random-20m")
     assert tokenizer is not None
-    problems = held_out(max(1, arguments.timed // 20))
+    problems = held_out(max(1, arguments.timed // 40))
     prompts = encode_texts(tokenizer, [problem.prompt for problem in problems])
     settings = build_settings(arguments.caches, FIXED, ends=False)
     passes = take_turns(
@@ -383,8 +385,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, nargs="?", help="made by sampling_model.py")
-    parser.add_argument("--problems", type=int, default=400)
-    parser.add_argument("--timed", type=int, default=80, help="of the problems")
+    parser.add_argument("--problems", type=int, default=240)
+    parser.add_argument("--timed", type=int, default=64, help="of the problems")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--block-length", type=int, default=16)

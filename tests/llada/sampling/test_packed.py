@@ -9,7 +9,7 @@ import torch
 
 from llada.model.transformer import Block, Transformer
 from llada.sampling.cache import KeyValues
-from llada.sampling.packed import Fed, at_once, attend_alike, attend_row, in_chunks, packed_forward
+from llada.sampling.packed import MANY, Fed, attend_alike, attend_row, in_chunks, in_parts, packed_forward
 
 MakeModel = Callable[..., Transformer]
 LENGTHS = (3, 7, 7, 1, 12, 3, 9)
@@ -117,10 +117,30 @@ def test_chunks_change_the_shape_of_the_products_and_nothing_else(
     generator = torch.Generator().manual_seed(0)
     x, heads = (torch.randn(count, *shape, generator=generator) for shape in ((24,), (4, 6)))
     turn = torch.randn(2, count, 1, 6, generator=generator)
-    expected = (*at_once(block.project, x, *turn), at_once(block.mix, x, heads))
+    expected = (*block.project(x, *turn), block.mix(x, heads))
     rows = watch_products(model)
     found = (*in_chunks(block.project, x, *turn), in_chunks(block.mix, x, heads))
     assert rows == {64 if count else 0}
+    for one, two in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("count", "shapes"), [(0, {0}), (1, {1}), (MANY, {MANY}), (MANY + 1, {256, 1}), (MANY + 300, {256, 44})]
+)
+def test_very_many_tokens_go_in_parts(
+    make_model: MakeModel, watch_products: WatchProducts, count: int, shapes: set[int]
+) -> None:
+    model = make_model()
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    x = torch.randn(count, 24, generator=torch.Generator().manual_seed(0))
+    turn = torch.ones(2, count, 1, 6)
+    expected = block.project(x, *turn)
+    rows = watch_products(model)
+    found = in_parts(block.project, x, *turn)
+    assert rows == shapes
     for one, two in zip(expected, found, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
