@@ -9,7 +9,7 @@ DATATROVE_PYTHON ?=
 DLMSERVE_PYTHON ?=
 TEXT       ?=
 # What the sampler's benchmarks train, and find again.
-SMALL_MODEL ?= build/small-model
+SMALL_MODEL ?= build/small-model$(if $(QUICK),-quick)
 
 PYTEST    := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 BENCHMARK  = $(BIN)/python tests/benchmarks/$(1).py --results $(RESULTS) $(if $(QUICK),--quick) \
@@ -44,7 +44,7 @@ bench: $(VENV)/.installed-dev  ## benchmarks, into RESULTS=build/benchmarks (QUI
 	$(if $(DATATROVE_PYTHON),$(call BENCHMARK,filters))
 	$(BIN)/python tests/benchmarks/prepare_scale.py --results $(RESULTS) $(if $(QUICK),--quick)
 
-bench-sampler: $(VENV)/.installed-dev  ## train a small model for half an hour, then the sampler's benchmarks and their plot, two hours (TEXT=folder of .txt; DLMSERVE_PYTHON=…: beside dlmserve; QUICK=1)
+bench-sampler: $(VENV)/.installed-dev  ## train a small model for half an hour, then the sampler's benchmarks and their plot, two hours in all (TEXT=folder of .txt; DLMSERVE_PYTHON=…: beside dlmserve; QUICK=1)
 	test -e $(SMALL_MODEL)/trained || $(BIN)/python tests/benchmarks/sampling_model.py $(SMALL_MODEL) $(if $(TEXT),--text $(TEXT)) $(if $(QUICK),--quick)
 	$(BIN)/python tests/benchmarks/sampling.py $(SMALL_MODEL) --results $(RESULTS) $(if $(QUICK),--quick)
 	$(BIN)/python tests/benchmarks/sampling.py --plot --results $(RESULTS) --image $(RESULTS)/sampling.svg

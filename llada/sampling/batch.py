@@ -6,6 +6,7 @@ round between groups, not between the rows that one of them has: who has 32 gets
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -113,12 +114,13 @@ class Batch:
             run.fed = fed[row]
             yield Progress(run, canvas.tokens[row], final[row], forwards[row])
 
-    def trace(self, run: Run, begin: int, end: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Of the columns of a row that is traced: which of its forwards committed the token, -1 where none did; and the
-        model's probability of it then, NaN where none did."""
+    def trace(self, run: Run, begin: int, end: int) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
+        """Of the columns of a row that is traced: which of its forwards committed the token, and the model's probability of
+        it then; -1 and None where none did."""
         assert self.canvas is not None
         at = self.runs.index(run), slice(begin, end)
-        return tuple(self.canvas.reveal_step[at].tolist()), tuple(self.canvas.confidence[at].tolist())
+        sure = (None if math.isnan(value) else value for value in self.canvas.confidence[at].tolist())
+        return tuple(self.canvas.reveal_step[at].tolist()), tuple(sure)
 
     def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
         """Those rows of a step that may be fed at once: the higher priority first, then one row of each group, that which

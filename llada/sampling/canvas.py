@@ -46,17 +46,17 @@ class Step(NamedTuple):
 
 
 class Uses(NamedTuple):
-    """Is there a row that does …: what is looked up at every step and no row's settings change."""
+    """Is there a row that …: what every step asks, and what does not change as long as the rows are these."""
 
-    temperature: bool  # draw
-    strata: bool  # draw with spread numbers
-    unsure_ids: bool  # give some ids no confidence
-    open_until: bool  # hold its end back
-    dues: bool  # decide beforehand what is unmasked when
-    growth: bool  # become longer
-    committed: bool  # weigh what was committed
-    remasking: bool  # make masks of tokens
-    trace: bool  # keep confidences
+    temperature: bool  # draws
+    strata: bool  # draws with spread numbers
+    unsure_ids: bool  # gives some ids no confidence
+    open_until: bool  # holds its end back
+    dues: bool  # decides beforehand what is unmasked when
+    growth: bool  # may become longer
+    committed: bool  # weighs what was committed
+    remasking: bool  # makes masks of tokens
+    trace: bool  # keeps confidences
 
 
 class Canvas:
@@ -121,6 +121,7 @@ class Canvas:
         attention_mask: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
         network_block: int | None = None,
+        is_traced: bool = False,
     ) -> None:
         """Rows with the same settings; `join` puts others beside them.
 
@@ -136,6 +137,7 @@ class Canvas:
             seed: an int seeds row i with seed + i, a sequence gives each row its own. None is random, or 0 where
                 `temperature` is 0.
             network_block: of a block-causal network the length of its blocks (`predict.network_block`).
+            is_traced: how likely the model calls each token that is committed is kept.
 
         Raises:
             UserError: settings that mean nothing to a block-causal network; the padding is the mask token, which would be
@@ -216,9 +218,9 @@ class Canvas:
         self.forwards = each(0)  # of the row so far: what its noise is drawn for
         self.token_forwards = each(0)  # tokens fed to the network so far, guidance's copies included
         self.reveal_step = torch.full_like(tokens, -1)  # (B, L): forward of the row that committed a token
-        # (B, L) the model's probability of a token when it was committed, kept where `is_traced` (B,) bool is set.
+        # (B, L) of a traced row the model's probability of a token, among what may stand there, when it was committed.
         self.confidence = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
-        self.is_traced = each(False, torch.bool)
+        self.is_traced = each(is_traced, torch.bool)
         self.nfe = 0  # forwards so far; a batch counts once, guidance's doubled batch too
         length.hold_back(self)
 
@@ -338,7 +340,7 @@ def attended_span(attended: Tensor) -> tuple[Tensor, Tensor]:
 
 def _id_table(ids: Sequence[int], rows: int, fill: int) -> Tensor:
     """(rows, n) int64: the same ids for every row, `fill` where there is none."""
-    return torch.tensor([list(ids) or [fill]] * rows, dtype=torch.int64).reshape(rows, -1)
+    return torch.tensor(list(ids) or [fill], dtype=torch.int64).repeat(rows, 1)
 
 
 def _stack(tables: Sequence[Tensor], fill: int) -> Tensor:
@@ -360,6 +362,7 @@ def prompt_canvas(
     suffix: Sequence[int] = (),
     seed: int | Sequence[int] | None = None,
     network_block: int | None = None,
+    is_traced: bool = False,
 ) -> Canvas:
     """Prompt + `config.gen_length` masks, `config.fixed` among them, + suffix.
 
@@ -406,4 +409,5 @@ def prompt_canvas(
         attention_mask=attention_mask,
         seed=seed,
         network_block=network_block,
+        is_traced=is_traced,
     )

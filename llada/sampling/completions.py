@@ -23,6 +23,7 @@ from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import advance
 from llada.sampling.text import Prompt, prompt_ids, spell_fixed, text_ends, turn_end
+from llada.settings import require
 
 
 class TextCompletion(TypedDict):
@@ -80,6 +81,8 @@ def complete_texts(
     seeds = row_seeds(seed, len(ids))
     if len(seeds) != len(ids):
         raise UserError(f"sampling: {len(seeds)} seeds for {len(ids)} prompts; give one for each")
+    for name, value in {"max_rows": max_rows, "max_tokens": max_tokens}.items():
+        require(value >= 1, f"sampling: {name} must be at least 1, not {value}")
     check_weights(model)
     batch, prefixes = Batch(max_tokens=max_tokens), PrefixStore()
     waiting = deque(range(len(ids)))

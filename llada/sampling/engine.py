@@ -238,8 +238,8 @@ class DenoiseEngine:
             suffix=request.suffix,
             seed=request.seed,
             network_block=network_block(self.model),
+            is_traced=request.wants_trace,
         )
-        canvas.is_traced[:] = request.wants_trace
         run.stream.mailbox.put(Started(run.index))
         return canvas
 
@@ -352,6 +352,7 @@ class DenoiseEngine:
             stream.is_cancelled = True
 
     def _fail_in_network(self, row: int, error: Exception) -> None:
+        self._forward_began = time.monotonic()  # the next row's
         run = self._batch.runs[row]
         if not _own(run).stream.is_cancelled and not isinstance(error, UserError):
             self._failures += 1

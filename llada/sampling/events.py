@@ -43,8 +43,9 @@ class Finished:
     """Forwards of the network."""
     reveal_step: tuple[int, ...] | None = None
     """Where it was asked for: the 0-based forward that each of those tokens came from, -1 for one that was given."""
-    confidence: tuple[float, ...] | None = None
-    """Where it was asked for: the model's probability of each of those tokens in that forward, NaN for one that was given."""
+    confidence: tuple[float | None, ...] | None = None
+    """Where it was asked for: the model's probability of each of those tokens in that forward, among what may stand at its
+    place; None for one that was given."""
 
 
 Event = Started | Text | Finished

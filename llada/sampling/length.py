@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from llada.sampling.draw import confidence, draw_tokens
+from llada.sampling.draw import confidence, likeliest
 from llada.sampling.rules import find_rule, highest
 from llada.settings import require
 
@@ -139,11 +139,11 @@ class Look(NamedTuple):
 
 
 def look(canvas: Canvas, step: Step, logits: Tensor, rounding: Tensor) -> Look:
-    """What the `logits` (N, V) at a step's positions say. `rounding` (N,) as in `draw_tokens`. Changes nothing."""
+    """What the `logits` (N, V) at a step's positions say. `rounding` (N,) as in `likeliest`. Changes nothing."""
     assert step.candidates is not None
     rows, shape = step.rows, step.where.shape
     row, column = step.where.nonzero(as_tuple=True)
-    tokens = draw_tokens(logits, 0.0, row, rounding).cpu()
+    tokens = likeliest(logits, logits.amax(1, keepdim=True), rounding).cpu()
     own = logits.gather(1, tokens.to(logits.device)[:, None]).squeeze(1).cpu().double()
     highest_probs = confidence(logits, tokens).cpu()
     is_end = (tokens[:, None] == canvas.end_ids[rows[row]]).any(1)

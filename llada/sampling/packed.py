@@ -33,7 +33,7 @@ _ROUNDING = 16 * torch.finfo(torch.float32).eps
 # Tokens in a product of fixed shape. A CPU computes what fills a chunk up, so fewer; a GPU reads all weights for each
 # chunk, which takes about as long as 256 tokens' arithmetic (bf16: 1,000 TFLOP/s against 3.4 TB/s).
 CHUNK = {"cpu": 64, "cuda": 256}
-MANY, _PART = 1024, 256  # tokens at which products go in parts on a CPU, and of how many
+MANY, PART = 1024, 256  # more tokens than this go through a product in parts on a CPU, and each of so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def packed_forward(
         tokens.to(device, non_blocking=True),
         positions=positions.to(device, non_blocking=True),
         layer_step=layers.step,
-        head_step=layers.run,
+        head_step=in_chunks if batch_invariant else None,
         logits_at=logits_at.to(device, non_blocking=True),
     )
 
@@ -117,7 +117,7 @@ def in_parts(function: Callable[..., Any], *tokens: Tensor) -> Any:
     what stands between two products (a fifth of the time at 3,000 tokens of a network of 1.4 M parameters)."""
     if tokens[0].is_cuda or len(tokens[0]) <= MANY:
         return function(*tokens)
-    return _joined([function(*part) for part in zip(*(x.split(_PART) for x in tokens), strict=True)])
+    return _joined([function(*part) for part in zip(*(x.split(PART) for x in tokens), strict=True)])
 
 
 def in_chunks(function: Callable[..., Any], *tokens: Tensor) -> Any:

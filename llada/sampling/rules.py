@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from llada.sampling.config import SamplingConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """`choose` returns the slots to commit, bool (b, C)."""
 

@@ -31,6 +31,7 @@ Shape legend: B rows, b rows at work, L columns, N candidates, V vocabulary rows
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -46,7 +47,7 @@ from llada.sampling.candidates import Candidates
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.coins import NEVER, spread
 from llada.sampling.constraints import Constraints
-from llada.sampling.draw import Cut, draw_tokens, likeliest
+from llada.sampling.draw import Cut, confidence, draw_tokens, likeliest
 from llada.sampling.forward import forward
 from llada.sampling.prefixes import PrefixStore
 
@@ -77,6 +78,9 @@ def plan(canvas: Canvas) -> Step | None:
         canvas.block_masks.numpy()[is_new] = where[is_new].sum(1)
         canvas.step.numpy()[is_new] = 0
         present[is_new] = block[is_new]
+    if not where.any():
+        canvas.close_texts()
+        return None
     if canvas.uses.dues:
         due = np.where(where, canvas.due.numpy(), NEVER)
         where &= due == due.min(1, initial=NEVER, keepdims=True)
@@ -85,9 +89,6 @@ def plan(canvas: Canvas) -> Step | None:
         before_end = np.arange(where.shape[1]) < canvas.first_end(canvas.is_end(canvas.tokens)).numpy()
         where |= held & before_end & canvas.weighs_committed.numpy()[:, None]
     (rows,) = where.any(1).nonzero()
-    if not len(rows):
-        canvas.close_texts()
-        return None
     at_work, candidates = torch.from_numpy(rows), torch.from_numpy(where[rows])
     if canvas.uses.growth and (last := length.last_masks(canvas, torch.from_numpy(masks))) is not None:
         return Step(at_work, candidates | last[at_work], candidates)
@@ -157,8 +158,9 @@ def _unmask(canvas: Canvas, step: Step, logits: Tensor) -> None:
     rounding = _rounding(canvas, canvas_row)
     logits = _writable(canvas, logits, canvas_row, position)
     highest = _check_numbers(canvas, step, logits)
-    tokens = likeliest(logits, highest, rounding)
-    if canvas.uses.temperature:
+    if not canvas.uses.temperature:
+        tokens = likeliest(logits, highest, rounding)
+    else:
         tokens = draw_tokens(
             logits,
             canvas.temperature[canvas_row],
@@ -199,13 +201,13 @@ def _choose(canvas: Canvas, rows: np.ndarray, block: np.ndarray, candidates: Can
     """(b, C) bool: what each row's rule chooses, one at least, and all where the steps are used up."""
     rules, exists = [canvas.rules[row] for row in rows.tolist()], candidates.exists
     if len(kinds := list(dict.fromkeys(rules))) == 1:
-        chosen = (kinds[0].choose(candidates) & exists).numpy()
+        chosen = kinds[0].choose(candidates).cpu().logical_and(exists).numpy()
     else:
         chosen = np.zeros(candidates.shape, dtype=bool)
         for rule in kinds:
             own = np.array([other is rule for other in rules])
             of_rule = candidates.of_rows(torch.from_numpy(own))
-            chosen[own, : of_rule.shape[1]] = (rule.choose(of_rule) & of_rule.exists).numpy()
+            chosen[own, : of_rule.shape[1]] = rule.choose(of_rule).cpu().logical_and(of_rule.exists).numpy()
     chosen[:, 0] |= ~chosen.any(1)
     # When the steps left are no more than the blocks left, each block has to be done in one.
     steps_left = canvas.steps.numpy()[rows] - canvas.forwards.numpy()[rows]
@@ -233,9 +235,10 @@ def _write(canvas: Canvas, rows: np.ndarray, candidates: Candidates, is_chosen: 
     canvas.tokens.numpy()[written] = tokens[is_written]
     canvas.reveal_step.numpy()[written] = canvas.forwards.numpy()[written[0]]
     if canvas.uses.trace:
-        confidence = candidates.confidence.numpy()[row, candidates.slot.numpy()][is_written]
-        is_traced = canvas.is_traced.numpy()[written[0]]
-        canvas.confidence.numpy()[written] = np.where(is_traced, confidence, np.nan)
+        (traced,) = (is_written & canvas.is_traced.numpy()[at]).nonzero()
+        of_traced = candidates.logits[torch.from_numpy(traced).to(candidates.logits.device)]
+        sure = confidence(of_traced, candidates.tokens[torch.from_numpy(traced)])
+        canvas.confidence.numpy()[at[traced], column[traced]] = sure.cpu().numpy()
     if canvas.uses.remasking:
         committed, dropped = np.zeros((2, len(rows), canvas.tokens.shape[1]), dtype=bool)
         committed[row, column] = is_written
@@ -337,43 +340,44 @@ def advance(
     try:
         logits = forward(model, canvas, step, prefixes, batch_invariant=batch_invariant)
     except Exception as error:
-        return [
-            row
-            for one, _ in _row_by_row(step, error, fail)
-            for row in advance(model, canvas, one, prefixes, batch_invariant=batch_invariant, fail=fail)
-        ]
-    return _commit_rows(canvas, step, logits, fail)
+        parts = _row_by_row(step, error, fail)
+    else:
+        return _commit_rows(canvas, step, logits, fail)
+    # Behind the `except`, where the error is gone, and with it the memory of the forward that failed.
+    again = [
+        advance(model, canvas, one, prefixes, batch_invariant=batch_invariant, fail=fail) for one, _ in parts
+    ]
+    return [row for rows in again for row in rows]
 
 
 def _commit_rows(
     canvas: Canvas, step: Step, logits: Tensor, fail: Callable[[int, Exception], None] | None
 ) -> list[int]:
-    """The rows whose logits (N, V) could be committed. Where some are no numbers, or are all ruled out, the others need
-    no other forward, which may not give the same (cache.py)."""
+    """The rows whose logits (N, V) could be committed. Where some are no numbers, or are all ruled out, or a rule fails on
+    them, the others need no other forward, which may not give the same (cache.py)."""
     try:
         commit(canvas, step, logits)
-    except (FloatingPointError, UserError) as error:  # before anything was written
-        return [
-            row
-            for one, own in _row_by_row(step, error, fail)
-            for row in _commit_rows(canvas, one, logits[own], fail)
-        ]
-    return step.rows.tolist()
+    except Exception as error:  # before anything was written
+        parts = _row_by_row(step, error, fail)
+    else:
+        return step.rows.tolist()
+    return [row for one, own in parts for row in _commit_rows(canvas, one, logits[own], fail)]
 
 
 def _row_by_row(
     step: Step, error: Exception, fail: Callable[[int, Exception], None] | None
-) -> Iterator[tuple[Step, slice]]:
-    """A step for each row of one that has failed, and which of its logits belong to it. No other where it had one row."""
+) -> list[tuple[Step, slice]]:
+    """A step for each row of one that has failed, and which of its logits belong to it; nothing for a row that was alone."""
     if fail is None:
         raise error
     if len(step.rows) == 1:
         fail(int(step.rows[0]), error)
-        return
-    end = 0
-    for row, count in enumerate(step.where.sum(1).tolist()):
-        begin, end = end, end + count
-        yield step.of(torch.tensor([row])), slice(begin, end)
+        return []
+    ends = step.where.sum(1).cumsum(0).tolist()
+    return [
+        (step.of(torch.tensor([row])), slice(begin, end))
+        for row, (begin, end) in enumerate(itertools.pairwise([0, *ends]))
+    ]
 
 
 def denoise(model: Model, canvas: Canvas, *, batch_invariant: bool = False) -> Iterator[Canvas]:

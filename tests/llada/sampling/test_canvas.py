@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.sampler import plan
 
-MASK = 9
+MASK, EOS = 9, 1
 
 
 def test_blocks_are_counted_from_where_the_text_starts() -> None:
@@ -85,7 +87,8 @@ def test_seeds_are_integers_of_any_kind_and_size() -> None:
     assert len({*keys(2**63 - 1), *keys(2**63 + 1)}) == 4
 
 
-@pytest.mark.parametrize("remasking", ["low_confidence", "ancestral"])
-def test_an_empty_row_is_finished(remasking: str) -> None:
-    tokens = torch.empty(2, 0, dtype=torch.int64)
-    assert plan(Canvas(tokens, SamplingConfig(remasking=remasking), mask_id=MASK, start=0)) is None
+@pytest.mark.parametrize("knobs", [{}, {"remasking": "ancestral"}, {"remdm_cap": 0.5}, {"p2_eta": 1.0}], ids=str)
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (0, 0)])
+def test_an_empty_canvas_is_finished(knobs: dict[str, Any], shape: tuple[int, int]) -> None:
+    tokens = torch.empty(shape, dtype=torch.int64)
+    assert plan(Canvas(tokens, SamplingConfig(**knobs), mask_id=MASK, start=0, eos_id=EOS)) is None

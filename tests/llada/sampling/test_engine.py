@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,10 +15,12 @@ import torch
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.batch import cache_bytes
+from llada.sampling.candidates import Candidates
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
 from llada.sampling.generate import generate
+from llada.sampling.rules import RULES, Rule
 from llada.tokenizer import END_OF_TURN, encode_texts, train_tokenizer
 
 TEXTS = ["The cat sat on the mat. The dog ran off.", "Grüße aus Köln, 你好 🙂!", "One, two, three. Go on!"]
@@ -440,7 +441,7 @@ def test_tells_how_sure_the_model_was(engine: DenoiseEngine, remasking: str) -> 
     assert end.confidence is not None
     for place, (step, confidence) in enumerate(zip(end.reveal_step, end.confidence, strict=True)):
         if step == -1:
-            assert math.isnan(confidence)
+            assert confidence is None
             continue
         seen = final.clone()
         seen[begin:][torch.tensor(end.reveal_step) >= step] = MASK
@@ -478,6 +479,55 @@ def test_a_request_that_cannot_be_laid_out_says_nothing_about_the_network() -> N
             asyncio.run(anext(engine.stream(request)))  # before it is begun
     engine.check()
     engine.close()
+
+
+def test_a_row_is_traced_alike_in_any_company(engine: DenoiseEngine) -> None:
+    """Beside rows that are not, that become longer, and that take tokens back."""
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"initial_length": 3, "eos_threshold": 0.5, "insert_below": 0.3, "steps": None, "temperature": 0.0},
+        {"remdm_cap": 0.5},
+        {"p2_eta": 1.0},
+        {"threshold": 0.01, "confidence_eos_eot_inf": True},
+    ]
+    requests = [
+        GenerateRequest(
+            ids("The"), dataclasses.replace(SAMPLING, **knobs), seed=seed, wants_trace=seed % 3 > 0
+        )
+        for seed, knobs in enumerate(kinds * 3)
+    ]
+
+    async def read_all() -> dict[int, Finished]:
+        return {event.index: event async for event in engine.stream(*requests) if isinstance(event, Finished)}
+
+    together = asyncio.run(read_all())
+    for index, request in enumerate(requests):
+        end = together[index]
+        assert (end.confidence is None) is (not request.wants_trace)
+        assert dataclasses.replace(asyncio.run(read(engine, request)).end, index=index) == end
+        if end.confidence is not None:
+            assert end.reveal_step is not None
+            assert [step < 0 for step in end.reveal_step] == [sure is None for sure in end.confidence]
+            assert all(0 < sure <= 1 for sure in end.confidence if sure is not None)
+
+
+def test_a_rule_that_fails_costs_its_request_alone(engine: DenoiseEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's, say: the rows beside it come on from the same forward."""
+
+    def fail(candidates: Candidates) -> torch.Tensor:
+        raise ValueError("no rule at all")
+
+    monkeypatch.setitem(RULES._entries, "broken", Rule(fail))
+    broken = GenerateRequest(ids("The"), dataclasses.replace(SAMPLING, remasking="broken"), seed=0)
+    sound = GenerateRequest(ids("The cat"), SAMPLING, seed=5)
+
+    async def read_both() -> list[Reply | BaseException]:
+        return await asyncio.gather(read(engine, sound), read(engine, broken), return_exceptions=True)
+
+    for _ in range(2):
+        reply, error = asyncio.run(read_both())
+        assert isinstance(error, ValueError)
+        assert reply == asyncio.run(read(engine, sound))
 
 
 def test_a_failing_network_fails_the_request_and_then_the_check() -> None:

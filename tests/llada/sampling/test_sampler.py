@@ -1,8 +1,11 @@
 """The denoising loop: what must hold at every step, whatever the model and the knobs."""
 
+import dataclasses
 import itertools
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -432,7 +435,7 @@ def test_a_rule_that_chooses_nothing_cannot_spin(make_model: MakeModel, random_p
 def test_a_step_costs_as_many_operations_for_many_rows_as_for_one(
     random_prompt: RandomPrompt, any_rule: dict
 ) -> None:
-    """No loop over rows, and no device sync for each of them, in planning and committing."""
+    """No loop over rows that calls anything, and no device sync for each of them, in planning and committing."""
 
     class Count(TorchDispatchMode):
         operations = 0
@@ -445,11 +448,23 @@ def test_a_step_costs_as_many_operations_for_many_rows_as_for_one(
         config = SamplingConfig(12, 3, 6, 0.7, **any_rule)
         canvas = prompt_canvas(random_prompt(rows, 3), config, mask_id=MASK, eos_id=EOS, seed=0)
         generator = torch.Generator().manual_seed(0)
+        calls = 0
+
+        def count_call(frame: FrameType, event: str, argument: Any) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
         with Count() as count:
             step = plan(canvas)
             assert step is not None
-            commit(canvas, step, torch.randn(int(step.where.sum()), 23, generator=generator))
-        return count.operations
+            logits = torch.randn(int(step.where.sum()), 23, generator=generator)
+            sys.setprofile(count_call)
+            try:
+                plan(canvas)
+                commit(canvas, step, logits)
+            finally:
+                sys.setprofile(None)
+        return count.operations + calls
 
     # A loop over rows would take at least one for each.
     assert operations(64) < operations(2) + 62
@@ -481,6 +496,27 @@ def test_no_rule_copies_the_logits_in_float64(
         with Widest() as widest:
             commit(canvas, step, logits)
         assert widest.size <= 4000
+
+
+def test_a_rule_may_say_it_in_numbers() -> None:
+    """And rules that are alike are not the same: each chooses for its own rows."""
+    tokens = torch.tensor([[MASK, MASK, MASK]] * 4)
+    canvas = Canvas(tokens, SamplingConfig(), mask_id=MASK, start=0)
+    numbers = Rule(lambda candidates: torch.tensor([[0, 1, 1]]).expand(candidates.shape))
+    first = Rule(lambda candidates: torch.arange(3).expand(candidates.shape) == 0)
+    for rules, masks in (
+        ([numbers] * 4, [[True, False, False]] * 4),
+        (
+            [numbers, first, dataclasses.replace(first), numbers],
+            [[True, False, False], [False, True, True], [False, True, True], [True, False, False]],
+        ),
+    ):
+        canvas = Canvas(tokens, SamplingConfig(), mask_id=MASK, start=0)
+        canvas.rules = rules
+        step = plan(canvas)
+        assert step is not None
+        commit(canvas, step, torch.zeros(12, 23))
+        assert (canvas.tokens == MASK).tolist() == masks
 
 
 def test_a_rule_that_chooses_empty_slots_commits_the_first_candidate() -> None:
