@@ -130,7 +130,7 @@ def in_chunks(function: Callable[..., Any], *tokens: Tensor) -> Any:
     return joined[:count] if isinstance(joined, Tensor) else tuple(some[:count] for some in joined)
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _joined(parts: list[Any]) -> Any:
     """One tensor, or a tuple of them, of those that are given for some of the tokens each."""
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
