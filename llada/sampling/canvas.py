@@ -208,7 +208,7 @@ class Canvas:
         self.weighs_committed = each(rule.weighs_committed, torch.bool)
         # (B, L): at which step of its block a position is due, where the rule decides that beforehand; and after which one a
         # token that was committed becomes a mask again.
-        self.due = rule.due_steps(self) if rule.due_steps else torch.zeros_like(tokens)
+        self.due = rule.due_steps(self) if rule.due_steps and B else torch.zeros_like(tokens)
         self.again = torch.full_like(tokens, NEVER)
 
         self.block = each(-1)  # the one that each row works on

@@ -87,7 +87,9 @@ def test_seeds_are_integers_of_any_kind_and_size() -> None:
     assert len({*keys(2**63 - 1), *keys(2**63 + 1)}) == 4
 
 
-@pytest.mark.parametrize("knobs", [{}, {"remasking": "ancestral"}, {"remdm_cap": 0.5}, {"p2_eta": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "knobs", [{}, {"remasking": "ancestral"}, {"remdm_cap": 0.5}, {"p2_eta": 1.0}], ids=str
+)
 @pytest.mark.parametrize("shape", [(2, 0), (0, 3), (0, 0)])
 def test_an_empty_canvas_is_finished(knobs: dict[str, Any], shape: tuple[int, int]) -> None:
     tokens = torch.empty(shape, dtype=torch.int64)

@@ -503,15 +503,19 @@ def test_a_row_is_traced_alike_in_any_company(engine: DenoiseEngine) -> None:
     together = asyncio.run(read_all())
     for index, request in enumerate(requests):
         end = together[index]
-        assert (end.confidence is None) is (not request.wants_trace)
-        assert dataclasses.replace(asyncio.run(read(engine, request)).end, index=index) == end
+        alone = dataclasses.replace(asyncio.run(read(engine, request)).end, index=index)
+        assert dataclasses.replace(alone, confidence=None) == dataclasses.replace(end, confidence=None)
+        assert (end.confidence is None) is (alone.confidence is None) is (not request.wants_trace)
         if end.confidence is not None:
             assert end.reveal_step is not None
+            assert end.confidence == pytest.approx(alone.confidence, rel=1e-4)  # float32 logits
             assert [step < 0 for step in end.reveal_step] == [sure is None for sure in end.confidence]
             assert all(0 < sure <= 1 for sure in end.confidence if sure is not None)
 
 
-def test_a_rule_that_fails_costs_its_request_alone(engine: DenoiseEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_that_fails_costs_its_request_alone(
+    engine: DenoiseEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A plugin's, say: the rows beside it come on from the same forward."""
 
     def fail(candidates: Candidates) -> torch.Tensor:

@@ -9,7 +9,16 @@ import torch
 
 from llada.model.transformer import Block, Transformer
 from llada.sampling.cache import KeyValues
-from llada.sampling.packed import MANY, PART, Fed, attend_alike, attend_row, in_chunks, in_parts, packed_forward
+from llada.sampling.packed import (
+    MANY,
+    PART,
+    Fed,
+    attend_alike,
+    attend_row,
+    in_chunks,
+    in_parts,
+    packed_forward,
+)
 
 MakeModel = Callable[..., Transformer]
 LENGTHS = (3, 7, 7, 1, 12, 3, 9)
@@ -127,7 +136,8 @@ def test_chunks_change_the_shape_of_the_products_and_nothing_else(
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("count", "shapes"), [(0, {0}), (1, {1}), (MANY, {MANY}), (MANY + 1, {PART, 1}), (MANY + PART + 44, {PART, 44})]
+    ("count", "shapes"),
+    [(0, {0}), (1, {1}), (MANY, {MANY}), (MANY + 1, {PART, 1}), (MANY + PART + 44, {PART, 44})],
 )
 def test_very_many_tokens_go_in_parts(
     make_model: MakeModel, watch_products: WatchProducts, count: int, shapes: set[int]

@@ -448,22 +448,28 @@ def test_a_step_costs_as_many_operations_for_many_rows_as_for_one(
         config = SamplingConfig(12, 3, 6, 0.7, **any_rule)
         canvas = prompt_canvas(random_prompt(rows, 3), config, mask_id=MASK, eos_id=EOS, seed=0)
         generator = torch.Generator().manual_seed(0)
+        with Count() as count:
+            step = plan(canvas)
+            assert step is not None
+            commit(canvas, step, torch.randn(int(step.where.sum()), 23, generator=generator))
         calls = 0
 
         def count_call(frame: FrameType, event: str, argument: Any) -> None:
             nonlocal calls
             calls += event in ("call", "c_call")
 
-        with Count() as count:
+        sys.setprofile(count_call)
+        try:
             step = plan(canvas)
-            assert step is not None
-            logits = torch.randn(int(step.where.sum()), 23, generator=generator)
-            sys.setprofile(count_call)
-            try:
-                plan(canvas)
-                commit(canvas, step, logits)
-            finally:
-                sys.setprofile(None)
+        finally:
+            sys.setprofile(None)
+        assert step is not None
+        logits = torch.randn(int(step.where.sum()), 23, generator=generator)
+        sys.setprofile(count_call)
+        try:
+            commit(canvas, step, logits)
+        finally:
+            sys.setprofile(None)
         return count.operations + calls
 
     # A loop over rows would take at least one for each.
