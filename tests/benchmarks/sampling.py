@@ -318,7 +318,7 @@ def plot(report: dict[str, Any], target: Path) -> None:
 
     rows = report["trained"]["rows"]
     caches = list(dict.fromkeys(row["cache"] for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
     colours = dict(zip(caches, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     for axis, key, label in (
         (axes[0], "tokens_per_forward", "tokens per forward"),
@@ -332,7 +332,7 @@ def plot(report: dict[str, Any], target: Path) -> None:
                 marker=MARKERS[row["rule"].split()[0]],
                 s=110 if row["rule"] in ("LLaDA", "Fast-dLLM") else 36,
                 alpha=0.85,
-                linewidths=0,
+                linewidths=1,
             )
         for kind, cache in dict.fromkeys((row["rule"].split()[0], row["cache"]) for row in rows):
             curve = [row for row in rows if row["cache"] == cache and row["rule"].split()[0] == kind]
@@ -361,7 +361,7 @@ def plot(report: dict[str, Any], target: Path) -> None:
         ),
         plt.Line2D([], [], color="0.6", linestyle=":", label="one point below LLaDA"),
     ]
-    axes[1].legend(handles=handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes[1].legend(handles=handles, fontsize=7.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
     target.parent.mkdir(parents=True, exist_ok=True)
     # No date and fixed ids, so that the same figures give the same file.
     plt.rcParams["svg.hashsalt"] = "sampling"
