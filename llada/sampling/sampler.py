@@ -14,17 +14,15 @@ Kept at every step, whatever the rule: neither the mask token nor what is forbid
 tokens stay; nothing is committed behind the first EOS; a row takes no more forwards than its steps, or one for each
 block with masks; logits that are no numbers end the run. Whether a committed token stays is the rule's to say
 (`Rule.may_remask`): with most it does, and no forward is in vain; with ReMDM's and P2's it does once its block is done.
-At the end, what had been committed behind the EOS before it came is EOS too. No loop over rows, and a fixed number of
-device syncs per step.
+At the end, what had been committed behind the EOS before it came is EOS too. No loop over rows that calls anything, and a
+fixed number of device syncs per step.
 
 Rows are independent: noise belongs to a row's seed, its forward and the position; positions count from a row's first
 token; and what differs by no more than rounding (`_ROUNDING`) is equal, the lowest position and the lowest id coming
-first. So a row gets in float32 what it would get alone, in any company. In bfloat16 that is no promise without `batch_invariant`, which gives all
-products one shape (tests/benchmarks/batch_invariance.py: its cost): kernels may
-round by the shape of what they are given, which decides between tokens that are nearly equally likely. How often is a
-matter of the machine and the network. Measured on tiny random networks, rows of 16 tokens in batches of four prompts:
-padded to one length, 10 of 300 rows differed from the row alone on one CPU, and 23 of 180 on an AMD one; laid end to
-end, as a network of ours gets them, none of 180 on an AMD EPYC with avx512_bf16.
+first. So a row gets in float32 what it would get alone, in any company. In bfloat16 that is no promise without
+`batch_invariant`, which gives all products one shape: kernels may round by the shape of what they are given, which
+decides between tokens that are nearly equally likely. How often is a matter of the machine and the network;
+tests/benchmarks/batch_invariance.py counts it, and what the switch costs.
 
 Shape legend: B rows, b rows at work, L columns, N candidates, V vocabulary rows.
 """
@@ -141,7 +139,7 @@ def _check_numbers(canvas: Canvas, step: Step, logits: Tensor) -> Tensor:
 def _unmask(canvas: Canvas, step: Step, logits: Tensor) -> None:
     """`commit`, but for the length of the rows.
 
-    What is a few numbers a row is reckoned with NumPy, on the memory of the canvas: a call costs a third of torch's there.
+    What is a few numbers a row is reckoned with NumPy, on the memory of the canvas: a call costs less than torch's there.
     """
     rows, where = step.rows.numpy(), step.where.numpy()
     row, column = where.nonzero()

@@ -116,7 +116,9 @@ def test_a_killed_driver_takes_its_ray_along_and_the_same_command_goes_on(stages
     assert_same_run(output, undisturbed)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_an_interrupted_run_says_that_it_goes_on_and_leaves_no_process(stages, tmp_path, number, code):
     """Ctrl-C and SIGTERM while Ray trains, whose handlers are not ours."""
     output, recipe = str(tmp_path / "out"), tmp_path / "recipe.json"
