@@ -27,7 +27,7 @@ from llada.sampling.constraints import named_ids
 from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.forward import check_cache, check_invariance
 from llada.sampling.generate import held_back
-from llada.sampling.mailbox import Mailbox
+from llada.sampling.mailbox import Letter, Mailbox
 from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import advance
@@ -120,6 +120,8 @@ class DenoiseEngine:
         self._running: list[_Stream] = []
         self._batch = Batch(max_tokens=max_tokens)
         self._prefixes = PrefixStore()
+        self._written_to: dict[Mailbox, None] = {}
+        """Whose readers are to be woken, in order."""
         self._damage: str | None = None
         try:
             check_weights(model)
@@ -240,7 +242,7 @@ class DenoiseEngine:
             network_block=network_block(self.model),
             is_traced=request.wants_trace,
         )
-        run.stream.mailbox.put(Started(run.index))
+        self._write(run.stream, Started(run.index))
         return canvas
 
     def _admit(self) -> None:
@@ -276,6 +278,7 @@ class DenoiseEngine:
             runs.append(run)
             in_use += needed
         self._batch.add(runs, canvases)
+        self._wake_readers()  # a forward may take long
 
     # --- The thread ---------------------------------------------------------------------------------------------------
 
@@ -293,7 +296,8 @@ class DenoiseEngine:
             with self._changed:
                 self._is_closing = True
                 for stream in [*self._running, *self._waiting]:
-                    stream.mailbox.put(RuntimeError("the engine was closed before the reply was complete"))
+                    self._write(stream, RuntimeError("the engine was closed before the reply was complete"))
+                self._wake_readers()
                 self._running.clear()
                 self._waiting.clear()
             self._batch.keep(lambda run: False)
@@ -308,6 +312,7 @@ class DenoiseEngine:
                 self._read(_own(run), tokens, final_until, forwards)
             except Exception as error:  # says nothing about the network
                 self._fail(run, error)
+        self._wake_readers()
         self._let_go()
 
     def _advance(self) -> list[int]:
@@ -348,7 +353,7 @@ class DenoiseEngine:
         stream = _own(run).stream
         if not stream.is_cancelled:
             _log.error("a request failed", exc_info=error)
-            stream.mailbox.put(error)
+            self._write(stream, error)
             stream.is_cancelled = True
 
     def _fail_in_network(self, row: int, error: Exception) -> None:
@@ -362,10 +367,11 @@ class DenoiseEngine:
         """Send what has become readable of a reply, and its end."""
         if run.stream.is_cancelled:
             return
-        reply, mailbox = run.reply, run.stream.mailbox
+        reply = run.reply
         text = reply.read(tokens, final_until)
         if text or run.request.wants_canvas:
-            mailbox.put(Text(run.index, text, reply.draw() if run.request.wants_canvas else None))
+            canvas = reply.draw() if run.request.wants_canvas else None
+            self._write(run.stream, Text(run.index, text, canvas))
         if reply.reason is not None:
             self._failures = 0
             run.stream.num_unfinished -= 1
@@ -373,7 +379,15 @@ class DenoiseEngine:
             start = len(request.prompt)
             trace = self._batch.trace(run, start, start + count) if request.wants_trace else ()
             num_given = start + len(request.suffix)
-            mailbox.put(Finished(run.index, reply.reason, num_given, count, forwards, *trace))
+            self._write(run.stream, Finished(run.index, reply.reason, num_given, count, forwards, *trace))
+
+    def _write(self, stream: _Stream, letter: Letter) -> None:
+        stream.mailbox.put(letter)
+        self._written_to[stream.mailbox] = None
+
+    def _wake_readers(self) -> None:
+        Mailbox.wake(self._written_to)
+        self._written_to.clear()
 
 
 def _own(run: Run) -> _Run:

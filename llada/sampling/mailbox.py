@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterable
 
 from llada.sampling.events import Event, Text
 
@@ -12,7 +13,7 @@ Letter = Event | BaseException
 
 
 class Mailbox:
-    """Any thread puts, the coroutine that made the mailbox gets.
+    """Any thread puts and then wakes (`wake`), the coroutine that made the mailbox gets.
 
     It holds no more than a text, a beginning and an end of each request, however slow the reader is: a text that finds one
     unread is joined to it.
@@ -27,7 +28,6 @@ class Mailbox:
 
     def put(self, letter: Letter) -> None:
         with self._lock:
-            is_first = not self._letters
             if not isinstance(letter, Text):
                 self._letters.append(letter)
             elif (at := self._unread.get(letter.index)) is None:
@@ -38,15 +38,29 @@ class Mailbox:
                 assert isinstance(before, Text)
                 canvas = before.canvas if letter.canvas is None else letter.canvas
                 self._letters[at] = Text(letter.index, before.text + letter.text, canvas)
-        if is_first:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
-                self._loop.call_soon_threadsafe(self._is_filled.set)
 
     async def get(self) -> list[Letter]:
         """Everything that has arrived, at least one; of each request in order."""
-        await self._is_filled.wait()
-        self._is_filled.clear()
-        with self._lock:
-            arrived, self._letters = self._letters, []
-            self._unread.clear()
-        return arrived
+        while True:
+            await self._is_filled.wait()
+            self._is_filled.clear()
+            with self._lock:
+                arrived, self._letters = self._letters, []
+                self._unread.clear()
+            if arrived:  # or they were read before the wake-up for them came
+                return arrived
+
+    @staticmethod
+    def wake(mailboxes: Iterable[Mailbox]) -> None:
+        """Tell the readers that there is something to get; one call for all of a loop, as each interrupts its thread."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        for mailbox in mailboxes:
+            by_loop.setdefault(mailbox._loop, []).append(mailbox._is_filled)
+        for loop, events in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                loop.call_soon_threadsafe(_set_all, events)
+
+
+def _set_all(events: list[asyncio.Event]) -> None:
+    for event in events:
+        event.set()

@@ -23,6 +23,7 @@ def test_texts_that_pile_up_are_joined_and_the_rest_keeps_its_order() -> None:
             end,
         ):
             box.put(letter)
+        Mailbox.wake([box])
         return list(await box.get())
 
     assert asyncio.run(read()) == [
@@ -39,6 +40,7 @@ def test_what_is_not_read_takes_no_more_room() -> None:
         for number in range(999):
             box.put(Text(number % 3, str(number % 10), (number,)))
             assert len(box._letters) <= 3
+        Mailbox.wake([box])
         return [letter for letter in await box.get() if isinstance(letter, Text)]
 
     texts = asyncio.run(read())
@@ -51,7 +53,13 @@ def test_another_thread_can_put_while_the_reader_waits() -> None:
         box = Mailbox()
         texts = [Text(0, str(number % 10)) for number in range(2000)]
         letters: list[Event] = [*texts, Finished(0, "length", 0, 0, 0)]
-        thread = threading.Thread(target=lambda: [box.put(letter) for letter in letters])
+
+        def put_all() -> None:
+            for letter in letters:
+                box.put(letter)
+                Mailbox.wake([box])
+
+        thread = threading.Thread(target=put_all)
         thread.start()
         text = ""
         while True:
@@ -72,3 +80,29 @@ def test_a_reader_who_has_gone_is_no_error() -> None:
     box = asyncio.run(make())
     assert box._loop.is_closed()
     box.put(Started(0))
+    Mailbox.wake([box])
+
+
+def test_one_wake_up_serves_the_readers_of_several_loops() -> None:
+    """And one for whom nothing is there any more goes on waiting."""
+    boxes: list[Mailbox] = []
+    got: list[list[object]] = []
+    ready = threading.Semaphore(0)
+
+    async def read() -> None:
+        own = [Mailbox(), Mailbox()]
+        boxes.extend(own)
+        ready.release()
+        got.extend([list(await asyncio.wait_for(box.get(), 10)) for box in own])
+
+    threads = [threading.Thread(target=asyncio.run, args=(read(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        ready.acquire()
+    Mailbox.wake(boxes)  # of nothing
+    for box in boxes:
+        box.put(Started(0))
+    Mailbox.wake(boxes)
+    for thread in threads:
+        thread.join(10)
+    assert got == [[Started(0)]] * 4
