@@ -173,7 +173,9 @@ class Canvas:
         self.first, self.stop = attended_span(self.attended)  # (B,): the columns of the row's tokens
         self.limit = self.stop.clone()  # (B,): what `stop` may grow to (length.py)
         self.growth = each(length.SETTLED)
-        self.length_numbers = torch.tensor(length.numbers_of(config), dtype=torch.float64).repeat(B, 1)
+        self.length_numbers = (
+            torch.tensor(length.numbers_of(config), dtype=torch.float64).expand(B, -1).clone()
+        )
         # (B, L) counted from where the row's text starts: the same whatever padding stands before it.
         columns = torch.arange(L)
         self.position = torch.minimum(columns - start, columns - self.first[:, None])
@@ -204,7 +206,7 @@ class Canvas:
         self.cfg_scale = each(config.cfg_scale, torch.float64)
         # (B, n): the numbers that the rule reads.
         numbers = [getattr(config, name) for name in (rule.knob, *rule.beside) if name]
-        self.knobs = torch.tensor(numbers or [0.0], dtype=torch.float64).repeat(B, 1)
+        self.knobs = torch.tensor(numbers or [0.0], dtype=torch.float64).expand(B, -1).clone()
         self.weighs_committed = each(rule.weighs_committed, torch.bool)
         # (B, L): at which step of its block a position is due, where the rule decides that beforehand; and after which one a
         # token that was committed becomes a mask again.
@@ -340,7 +342,7 @@ def attended_span(attended: Tensor) -> tuple[Tensor, Tensor]:
 
 def _id_table(ids: Sequence[int], rows: int, fill: int) -> Tensor:
     """(rows, n) int64: the same ids for every row, `fill` where there is none."""
-    return torch.tensor(list(ids) or [fill], dtype=torch.int64).repeat(rows, 1)
+    return torch.tensor(list(ids) or [fill], dtype=torch.int64).expand(rows, -1).clone()
 
 
 def _stack(tables: Sequence[Tensor], fill: int) -> Tensor:

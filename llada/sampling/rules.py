@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from llada.errors import UserError
 from llada.registry import Registry
 from llada.sampling.candidates import Candidates
 from llada.sampling.coins import due_by_coin, due_by_remdm, return_by_remdm
@@ -223,11 +224,11 @@ def find_rule(config: SamplingConfig) -> Rule:
     rule = _choose_rule(config)
     for name in OF_SOME_RULES:
         value = getattr(config, name)
-        require(
-            name in rule.heeded or value == type(config).__dataclass_fields__[name].default,
-            f"sampling: {name}={value!r} means nothing to remasking={config.remasking!r}"
-            f"{f' with {rule.knob}' if rule.knob else ''}: leave it out, or choose another rule",
-        )
+        if name not in rule.heeded and value != type(config).__dataclass_fields__[name].default:
+            raise UserError(
+                f"sampling: {name}={value!r} means nothing to remasking={config.remasking!r}"
+                f"{f' with {rule.knob}' if rule.knob else ''}: leave it out, or choose another rule"
+            )
     return rule
 
 

@@ -125,7 +125,7 @@ def _check_numbers(canvas: Canvas, step: Step, logits: Tensor) -> Tensor:
     """The highest of each position's logits, (N, 1). Raises FloatingPointError, or UserError where the settings are to blame,
     for logits that leave nothing to write."""
     highest = logits.amax(1, keepdim=True)
-    if bool((highest.abs() < torch.inf).all()):
+    if bool(highest.isfinite().all()):
         return highest
     row, column = step.where.nonzero(as_tuple=True)
     row = step.rows[row]
