@@ -46,6 +46,7 @@ RULES: dict[str, dict[str, Any]] = {
     "fixed 1": {},
     "fixed 2": {"steps": GEN_LENGTH // 2},
     "fixed 4": {"steps": GEN_LENGTH // 4},
+    "fixed 8": {"steps": GEN_LENGTH // 8},
     "threshold 0.9": {"threshold": 0.9},
     "threshold 0.7": {"threshold": 0.7},
     "factor 0.5": {"factor": 0.5},
@@ -59,6 +60,8 @@ RULES: dict[str, dict[str, Any]] = {
     "margin": {"remasking": "margin"},
     "random": {"remasking": "random"},
     "ancestral": {"remasking": "ancestral"},
+    "ancestral in 6": {"remasking": "ancestral", "steps": 6},
+    "stratified in 6": {"remasking": "ancestral", "steps": 6, "stratified": True},
     "first_hitting": {"remasking": "first_hitting"},
     "remdm 0.1": {"remdm_cap": 0.1},
     "p2 1": {"p2_eta": 1.0},
@@ -80,7 +83,7 @@ CACHED_RULES = ("fixed 1", "threshold 0.9", "threshold 0.7", "factor 1", "error 
 FIXED = ("fixed 1", "fixed 4")  # what random weights can be measured with: their confidences mean nothing
 MARKERS = {
     "LLaDA": "*", "Fast-dLLM": "*", "fixed": "^", "threshold": "o", "factor": "s", "entropy": "D", "error": "P", "leap": "v",
-    "margin": "<", "random": "x", "ancestral": "+", "first_hitting": "1", "remdm": "2", "p2": "3",
+    "margin": "<", "random": "x", "ancestral": "+", "stratified": "4", "first_hitting": "1", "remdm": "2", "p2": "3",
 }  # fmt: skip
 
 
