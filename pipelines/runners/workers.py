@@ -38,7 +38,7 @@ from llada.training.events import (
     Validated,
 )
 from llada.training.trainer import TrainResult
-from pipelines.stage.cluster import ClusterConfig, connect, require_room
+from pipelines.stage.cluster import ClusterConfig, connect, is_own_ray, require_room
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import MetricsFile
 
@@ -114,6 +114,8 @@ def run_workers(
         # Private, because Ray has no setting for it: its handler of Ctrl-C ends the process by SystemExit, past all who
         # would clean up and say how to go on.
         trainer._register_sigint_handler = lambda controller: None
+        if is_own_ray():
+            _leave_out_cleaner(trainer)
         listener = _Listener(events, tracker, label, progress)
         try:
             with listener:
@@ -132,6 +134,21 @@ def run_workers(
         if result is None:
             raise RuntimeError(f"{label}: the workers ended without a result; run the same command again")
         return result
+
+
+def _leave_out_cleaner(trainer: Any) -> None:
+    """Without Ray's process that frees the workers' places when the controller has died.
+
+    It asks for the controller not the Ray that it runs on but the one that was last started on this machine with
+    `ray start`. Where that is gone, each run waits 12 s for it at the end; where it runs, it knows no such controller, and
+    the places of workers at work would be freed.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    create = trainer._create_default_callbacks  # private, because Ray has no setting for it
+    trainer._create_default_callbacks = lambda: [
+        callback for callback in create() if not isinstance(callback, PlacementGroupCleanerCallback)
+    ]
 
 
 def _raise_user_error(user_errors: Any) -> None:

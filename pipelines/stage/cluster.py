@@ -35,6 +35,8 @@ _PATIENT = {
     "RAY_worker_register_timeout_seconds": f"{START_TIMEOUT_S:.0f}",
     "RAY_agent_register_timeout_ms": f"{START_TIMEOUT_S * 1000:.0f}",
 }
+# Nobody takes away the one machine of a Ray started here: each training would start a process that looks out for it.
+_UNWATCHED = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # Ray adds 15 to the niceness of its workers: with other work on the machine they would hardly get a turn.
 _NICENESS = {"RAY_worker_niceness": "0"}
 _until_exit = False
@@ -98,7 +100,7 @@ def connect(cluster: ClusterConfig, log_dir: str | Path) -> Iterator[Path]:
         os.environ.setdefault(name, value)
     if cluster.address is None:
         # Nobody but this process talks to a Ray started here.
-        own = {"RAY_AUTH_MODE": "disabled", **_PATIENT, **_NICENESS}
+        own = {"RAY_AUTH_MODE": "disabled", **_PATIENT, **_UNWATCHED, **_NICENESS}
         for name, value in own.items():
             os.environ.setdefault(name, value)
     import ray
@@ -146,7 +148,7 @@ def require_room(what: str, number: int, cpus: float, gpus: float = 0) -> None:
     it, and Ray would wait without a word. `cpus` and `gpus` are those of each."""
     import ray
 
-    if _own_node() is None:
+    if not is_own_ray():
         return
     there = ray.cluster_resources()
     for kind, each in (("CPU", cpus), ("GPU", gpus)):
@@ -155,6 +157,11 @@ def require_room(what: str, number: int, cpus: float, gpus: float = 0) -> None:
                 f"there is no room for {number} × {each:g} {kind} ({what}): this Ray has {has:g}; ask for less, or give "
                 "the cluster file of a larger Ray"
             )
+
+
+def is_own_ray() -> bool:
+    """Whether this process has started the Ray that it is connected to."""
+    return _own_node() is not None
 
 
 def _own_node() -> Any:

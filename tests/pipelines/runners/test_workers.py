@@ -234,12 +234,19 @@ def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(l
         rank = int(os.environ["RANK"])
         (tmp_path / f"rank{rank}").write_text(os.environ["WORLD_SIZE"])
         if rank == 0:
+            there = (process.info for process in psutil.process_iter(["ppid", "cmdline"]))
+            siblings = [info["cmdline"] or [] for info in there if info["ppid"] == os.getppid()]
+            (tmp_path / "titles").write_text(" ".join(word for words in siblings for word in words))
             report(RunStarted(0, 1, 10, 3.0, "float32", 2))
             report(StepDone(1, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
         return replace(RESULT, state={"w": torch.zeros(2)})
 
     assert run(function, tmp_path / "out", num_workers=2) == RESULT
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["2", "2"]
+    # Who asks the Ray that was started last on this machine whether the run goes on, and would take the workers' places.
+    titles = (tmp_path / "titles").read_text()
+    assert "ray::RayTrainWorker" in titles
+    assert "ray::PlacementGroupCleaner" not in titles
     assert [event.loss for event in read_metrics(str(tmp_path / "out"))] == [2.0]
 
 
@@ -312,6 +319,7 @@ def test_a_driver_that_hears_nothing_fails_no_step(local_ray, tmp_path):
 LOST_NODE = """
 import os, sys, threading, time
 import ray
+from ray._common.utils import reset_ray_address
 from ray.cluster_utils import Cluster
 from llada.training.events import RunStarted, StepDone
 from llada.training.trainer import TrainResult
@@ -322,6 +330,7 @@ folder = sys.argv[1]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 others = [cluster.add_node(num_cpus=0) for _ in range(2)]  # where no worker has a place
 cluster.wait_for_nodes()
+reset_ray_address()  # written for the whole machine: whoever joins a Ray without an address would look for this one
 
 def function(report):
     report(RunStarted(0, 100, 10, 3.0, "float32", 1))
