@@ -19,6 +19,17 @@ from llada.files import join, sha256
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Threads that wait for work sleep, here and in all that is started from here: several processes share few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What Ray waits for without a need, read by its processes. At its own 2 s between two looks at its workers, 3 attempts to
+# start a replica, 10 s between two reports of its load and 30 s before it says that there is no room for one, tests that
+# take seconds would mostly wait.
+for _name, _value in {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_SLOW_STARTUP_WARNING_S": "5",
+    "RAY_SERVE_SLOW_STARTUP_WARNING_PERIOD_S": "5",
+}.items():
+    os.environ.setdefault(_name, _value)
 # A machine that has other things to do is no failure.
 hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")

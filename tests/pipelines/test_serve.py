@@ -96,7 +96,12 @@ def serving(model: Path, out: Path, **args: Any) -> Iterator[tuple[httpx.Client,
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            # A machine that has other things to do is not said to have no room.
+            env={
+                **os.environ,
+                "PYTHONPATH": str(REPOSITORY),
+                "RAY_SERVE_SLOW_STARTUP_WARNING_S": "30",
+            },
         )
     try:
         deadline = time.monotonic() + 240
@@ -665,8 +670,17 @@ class TestRedeploying:
 
     url: ClassVar[str]
 
+    @pytest.mark.parametrize(
+        "kinds",
+        [
+            ("altered", "device"),
+            # Where the application is built they are refused as the one above; without Serve, they all are below.
+            pytest.param(("missing", "cut", "config"), marks=pytest.mark.slow),
+        ],
+        ids=",".join,
+    )
     def test_a_bad_one_leaves_the_old_version_answering(
-        self, deploy: Callable[..., str], random_model: Path, tmp_path: Path
+        self, deploy: Callable[..., str], random_model: Path, tmp_path: Path, kinds: tuple[str, ...]
     ) -> None:
         assert deploy(model=str(random_model)).startswith("RUNNING")
         answers: list[httpx.Response] = []
@@ -681,14 +695,15 @@ class TestRedeploying:
         asking = threading.Thread(target=keep_asking)
         asking.start()
         try:
-            for kind in ("missing", "cut", "altered", "config", "device"):
-                before = len(answers)
+            for kind in kinds:
                 status = deploy(**make_bad(kind, random_model, tmp_path / kind))
                 assert status.startswith("DEPLOY_FAILED"), (kind, status)
                 if kind != "device":  # known only where the replica runs
                     assert f"cannot serve {tmp_path / kind}: " in status
-                time.sleep(1)
-                assert len(answers) > before
+                seen, deadline = len(answers), time.monotonic() + 60
+                while len(answers) < seen + 3:  # one pair was asked for after it had failed
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
             assert deploy(model=str(random_model), max_choices=3).startswith("RUNNING")
         finally:
             is_over.set()
