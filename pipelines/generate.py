@@ -28,6 +28,7 @@ from llada.data.read.dialogues import FIELDS, RecordError, parse_dialogue
 from llada.errors import UserError
 from llada.evals.evaluation import Block
 from llada.files import absolute, join, read_bytes, storage_errors, write_bytes
+from llada.sampling.compiled import compile_network
 from llada.sampling.completions import complete_texts
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, limited
@@ -57,6 +58,9 @@ class GenerateConfig:
     """Treat {"prompt"} as a user's message."""
     batch_invariant: bool = False
     """Also in bf16, and at some cost, an answer does not depend on what is denoised beside it."""
+    compiled: bool = False
+    """Compile the network first, which takes up to a minute: a forward has fewer kernels then, which is meant for GPUs, while a
+    CPU gains little. Needs g++, on a GPU Triton and gcc."""
 
     def __post_init__(self) -> None:
         check_limits(self, "generate")
@@ -273,6 +277,8 @@ class _Writer:
         self.model, self.tokenizer = llada.load(fetch_folder(model), device=device, dtype=dtype)
         if self.tokenizer is None:
             raise UserError(f"{model} has no tokenizer")
+        if config.compiled:
+            compile_network(self.model)
 
     def __call__(self, block: PromptBlock) -> Answers:
         numbers, prompts, tools = block["numbers"], block["prompts"], block["tools"]

@@ -71,6 +71,9 @@ class ServeArgs:
     """Of requests that do not choose; gen_length is their max_tokens."""
     batch_invariant: bool = False
     """Also in bf16, and at some cost, a seed's text does not depend on the requests beside it."""
+    compiled: bool = False
+    """Compile the network as a replica starts, which takes up to a minute: a forward has fewer kernels then, which is meant for
+    GPUs, while a CPU gains little. Needs g++ there, on a GPU Triton and gcc."""
 
     min_replicas: int | None = limited(None, low=0)
     """0 lets the model go when nobody asks (the first request then waits for it to load)."""
@@ -179,6 +182,7 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         stall_timeout_s=args.stall_timeout_s,
         verify_checksums=args.verify_checksums,
         batch_invariant=args.batch_invariant,
+        compiled=args.compiled,
     )
     limits = RequestLimits(args.max_body_bytes, args.request_timeout_s)
     return gateway.bind(model, args.name, args.retry_after_s, limits)

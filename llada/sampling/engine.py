@@ -22,6 +22,7 @@ from llada.model.predict import Model, check_tokens, check_weights, network_bloc
 from llada.sampling.batch import Batch, Group, Run, cache_bytes
 from llada.sampling.blocks import check_network_block, check_steps, count_blocks
 from llada.sampling.canvas import Canvas, prompt_canvas
+from llada.sampling.compiled import compile_network
 from llada.sampling.config import SamplingConfig, check_room, check_window
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import Event, Finished, Started, Text
@@ -88,6 +89,7 @@ class DenoiseEngine:
         max_tokens: int = 2048,
         max_cache_bytes: int = 1 << 32,
         batch_invariant: bool = False,
+        compiled: bool = False,
     ) -> None:
         """
         Args:
@@ -97,6 +99,7 @@ class DenoiseEngine:
             max_cache_bytes: keys and values of the rows on the canvas; a row that would take more waits, and those behind it
                 with it, so that small ones do not keep out a large one. One that takes more than all of it is alone.
             batch_invariant: rounding does not depend on what else runs either (`forward`).
+            compiled: the network is compiled first, unless it is already, and stays so (`compile_network`).
         """
         for name, value in (
             ("max_concurrent", max_concurrent),
@@ -106,6 +109,8 @@ class DenoiseEngine:
             if value < 1:
                 raise UserError(f"engine: {name} must be at least 1, not {value}")
         check_invariance(model, batch_invariant)
+        if compiled:
+            compile_network(model)
         config = getattr(model, "config", None)
         self.model, self.tokenizer, self.max_concurrent = model, tokenizer, max_concurrent
         self.batch_invariant = batch_invariant

@@ -24,6 +24,7 @@ from llada.model.predict import (
     resolve_mask_id,
 )
 from llada.sampling.canvas import Canvas, prompt_canvas
+from llada.sampling.compiled import compile_network
 from llada.sampling.config import SamplingConfig, check_room
 from llada.sampling.constraints import named_ids
 from llada.sampling.inputs import as_ids, as_rows
@@ -82,6 +83,7 @@ def generate(
     eot_id: int | None = None,
     seed: int | Sequence[int] | None = None,
     batch_invariant: bool = False,
+    compiled: bool = False,
     **knobs: Any,
 ) -> GenerateOutput:
     """Continue prompts by denoising `gen_length` masks behind them.
@@ -94,6 +96,7 @@ def generate(
         eot_id: the end of a turn, which `confidence_eos_eot_inf` holds back beside EOS; None: the model has none.
         seed: per row; the same seed gives a row the same text in any batch (llada/sampling/sampler.py says how exactly).
         batch_invariant: so exactly in any precision, and at some cost: matrix products have one shape whatever the batch.
+        compiled: the network is compiled first, unless it is already, and stays so (`compile_network`).
         knobs: the fields of `SamplingConfig`: gen_length, steps, block_length, temperature, cfg_scale, remasking, …
 
     Raises:
@@ -101,6 +104,8 @@ def generate(
             or some that this model cannot heed (`check_cache`).
         FloatingPointError: logits that are no numbers (see `commit`).
     """
+    if compiled:
+        compile_network(model)
     config = SamplingConfig(**knobs)
     canvas = prompt_canvas(
         prompt,
@@ -128,6 +133,7 @@ def infill(
     eot_id: int | None = None,
     seed: int | Sequence[int] | None = None,
     batch_invariant: bool = False,
+    compiled: bool = False,
     **knobs: Any,
 ) -> GenerateOutput:
     """Fill the mask tokens of (B, L) `tokens_with_masks`; everything else stays. `reveal_step` is (B, L).
@@ -137,6 +143,8 @@ def infill(
     with masks. `attention_mask` is 0 on the padding at either end of a row. An EOS ends nothing here, because the row goes
     on behind a gap: `eos_id` (None: the model's) and `eot_id` are what `logits_eos_inf` and `confidence_eos_eot_inf` mean.
     """
+    if compiled:
+        compile_network(model)
     refuse_knobs(
         "infill",
         knobs,

@@ -47,6 +47,7 @@ class Denoiser:
         stall_timeout_s: float = 600.0,
         verify_checksums: bool = True,
         batch_invariant: bool = False,
+        compiled: bool = False,
     ) -> None:
         """
         Args:
@@ -56,6 +57,7 @@ class Denoiser:
             stall_timeout_s: a forward that takes longer makes the health check fail.
             verify_checksums: read all weights before they are loaded, and refuse those that are not the manifest's.
             batch_invariant: rounding does not depend on what else runs (llada/sampling/forward.py).
+            compiled: a forward has fewer kernels, and starting takes up to a minute more (llada/sampling/compiled.py).
 
         Raises:
             UserError: no model there, or one that cannot be served.
@@ -73,12 +75,17 @@ class Denoiser:
             dtype=str(next(model.parameters()).dtype),
             sampling=dataclasses.asdict(sampling),
             batch_invariant=batch_invariant,
+            compiled=compiled,
             torch=torch.__version__,
         )
         self.sampling, self.max_choices, self.stall_timeout_s = sampling, max_choices, stall_timeout_s
         self.max_length = model.config.max_length
         self.engine = DenoiseEngine(
-            model, tokenizer, max_concurrent=max_concurrent, batch_invariant=batch_invariant
+            model,
+            tokenizer,
+            max_concurrent=max_concurrent,
+            batch_invariant=batch_invariant,
+            compiled=compiled,
         )
         self.encoder = PromptEncoder(
             tokenizer,

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch._inductor import config as inductor
 
 import llada
 from llada.errors import UserError
 from llada.sampling.completions import complete_texts
-from pipelines.generate import GenerateConfig, generate, parse_prompts
+from pipelines.generate import GenerateConfig, _Writer, generate, parse_prompts
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -57,6 +58,16 @@ def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, p
     model, tokenizer = llada.load(stages.model)
     alone = complete_texts(model, tokenizer, ["A model restores"], sampling, seed=[3 + 1])[0]
     assert runs[0][1][1] == alone["text"]
+
+
+def test_without_a_compiler_nothing_is_answered_compiled(stages):
+    """Not line by line, each with an error."""
+    config = GenerateConfig(compiled=True)
+    with (
+        inductor.patch("cpp.cxx", (None, "no-such-compiler")),
+        pytest.raises(UserError, match=r"compiled: torch finds no C\+\+ compiler"),
+    ):
+        _Writer(config, model=stages.model)
 
 
 def test_finished_blocks_are_not_done_again(stages, tmp_path, prompts):

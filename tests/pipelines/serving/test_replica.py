@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from llada.errors import UserError
 from llada.files import sha256
@@ -179,6 +180,14 @@ def test_the_fingerprint_says_what_answers(denoiser: Denoiser, small_model: Path
         each.close()
     assert same.fingerprint == denoiser.fingerprint
     assert len({denoiser.fingerprint, other.fingerprint, invariant.fingerprint}) == 3
+
+
+def test_without_a_compiler_no_replica_starts_compiled(small_model: Path) -> None:
+    with (
+        inductor.patch("cpp.cxx", (None, "no-such-compiler")),
+        pytest.raises(UserError, match=r"compiled: torch finds no C\+\+ compiler"),
+    ):
+        Denoiser(str(small_model), SamplingConfig(), compiled=True)
 
 
 def test_a_request_that_cannot_be_served_is_one_event(denoiser: Denoiser) -> None:
