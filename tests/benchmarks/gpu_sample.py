@@ -3,15 +3,18 @@
     python tests/benchmarks/gpu_sample.py [--results FOLDER] [--quick] [--device cpu]
 
 Exactness: a small network in float32, rows of many lengths, rules and caches: together ≡ alone, and every cache that is
-refreshed at each forward ≡ none. Then llada_8b's shape in bfloat16 with random weights: prompts of 96 to 160 tokens, replies
-of 256 in blocks of 32, two tokens a forward, batches of 1, 4, 8 and 32, by cache. Of each setting whole blocks are timed
-after one block of warm-up; random weights end no text, so committed tokens are all tokens. Below 8 minutes on an H100.
+refreshed at each forward ≡ none. The same again compiled, where hardly a text may be another than without (rounding decides
+between equals), and with `batch_invariant` in bfloat16 a row's logits are those of the row alone, bit for bit. Then llada_8b's
+shape in bfloat16 with random weights: prompts of 96 to 160 tokens, replies of 256 in blocks of 32, two tokens a forward,
+batches of 1, 4, 8 and 32, by cache; then compiled, batches of 1 and 8. Of each setting whole blocks are timed after one block
+of warm-up; random weights end no text, so committed tokens are all tokens. Below 8 minutes on an H100.
 Prints a table and writes gpu_sample.json. --quick takes a tiny network, to see that it runs; its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -25,12 +28,14 @@ import torch
 
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.canvas import Canvas, prompt_canvas
+from llada.sampling.compiled import CompiledTransformer, compile_network
 from llada.sampling.config import SamplingConfig
+from llada.sampling.forward import forward
 from llada.sampling.generate import generate
 from llada.sampling.sampler import advance, plan
 
 HERE = Path(__file__).resolve().parent
-BATCHES = (1, 4, 8, 32)
+BATCHES, COMPILED_BATCHES = (1, 4, 8, 32), (1, 8)
 CACHES = (None, "prefix", "dual")
 REPLY, BLOCK, TOKENS_A_FORWARD = 256, 32, 2
 SMALL = ModelConfig(
@@ -54,31 +59,59 @@ def build(config: ModelConfig, device: str, dtype: torch.dtype) -> Transformer:
 
 
 def check_exactness(device: str) -> dict[str, int]:
-    """Raises AssertionError where a row depends on its company, or a refreshed cache on being one."""
-    model, rng = build(SMALL, device, torch.float32), random.Random(0)
+    """Raises AssertionError where a row depends on its company, a refreshed cache on being one, or texts on `compiled`."""
+    plain, model = (build(SMALL, device, torch.float32) for _ in range(2))
+    rng = random.Random(0)
     rules: list[dict] = [{}, {"threshold": 0.1}, {"entropy_bound": 1.0}, {"remasking": "random"}]
-    rows = 0
-    for cache in CACHES:
-        for rule in rules:
-            prompts = [[rng.randrange(2, 500) for _ in range(rng.randrange(60))] for _ in range(6)]
-            knobs: dict = {
-                "gen_length": 24,
-                "block_length": 8,
-                "cache": cache,
-                "seed": 3,
-                "eos_id": 1,
-                **rule,
-            }
-            together = generate(model, prompts, **knobs).sequences[:, -24:]
-            for row, prompt in enumerate(prompts):
-                alone = generate(model, [prompt], **{**knobs, "seed": 3 + row}).sequences[0, -24:]
-                assert torch.equal(alone, together[row]), f"{cache} {rule}: row {row} depends on its company"
-                rows += 1
-            if cache is not None:
-                plain = generate(model, prompts, **{**knobs, "cache": None}).sequences
-                fresh = generate(model, prompts, **knobs, refresh_every=1).sequences
-                assert torch.equal(plain, fresh), f"{cache} {rule}: refreshed at every forward, and not exact"
-    return {"rows_alone_and_together": rows}
+    rows = unlike = 0
+    for compiled, cache, rule in itertools.product((False, True), CACHES, rules):
+        if compiled:
+            compile_network(model)
+        prompts = [[rng.randrange(2, 500) for _ in range(rng.randrange(60))] for _ in range(6)]
+        knobs: dict = {
+            "gen_length": 24,
+            "block_length": 8,
+            "cache": cache,
+            "seed": 3,
+            "eos_id": 1,
+            **rule,
+        }
+        together = generate(model, prompts, **knobs).sequences[:, -24:]
+        for row, prompt in enumerate(prompts):
+            alone = generate(model, [prompt], **{**knobs, "seed": 3 + row}).sequences[0, -24:]
+            assert torch.equal(alone, together[row]), f"{cache} {rule}: row {row} depends on its company"
+            rows += 1
+        if compiled:
+            expected = generate(plain, prompts, **knobs).sequences[:, -24:]
+            unlike += int((together != expected).any(1).sum())
+        if cache is not None:
+            whole = generate(model, prompts, **{**knobs, "cache": None}).sequences
+            fresh = generate(model, prompts, **knobs, refresh_every=1).sequences
+            assert torch.equal(whole, fresh), f"{cache} {rule}: refreshed at every forward, and not exact"
+    assert unlike * 100 <= rows, f"compiled: {unlike} texts are not those without it"
+    return {
+        "rows_alone_and_together": rows,
+        "compiled_texts_unlike": unlike,
+        "compiled_rows_bit_for_bit": check_compiled_rows(device),
+    }
+
+
+def check_compiled_rows(device: str) -> int:
+    """Raises AssertionError where a row's logits, compiled and `batch_invariant`, are not those of the row alone."""
+    model, rng = build(SMALL, device, torch.bfloat16), random.Random(1)
+    compile_network(model)
+    config = SamplingConfig(gen_length=16, block_length=16, steps=1)
+
+    def first_logits(prompts: list[list[int]]) -> torch.Tensor:
+        canvas = prompt_canvas(prompts, config, mask_id=511, seed=0)
+        step = plan(canvas)
+        assert step is not None
+        return forward(model, canvas, step, batch_invariant=True)
+
+    prompts = [[rng.randrange(2, 500) for _ in range(rng.randrange(60))] for _ in range(32)]
+    for prompt, expected in zip(prompts, first_logits(prompts).split(16), strict=True):
+        assert torch.equal(first_logits([prompt]), expected), "compiled: a row depends on its company"
+    return len(prompts)
 
 
 def walk(model: Transformer, canvas: Canvas, forwards: int) -> Iterator[int]:
@@ -117,6 +150,7 @@ def measure(model: Transformer, device: str, batch: int, cache: str | None, bloc
     return {
         "batch": batch,
         "cache": cache or "none",
+        "compiled": isinstance(model, CompiledTransformer),
         "tokens_per_s": round(committed / seconds, 1),
         "ms_per_forward": round(1000 * seconds / (blocks * per_block), 2),
         "forwards": blocks * per_block,
@@ -150,7 +184,7 @@ def main() -> None:
     device = arguments.device
     torch.backends.cuda.matmul.allow_tf32 = False  # exactness is that of float32
     report: dict = {"environment": environment(device), "exactness": check_exactness(device)}
-    print(f"exact: {report['exactness']['rows_alone_and_together']} rows alone as together")
+    print(f"exact: {report['exactness']}")
     if arguments.quick:
         config, dtype = SMALL, torch.float32
     else:
@@ -167,19 +201,27 @@ def main() -> None:
         "tokens_per_forward": TOKENS_A_FORWARD,
     }
     report["results"] = []
-    for batch in BATCHES[:2] if arguments.quick else BATCHES:
-        for cache in CACHES:
+    batches = BATCHES[:2] if arguments.quick else BATCHES
+    for compiled in (False, True):
+        if compiled:
+            began = time.perf_counter()
+            compile_network(model)
+            report["seconds_to_compile"] = round(time.perf_counter() - began, 1)
+        for batch, cache in itertools.product(batches, CACHES):
+            if compiled and batch not in COMPILED_BATCHES:
+                continue
             # Without a cache a block of 32 rows feeds 200,000 tokens: one is enough.
             report["results"].append(measure(model, device, batch, cache, 1 if cache is None else 3))
             print(json.dumps(report["results"][-1]))
-    by_setting = {(r["batch"], r["cache"]): r["tokens_per_s"] for r in report["results"]}
+    speeds = {(r["batch"], r["cache"], r["compiled"]): r["tokens_per_s"] for r in report["results"]}
     report["ratios"] = {
-        f"batch {batch} over 1, cache {cache or 'none'}": round(
-            by_setting[batch, cache or "none"] / by_setting[1, cache or "none"], 2
-        )
-        for batch in BATCHES[1:]
-        for cache in CACHES
-        if (batch, cache or "none") in by_setting
+        f"batch {batch} over 1, cache {cache}": round(speed / speeds[1, cache, False], 2)
+        for (batch, cache, compiled), speed in speeds.items()
+        if batch > 1 and not compiled
+    } | {
+        f"compiled over not, batch {batch}, cache {cache}": round(speed / speeds[batch, cache, False], 2)
+        for (batch, cache, compiled), speed in speeds.items()
+        if compiled
     }
     print(json.dumps(report["ratios"], indent=2))
     target = arguments.results / "gpu_sample.json"
