@@ -16,6 +16,7 @@ from llada.sampling.batch import Batch, Group, Progress, Run, cache_bytes
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.generate import generate
+from llada.sampling.packed import MANY, PART
 from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import advance
@@ -310,3 +311,23 @@ def test_the_bytes_of_a_cache_are_counted() -> None:
     assert cache_bytes(model, SamplingConfig(), 10) == 0
     blocks = Transformer(dataclasses.replace(model.config, block_length=4))
     assert cache_bytes(blocks, SamplingConfig(), 10) == 10 * per_token
+
+
+@pytest.mark.parametrize("cache", [None, "dual"])
+def test_more_tokens_than_go_through_a_product_at_once(cache: str | None) -> None:
+    """Products of so many run in parts on a CPU (packed.py): rows that a part begins or ends in get their text too."""
+    model, rng = build_model(), random.Random(0)
+    prompts = [[rng.randrange(1, 270) for _ in range(rng.randrange(20, 44))] for _ in range(40)]
+    knobs: dict[str, Any] = {
+        "gen_length": 20,
+        "block_length": 7,
+        "threshold": 0.3,
+        "cache": cache,
+        "eos_id": EOS,
+    }
+    assert sum(len(prompt) + 20 for prompt in prompts) > MANY + PART
+    seeds = list(range(40))
+    together = generate(model, prompts, seed=seeds, **knobs).sequences[:, -20:]
+    for row, prompt in enumerate(prompts):
+        alone = generate(model, [prompt], seed=[row], **knobs).sequences[0, -20:]
+        assert torch.equal(alone, together[row]), row
