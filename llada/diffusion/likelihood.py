@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llada.diffusion.cross_entropy import token_cross_entropy
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key, uniforms
-from llada.diffusion.objective import token_cross_entropy
 from llada.errors import UserError
 from llada.model.predict import (
     Model,

@@ -9,6 +9,7 @@ autoregressive baseline shares the cross-entropy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llada.diffusion.batch import Batch
+from llada.diffusion.cross_entropy import token_cross_entropy, weighted_nats
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
 from llada.diffusion.time import TimeConfig, sample_uniform, time_and_weight
@@ -28,10 +30,6 @@ ObjectiveKind = Literal["masked_diffusion", "block_diffusion", "autoregressive"]
 
 # Steps of it fill [0, 1) evenly, however many there are.
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
-
-# Logits are turned to float32 this many rows at a time: (rows, V) in float32 would otherwise be the largest tensor of a
-# training step (16k masked tokens × 126k ids = 8 GB).
-CROSS_ENTROPY_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def objective_loss(
     """The objective on these rows: noise, one forward of the network, the loss. A scalar in nats.
 
     Args:
-        network: (b, L) tokens → (N, V) logits at the N positions of its argument `logits_at`.
+        network: (b, L) tokens → what `read_out` makes of the N positions of `logits_at` (`Transformer.forward`).
         normalizer: what the sum is divided by; (b,) gives each row its own (see `masked_diffusion_loss`).
         seed: of the noise, which is a function of (seed, epoch, sample) and of the rows' places in the global batch.
         mask_id: id of the mask token; only the autoregressive objective does without.
@@ -90,15 +88,28 @@ def objective_loss(
     """
     if config.kind == "autoregressive":
         predicted = predicted_positions(batch, config.kind)
-        logits = network(batch.tokens, segment_ids=batch.segment_ids, logits_at=predictors(predicted))
-        return next_token_loss(logits, batch.tokens, predicted, normalizer=normalizer)
+        return network(
+            batch.tokens,
+            segment_ids=batch.segment_ids,
+            logits_at=predictors(predicted),
+            read_out=functools.partial(
+                weighted_nats, targets=batch.tokens[predicted], scale=_next_token_scale(predicted, normalizer)
+            ),
+        )
     assert mask_id is not None
     noisy = add_noise(batch, config, seed, mask_id, block_length)
     inputs = {"context": batch.tokens} if config.kind == "block_diffusion" else {}
-    logits = network(noisy.tokens, segment_ids=batch.segment_ids, logits_at=noisy.masked, **inputs)
-    subs_mask_id = mask_id if config.subs else None
-    return masked_diffusion_loss(
-        logits, batch.tokens, noisy, normalizer=normalizer, subs_mask_id=subs_mask_id
+    return network(
+        noisy.tokens,
+        segment_ids=batch.segment_ids,
+        logits_at=noisy.masked,
+        read_out=functools.partial(
+            weighted_nats,
+            targets=batch.tokens[noisy.masked],
+            scale=_diffusion_scale(noisy, normalizer),
+            excluded_id=mask_id if config.subs else None,
+        ),
+        **inputs,
     )
 
 
@@ -222,16 +233,19 @@ def masked_diffusion_loss(
         subs_mask_id: MDLM's SUBS: this id (the mask) gets probability zero. Carry-over of clean tokens is implied, as
             only masked positions are predicted.
     """
-    rows, _ = noisy.masked.nonzero(as_tuple=True)
     nats = token_cross_entropy(
         logits if logits.dim() == 2 else logits[noisy.masked], clean[noisy.masked], excluded_id=subs_mask_id
     )
+    return (nats * _diffusion_scale(noisy, normalizer).to(nats.dtype)).sum()
+
+
+def _diffusion_scale(noisy: NoisyBatch, normalizer: float | Tensor) -> Tensor:
+    """(N,) float64: weight / normalizer of the masked positions."""
+    rows, _ = noisy.masked.nonzero(as_tuple=True)
     scale = noisy.weight[rows] if noisy.weight.dim() == 1 else noisy.weight[noisy.masked]
     if isinstance(normalizer, Tensor) and normalizer.dim():
-        scale = scale / normalizer.reshape(-1)[rows]
-    else:
-        scale = scale / normalizer
-    return (nats * scale.to(nats.dtype)).sum()
+        return scale / normalizer.reshape(-1)[rows]
+    return scale / normalizer
 
 
 def next_token_loss(
@@ -243,31 +257,17 @@ def next_token_loss(
         logits: (N, V) of a causal network at the positions *before* the predicted ones (`predictors(predicted)`).
         predicted: (B, L) bool; column 0 has no predecessor and must be False.
     """
-    rows, _ = predicted.nonzero(as_tuple=True)
     nats = token_cross_entropy(logits, clean[predicted])
-    if isinstance(normalizer, Tensor) and normalizer.dim():
-        return (nats / normalizer.reshape(-1)[rows]).sum()
-    return nats.sum() / normalizer
+    return (nats * _next_token_scale(predicted, normalizer).to(nats.dtype)).sum()
+
+
+def _next_token_scale(predicted: Tensor, normalizer: float | Tensor) -> Tensor:
+    """(N,) float64: 1 / normalizer of the predicted positions."""
+    rows, _ = predicted.nonzero(as_tuple=True)
+    each = torch.as_tensor(normalizer, dtype=torch.float64, device=predicted.device).reshape(-1)
+    return each.expand(len(predicted))[rows].reciprocal()
 
 
 def predictors(predicted: Tensor) -> Tensor:
     """(B, L) bool of the positions whose logits predict the next one, for a causal network."""
     return F.pad(predicted[:, 1:], (0, 1))
-
-
-def token_cross_entropy(logits: Tensor, targets: Tensor, *, excluded_id: int | None = None) -> Tensor:
-    """−log p of the targets (N,) in float32 from logits (N, V) of any precision (float64 stays)."""
-    pieces = []
-    for piece, target in zip(
-        logits.split(CROSS_ENTROPY_ROWS), targets.split(CROSS_ENTROPY_ROWS), strict=True
-    ):
-        wide = piece if piece.dtype == torch.float64 else piece.float()
-        if excluded_id is not None:
-            wide = exclude(wide, excluded_id)
-        pieces.append(F.cross_entropy(wide, target, reduction="none"))
-    return torch.cat(pieces)
-
-
-def exclude(logits: Tensor, token_id: int) -> Tensor:
-    """A copy of the logits with this id at −∞."""
-    return logits.index_fill(-1, torch.tensor([token_id], device=logits.device), float("-inf"))

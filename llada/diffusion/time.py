@@ -54,7 +54,8 @@ def sample_uniform(
 ) -> Tensor:
     """u (B,) float64 in [0, 1) for these slots of a global batch of `batch` rows.
 
-    Stratified and Sobol depend on (seed, step, slot), independent on (seed, epoch, sample id): never on the worker.
+    Stratified and Sobol depend on (seed, step, slot), independent on (seed, epoch, sample id): never on the worker. Which
+    of a step's strata, or members of the sequence, a slot gets is drawn, so that any of its rows are alike together.
     """
     if sampling == "independent":
         u = torch.empty(len(sample_ids), dtype=torch.float64, device=slots.device)
@@ -62,9 +63,12 @@ def sample_uniform(
             rows = epochs == epoch
             u[rows] = uniforms(stream_key(seed, "time", epoch), sample_ids[rows])
         return u
+    # In their own order the last micro-batch of a step would have nearly all of its positions masked.
+    order = uniforms(stream_key(seed, "time-order", step), torch.arange(batch, device=slots.device)).argsort()
+    strata = order[slots]
     if sampling == "stratified":
-        return stratify(uniforms(stream_key(seed, "time-strata", step), slots), slots, batch)
-    index = step * batch + slots
+        return stratify(uniforms(stream_key(seed, "time-strata", step), slots), strata, batch)
+    index = step * batch + strata
     bits = _reverse_bits(index) ^ stream_key(seed, "time-sobol")
     return shift_right(bits, 11).to(torch.float64) * 2.0**-53
 

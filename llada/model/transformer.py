@@ -123,6 +123,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What the heads see, (T, H, E), from the fed tokens' q (T, H, E), k and v (T, K, E)."""
 LayerStep = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 """The residual stream (T, D) behind a layer from (its number, the layer, the stream before it, cos, sin)."""
+ReadOut = Callable[[Tensor, Tensor], Tensor]
+"""What is wanted of the head, from (the normed stream (N, D) behind the layers, its weight (V, D))."""
 HeadStep = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 """Logits (N, V) from (the norm and the head, the stream (N, D) behind the layers)."""
 
@@ -234,6 +236,7 @@ class Transformer(nn.Module):
         segment_ids: Tensor | None = None,
         context: Tensor | None = None,
         logits_at: Tensor | None = None,
+        read_out: ReadOut | None = None,
         positions: Tensor | None = None,
         layer_step: LayerStep | None = None,
         head_step: HeadStep | None = None,
@@ -252,12 +255,13 @@ class Transformer(nn.Module):
                 would.
             logits_at: (B, L) bool, or (N,) indices into (T,); only these N positions get logits, in order. The head is the
                 widest matrix of the network, and a loss needs it at masked positions only.
+            read_out: what is returned in place of logits, computed where the head's weight is at hand (FSDP).
             positions: (T,) int64, where each token stands in its row.
             layer_step: runs each layer; who attends to whom, and what is kept of it, is its business.
             head_step: runs the norm and the head behind the last layer, all at once without it.
 
         Returns:
-            (B, L, V) or (T, V), or (N, V) with `logits_at`, in the network's compute dtype.
+            (B, L, V) or (T, V), or (N, V) with `logits_at`, in the network's compute dtype; what `read_out` returns.
 
         Raises:
             ValueError: a row longer than `config.max_length`; `context` of a network without blocks.
@@ -268,7 +272,8 @@ class Transformer(nn.Module):
             x = x if logits_at is None else x[logits_at]
             return self._head(x) if head_step is None else head_step(self._head, x)
         x = self.norm(self._attend_densely(input_ids, attention_mask, segment_ids, context))
-        return self.lm_head(x if logits_at is None else x[logits_at])
+        x = x if logits_at is None else x[logits_at]
+        return self.lm_head(x) if read_out is None else read_out(x, self.lm_head.weight)
 
     def _head(self, x: Tensor) -> Tensor:
         return self.lm_head(self.norm(x))

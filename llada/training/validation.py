@@ -9,9 +9,10 @@ from torch import Tensor
 from llada.data.tokens.order import Permutation
 from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.batch import Batch
+from llada.diffusion.cross_entropy import token_cross_entropy
 from llada.diffusion.likelihood import nelbo_rows, row_sums
 from llada.diffusion.noise import row_keys, stream_key, uniforms
-from llada.diffusion.objective import ObjectiveConfig, predicted_positions, predictors, token_cross_entropy
+from llada.diffusion.objective import ObjectiveConfig, predicted_positions, predictors
 from llada.diffusion.time import stratify
 from llada.errors import UserError
 from llada.model.transformer import Transformer

@@ -13,7 +13,7 @@ from types import FrameType, FunctionType
 import pytest
 
 from llada.data import prepare
-from llada.diffusion.objective import masked_diffusion_loss
+from llada.diffusion.objective import forward_process
 from llada.sampling.config import SamplingConfig
 from llada.sampling.sampler import commit
 from pipelines import prepare as command
@@ -54,10 +54,10 @@ def way_to(goal: Callable, run: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.integration
-def test_from_the_command_to_the_loss(stages, tmp_path):
+def test_from_the_command_to_the_noise(stages, tmp_path):
     run = stages.recipe.pretrain
     way = way_to(
-        masked_diffusion_loss,
+        forward_process,
         lambda: pretrain_worker(
             stages.recipe.model, run, stages.data, str(tmp_path), None, lambda event: None
         ),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from llada.diffusion.cross_entropy import token_cross_entropy
 from llada.diffusion.likelihood import answer_nats, stratified_counts
-from llada.diffusion.objective import forward_process, masked_diffusion_loss, token_cross_entropy
+from llada.diffusion.objective import forward_process, masked_diffusion_loss
 from llada.model.hf import load_model
 from llada.model.transformer import Transformer
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada.diffusion.objective import NoisyBatch, masked_diffusion_loss, token_cross_entropy
+from llada.diffusion.cross_entropy import token_cross_entropy
+from llada.diffusion.objective import NoisyBatch, masked_diffusion_loss
 from llada.diffusion.schedule import Cosine, Geometric, Linear, LogLinear, NoiseSchedule
 from llada.diffusion.time import TimeConfig, stratify, time_and_weight
 from llada.sampling.coins import unmask_probability

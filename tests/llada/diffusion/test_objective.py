@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from llada.diffusion import objective
 from llada.diffusion.batch import Batch
 from llada.diffusion.objective import (
     NoisyBatch,
@@ -21,12 +20,11 @@ from llada.diffusion.objective import (
     predicted_positions,
     predictors,
     spread_over_blocks,
-    token_cross_entropy,
 )
 from llada.diffusion.schedule import LLaDA, LogLinear
 from llada.diffusion.time import TimeConfig, time_and_weight
 from llada.errors import UserError
-from llada.model.transformer import ModelConfig, Transformer
+from llada.model.transformer import ModelConfig, ReadOut, Transformer
 
 
 def mask_subsets() -> list[Tensor]:
@@ -154,18 +152,6 @@ def test_nothing_masked_is_a_zero_that_can_be_differentiated() -> None:
     assert (logits.grad == 0).all()
 
 
-def test_cross_entropy_in_pieces_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(11, 7, generator=torch.Generator().manual_seed(0))
-    targets = torch.arange(11) % 7
-    whole = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    monkeypatch.setattr(objective, "CROSS_ENTROPY_ROWS", 4)
-    torch.testing.assert_close(token_cross_entropy(logits, targets), whole)
-    half = token_cross_entropy(logits.bfloat16(), targets)
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, token_cross_entropy(logits.bfloat16().float(), targets))
-    assert token_cross_entropy(logits.double(), targets).dtype == torch.float64
-
-
 def test_next_token_loss_predicts_from_the_position_before() -> None:
     clean = torch.tensor([[4, 2, 0, 3], [1, 1, 2, 4]])
     predicted = torch.tensor([[False, True, True, False], [False, False, True, True]])
@@ -231,9 +217,11 @@ class Recorder:
     def __init__(self) -> None:
         self.logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
 
-    def __call__(self, tokens: Tensor, *, segment_ids: Tensor | None, logits_at: Tensor) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, *, segment_ids: Tensor | None, logits_at: Tensor, read_out: ReadOut
+    ) -> Tensor:
         self.tokens, self.segment_ids, self.logits_at = tokens, segment_ids, logits_at
-        return self.logits[logits_at]
+        return read_out(self.logits[logits_at], torch.eye(6))
 
 
 @pytest.mark.parametrize("subs", [False, True])

@@ -34,10 +34,21 @@ def draw(sampling: str, batch: int, *, seed: int = 0, step: int = 0, slots: Tens
 def test_stratified_times_take_one_of_each_stratum(batch: int) -> None:
     first, second = draw("stratified", batch), draw("stratified", batch, step=1)
     for u in (first, second):
-        assert torch.equal((u * batch).floor().long(), torch.arange(batch))
+        assert torch.equal((u * batch).floor().long().sort().values, torch.arange(batch))
         inside = u * batch % 1
         assert inside.std() > 0.15  # each stratum has noise of its own, not one shared offset
     assert (first - second).abs().max() > 0.1 / batch
+
+
+@pytest.mark.parametrize("sampling", ["stratified", "sobol"])
+@pytest.mark.parametrize("workers", [1, 5, 8, 64])
+def test_micro_batches_are_alike(sampling: str, workers: int) -> None:
+    """Eight rows that one worker takes together have all noise levels: none needs memory for masks alone."""
+    for step in range(10):
+        levels = draw(sampling, 1280, step=step)
+        means = torch.stack([levels[rank::workers].unfold(0, 8, 8).mean(1) for rank in range(workers)])
+        assert means.min() > 0.1
+        assert means.max() < 0.9
 
 
 def test_sobol_blocks_of_powers_of_two_are_stratified_over_the_run() -> None:

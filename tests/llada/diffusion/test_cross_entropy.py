@@ -1,0 +1,132 @@
+"""Cross-entropy over the vocabulary in slices: the plain formula and its gradients, without anything (N, V) in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llada.diffusion import cross_entropy
+from llada.diffusion.cross_entropy import SLICE, token_cross_entropy, weighted_nats
+
+N, D, V = 11, 6, 7
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(V, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return x, weight, torch.arange(N) % (V - 1), torch.rand(N, generator=generator, dtype=torch.float64)
+
+
+def plainly(x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, excluded_id: int | None) -> Tensor:
+    logits = x @ weight.T
+    if excluded_id is not None:
+        logits = logits.index_fill(1, torch.tensor([excluded_id]), -torch.inf)
+    nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return (nats * scale).sum()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 11, 50])
+@pytest.mark.parametrize("excluded_id", [None, V - 1])
+def test_slices_add_up_to_the_formula_and_its_gradients(
+    monkeypatch: pytest.MonkeyPatch, rows: int, excluded_id: int | None
+) -> None:
+    monkeypatch.setitem(SLICE, "cpu", rows * V + 3)
+    x, weight, targets, scale = inputs()
+    expected = plainly(x, weight, targets, scale, excluded_id)
+    loss = weighted_nats(x, weight, targets, scale, excluded_id=excluded_id)
+    torch.testing.assert_close(loss, expected)
+    # Behind the loss may stand a factor: the number of workers.
+    got, wanted = (torch.autograd.grad(3 * value, (x, weight)) for value in (loss, expected))
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "neither"])
+def test_only_what_is_wanted_gets_a_gradient(wanted: str) -> None:
+    x, weight, targets, scale = inputs()
+    x.requires_grad_(wanted == "x")
+    weight.requires_grad_(wanted == "weight")
+    loss = weighted_nats(x, weight, targets, scale)
+    assert loss.requires_grad == (wanted != "neither")
+    torch.testing.assert_close(loss, plainly(x, weight, targets, scale, None))
+    if wanted != "neither":
+        loss.backward()
+        assert (x.grad is None, weight.grad is None) == (wanted != "x", wanted != "weight")
+
+
+def test_a_gradient_can_be_taken_once() -> None:
+    x, weight, targets, scale = inputs()
+    loss = weighted_nats(x, weight, targets, scale)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
+
+
+def test_no_position_is_no_loss() -> None:
+    x, weight, targets, scale = inputs()
+    loss = weighted_nats(x[:0], weight, targets[:0], scale[:0])
+    loss.backward()
+    assert loss == 0
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_large_and_equal_logits_stay_numbers() -> None:
+    x = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
+    weight = torch.tensor([[9e3], [-9e3], [9e3]], requires_grad=True)
+    loss = weighted_nats(x, weight, torch.tensor([0, 0, 1]), torch.ones(3))
+    assert loss.item() == pytest.approx(torch.log(torch.tensor(2.0)) + 18e3 + torch.log(torch.tensor(3.0)))
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_autocast_multiplies_in_its_dtype_and_sums_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the head's own product and a float32 cross-entropy would; the gradient of the weight is added up in float32."""
+    monkeypatch.setitem(SLICE, "cpu", 4 * V)
+    x, weight, targets, scale = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = weighted_nats(x, weight, targets, scale)
+        logits = torch.nn.functional.linear(x, weight).float()
+    assert loss.dtype == torch.float32
+    expected = (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * scale.float()).sum()
+    torch.testing.assert_close(loss, expected)
+    got = torch.autograd.grad(loss, (x, weight))
+    assert [grad.dtype for grad in got] == [torch.float32] * 2
+    exact = torch.autograd.grad(plainly(x.double(), weight.double(), targets, scale, None), (x, weight))
+    for ours, theirs in zip(got, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.03)  # bfloat16 has 8 bits
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that a tensor made under it has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else [out]
+        self.numbers = max([self.numbers, *(x.numel() for x in made if isinstance(x, Tensor))])
+        return out
+
+
+def test_nothing_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SLICE, "cpu", 50 * 400)
+    x, weight = torch.randn(1000, 8, requires_grad=True), torch.randn(400, 8, requires_grad=True)
+    with Largest() as largest:
+        weighted_nats(x, weight, torch.arange(1000) % 400, torch.ones(1000)).backward()
+    assert largest.numbers <= 50 * 400
+
+
+def test_cross_entropy_of_logits_in_pieces_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(11, 7, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(11) % 7
+    whole = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    monkeypatch.setitem(cross_entropy.SLICE, "cpu", 4 * 7)
+    torch.testing.assert_close(token_cross_entropy(logits, targets), whole)
+    half = token_cross_entropy(logits.bfloat16(), targets)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, token_cross_entropy(logits.bfloat16().float(), targets))
+    assert token_cross_entropy(logits.double(), targets).dtype == torch.float64
