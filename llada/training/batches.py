@@ -5,7 +5,7 @@ Slot s of step k is stream position k · G + s (G rows in a global batch), whose
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -40,7 +40,7 @@ class BatchStream:
         self.dataset, self.config, self.seed = dataset, config, seed
         self.global_rows, self.rank, self.num_workers = global_rows, rank, num_workers
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+    def batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
         """This worker's batches of the steps [first_step, last_step)."""
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self.load, first_step)

@@ -58,6 +58,13 @@ class Cursor:
     interval_loss: float = 0.0
     """Summed since then."""
     interval_steps: int = 0
+    """Those of it whose loss was a finite number."""
+    skipped_steps: int = 0
+    """Whose loss or gradient was not; since the start, those that were done again included."""
+    rollbacks: int = 0
+    """How often the run went back to a checkpoint because of them."""
+    lr_scale: float = 1.0
+    """What the scheduled learning rates are multiplied with since then."""
 
 
 def restore(
@@ -232,19 +239,7 @@ def load_checkpoint(
         metadata = reader.read_metadata().state_dict_metadata
     except Exception as error:
         raise _damage_or_fault(f"{path}/.metadata", error) from error
-    owner = {
-        id(p): optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]
-    }
-    for name, parameter in model.named_parameters():
-        prefix = f"optim.{name}."
-        for key, stored in metadata.items():
-            if not key.startswith(prefix):
-                continue
-            slots = owner[id(parameter)].state[parameter]
-            shaped = getattr(stored, "size", None) == parameter.shape
-            slots[key.removeprefix(prefix)] = (
-                torch.zeros_like(parameter.detach()) if shaped else torch.zeros((), dtype=torch.float32)
-            )
+    make_slots(model, optimizers, metadata)
     tensors = _tensors(model, optimizers)
     missing = sorted(set(tensors) ^ set(metadata))
     if missing:
@@ -257,6 +252,26 @@ def load_checkpoint(
     except CheckpointException as error:
         first = next(iter(error.failures.values()))[0]
         raise _damage_or_fault(path, first) from first
+
+
+def make_slots(
+    model: Transformer, optimizers: list[torch.optim.Optimizer], metadata: Mapping[str, Any]
+) -> None:
+    """Give the optimizers the state that `metadata` tells of, empty: as large as the parameter or one number, and where the
+    parameter is, as the fused optimizers make it themselves."""
+    owner = {
+        id(p): optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]
+    }
+    for name, parameter in model.named_parameters():
+        prefix = f"optim.{name}."
+        for key, stored in metadata.items():
+            if key.startswith(prefix):
+                shaped = getattr(stored, "size", None) == parameter.shape
+                owner[id(parameter)].state[parameter][key.removeprefix(prefix)] = (
+                    torch.zeros_like(parameter.detach())
+                    if shaped
+                    else torch.zeros((), dtype=torch.float32, device=parameter.device)
+                )
 
 
 def _damage_or_fault(path: str, error: BaseException) -> Exception:

@@ -1,10 +1,12 @@
-"""What a training run says of itself, in this order: RunStarted, CheckpointSkipped where one is damaged, then StepDone, Validated and CheckpointDue as they come.
+"""What a training run says of itself, in this order: RunStarted, CheckpointSkipped where one is damaged, then StepDone, StepSkipped, Validated and CheckpointDue as they
+come; RolledBack, and RunStarted again.
 
 As JSON, an event is {"event": its name, …its fields} (`event_to_json`): a line of metrics.jsonl. Losses are nats per token.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -12,7 +14,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class RunStarted:
-    """The network is built and filled; after a restart it comes again."""
+    """The network is built and filled; after a restart it comes again, and after a return to a checkpoint."""
 
     name: ClassVar[str] = "start"
     first_step: int
@@ -44,6 +46,29 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class StepSkipped:
+    """The loss or its gradient was no finite number: the weights have not moved."""
+
+    name: ClassVar[str] = "step_skipped"
+    step: int
+    loss: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """Too many steps in a row were skipped: the run goes on from its last checkpoint."""
+
+    name: ClassVar[str] = "rolled_back"
+    step: int
+    """Of the checkpoint."""
+    diverged_at: int
+    """The last step that was skipped."""
+    lr_scale: float
+    """What the scheduled learning rates are multiplied with from now on."""
+
+
+@dataclass(frozen=True)
 class Validated:
     """The validation bound after `step` steps."""
 
@@ -72,21 +97,27 @@ class CheckpointSkipped:
     """Names its file."""
 
 
-Event = RunStarted | CheckpointSkipped | StepDone | Validated | CheckpointDue
+Event = RunStarted | CheckpointSkipped | StepDone | StepSkipped | RolledBack | Validated | CheckpointDue
 EventSink = Callable[[Event], None]
 """What a training loop tells its events to."""
 
 _KINDS: dict[str, type[Event]] = {
-    kind.name: kind for kind in (RunStarted, CheckpointSkipped, StepDone, Validated, CheckpointDue)
+    kind.name: kind
+    for kind in (RunStarted, CheckpointSkipped, StepDone, StepSkipped, RolledBack, Validated, CheckpointDue)
 }
 
 
 def event_to_json(event: Event) -> dict[str, Any]:
-    """An event as a JSON object."""
-    return {"event": event.name, **asdict(event)}
+    """An event as a JSON object; "nan", "inf" and "-inf" stand for the numbers that JSON does not have."""
+    return {"event": event.name} | {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(event).items()
+    }
 
 
 def event_from_json(values: Mapping[str, Any]) -> Event:
     """The inverse of `event_to_json`."""
-    fields = dict(values)
+    fields: dict[str, Any] = {
+        name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in values.items()
+    }
     return _KINDS[fields.pop("event")](**fields)

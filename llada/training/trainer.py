@@ -24,7 +24,16 @@ from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import check_limits, limited, require
 from llada.training import checkpoint
 from llada.training.batches import BatchStream
-from llada.training.events import CheckpointDue, Event, EventSink, RunStarted, StepDone, Validated
+from llada.training.events import (
+    CheckpointDue,
+    Event,
+    EventSink,
+    RolledBack,
+    RunStarted,
+    StepDone,
+    StepSkipped,
+    Validated,
+)
 from llada.training.metrics import Throughput, peak_flops
 from llada.training.optim import OptimConfig, build_optimizers, lr_factor, schedule_faults, set_lr
 from llada.training.parallel import (
@@ -68,6 +77,13 @@ class TrainConfig:
     """Rows of the validation split that are scored each time."""
     checkpoint_every: int = limited(500, low=1)
     """Steps between two resumable checkpoints."""
+    max_bad_steps: int = limited(5, low=1)
+    """A step whose loss or gradient is no finite number is skipped; after so many in a row the run goes back to its last
+    checkpoint."""
+    max_rollbacks: int = limited(3, low=0)
+    """So often; then it ends."""
+    rollback_lr_scale: float = limited(0.5, above=0, high=1)
+    """What the learning rates are multiplied with each time (LLaDA-8B went on at a quarter)."""
     keep_checkpoints: int = limited(2, low=1)
     """The newest ones; older ones are deleted."""
     activation_checkpointing: bool = False
@@ -105,10 +121,12 @@ class TrainResult:
     tokens_per_second: float
     state: dict[str, Tensor] | None
     """Our parameter names -> full weights on worker 0, None elsewhere."""
+    skipped_steps: int = 0
+    """Whose loss or gradient was no finite number."""
 
 
 class DivergenceError(UserError, FloatingPointError):
-    """The loss or its gradient is no longer finite."""
+    """The loss or its gradient is no longer finite, and going back to a checkpoint has not helped."""
 
 
 def train(
@@ -134,7 +152,8 @@ def train(
 
     Raises:
         UserError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's.
-        DivergenceError: the loss is no longer finite; the last checkpoint is intact.
+        DivergenceError: the loss is no longer finite, and there is no checkpoint to go back to, or it was done
+            `max_rollbacks` times; the last checkpoint is intact.
     """
     rank, num_workers = world()
     device = training_device()
@@ -174,16 +193,19 @@ def train(
         if rank == 0 and report:
             report(event)
 
-    emit(
-        RunStarted(
-            first_step=cursor.step,
-            num_steps=num_steps,
-            parameters=model_config.num_parameters,
-            unigram_loss=unigram_loss,
-            precision=str(dtype).removeprefix("torch."),
-            workers=num_workers,
+    def emit_start() -> None:
+        emit(
+            RunStarted(
+                first_step=cursor.step,
+                num_steps=num_steps,
+                parameters=model_config.num_parameters,
+                unigram_loss=unigram_loss,
+                precision=str(dtype).removeprefix("torch."),
+                workers=num_workers,
+            )
         )
-    )
+
+    emit_start()
     for skip in skipped:
         emit(skip)
     last_step = num_steps if stop_at is None else min(stop_at, num_steps)
@@ -192,20 +214,40 @@ def train(
     started = time.perf_counter() - cursor.seconds
     validation_loss = float("nan")
     model.train()
-    for batch in stream.batches(cursor.step, last_step):
+    bad = 0  # steps in a row
+    batches = stream.batches(cursor.step, last_step)
+    while (batch := next(batches, None)) is not None:
         step = batch.step + 1
-        set_lr(optimizers, lr_factor(batch.step, num_steps, config.optim))
+        set_lr(optimizers, cursor.lr_scale * lr_factor(batch.step, num_steps, config.optim))
         loss = float(train_step(network, model, batch.to(device), config, num_workers, dtype))
         norm = float(clip_gradients(model, config.optim.grad_clip))
-        if not np.isfinite(loss + norm):  # before the weights move, and before a checkpoint could keep them
-            raise DivergenceError(
-                f"the loss ({loss}) or its gradient ({norm}) is not finite at step {step}: "
-                "run the same command with a lower learning rate (--optim.lr, --optim.muon-lr) to go on from the "
-                "last checkpoint"
-            )
+        bad = 0 if np.isfinite(loss + norm) else bad + 1
         for optimizer in optimizers:
-            optimizer.step()
+            if not bad:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if bad:
+            emit(StepSkipped(step, loss, norm))
+            cursor = replace(cursor, skipped_steps=cursor.skipped_steps + 1)
+        # Whether the weights are to blame, or this one batch, the next ones show; after the last one there is none.
+        if bad == config.train.max_bad_steps or (bad and step == last_step):
+            _check_rollback(checkpoints, cursor, config.train, step, loss, norm)
+            batches.close()
+            restored, skipped = checkpoint.restore(
+                checkpoints, identity, model, optimizers, initial_state=initial_state, seed=seed
+            )
+            cursor = replace(
+                restored,
+                skipped_steps=cursor.skipped_steps,
+                rollbacks=cursor.rollbacks + 1,
+                lr_scale=cursor.lr_scale * config.train.rollback_lr_scale,
+            )
+            for skip in skipped:
+                emit(skip)
+            emit(RolledBack(cursor.step, step, cursor.lr_scale))
+            emit_start()
+            bad, batches = 0, stream.batches(cursor.step, last_step)
+            continue
         num_tokens = global_rows * batch.tokens.shape[1]
         clock.add(num_tokens)
         cursor = replace(
@@ -213,8 +255,11 @@ def train(
             step=step,
             tokens=cursor.tokens + num_tokens,
             seconds=time.perf_counter() - started,
-            interval_loss=cursor.interval_loss + loss,
-            interval_steps=cursor.interval_steps + 1,
+        )
+        if bad:
+            continue
+        cursor = replace(
+            cursor, interval_loss=cursor.interval_loss + loss, interval_steps=cursor.interval_steps + 1
         )
         if step % config.train.log_every == 0 or step == num_steps:
             train_loss = cursor.interval_loss / cursor.interval_steps
@@ -240,7 +285,23 @@ def train(
         seconds=cursor.seconds,
         tokens_per_second=cursor.tokens / max(cursor.seconds, 1e-9),
         state=full_state(model),
+        skipped_steps=cursor.skipped_steps,
     )
+
+
+def _check_rollback(
+    checkpoints: str, cursor: checkpoint.Cursor, config: TrainConfig, step: int, loss: float, norm: float
+) -> None:
+    """Raises DivergenceError where the run cannot go back to a checkpoint, or has done so often enough."""
+    fault = f"the loss ({loss}) or its gradient ({norm}) is not finite at step {step}"
+    remedy = "with a lower learning rate (--optim.lr, --optim.muon-lr)"
+    if not checkpoint.complete_checkpoints(checkpoints):
+        raise DivergenceError(f"{fault}, before the first checkpoint: start again {remedy}")
+    if cursor.rollbacks >= config.max_rollbacks:
+        often = f" and going back to the last checkpoint {cursor.rollbacks} times has not helped"
+        raise DivergenceError(
+            f"{fault}{often if cursor.rollbacks else ''}: run the same command {remedy} to go on from the last checkpoint"
+        )
 
 
 def train_step(

@@ -33,8 +33,10 @@ from llada.training.events import (
     CheckpointSkipped,
     Event,
     EventSink,
+    RolledBack,
     RunStarted,
     StepDone,
+    StepSkipped,
     Validated,
 )
 from llada.training.trainer import TrainResult
@@ -265,6 +267,22 @@ class _Listener:
                 self._start(event)
             case CheckpointSkipped():
                 log.warning("%s: %s: going on from an older one", self.label, event.reason)
+            case StepSkipped():
+                log.warning(
+                    "%s: step %d is skipped: its loss (%s) or gradient (%s) is not finite",
+                    self.label,
+                    event.step,
+                    event.loss,
+                    event.grad_norm,
+                )
+            case RolledBack():
+                log.warning(
+                    "%s: after step %d back to the checkpoint of step %d, with the learning rates times %g",
+                    self.label,
+                    event.diverged_at,
+                    event.step,
+                    event.lr_scale,
+                )
             case StepDone() | Validated():
                 self._show(event)
             case CheckpointDue():

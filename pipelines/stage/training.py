@@ -26,8 +26,10 @@ from llada.training.checkpoint import complete_checkpoints
 from llada.training.events import (
     CheckpointDue,
     Event,
+    RolledBack,
     RunStarted,
     StepDone,
+    StepSkipped,
     Validated,
     event_from_json,
     event_to_json,
@@ -47,7 +49,13 @@ CHECKPOINTS = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
 LOSS_PLOT = "loss.png"
 # Settings that an unfinished run may go on with changed, as LLaDA's did after a NaN ...
-LEARNING_RATES = ("optim.lr", "optim.muon_lr")
+MAY_CHANGE = (
+    "optim.lr",
+    "optim.muon_lr",
+    "train.max_bad_steps",
+    "train.max_rollbacks",
+    "train.rollback_lr_scale",
+)
 # ... and those of its length and schedule, with which also a finished one may be extended.
 SCHEDULE = (
     "train.num_steps",
@@ -59,6 +67,8 @@ SCHEDULE = (
 )
 # How stale metrics.jsonl may be for somebody who watches it.
 METRICS_EVERY_S = 10.0
+
+Logged = StepDone | StepSkipped | RolledBack | Validated
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +101,7 @@ def begin_training(
         inputs=inputs,
         tracker=tracker,
         in_force=settings_in_force(config),
-        may_change=LEARNING_RATES,
+        may_change=MAY_CHANGE,
         may_extend=SCHEDULE,
         extend=extend and (finished is not None or find_manifest(output) is None),
     )
@@ -134,16 +144,17 @@ class MetricsFile:
 
     def __init__(self, output: str) -> None:
         self.url = join(output, METRICS_FILE)
-        self._events: list[StepDone | Validated] = []
+        self._events: list[Logged] = []
         self._written_at = 0.0
 
     def add(self, event: Event) -> None:
         """Take an event; the file follows within METRICS_EVERY_S seconds, and before every checkpoint."""
         match event:
             case RunStarted():
-                # After a crash the steps since the last checkpoint are done again: forget what was said of them.
-                self._events = [earlier for earlier in _read(self.url) if earlier.step <= event.first_step]
-            case StepDone() | Validated():
+                # After a crash, or a return to a checkpoint, the steps since then are done again: forget what was said of them.
+                said = self._events or _read(self.url)
+                self._events = [earlier for earlier in said if earlier.step <= event.first_step]
+            case StepDone() | Validated() | StepSkipped() | RolledBack():
                 self._events.append(event)
                 if time.monotonic() - self._written_at > METRICS_EVERY_S:
                     try:
@@ -165,10 +176,10 @@ class MetricsFile:
 
 def read_metrics(output: str) -> list[StepDone | Validated]:
     """The logged losses and validations of a training folder, in order."""
-    return _read(join(output, METRICS_FILE))
+    return [event for event in _read(join(output, METRICS_FILE)) if isinstance(event, StepDone | Validated)]
 
 
-def _read(url: str) -> list[StepDone | Validated]:
+def _read(url: str) -> list[Logged]:
     try:
         lines = read_bytes(url).splitlines()
     except FileNotFoundError:
@@ -179,7 +190,7 @@ def _read(url: str) -> list[StepDone | Validated]:
             events.append(event_from_json(json.loads(line)))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             log.warning("%s:%d is no event (%s) and is left out", url, number, error)
-    return [event for event in events if isinstance(event, StepDone | Validated)]
+    return [event for event in events if isinstance(event, Logged)]
 
 
 def save_weights(output: str, result: TrainResult, model: ModelConfig, *, start: str | None = None) -> None:

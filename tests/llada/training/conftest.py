@@ -88,6 +88,15 @@ def pretrain_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 @pytest.fixture(scope="session")
+def rare_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, int]:
+    """The same of other documents, and a token that one of the training rows holds many times, and nothing else."""
+    rare = VOCAB - 1
+    packed = [concatenate_and_cut(counting_documents(seed, 48), L, EOS) for seed in (3, 4)]
+    packed[0].tokens[5, 2:] = rare
+    return write_folder(tmp_path_factory.mktemp("rare"), "pretrain", packed[:1], packed[1]), rare
+
+
+@pytest.fixture(scope="session")
 def sft_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """Prompts of one to five tokens and answers that go on counting, closed by EOS and padded with it."""
 

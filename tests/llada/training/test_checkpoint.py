@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -13,8 +14,16 @@ from torch import Tensor
 
 from llada.data.tokens.manifest import ShardEntry, read_index, write_index
 from llada.errors import UserError
-from llada.training.checkpoint import DamagedError, _damage_or_fault, complete_checkpoints, read_state
+from llada.model.transformer import Transformer
+from llada.training.checkpoint import (
+    DamagedError,
+    _damage_or_fault,
+    complete_checkpoints,
+    make_slots,
+    read_state,
+)
 from llada.training.events import CheckpointSkipped
+from llada.training.optim import build_optimizers
 
 
 def assert_equal_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -256,3 +265,38 @@ def test_a_run_that_is_shorter_than_its_checkpoints_is_refused(
     with pytest.raises(UserError, match="are at step 4, beyond a run of 3"):
         run_here(make_config(num_steps=3), pretrain_folder, tmp_path)
     assert run_here(make_config(num_steps=5), pretrain_folder, tmp_path).events[0].first_step == 4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_state_is_laid_out_as_the_optimizer_lays_it_out(make_config: Callable, optimizer: str) -> None:
+    """Of the same shapes and types, and where the parameter is: a fused AdamW refuses a step that is counted elsewhere."""
+    config, run = make_config(optimizer=optimizer)
+
+    def build(device: str) -> tuple[Transformer, list[torch.optim.Optimizer]]:
+        with torch.device(device):
+            model = Transformer(config)
+        return model, build_optimizers(model, run.optim)
+
+    model, optimizers = build("cpu")
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for own in optimizers:
+        own.step()
+    stored = {
+        f"optim.{name}.{slot}": SimpleNamespace(size=value.shape)
+        for name, parameter in model.named_parameters()
+        for own in optimizers
+        for slot, value in own.state.get(parameter, {}).items()
+    }
+    assert stored
+    for device in ("cpu", "meta"):
+        empty_model, empty = build(device)
+        make_slots(empty_model, empty, stored)
+        for name, parameter in empty_model.named_parameters():
+            for own, theirs in zip(empty, optimizers, strict=True):
+                made = theirs.state.get(model.get_parameter(name), {})
+                laid_out = own.state.get(parameter, {})
+                assert {slot: (x.shape, x.dtype) for slot, x in laid_out.items()} == {
+                    slot: (x.shape, x.dtype) for slot, x in made.items()
+                }
+                assert all(x.device == parameter.device for x in laid_out.values())

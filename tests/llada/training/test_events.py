@@ -1,14 +1,17 @@
 """Events of a training run as lines of JSON: the format of metrics.jsonl, byte for byte."""
 
 import json
+import math
 
 import pytest
 
 from llada.training.events import (
     CheckpointDue,
     Event,
+    RolledBack,
     RunStarted,
     StepDone,
+    StepSkipped,
     Validated,
     event_from_json,
     event_to_json,
@@ -29,6 +32,14 @@ LINES: list[tuple[Event, str]] = [
         Validated(4, 6.78093521296978, 1.25),
         '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25}',
     ),
+    (
+        StepSkipped(5, float("inf"), float("-inf")),
+        '{"event": "step_skipped", "step": 5, "loss": "inf", "grad_norm": "-inf"}',
+    ),
+    (
+        RolledBack(4, 9, 0.5),
+        '{"event": "rolled_back", "step": 4, "diverged_at": 9, "lr_scale": 0.5}',
+    ),
     (CheckpointDue(4), '{"event": "checkpoint", "step": 4}'),
 ]
 
@@ -37,3 +48,10 @@ LINES: list[tuple[Event, str]] = [
 def test_events_as_lines_and_back(event: Event, line: str) -> None:
     assert json.dumps(event_to_json(event)) == line
     assert event_from_json(json.loads(line)) == event
+
+
+def test_a_loss_that_is_no_number_is_json_all_the_same() -> None:
+    line = json.dumps(event_to_json(StepSkipped(5, math.nan, 1.0)), allow_nan=False)
+    back = event_from_json(json.loads(line))
+    assert isinstance(back, StepSkipped)
+    assert math.isnan(back.loss)

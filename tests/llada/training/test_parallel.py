@@ -94,7 +94,8 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float) -> Non
 
 def assert_moved_alike(a: dict[str, Tensor], b: dict[str, Tensor], model: ModelConfig) -> None:
     """Muon casts gradients to bfloat16 (where the hardware has it) and blows up their smallest singular directions to full size: there, rounding in
-    the last bit of float32 moves a few per cent of a step. So: the two moved the same way, to within a tenth.
+    the last bit of float32 moves a few per cent of a step. In bfloat16, Adam makes a whole step of the sign of a gradient near
+    zero. So: the two moved the same way, to within a tenth.
     """
     start = Transformer(model)
     start.init_weights(0)
@@ -118,10 +119,10 @@ def test_two_workers_train_as_one(both: dict[str, Any], name: str) -> None:
     )
     assert result.unigram_loss == alone.result.unigram_loss
     assert result.tokens == alone.result.tokens
-    if "Muon" in name:
+    if "Muon" in name or rounding:
         assert_moved_alike(result.state, alone.result.state, alone.model)
     else:
-        assert_close(result.state, alone.result.state, atol=1e-2 if rounding else 4e-4)
+        assert_close(result.state, alone.result.state, atol=4e-4)
 
 
 def test_a_checkpoint_moves_between_one_and_two_workers(both: dict[str, Any]) -> None:

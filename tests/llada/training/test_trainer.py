@@ -18,7 +18,7 @@ from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.batches import BatchStream
 from llada.training.checkpoint import complete_checkpoints
-from llada.training.events import StepDone
+from llada.training.events import RolledBack, StepDone, StepSkipped, Validated
 from llada.training.optim import OptimConfig
 from llada.training.parallel import build_parallel
 from llada.training.trainer import DivergenceError, RunConfig, TrainConfig, open_splits, train_step
@@ -193,7 +193,7 @@ def test_fine_tuning_starts_from_given_weights_and_learns(
     still = run_here(make_config(num_steps=1, lr=1e-12), sft_folder, tmp_path / "still", initial_state=start)
     for name, value in start.items():
         torch.testing.assert_close(still.result.state[name], value, rtol=0, atol=1e-9)
-    configs = make_config(num_steps=160, log_every=40, lr=0.03, eps=1e-8)
+    configs = make_config(num_steps=240, log_every=40, lr=0.03, eps=1e-8)
     bound, unigram, losses = train_for(run_here, configs, sft_folder, tmp_path / "learn", initial_state=start)
     assert losses[-1] < 0.8 * losses[0]
     assert bound < 0.7 * unigram
@@ -229,33 +229,119 @@ def test_epochs_decide_the_number_of_steps(
     assert run.result.num_steps == round(1.5 * rows / 8) == run.events[0].num_steps
 
 
-def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(
+def poisoned(configs: Configs, token: int) -> dict[str, Tensor]:
+    """Random weights whose embedding of this token is no number: a forward that is fed it has no loss."""
+    model = Transformer(configs[0])
+    model.init_weights(0)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights["embed.weight"][token] = math.nan
+    return weights
+
+
+def steps_fed(configs: Configs, folder: Any, token: int, num_steps: int) -> list[int]:
+    from llada.data.tokens.shards import TokenDataset
+
+    stream = BatchStream(
+        TokenDataset(folder.url), configs[1].objective, global_rows=8, seed=0, rank=0, num_workers=1
+    )
+    batches = list(stream.batches(0, num_steps))
+    return [
+        batch.step + 1
+        for batch in batches
+        if (add_noise(batch, configs[1].objective, 0, 1).tokens == token).any()
+    ]
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(
+    make_config: Callable, run_here: Callable, rare_folder: Any, tmp_path: Path
+) -> None:
+    """Its weights stay, its data are passed over, and stopping in between changes nothing."""
+    folder, rare = rare_folder
+    configs = make_config(num_steps=11, log_every=3, checkpoint_every=2)
+    initial = poisoned(configs, rare)
+    bad = steps_fed(configs, folder, rare, 11)
+    assert 1 <= len(bad) <= 3
+    assert 11 not in bad
+    whole = run_here(configs, folder, tmp_path / "whole", initial_state=initial)
+    skipped = [event.step for event in whole.events if isinstance(event, StepSkipped)]
+    assert skipped == bad
+    assert whole.result.skipped_steps == len(bad)
+    assert np.isfinite(whole.losses).all()
+    for stop_at in (bad[0] - 1 or 1, bad[0] + 1):
+        run_here(configs, folder, tmp_path / "parts", initial_state=initial, stop_at=stop_at)
+    parts = run_here(configs, folder, tmp_path / "parts", initial_state=initial)
+    assert parts.result.skipped_steps == len(bad)
+    for name, value in whole.result.state.items():
+        assert torch.equal(value.nan_to_num(), parts.result.state[name].nan_to_num()), name
+
+
+def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
     configs = make_config(log_every=5, checkpoint_every=1)
-    model = Transformer(configs[0])
-    model.init_weights(0)
-    bad = {name: p.detach().clone() for name, p in model.named_parameters()}
-    bad["layers.0.up_proj.weight"][0, 0] = math.nan
-    with pytest.raises(DivergenceError, match="step 1.*lower learning rate"):
-        run_here(configs, pretrain_folder, tmp_path, initial_state=bad)
+    initial = poisoned(configs, 3)  # which every batch has
+    with pytest.raises(DivergenceError, match="step 5, before the first checkpoint.*lower learning rate"):
+        run_here(configs, pretrain_folder, tmp_path, initial_state=initial)
     assert complete_checkpoints(str(tmp_path)) == []
     assert issubclass(DivergenceError, UserError)
     assert issubclass(DivergenceError, FloatingPointError)
 
 
-def test_divergence_keeps_the_last_good_checkpoint(
+def explode_after_two(
+    make_config: Callable, run_here: Callable, folder: Any, path: Path, **knobs: Any
+) -> Any:
+    """Two sound steps, of which a checkpoint is kept, then at a rate that no weight survives."""
+    shared = {"log_every": 1, "warmup_steps": 0, "decay_fraction": 0.0, "weight_decay": 0.0, "num_steps": 9}
+    run_here(make_config(**shared, checkpoint_every=1), folder, path, stop_at=2)
+    return run_here(make_config(**shared, lr=1e36, **knobs), folder, path)
+
+
+def test_a_run_that_diverges_goes_back_and_on_at_a_lower_rate(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
-    configs = make_config(log_every=5, checkpoint_every=1, num_steps=5, warmup_steps=0)
-    run_here(configs, pretrain_folder, tmp_path, stop_at=2)
-    exploding = make_config(log_every=5, num_steps=5, warmup_steps=0, lr=1e36, weight_decay=0.0)
-    with pytest.raises(DivergenceError, match="step 4"):
-        run_here(exploding, pretrain_folder, tmp_path)
+    """It ends with the weights of a run that had had the lower rate from there on."""
+    run = explode_after_two(
+        make_config, run_here, pretrain_folder, tmp_path / "back", rollback_lr_scale=1e-38, max_bad_steps=3
+    )
+    kinds = [type(event).__name__ for event in run.events if not isinstance(event, Validated)]
+    assert kinds[:7] == ["RunStarted", "StepDone", *["StepSkipped"] * 3, "RolledBack", "RunStarted"]
+    (back,) = (event for event in run.events if isinstance(event, RolledBack))
+    assert (back.step, back.diverged_at, back.lr_scale) == (2, 6, 1e-38)
+    assert [event.step for event in run.events if isinstance(event, StepDone)] == [3, *range(3, 10)]
+    assert run.result.skipped_steps == 3
+    sound = make_config(
+        log_every=1, warmup_steps=0, decay_fraction=0.0, weight_decay=0.0, num_steps=9, checkpoint_every=1
+    )
+    straight = run_here(sound, pretrain_folder, tmp_path / "straight")
+    for name, value in run.result.state.items():
+        torch.testing.assert_close(value, straight.result.state[name], rtol=0, atol=1e-6)
+
+
+def test_who_diverges_again_and_again_is_told_so(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DivergenceError, match="step 8.*2 times has not helped.*go on from the last checkpoint"
+    ):
+        explode_after_two(make_config, run_here, pretrain_folder, tmp_path, max_rollbacks=2)
     assert complete_checkpoints(str(tmp_path)) == [1, 2]
+    configs = make_config(
+        num_steps=9, checkpoint_every=1, warmup_steps=0, decay_fraction=0.0, weight_decay=0.0
+    )
     resumed = run_here(configs, pretrain_folder, tmp_path)
     assert resumed.events[0].first_step == 2
     assert math.isfinite(resumed.result.train_loss)
+
+
+def test_a_run_never_ends_in_weights_that_have_no_loss(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    """The last step is skipped: fewer than `max_bad_steps`, but there is no next one that could show what is wrong."""
+    shared = {"warmup_steps": 0, "num_steps": 5, "weight_decay": 0.0}
+    run_here(make_config(**shared, checkpoint_every=1), pretrain_folder, tmp_path, stop_at=3)
+    with pytest.raises(DivergenceError, match="step 5"):
+        run_here(make_config(**shared, lr=1e36), pretrain_folder, tmp_path)
+    assert complete_checkpoints(str(tmp_path)) == [2, 3]
 
 
 @pytest.mark.parametrize(

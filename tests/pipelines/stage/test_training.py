@@ -12,7 +12,7 @@ import torch
 from llada.errors import UserError
 from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
-from llada.training.events import CheckpointDue, RunStarted, StepDone, Validated
+from llada.training.events import CheckpointDue, RolledBack, RunStarted, StepDone, StepSkipped, Validated
 from llada.training.trainer import RunConfig, TrainResult
 from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.training import (
@@ -62,6 +62,21 @@ def test_a_restart_forgets_the_steps_that_are_done_again(tmp_path):
     assert [event.step for event in read_metrics(str(tmp_path))] == [2, 4, 6, 8]
 
 
+def test_a_return_to_a_checkpoint_is_in_the_log(tmp_path):
+    """What was said of the steps that are done again is gone, that and why they are done again is not."""
+    metrics = MetricsFile(str(tmp_path))
+    metrics.add(START)
+    for event in (step(4), step(6), StepSkipped(7, float("nan"), 1.0), StepSkipped(8, float("nan"), 1.0)):
+        metrics.add(event)
+    metrics.add(RolledBack(4, 8, 0.5))
+    metrics.add(RunStarted(4, 8, 1000, 5.25, "float32", 1))
+    metrics.add(step(6))
+    metrics.write()
+    kinds = [json.loads(line)["event"] for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    assert kinds == ["step", "rolled_back", "step"]
+    assert [event.step for event in read_metrics(str(tmp_path))] == [4, 6]
+
+
 def test_no_log_is_an_empty_log(tmp_path):
     assert read_metrics(str(tmp_path)) == []
     assert Path(plot_losses(str(tmp_path), "nothing")).read_bytes().startswith(b"\x89PNG")
@@ -95,6 +110,7 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
         "unigram_loss": 5.0,
         "seconds": 1.5,
         "tokens_per_second": 10922.7,
+        "skipped_steps": 0,
         "validation_ratio": 1.2,
     }
     assert training_summary(manifest) == (
