@@ -13,9 +13,9 @@ Without it that contestant is left out with a word. Contestants, each in a proce
               padded to the longest, until the last of them has ended
 With --cache, ours and static once more with that way to run the forward (CACHES of sampling.py).
 
-1, 8 and 32 clients, each of which sends its next request when its last one is answered, 128 requests at the least. Prompts
-have 37 to 110 tokens; a client asks for 16, 32 or 48 tokens, enough for its answer (2 to 32) and EOS. Modes: "one" token a forward, where all
-three compute the same; "parallel", each by its own rule (threshold 0.9; dlmserve's LocalLeap as its engine sets it for a
+1, 8 and 32 clients, each of which sends its next request when its last one is answered; 128 requests, but 32 of one client
+and in "random", where 32 clients send one each. dlmserve takes no more than 8 into one batch. Prompts have 37 to 110 tokens; a client asks for 16, 32 or 48 tokens, enough for its answer (2 to 32) and EOS. Modes: "one" token a forward, where all
+compute the same but for rounding and the length of the canvas; "parallel", each by its own rule (threshold 0.9; dlmserve's LocalLeap as its engine sets it for a
 model that it does not know); "random": four tokens a forward, 20 M random weights, whole canvases.
 
 Figures, medians of the repeats with their range: tokens before EOS per second of CPU and of wall time, exact match, share
@@ -52,7 +52,7 @@ ROOT = HERE.parents[1]
 BLOCK = 16
 CANVASES = (16, 32, 48)
 CONCURRENT = (1, 8, 32)
-REQUESTS = 128  # of a race, at the least
+REQUESTS = 128  # of a race
 MODES = {
     "one": {"model": "trained", "rule": "one"},
     "parallel": {"model": "trained", "rule": "parallel"},
