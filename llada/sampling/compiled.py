@@ -82,7 +82,8 @@ def compile_network(model: Model) -> None:
 
     Raises UserError for a plain function, and where torch finds no compiler.
     """
-    with _LOCK:
+    # What is recorded must be of use outside of an inference mode that is on here.
+    with _LOCK, torch.inference_mode(False):
         if type(model) is not CompiledTransformer:
             _compile(model)
 
@@ -105,8 +106,8 @@ def _compile(model: Model) -> None:
 def _become(network: Transformer, kind: type[Transformer], layer_kind: type[Block]) -> None:
     network.__class__ = kind
     for layer in network.layers:
-        layer.__class__ = layer_kind
         layer.__dict__["recordings"] = _Recordings()
+        layer.__class__ = layer_kind
 
 
 @torch.no_grad()
