@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 SLICE = {"cpu": 1 << 25, "cuda": 1 << 27}
 
 
+@torch.compiler.disable  # whose loop over slices would be compiled anew for each number of positions
 def weighted_nats(
     x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, *, excluded_id: int | None = None
 ) -> Tensor:

@@ -334,3 +334,21 @@ def test_block_diffusion_counts_every_position_once() -> None:
     in_block = noisy.mask_prob.unflatten(1, (3, 2))
     assert torch.equal(in_block[..., 0], in_block[..., 1])
     assert (in_block[:, 0] != in_block[:, 1]).all()
+
+
+def test_a_compiled_network_is_not_compiled_anew_for_each_number_of_masks() -> None:
+    """Nor does it learn anything else."""
+    model = block_network(4)
+    compiled = torch.compile(model, backend="eager", dynamic=True)
+    graphs = []
+    for step in range(6):
+        batch = counting_batch(step=step)
+        grads = []
+        for network in (model, compiled):
+            loss = objective_loss(network, batch, BLOCKS, normalizer=8, seed=5, mask_id=5, block_length=4)
+            grads.append(torch.autograd.grad(loss, list(model.parameters())))
+        torch.testing.assert_close(grads[0], grads[1])
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    counts = {int(add_noise(counting_batch(step=step), BLOCKS, 5, 5, 4).masked.sum()) for step in range(6)}
+    assert len(counts) > 2
+    assert graphs[-1] == graphs[1]
