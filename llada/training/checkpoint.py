@@ -50,7 +50,7 @@ class Cursor:
     step: int = 0
     """Steps done."""
     tokens: int = 0
-    """Trained on so far."""
+    """Trained on so far, those of skipped steps included."""
     seconds: float = 0.0
     """Spent so far, attempts before this one included."""
     train_loss: float = float("nan")
@@ -59,8 +59,10 @@ class Cursor:
     """Summed since then."""
     interval_steps: int = 0
     """Those of it whose loss was a finite number."""
+    bad_steps: int = 0
+    """The last ones, in a row, whose loss or gradient was not."""
     skipped_steps: int = 0
-    """Whose loss or gradient was not; since the start, those that were done again included."""
+    """All such steps since the start, those that were done again included."""
     rollbacks: int = 0
     """How often the run went back to a checkpoint because of them."""
     lr_scale: float = 1.0
@@ -75,6 +77,7 @@ def restore(
     *,
     initial_state: Mapping[str, Tensor] | None,
     seed: int,
+    before: int | None = None,
 ) -> tuple[Cursor, list[CheckpointSkipped]]:
     """Fill the network (and optimizers) from the newest checkpoint that is whole, or else the initial weights, or else
     the seed; the cursor, and which newer checkpoints are not whole. A collective.
@@ -82,12 +85,13 @@ def restore(
     Args:
         identity: JSON values of what must not change when a run goes on, by the name of what it is.
         initial_state: our parameter names -> full tensors, the same on every worker.
+        before: the checkpoints of this step and later ones are of no use.
 
     Raises:
         UserError: the checkpoints are another run's, or do not fit the network and its optimizers; or all are damaged.
     """
     skipped = _interrupted(folder)
-    complete = complete_checkpoints(folder)
+    complete = [step for step in complete_checkpoints(folder) if before is None or step < before]
     for step in reversed(complete):
         try:
             state = read_state(folder, step)
@@ -171,6 +175,19 @@ def save_checkpoint(
             fs.rm(f"{root.rstrip('/')}/step-{old:08d}", recursive=True)
     _barrier()
     return url
+
+
+def drop_checkpoints(folder: str, after: int) -> None:
+    """Delete the checkpoints of the steps after this one. A collective."""
+    fs, root = filesystem(folder)
+    _barrier()
+    for step in _begun(folder) if world()[0] == 0 else []:
+        path = join(root, f"step-{step:08d}")
+        if step > after:
+            with contextlib.suppress(FileNotFoundError):  # of an interrupted one
+                fs.rm(join(path, STATE_FILE))  # first: what is half deleted is no checkpoint
+            fs.rm(path, recursive=True)
+    _barrier()
 
 
 def complete_checkpoints(folder: str) -> list[int]:

@@ -1,8 +1,9 @@
 """The one training loop. Pretraining, fine-tuning, the autoregressive and the BERT baseline all run here: they differ
 in their data (which positions may be masked, what a row is divided by) and in `ObjectiveConfig`.
 
-Runs the same under python, torchrun and Ray Train. Noise, order and learning rate are functions of the step, so a
-resumed run repeats an uninterrupted one, and the number of workers changes nothing but rounding.
+Runs the same under python, torchrun and Ray Train. Noise, order and learning rate are functions of the step (and of how
+often the run went back to a checkpoint, which those know), so a resumed run repeats an uninterrupted one, and the number of
+workers changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ class TrainConfig:
     checkpoint_every: int = limited(500, low=1)
     """Steps between two resumable checkpoints."""
     max_bad_steps: int = limited(5, low=1)
-    """A step whose loss or gradient is no finite number is skipped; after so many in a row the run goes back to its last
-    checkpoint."""
+    """A step whose loss or gradient is no finite number is skipped; after so many in a row, or where the run would end in
+    weights without a finite bound, it goes back to its last checkpoint, and if that does not help to an earlier one."""
     max_rollbacks: int = limited(3, low=0)
     """So often; then it ends."""
     rollback_lr_scale: float = limited(0.5, above=0, high=1)
-    """What the learning rates are multiplied with each time (LLaDA-8B went on at a quarter)."""
+    """What the learning rates are multiplied with each time (LLaDA-8B went on at a quarter); checkpoints keep the product."""
     keep_checkpoints: int = limited(2, low=1)
     """The newest ones; older ones are deleted."""
     activation_checkpointing: bool = False
@@ -214,40 +215,23 @@ def train(
     started = time.perf_counter() - cursor.seconds
     validation_loss = float("nan")
     model.train()
-    bad = 0  # steps in a row
+    gone_back_to: int | None = None
+    intervals = {
+        "log": config.train.log_every,
+        "validation": config.train.validate_every,
+        "checkpoint": config.train.checkpoint_every,
+    }
     batches = stream.batches(cursor.step, last_step)
     while (batch := next(batches, None)) is not None:
         step = batch.step + 1
         set_lr(optimizers, cursor.lr_scale * lr_factor(batch.step, num_steps, config.optim))
         loss = float(train_step(network, model, batch.to(device), config, num_workers, dtype))
         norm = float(clip_gradients(model, config.optim.grad_clip))
-        bad = 0 if np.isfinite(loss + norm) else bad + 1
+        is_bad, last_sound = not np.isfinite(loss + norm), cursor.step - cursor.bad_steps
         for optimizer in optimizers:
-            if not bad:
+            if not is_bad:  # before the weights move
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if bad:
-            emit(StepSkipped(step, loss, norm))
-            cursor = replace(cursor, skipped_steps=cursor.skipped_steps + 1)
-        # Whether the weights are to blame, or this one batch, the next ones show; after the last one there is none.
-        if bad == config.train.max_bad_steps or (bad and step == last_step):
-            _check_rollback(checkpoints, cursor, config.train, step, loss, norm)
-            batches.close()
-            restored, skipped = checkpoint.restore(
-                checkpoints, identity, model, optimizers, initial_state=initial_state, seed=seed
-            )
-            cursor = replace(
-                restored,
-                skipped_steps=cursor.skipped_steps,
-                rollbacks=cursor.rollbacks + 1,
-                lr_scale=cursor.lr_scale * config.train.rollback_lr_scale,
-            )
-            for skip in skipped:
-                emit(skip)
-            emit(RolledBack(cursor.step, step, cursor.lr_scale))
-            emit_start()
-            bad, batches = 0, stream.batches(cursor.step, last_step)
-            continue
         num_tokens = global_rows * batch.tokens.shape[1]
         clock.add(num_tokens)
         cursor = replace(
@@ -255,21 +239,62 @@ def train(
             step=step,
             tokens=cursor.tokens + num_tokens,
             seconds=time.perf_counter() - started,
+            interval_loss=cursor.interval_loss + (0.0 if is_bad else loss),
+            interval_steps=cursor.interval_steps + (not is_bad),
+            bad_steps=cursor.bad_steps + 1 if is_bad else 0,
+            skipped_steps=cursor.skipped_steps + is_bad,
         )
-        if bad:
-            continue
-        cursor = replace(
-            cursor, interval_loss=cursor.interval_loss + loss, interval_steps=cursor.interval_steps + 1
-        )
-        if step % config.train.log_every == 0 or step == num_steps:
+        if is_bad:
+            emit(StepSkipped(step, loss, norm))
+            # Whether the weights are to blame or this one batch, the next steps show; behind the last one, the validation.
+            if cursor.bad_steps >= config.train.max_bad_steps or (
+                step == num_steps and not np.isfinite(validation(model, device, dtype))
+            ):
+                before = _choose_rollback(checkpoints, cursor, config.train, gone_back_to, loss, norm)
+                batches.close()
+                restored, skipped = checkpoint.restore(
+                    checkpoints,
+                    identity,
+                    model,
+                    optimizers,
+                    initial_state=initial_state,
+                    seed=seed,
+                    before=before,
+                )
+                checkpoint.drop_checkpoints(checkpoints, after=restored.step)
+                gone_back_to = restored.step
+                cursor = replace(
+                    restored,
+                    bad_steps=0,
+                    skipped_steps=cursor.skipped_steps,
+                    rollbacks=cursor.rollbacks + 1,
+                    lr_scale=cursor.lr_scale * config.train.rollback_lr_scale,
+                )
+                for skip in skipped:
+                    emit(skip)
+                emit(RolledBack(cursor.step, step, cursor.lr_scale))
+                emit_start()
+                batches = stream.batches(cursor.step, last_step)
+                continue
+        if not is_bad or step == num_steps:  # what was due at skipped steps is due at the next sound one
+            due = {
+                name
+                for name, every in intervals.items()
+                if step // every > last_sound // every or step == num_steps
+            }
+        else:
+            due = set()
+        if step == last_step:
+            due.add("checkpoint")
+        if "log" in due and cursor.interval_steps:
             train_loss = cursor.interval_loss / cursor.interval_steps
             lr = optimizers[0].param_groups[0]["lr"]
             emit(StepDone(step, train_loss, lr, norm, cursor.tokens, *clock.read()))
             cursor = replace(cursor, train_loss=train_loss, interval_loss=0.0, interval_steps=0)
-        if step % config.train.validate_every == 0 or step == num_steps:
+        if "validation" in due:
             validation_loss = validation(model, device, dtype)
             emit(Validated(step, validation_loss, validation_loss / unigram_loss))
-        if step % config.train.checkpoint_every == 0 or step == last_step:
+        if "checkpoint" in due:
             emit(CheckpointDue(step))
             checkpoint.save_checkpoint(
                 checkpoints, cursor, identity, model, optimizers, keep=config.train.keep_checkpoints
@@ -289,19 +314,31 @@ def train(
     )
 
 
-def _check_rollback(
-    checkpoints: str, cursor: checkpoint.Cursor, config: TrainConfig, step: int, loss: float, norm: float
-) -> None:
-    """Raises DivergenceError where the run cannot go back to a checkpoint, or has done so often enough."""
-    fault = f"the loss ({loss}) or its gradient ({norm}) is not finite at step {step}"
+def _choose_rollback(
+    checkpoints: str,
+    cursor: checkpoint.Cursor,
+    config: TrainConfig,
+    gone_back_to: int | None,
+    loss: float,
+    norm: float,
+) -> int | None:
+    """The step before which the checkpoint is to be that the run goes back to; None: the newest.
+
+    That one may hold the very weights that have no loss: where it was gone back to already, an earlier one is better.
+
+    Raises DivergenceError where there is none, or the run has gone back often enough.
+    """
+    fault = f"the loss ({loss}) or its gradient ({norm}) is not finite at step {cursor.step}"
     remedy = "with a lower learning rate (--optim.lr, --optim.muon-lr)"
-    if not checkpoint.complete_checkpoints(checkpoints):
+    steps = checkpoint.complete_checkpoints(checkpoints)
+    if not steps:
         raise DivergenceError(f"{fault}, before the first checkpoint: start again {remedy}")
     if cursor.rollbacks >= config.max_rollbacks:
-        often = f" and going back to the last checkpoint {cursor.rollbacks} times has not helped"
+        often = f" and going back to a checkpoint {cursor.rollbacks} times has not helped"
         raise DivergenceError(
             f"{fault}{often if cursor.rollbacks else ''}: run the same command {remedy} to go on from the last checkpoint"
         )
+    return gone_back_to if gone_back_to == steps[-1] != steps[0] else None
 
 
 def train_step(

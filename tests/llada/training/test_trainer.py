@@ -18,7 +18,7 @@ from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.batches import BatchStream
 from llada.training.checkpoint import complete_checkpoints
-from llada.training.events import RolledBack, StepDone, StepSkipped, Validated
+from llada.training.events import CheckpointDue, RolledBack, StepDone, StepSkipped, Validated
 from llada.training.optim import OptimConfig
 from llada.training.parallel import build_parallel
 from llada.training.trainer import DivergenceError, RunConfig, TrainConfig, open_splits, train_step
@@ -255,22 +255,31 @@ def steps_fed(configs: Configs, folder: Any, token: int, num_steps: int) -> list
 def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     make_config: Callable, run_here: Callable, rare_folder: Any, tmp_path: Path
 ) -> None:
-    """Its weights stay, its data are passed over, and stopping in between changes nothing."""
+    """Its weights stay, its data are passed over, what was due at it is done at the next one; the last may be one, and so
+    may that at which a run is interrupted."""
     folder, rare = rare_folder
-    configs = make_config(num_steps=11, log_every=3, checkpoint_every=2)
+    configs = make_config(num_steps=12, log_every=3, validate_every=4, checkpoint_every=2)
     initial = poisoned(configs, rare)
-    bad = steps_fed(configs, folder, rare, 11)
-    assert 1 <= len(bad) <= 3
-    assert 11 not in bad
+    bad = steps_fed(configs, folder, rare, 12)
+    assert bad == [4, 9, 12]
     whole = run_here(configs, folder, tmp_path / "whole", initial_state=initial)
     skipped = [event.step for event in whole.events if isinstance(event, StepSkipped)]
     assert skipped == bad
     assert whole.result.skipped_steps == len(bad)
     assert np.isfinite(whole.losses).all()
-    for stop_at in (bad[0] - 1 or 1, bad[0] + 1):
-        run_here(configs, folder, tmp_path / "parts", initial_state=initial, stop_at=stop_at)
-    parts = run_here(configs, folder, tmp_path / "parts", initial_state=initial)
+    assert [event.step for event in whole.events if isinstance(event, StepDone)] == [3, 6, 10, 12]
+    assert [event.step for event in whole.events if isinstance(event, Validated)] == [5, 8, 12]
+    assert [event.step for event in whole.events if isinstance(event, CheckpointDue)] == [2, 5, 6, 8, 10, 12]
+    events = []
+    for stop_at in (3, 4, 9, None):
+        parts = run_here(configs, folder, tmp_path / "parts", initial_state=initial, stop_at=stop_at)
+        events += parts.events
     assert parts.result.skipped_steps == len(bad)
+    for kind in (StepDone, StepSkipped, Validated):
+        told = [
+            [(e.step, str(e.loss)) for e in some if isinstance(e, kind)] for some in (events, whole.events)
+        ]
+        assert told[0] == told[1]
     for name, value in whole.result.state.items():
         assert torch.equal(value.nan_to_num(), parts.result.state[name].nan_to_num()), name
 
@@ -317,31 +326,48 @@ def test_a_run_that_diverges_goes_back_and_on_at_a_lower_rate(
         torch.testing.assert_close(value, straight.result.state[name], rtol=0, atol=1e-6)
 
 
+def test_a_checkpoint_that_does_not_help_is_given_up_for_an_earlier_one(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    """The step that destroys the weights has a loss itself, and its checkpoint holds what it left."""
+    run = explode_after_two(
+        make_config,
+        run_here,
+        pretrain_folder,
+        tmp_path,
+        rollback_lr_scale=1e-19,  # twice: 0.01
+        max_bad_steps=2,
+        checkpoint_every=1,
+    )
+    assert [event.step for event in run.events if isinstance(event, RolledBack)] == [3, 2]
+    assert math.isfinite(run.result.validation_loss)
+    assert complete_checkpoints(str(tmp_path)) == [8, 9]
+
+
 def test_who_diverges_again_and_again_is_told_so(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        DivergenceError, match="step 8.*2 times has not helped.*go on from the last checkpoint"
+        DivergenceError, match="step 7.*2 times has not helped.*go on from the last checkpoint"
     ):
         explode_after_two(make_config, run_here, pretrain_folder, tmp_path, max_rollbacks=2)
-    assert complete_checkpoints(str(tmp_path)) == [1, 2]
+    assert complete_checkpoints(str(tmp_path)) == [1]
     configs = make_config(
         num_steps=9, checkpoint_every=1, warmup_steps=0, decay_fraction=0.0, weight_decay=0.0
     )
     resumed = run_here(configs, pretrain_folder, tmp_path)
-    assert resumed.events[0].first_step == 2
+    assert resumed.events[0].first_step == 1
     assert math.isfinite(resumed.result.train_loss)
 
 
-def test_a_run_never_ends_in_weights_that_have_no_loss(
+def test_a_run_never_ends_in_weights_that_have_no_bound(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
-    """The last step is skipped: fewer than `max_bad_steps`, but there is no next one that could show what is wrong."""
-    shared = {"warmup_steps": 0, "num_steps": 5, "weight_decay": 0.0}
-    run_here(make_config(**shared, checkpoint_every=1), pretrain_folder, tmp_path, stop_at=3)
-    with pytest.raises(DivergenceError, match="step 5"):
-        run_here(make_config(**shared, lr=1e36), pretrain_folder, tmp_path)
-    assert complete_checkpoints(str(tmp_path)) == [2, 3]
+    """Fewer steps are skipped than `max_bad_steps`, but the validation at the end shows what is wrong."""
+    configs = make_config(max_bad_steps=50)
+    with pytest.raises(DivergenceError, match="step 6, before the first checkpoint"):
+        run_here(configs, pretrain_folder, tmp_path, initial_state=poisoned(configs, 3))
+    assert complete_checkpoints(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
