@@ -15,6 +15,7 @@ from llada.data.tokens.shards import TokenDataset
 from llada.errors import UserError
 from llada.evals.evaluation import EvaluateConfig
 from llada.evals.tasks import TASKS
+from llada.training.parallel import resolve_precision
 from pipelines.evaluate import evaluate, settings_in_force
 from pipelines.stage.cluster import ClusterConfig
 
@@ -36,13 +37,15 @@ def test_the_bound_equals_the_plain_function(stages, tmp_path):
     results = json.loads(Path(output, "results.json").read_text())
     dataset = TokenDataset(stages.data, "validation")
     rows = dataset.rows(np.arange(len(dataset)))
-    model, _ = llada.load(stages.pretrained)
+    # In its precision and its batches: bf16 rounds by both.
+    model, _ = llada.load(stages.pretrained, dtype=resolve_precision("auto", torch.device("cpu")))
     bound = llada.perplexity_bound(
         model,
         torch.from_numpy(rows.tokens),
         maskable=torch.from_numpy(rows.maskable),
         segment_ids=torch.from_numpy(rows.segment_ids),
         num_samples=2,
+        batch_size=7,
     )
     assert results["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-5)
     assert results["standard_error"] == pytest.approx(bound.standard_error, rel=1e-4)
