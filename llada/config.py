@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from llada.data.work.config import PrepareConfig
 from llada.model.transformer import ModelConfig
 from llada.sampling.config import SamplingConfig
-from llada.training.trainer import RunConfig
+from llada.training.run import RunConfig
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from llada.model.transformer import ModelConfig
 from llada.registry import Registry
 from llada.sampling.config import SamplingConfig
 from llada.training.optim import OptimConfig
-from llada.training.trainer import RunConfig, TrainConfig
+from llada.training.run import RunConfig, TrainConfig
 
 LLADA_TOKENIZER = "GSAI-ML/LLaDA-8B-Base"  # a local copy of this folder goes into --tokenizer
 SFT_DATA = PrepareConfig(kind="sft", row_length=4096, validation_fraction=0.01, too_long="truncate_prompt")

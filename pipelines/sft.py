@@ -20,7 +20,8 @@ from llada.model.hf import read_config
 from llada.model.transformer import ModelConfig
 from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
-from llada.training.trainer import RunConfig, TrainConfig, TrainResult, open_splits, train
+from llada.training.run import RunConfig, TrainConfig, open_splits
+from llada.training.trainer import TrainResult, train
 from pipelines.runners.workers import run_workers
 from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig

@@ -39,7 +39,8 @@ from llada.model.transformer import ModelConfig, Transformer
 from llada.tokenizer import encode_texts, save_tokenizer, train_tokenizer
 from llada.training.events import Event, StepDone, Validated
 from llada.training.optim import OptimConfig
-from llada.training.trainer import RunConfig, TrainConfig, train
+from llada.training.run import RunConfig, TrainConfig
+from llada.training.trainer import train
 
 HERE = Path(__file__).resolve().parent
 GEN_LENGTH = 48  # masks behind a prompt; what the model is trained to fill

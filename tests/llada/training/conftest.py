@@ -21,7 +21,8 @@ from llada.diffusion.objective import ObjectiveConfig
 from llada.model.transformer import ModelConfig
 from llada.training.events import Event, StepDone
 from llada.training.optim import OptimConfig
-from llada.training.trainer import RunConfig, TrainConfig, TrainResult, train
+from llada.training.run import RunConfig, TrainConfig
+from llada.training.trainer import TrainResult, train
 
 torch.set_num_threads(1)
 

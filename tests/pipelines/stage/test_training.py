@@ -13,7 +13,8 @@ from llada.errors import UserError
 from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.events import CheckpointDue, RolledBack, RunStarted, StepDone, StepSkipped, Validated
-from llada.training.trainer import RunConfig, TrainResult
+from llada.training.run import RunConfig
+from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.training import (
     METRICS_FILE,

@@ -1,0 +1,146 @@
+"""What a training run is: its settings, the splits that it learns from, its length, and what must not change when it goes
+on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llada.data.tokens.shards import TokenDataset
+from llada.diffusion.objective import ObjectiveConfig
+from llada.model.transformer import ModelConfig
+from llada.settings import check_limits, limited, require
+from llada.training.optim import OptimConfig, schedule_faults
+from llada.training.parallel import Precision, world
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how big, how often. A run is complete in itself: the batch is counted in tokens, never per GPU."""
+
+    num_steps: int | None = limited(None, low=1)
+    """Optimizer steps; None: `num_epochs` passes over the data."""
+    num_epochs: float = limited(1.0, above=0)
+    """Passes over the data when num_steps is None."""
+    global_batch_tokens: int = limited(262_144, low=1)
+    """Tokens of one step over all workers, a multiple of the rows' length."""
+    micro_batch_rows: int = limited(8, low=1)
+    """Rows of one forward on one worker; changes memory and speed only."""
+    precision: Precision = "auto"
+    """Of the forward pass: bf16 where the hardware multiplies it natively ("auto"), always, or never."""
+    seed: int = 0
+    """Of weights, order and noise."""
+    log_every: int = limited(10, low=1)
+    """Steps between two logged losses."""
+    validate_every: int = limited(500, low=1)
+    """Steps between two validations."""
+    validation_rows: int = limited(256, low=1)
+    """Rows of the validation split that are scored each time."""
+    checkpoint_every: int = limited(500, low=1)
+    """Steps between two resumable checkpoints."""
+    max_bad_steps: int = limited(5, low=1)
+    """A step whose loss or gradient is no finite number is skipped; after so many in a row, or where the run would end in
+    weights without a finite bound, it goes back to its last checkpoint, and if that does not help to an earlier one."""
+    max_rollbacks: int = limited(3, low=0)
+    """So often; then it ends."""
+    rollback_lr_scale: float = limited(0.5, above=0, high=1)
+    """What the learning rates are multiplied with each time (LLaDA-8B went on at a quarter); checkpoints keep the product."""
+    keep_checkpoints: int = limited(2, low=1)
+    """The newest ones; older ones are deleted."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations: less memory, more time."""
+    compile: bool = False
+    """Through torch.compile."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "train")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a training run learns, and nothing about where it runs."""
+
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[TokenDataset, TokenDataset]:
+    """The training and the validation split of a prepared folder.
+
+    Raises UserError, before anything is built, for a network that cannot learn from this data; warns of a schedule that
+    does not fit the length of the run.
+    """
+    dataset = TokenDataset(data, "train")
+    info, where = dataset.info, dataset.url
+    require(
+        info.vocab_size <= model.vocab_size,
+        f"{where} was tokenised with {info.vocab_size} ids, the model has {model.vocab_size} rows: "
+        "prepare the data with the model's tokenizer, or set model.vocab_size",
+    )
+    require(
+        model.mask_token_id is not None or config.objective.kind == "autoregressive",
+        "the model has no mask_token_id, which masked diffusion needs: set model.mask_token_id",
+    )
+    require(
+        model.mask_token_id is None or info.mask_token_id == model.mask_token_id,
+        f"{where} has mask id {info.mask_token_id}, the model {model.mask_token_id}: "
+        "they must be of one tokenizer",
+    )
+    require(
+        dataset.row_length <= model.max_length,
+        f"{where} has rows of {dataset.row_length} tokens, the model takes {model.max_length}: "
+        "prepare shorter rows or raise model.max_length",
+    )
+    require(
+        (config.objective.kind == "autoregressive") == model.causal,
+        f"objective.kind {config.objective.kind} and model.causal={model.causal} do not go together",
+    )
+    require(
+        (config.objective.kind == "block_diffusion") == (model.block_length is not None),
+        f"objective.kind {config.objective.kind} and model.block_length={model.block_length} do not go together: a "
+        "block-causal network learns by block_diffusion, and no other does",
+    )
+    require(
+        config.train.global_batch_tokens % dataset.row_length == 0,
+        f"train.global_batch_tokens {config.train.global_batch_tokens} is not a multiple of the rows' length "
+        f"{dataset.row_length}",
+    )
+    require(len(dataset) > 0, f"{where} has no training rows")
+    held_out = TokenDataset(data, "validation")
+    require(
+        len(held_out) > 0,
+        f"{where} has no validation rows: prepare it with a larger validation_fraction",
+    )
+    if world()[0] == 0:
+        for fault in schedule_faults(run_length(config, dataset), config.optim):
+            log.warning("%s", fault)
+    return dataset, held_out
+
+
+def run_length(config: RunConfig, dataset: TokenDataset) -> int:
+    """Optimizer steps of the whole run."""
+    global_rows = config.train.global_batch_tokens // dataset.row_length
+    return config.train.num_steps or max(1, round(config.train.num_epochs * len(dataset) / global_rows))
+
+
+def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
+    """What must not change when a run goes on: the network, the data, the noise and the batch. Learning rates may."""
+    return {
+        "model": model.content(),
+        "objective": _jsonable(asdict(config.objective)),
+        "optimizer": config.optim.optimizer,
+        "seed": config.train.seed,
+        "global_batch_tokens": config.train.global_batch_tokens,
+        "data": dataset.fingerprint,
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    """Tuples become lists, as they do in JSON, so that stored and fresh values compare equal."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    return [_jsonable(item) for item in value] if isinstance(value, list | tuple) else value
