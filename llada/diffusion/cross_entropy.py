@@ -112,11 +112,6 @@ def token_cross_entropy(logits: Tensor, targets: Tensor, *, excluded_id: int | N
     for piece, target in zip(logits.split(size), targets.split(size), strict=True):
         wide = piece if piece.dtype == torch.float64 else piece.float()
         if excluded_id is not None:
-            wide = exclude(wide, excluded_id)
+            wide = wide.index_fill(1, torch.tensor([excluded_id], device=wide.device), -torch.inf)
         pieces.append(F.cross_entropy(wide, target, reduction="none"))
     return torch.cat(pieces)
-
-
-def exclude(logits: Tensor, token_id: int) -> Tensor:
-    """A copy of the logits with this id at −∞."""
-    return logits.index_fill(-1, torch.tensor([token_id], device=logits.device), float("-inf"))

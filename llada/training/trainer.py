@@ -99,7 +99,7 @@ def train(
     Raises:
         UserError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's.
         DivergenceError: the loss is no longer finite, and there is no checkpoint to go back to, or it was done
-            `max_rollbacks` times; the last checkpoint is intact.
+            `max_rollbacks` times; a checkpoint from before is left.
     """
     rank, num_workers = world()
     device = training_device()

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from llada.model.transformer import Block, ModelConfig, Transformer
 from llada.sampling.candidates import Candidates
+from llada.sampling.canvas import Canvas
+from llada.sampling.forward import forward
+from llada.sampling.sampler import commit, plan
 
 torch.set_num_threads(1)
 
@@ -123,6 +126,27 @@ def watch_products() -> Callable[[Transformer], set[int]]:
         return seen
 
     return watch
+
+
+@pytest.fixture(scope="session")
+def walk_bit_for_bit() -> Callable[[Transformer, Canvas], None]:
+    """Walks a canvas to its end, and each of its rows alone beside it: with `batch_invariant` their logits are the same."""
+
+    @torch.no_grad()
+    def walk(model: Transformer, canvas: Canvas) -> None:
+        singles = [canvas.take([row]) for row in range(len(canvas))]
+        while (step := plan(canvas)) is not None:
+            logits = forward(model, canvas, step, batch_invariant=True)
+            parts = logits.split(step.where.sum(1).tolist())
+            for row, expected in zip(step.rows.tolist(), parts, strict=True):
+                own = plan(singles[row])
+                assert own is not None
+                found = forward(model, singles[row], own, batch_invariant=True)
+                assert torch.equal(found, expected)
+                commit(singles[row], own, found)
+            commit(canvas, step, logits)
+
+    return walk
 
 
 @pytest.fixture(scope="session")

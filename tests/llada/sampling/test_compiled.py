@@ -25,7 +25,7 @@ from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished
 from llada.sampling.forward import forward
 from llada.sampling.generate import generate, infill
-from llada.sampling.sampler import commit, plan
+from llada.sampling.sampler import plan
 from llada.tokenizer import train_tokenizer
 
 MakeModel = Callable[..., Transformer]
@@ -125,10 +125,9 @@ def test_logits_are_equal_up_to_rounding(pair: Pair) -> None:
         assert len(prompts) * length == 1 or not torch.equal(*logits)  # else nothing was compiled
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_batch_invariant_rows_get_the_logits_of_the_row_alone_bit_for_bit(
-    make_model: MakeModel, dtype: torch.dtype
+    make_model: MakeModel, walk_bit_for_bit: Callable[[Transformer, Canvas], None], dtype: torch.dtype
 ) -> None:
     model = make_model(2, num_layers=LAYERS).to(dtype)
     compile_network(model)
@@ -144,17 +143,8 @@ def test_batch_invariant_rows_get_the_logits_of_the_row_alone_bit_for_bit(
             PROMPTS, (0.0, 1.0, 0.0, 2.0, 0.0), (None, "dual", "dual", None, None), strict=True
         )
     ]
-    canvas = Canvas.join([single.take([0]) for single in singles])
-    while (step := plan(canvas)) is not None:
-        logits = forward(model, canvas, step, batch_invariant=True)
-        parts = logits.split(step.where.sum(1).tolist())
-        for row, expected in zip(step.rows.tolist(), parts, strict=True):
-            own = plan(singles[row])
-            assert own is not None
-            found = forward(model, singles[row], own, batch_invariant=True)
-            assert torch.equal(found, expected)
-            commit(singles[row], own, found)
-        commit(canvas, step, logits)
+    canvas = Canvas.join(singles)
+    walk_bit_for_bit(model, canvas)
     assert compilations() == before
 
 

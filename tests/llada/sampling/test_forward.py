@@ -20,6 +20,7 @@ from llada.sampling.sampler import commit, plan
 MakeModel = Callable[..., Transformer]
 RandomPrompt = Callable[..., Tensor]
 MASK = 22
+WalkBitForBit = Callable[[Transformer, Canvas], None]
 WatchProducts = Callable[[Transformer], set[int]]
 
 
@@ -170,22 +171,12 @@ def test_without_a_suffix_the_canvas_grows_by_blocks_until_the_end(make_model: M
 
 
 def test_batch_invariant_rows_get_the_logits_of_the_row_alone_bit_for_bit(
-    make_model: MakeModel, watch_products: WatchProducts
+    make_model: MakeModel, watch_products: WatchProducts, walk_bit_for_bit: WalkBitForBit
 ) -> None:
     """Guided ones, whose second copy stands elsewhere in the forward, too."""
     model, canvas = make_model(2).to(torch.bfloat16), mixed_canvas()
     rows = watch_products(model)
-    singles = [canvas.take([row]) for row in range(4)]
-    while (step := plan(canvas)) is not None:
-        logits = forward(model, canvas, step, batch_invariant=True)
-        per_row = dict(zip(step.rows.tolist(), logits.split(step.where.sum(1).tolist()), strict=True))
-        for row, expected in per_row.items():
-            own = plan(singles[row])
-            assert own is not None
-            found = forward(model, singles[row], own, batch_invariant=True)
-            assert torch.equal(found, expected)
-            commit(singles[row], own, found)
-        commit(canvas, step, logits)
+    walk_bit_for_bit(model, canvas)
     assert rows == {64}
 
 
