@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,14 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         check_limits(self, "objective")
         get_schedule(self.schedule)
+
+    def content(self) -> dict[str, Any]:
+        """The settings as a run's identity holds them: all, but the bell's where there is none."""
+        settings = asdict(self)
+        if self.time.density != "bell":
+            for name in ("bell_center", "bell_width"):
+                del settings["time"][name]
+        return settings
 
 
 class NoisyBatch(NamedTuple):

@@ -1,12 +1,13 @@
 """Which noise level each sample of a batch gets, and what that does to its weight.
 
-Three ways to draw u in [0, 1), one map from u to t, and the weight that keeps the loss unbiased for every pair: with
-density q over [t_min, t_max] and Z = `schedule.mass(t_min, t_max)`, the weight schedule.weight(t) / (q(t) · Z) makes
-E[weight × masked] = 1 at every position. For LLaDA over [0, 1] that is exactly its 1/p.
+Three ways to draw u in [0, 1), three maps from u to t, a bandwidth [t_min, t_max], and the weight that keeps the loss
+unbiased for each of them: with density q over the bandwidth and Z = `schedule.mass(t_min, t_max)`, the weight
+schedule.weight(t) / (q(t) · Z) makes E[weight × masked] = 1 at every position. For LLaDA over [0, 1] that is exactly its 1/p.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,23 +20,31 @@ from llada.errors import UserError
 from llada.settings import check_limits, limited, require
 
 TimeSampling = Literal["stratified", "independent", "sobol"]
-TimeDensity = Literal["uniform", "importance"]
+TimeDensity = Literal["uniform", "importance", "bell"]
 
 
 @dataclass(frozen=True)
 class TimeConfig:
-    """How t is drawn. `t_min`, `t_max` bound it; training sees no noise level outside."""
+    """How t is drawn. `t_min`, `t_max` are its bandwidth: training sees no noise level outside.
+
+    A bandwidth is BD3-LM's clipped schedule (arXiv 2503.09573, §5.3: U[0.3, 0.8] for blocks of 16) and LLaDA2's "mask ratio
+    bandwidth" (arXiv 2512.15745, §5.1): nearly clean and nearly empty rows have gradients of much variance and little use.
+    """
 
     sampling: TimeSampling = "stratified"
     """"stratified": one t in each of the global batch's equal strata (MDLM's "antithetic"); "sobol": base-2
     low-discrepancy sequence over the whole run, digitally shifted by the seed; "independent": as LLaDA's guideline."""
     density: TimeDensity = "uniform"
     """"uniform": t uniform; "importance": log(1 − α(t)) uniform, which makes the weight constant (MDLM's importance
-    sampling)."""
+    sampling); "bell": t normal around `bell_center`, cut off at the bandwidth's ends (arXiv 2605.13026)."""
     t_min: float = limited(0.0, low=0, high=1)
     """Lowest noise level."""
     t_max: float = limited(1.0, low=0, high=1)
     """Highest noise level."""
+    bell_center: float = limited(0.5, low=0, high=1)
+    """Where density "bell" is highest."""
+    bell_width: float = limited(0.2, low=0.1)
+    """Its standard deviation before the ends are cut off."""
 
     def __post_init__(self) -> None:
         check_limits(self, "time")
@@ -103,6 +112,9 @@ def time_and_weight(u: Tensor, schedule: NoiseSchedule, config: TimeConfig) -> t
     if config.density == "uniform":
         t = ends[0] + u * (ends[1] - ends[0])
         return t, schedule.weight(t) * float(ends[1] - ends[0]) / mass
+    if config.density == "bell":
+        t, density = _bell(u, ends, config.bell_center, config.bell_width)
+        return t, schedule.weight(t) / (density * mass)
     log_p = torch.log(schedule.mask_prob(ends))
     if not bool(torch.isfinite(log_p).all()) or log_p[0] == log_p[1]:
         raise UserError(
@@ -114,3 +126,13 @@ def time_and_weight(u: Tensor, schedule: NoiseSchedule, config: TimeConfig) -> t
     # the same, and dividing by p₁ − p₀ makes E[weight × masked] = 1.
     weight = float((log_p[1] - log_p[0]) / (log_p[1].exp() - log_p[0].exp()))
     return schedule.time_at(p), torch.full_like(p, weight)
+
+
+def _bell(u: Tensor, ends: Tensor, center: float, width: float) -> tuple[Tensor, Tensor]:
+    """The quantiles u of a normal distribution cut off at `ends` (2,), and the density there, of u's shape."""
+    below = torch.special.ndtr((ends - center) / width)
+    share = below[1] - below[0]
+    z = torch.special.ndtri(below[0] + u * share)
+    t = (center + width * z).clamp(ends[0], ends[1])  # rounding may take it a little outside
+    height = 1 / (width * math.sqrt(2 * math.pi) * share)
+    return t, height * torch.exp(-((t - center) / width).square() / 2)

@@ -4,7 +4,7 @@ on."""
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from llada.data.tokens.shards import TokenDataset
@@ -131,7 +131,7 @@ def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -
     """What must not change when a run goes on: the network, the data, the noise and the batch. Learning rates may."""
     return {
         "model": model.content(),
-        "objective": _jsonable(asdict(config.objective)),
+        "objective": _jsonable(config.objective.content()),
         "optimizer": config.optim.optimizer,
         "seed": config.train.seed,
         "global_batch_tokens": config.train.global_batch_tokens,

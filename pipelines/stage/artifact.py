@@ -137,13 +137,16 @@ def open_output(
     may_change: Collection[str] = (),
     may_extend: Collection[str] = (),
     extend: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Output:
     """Open (or create) the output folder of a stage for one configuration and its inputs.
 
     An input is {"url", "id"}; only the ids are compared. `may_change` names settings (dotted) that an unfinished folder
     may go on with changed, `may_extend` those that also a finished one may when `extend` asks for it: it then counts as
-    unfinished until its new manifest replaces the old. Raises UserError when the folder belongs to other work.
+    unfinished until its new manifest replaces the old. `defaults` are what settings (dotted) stand for in folders that were
+    begun before there were such settings. Raises UserError when the folder belongs to other work.
     """
+    defaults = json.loads(json.dumps(defaults or {}))
     plain = json.loads(json.dumps(config))  # tuples become lists, as they will be when read back
     output = Output(url, stage, plain, list(inputs))
     with storage_errors(url):
@@ -163,23 +166,26 @@ def open_output(
             write_bytes(join(url, "stage.json"), to_json(described))
             return output
         allowed = {*may_extend, *may_change} if extend else {*(() if manifest else may_change)}
-        if differences := _differences(earlier, output, allowed):
+        if differences := _differences(earlier, output, allowed, defaults):
             remedy = "choose another --output or delete it"
-            if may_extend and not _differences(earlier, output, {*may_extend, *may_change}):
+            if may_extend and not _differences(earlier, output, {*may_extend, *may_change}, defaults):
                 remedy = (
                     "with --resume a run goes on to a new length and schedule; or choose another --output"
                 )
             raise UserError(f"{url} already holds other work: {differences}; {remedy}")
-        is_same = not _differences(earlier, output, ())
+        is_same = not _differences(earlier, output, (), defaults)
         if manifest and is_same and _has_files(url, manifest):
             output.manifest = cast(Manifest, manifest)
     return output
 
 
-def _differences(earlier: Mapping[str, Any], output: Output, may_change: Collection[str]) -> str:
+def _differences(
+    earlier: Mapping[str, Any], output: Output, may_change: Collection[str], defaults: Mapping[str, Any]
+) -> str:
     if earlier.get("stage") != output.stage:
         return f"the output of stage {earlier.get('stage')!r}, not {output.stage!r}"
     before, now = _settings_by_name(earlier.get("config", {})), _settings_by_name(output.config)
+    before = {name: value for name, value in defaults.items() if name in now} | before
     changed = [
         f"{key} {before.get(key, 'unset')!r} (now {now.get(key, 'unset')!r})"
         for key in sorted(before.keys() | now.keys())

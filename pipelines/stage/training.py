@@ -34,6 +34,7 @@ from llada.training.events import (
     event_from_json,
     event_to_json,
 )
+from llada.training.run import RunConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import (
     Manifest,
@@ -103,6 +104,7 @@ def begin_training(
         in_force=settings_in_force(config),
         may_change=MAY_CHANGE,
         may_extend=SCHEDULE,
+        defaults=flatten_settings(asdict(RunConfig())),
         extend=extend and (finished is not None or find_manifest(output) is None),
     )
     if finished is not None:
@@ -130,6 +132,8 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     if settings["objective.kind"] == "autoregressive":
         idle += ["objective.schedule", "objective.subs"]
         idle += [name for name in settings if name.startswith("objective.time.")]
+    if settings["objective.time.density"] != "bell":
+        idle += [name for name in settings if name.startswith("objective.time.bell_")]
     return {name: value for name, value in settings.items() if name not in idle}
 
 

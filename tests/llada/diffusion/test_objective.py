@@ -352,3 +352,13 @@ def test_a_compiled_network_is_not_compiled_anew_for_each_number_of_masks() -> N
     counts = {int(add_noise(counting_batch(step=step), BLOCKS, 5, 5, 4).masked.sum()) for step in range(6)}
     assert len(counts) > 2
     assert graphs[-1] == graphs[1]
+
+
+def test_the_identity_of_a_run_does_not_name_what_it_does_not_use() -> None:
+    """Checkpoints that were written before a setting existed are of the same run."""
+    first = {"kind", "schedule", "time", "subs", "document_mask", "random_length"}
+    times = {"sampling", "density", "t_min", "t_max"}
+    content = ObjectiveConfig().content()
+    assert (content.keys(), content["time"].keys()) == (first, times)
+    content = ObjectiveConfig(time=TimeConfig(density="bell")).content()
+    assert content["time"].keys() == {*times, "bell_center", "bell_width"}

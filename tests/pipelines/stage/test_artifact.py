@@ -173,6 +173,17 @@ def test_a_folder_goes_on_under_a_settings_new_name(tmp_path, finished):
         reopen({"kind": "autoregressive", "schedule": "llada"})
 
 
+def test_a_setting_that_an_older_folder_does_not_know_is_its_default(tmp_path):
+    url, old = str(tmp_path), {"optim": {"lr": 0.1}}
+    open_output(url, stage="train", config=old, inputs=[])
+    defaults = {"optim.decay": ("linear",), "train.other": 1}
+    new = {"optim": {"lr": 0.1, "decay": ("linear",)}}
+    assert not open_output(url, stage="train", config=new, inputs=[], defaults=defaults).is_complete
+    new["optim"]["decay"] = ("cosine",)
+    with pytest.raises(UserError, match=r"made with optim\.decay \['linear'\] \(now \['cosine'\]\);"):
+        open_output(url, stage="train", config=new, inputs=[], defaults=defaults)
+
+
 def test_a_tokenizer_with_other_ids_is_refused(tmp_path):
     texts = ["the quick brown fox jumps over the lazy dog " * 3]
     save_tokenizer(train_tokenizer(texts, 270), tmp_path / "model")

@@ -168,5 +168,8 @@ def test_settings_in_force_are_those_with_a_meaning():
     shown = settings_in_force(run)
     assert "train.num_epochs" not in shown
     assert shown["optim.muon_lr"] == 3e-4
+    assert not {name for name in shown if "bell" in name}
+    run["objective"]["time"]["density"] = "bell"
+    assert settings_in_force(run)["objective.time.bell_center"] == 0.5
     run["objective"]["kind"] = "autoregressive"
     assert not {"objective.schedule", "objective.time.t_min"} & settings_in_force(run).keys()
