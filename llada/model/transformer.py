@@ -19,8 +19,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
-from llada.model.attention import attention_bias, row_positions
+from llada.model.attention import AttentionMask, masked_attention, row_positions
 from llada.settings import check_limits, limited, require
 
 
@@ -179,7 +180,12 @@ class Block(nn.Module):
         self.down_proj = nn.Linear(config.ffn_dim, d, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None, attend: Attend | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | BlockMask | None = None,
+        attend: Attend | None = None,
     ) -> Tensor:
         """x (B, L, D); cos and sin (L, 1, E), or (B, L, 1, E) where rows begin at different columns. With `attend`, which
         takes the place of the attention under `mask`, x is (T, D) with cos and sin (T, 1, E)."""
@@ -194,17 +200,9 @@ class Block(nn.Module):
         v = self.v_proj(h).unflatten(-1, (self.num_kv_heads, self.head_dim))
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
         """(B, L, H, E) from q (B, L, H, E), k and v (B, L, K, E)."""
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=self.causal and mask is None,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
-        return out.transpose(1, 2)
+        return masked_attention(q, k, v, mask, causal=self.causal)
 
     def mix(self, x: Tensor, attended: Tensor) -> Tensor:
         """The residual stream (…, D) behind the layer, from before it and what its heads saw (…, H, E)."""
@@ -290,7 +288,7 @@ class Transformer(nn.Module):
             raise ValueError(f"input of {L} tokens exceeds the model's max_length {self.config.max_length}")
         if context is not None and self.config.block_length is None:
             raise ValueError("context is for a block-causal network: this one has no block_length")
-        mask = attention_bias(
+        sight = AttentionMask.of(
             attention_mask,
             segment_ids,
             L,
@@ -299,8 +297,9 @@ class Transformer(nn.Module):
             block_length=self.config.block_length,
             with_context=context is not None,
         )
+        mask = None if sight is None else sight.for_kernel(self.config.head_dim)
         positions = torch.arange(L, device=device)
-        if attention_mask is not None and mask is not None:
+        if attention_mask is not None and sight is not None:
             positions = row_positions(attention_mask).clamp(min=0)
         if context is not None:
             input_ids = torch.cat([input_ids, context], dim=1)
