@@ -67,7 +67,7 @@ def build_parallel(
     *,
     activation_checkpointing: bool = False,
 ) -> Transformer:
-    """An uninitialised network on `device`, sharded over all workers: `checkpoint.restore` fills it.
+    """An uninitialised network on `device`, sharded over all workers: `restore` (checkpoint/restore.py) fills it.
 
     Parameters are float32 masters; each block gathers them in `dtype` for its forward and backward, and gradients are
     reduced in float32.
@@ -141,3 +141,19 @@ def all_sum(values: Tensor) -> Tensor:
     if world()[1] > 1:
         dist.all_reduce(values)
     return values
+
+
+def from_all(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Each worker's `value`, any object, in their order. A collective of the group (None: of all workers)."""
+    num_workers = world()[1]
+    if num_workers == 1:
+        return [value]
+    values: list[Any] = [None] * num_workers
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def wait_for_all() -> None:
+    """A barrier."""
+    if world()[1] > 1:
+        dist.barrier()

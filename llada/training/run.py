@@ -50,6 +50,8 @@ class TrainConfig:
     """What the learning rates are multiplied with each time (LLaDA-8B went on at a quarter); checkpoints keep the product."""
     keep_checkpoints: int = limited(2, low=1)
     """The newest ones; older ones are deleted."""
+    keep_every: int | None = limited(None, low=1)
+    """Beside those, one checkpoint in each so many steps is kept for good; None: none."""
     activation_checkpointing: bool = False
     """Compute each block again in the backward pass instead of keeping its activations: less memory, more time."""
     compile: bool = False

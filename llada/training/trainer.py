@@ -21,8 +21,11 @@ from llada.diffusion.objective import objective_loss, predicted_positions
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
-from llada.training import checkpoint
 from llada.training.batches import BatchStream
+from llada.training.checkpoint.folder import complete_checkpoints
+from llada.training.checkpoint.restore import restore
+from llada.training.checkpoint.save import drop_checkpoints, save_checkpoint
+from llada.training.checkpoint.state import Cursor
 from llada.training.events import (
     CheckpointDue,
     Event,
@@ -125,7 +128,7 @@ def train(
     )
     optimizers = build_optimizers(model, config.optim)
     identity = run_identity(model_config, config, dataset)
-    cursor, skipped = checkpoint.restore(
+    cursor, skipped = restore(
         checkpoints, identity, model, optimizers, initial_state=initial_state, seed=seed
     )
     require(
@@ -197,7 +200,7 @@ def train(
             ):
                 before = _choose_rollback(checkpoints, cursor, config.train, gone_back_to, loss, norm)
                 batches.close()
-                restored, skipped = checkpoint.restore(
+                restored, skipped = restore(
                     checkpoints,
                     identity,
                     model,
@@ -206,7 +209,7 @@ def train(
                     seed=seed,
                     before=before,
                 )
-                checkpoint.drop_checkpoints(checkpoints, after=restored.step)
+                drop_checkpoints(checkpoints, after=restored.step)
                 gone_back_to = restored.step
                 cursor = replace(
                     restored,
@@ -241,8 +244,14 @@ def train(
             emit(Validated(step, validation_loss, validation_loss / unigram_loss))
         if "checkpoint" in due:
             emit(CheckpointDue(step))
-            checkpoint.save_checkpoint(
-                checkpoints, cursor, identity, model, optimizers, keep=config.train.keep_checkpoints
+            save_checkpoint(
+                checkpoints,
+                cursor,
+                identity,
+                model,
+                optimizers,
+                keep=config.train.keep_checkpoints,
+                keep_every=config.train.keep_every,
             )
     if np.isnan(validation_loss):  # resumed after the last step, or stopped early
         validation_loss = validation(model, device, dtype)
@@ -261,7 +270,7 @@ def train(
 
 def _choose_rollback(
     checkpoints: str,
-    cursor: checkpoint.Cursor,
+    cursor: Cursor,
     config: TrainConfig,
     gone_back_to: int | None,
     loss: float,
@@ -275,7 +284,7 @@ def _choose_rollback(
     """
     fault = f"the loss ({loss}) or its gradient ({norm}) is not finite at step {cursor.step}"
     remedy = "with a lower learning rate (--optim.lr, --optim.muon-lr)"
-    steps = checkpoint.complete_checkpoints(checkpoints)
+    steps = complete_checkpoints(checkpoints)
     if not steps:
         raise DivergenceError(f"{fault}, before the first checkpoint: start again {remedy}")
     if cursor.rollbacks >= config.max_rollbacks:

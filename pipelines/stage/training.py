@@ -22,7 +22,7 @@ from llada.model.hf import load_model, save_state
 from llada.model.hf_config import read_end_ids
 from llada.model.transformer import ModelConfig
 from llada.settings import flatten_settings
-from llada.training.checkpoint import complete_checkpoints
+from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import (
     CheckpointDue,
     Event,

@@ -14,7 +14,7 @@ from llada.diffusion.objective import add_noise, masked_diffusion_loss
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.batches import BatchStream
-from llada.training.checkpoint import complete_checkpoints
+from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import CheckpointDue, RolledBack, StepDone, StepSkipped, Validated
 from llada.training.parallel import build_parallel
 from llada.training.run import RunConfig

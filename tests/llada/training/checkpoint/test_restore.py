@@ -1,10 +1,9 @@
-"""Checkpoints: interrupted ones are ignored, another run's refused, and older ones go on."""
+"""How a run begins: interrupted and damaged checkpoints are passed over, another run's refused, older ones go on."""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -14,16 +13,8 @@ from torch import Tensor
 
 from llada.data.tokens.manifest import ShardEntry, read_index, write_index
 from llada.errors import UserError
-from llada.model.transformer import Transformer
-from llada.training.checkpoint import (
-    DamagedError,
-    _damage_or_fault,
-    complete_checkpoints,
-    make_slots,
-    read_state,
-)
+from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import CheckpointSkipped
-from llada.training.optim import build_optimizers
 
 
 def assert_equal_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -202,26 +193,6 @@ def test_older_checkpoints_without_checksums_are_passed_over_too(
     assert "step-00000004" in resumed.events[1].reason
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"step": 3}, "it is not that of step 4"),
-        ({"step": "4"}, "step must be int"),
-        ({"steps": 4}, "unknown setting steps"),
-        ({"files": 7}, "it is not that of step 4"),
-        ({"identity": {"objective": 7}}, "TypeError"),
-    ],
-)
-def test_a_state_without_a_checksum_that_is_none_is_damaged(
-    tmp_path: Path, changes: dict, reason: str
-) -> None:
-    state = {"identity": {"objective": {"kind": "masked_diffusion"}}, "step": 4, **changes}
-    (tmp_path / "step-00000004").mkdir()
-    (tmp_path / "step-00000004" / "state.json").write_text(json.dumps(state))
-    with pytest.raises(DamagedError, match=f"step-00000004/state.json is damaged .*{reason}"):
-        read_state(str(tmp_path), 4)
-
-
 def test_a_damaged_checkpoint_on_a_remote_store_is_passed_over(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
@@ -251,13 +222,6 @@ def test_when_no_checkpoint_is_whole_one_line_says_so(
     assert "\n" not in str(raised.value)
 
 
-def test_an_absent_store_is_no_damage() -> None:
-    """Rights that are missing, say: what was trained must not be trained again because of them."""
-    assert isinstance(_damage_or_fault("step-1", FileNotFoundError(2, "No such file")), DamagedError)
-    for error in (PermissionError(13, "denied"), ConnectionResetError(104, "reset"), MemoryError()):
-        assert not isinstance(_damage_or_fault("step-1", error), DamagedError)
-
-
 def test_a_run_that_is_shorter_than_its_checkpoints_is_refused(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
@@ -265,38 +229,3 @@ def test_a_run_that_is_shorter_than_its_checkpoints_is_refused(
     with pytest.raises(UserError, match="are at step 4, beyond a run of 3"):
         run_here(make_config(num_steps=3), pretrain_folder, tmp_path)
     assert run_here(make_config(num_steps=5), pretrain_folder, tmp_path).events[0].first_step == 4
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_state_is_laid_out_as_the_optimizer_lays_it_out(make_config: Callable, optimizer: str) -> None:
-    """Of the same shapes and types, and where the parameter is: a fused AdamW refuses a step that is counted elsewhere."""
-    config, run = make_config(optimizer=optimizer)
-
-    def build(device: str) -> tuple[Transformer, list[torch.optim.Optimizer]]:
-        with torch.device(device):
-            model = Transformer(config)
-        return model, build_optimizers(model, run.optim)
-
-    model, optimizers = build("cpu")
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    for own in optimizers:
-        own.step()
-    stored = {
-        f"optim.{name}.{slot}": SimpleNamespace(size=value.shape)
-        for name, parameter in model.named_parameters()
-        for own in optimizers
-        for slot, value in own.state.get(parameter, {}).items()
-    }
-    assert stored
-    for device in ("cpu", "meta"):
-        empty_model, empty = build(device)
-        make_slots(empty_model, empty, stored)
-        for name, parameter in empty_model.named_parameters():
-            for own, theirs in zip(empty, optimizers, strict=True):
-                made = theirs.state.get(model.get_parameter(name), {})
-                laid_out = own.state.get(parameter, {})
-                assert {slot: (x.shape, x.dtype) for slot, x in laid_out.items()} == {
-                    slot: (x.shape, x.dtype) for slot, x in made.items()
-                }
-                assert all(x.device == parameter.device for x in laid_out.values())
