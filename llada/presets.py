@@ -26,7 +26,9 @@ from llada.training.optim import OptimConfig
 from llada.training.run import RunConfig, TrainConfig
 
 LLADA_TOKENIZER = "GSAI-ML/LLaDA-8B-Base"  # a local copy of this folder goes into --tokenizer
-SFT_DATA = PrepareConfig(kind="sft", row_length=4096, validation_fraction=0.01, too_long="truncate_prompt")
+SFT_DATA = PrepareConfig(
+    kind="sft", row_length=4096, validation_fraction=0.01, too_long="truncate_prompt", turns="random"
+)
 
 
 def tiny() -> Recipe:

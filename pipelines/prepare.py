@@ -22,9 +22,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
 from llada.data.prepare import filter_unit, pack_unit
+from llada.data.tokens.packing import Kind
 from llada.data.work.config import PrepareConfig, SourceConfig
 from llada.data.work.job import Job, Removals, Snapshot
 from llada.data.work.read_config import ReadConfig
@@ -63,7 +64,7 @@ class PrepareArgs:
 class _Kind:
     """The option that decides which of a preset's two preparations gives the other options' defaults."""
 
-    kind: Literal["pretrain", "sft"] = "pretrain"
+    kind: Kind = "pretrain"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -99,7 +100,7 @@ def parse_words(argv: Sequence[str]) -> tuple[PrepareArgs, PrepareConfig]:
     """(the arguments, the configuration that they and the preset make together)."""
     recipe, words = take_recipe(argv, "prepare")
     kind = parse_known(_Kind, words, "prepare <preset>").kind
-    preset = recipe.sft_prepare if kind == "sft" else recipe.prepare
+    preset = recipe.prepare if kind == "pretrain" else recipe.sft_prepare
     args = parse(PrepareArgs, words, "prepare <preset>", config=preset)
     config = settle_vocabulary(args.config, preset)
     if args.mixture:

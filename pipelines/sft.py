@@ -1,6 +1,7 @@
 """The command `sft`: a checkpoint and prepared conversations to a fine-tuned checkpoint folder (layout: pretrain.py).
 
-Not another trainer: the data says which positions may be masked (the answers) and what each row is divided by.
+Not another trainer: the data says which positions may be masked and what each row is divided by. Of kind "sft" these are
+the answers, one to a row (LLaDA); of kind "unified" all tokens of whole dialogues, as in pretraining (iLLaDA).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class SftArgs:
     model: str
     """Checkpoint folder to start from: ours, GSAI-ML/LLaDA's or iLLaDA's."""
     data: str
-    """A folder prepared with --kind sft."""
+    """A folder prepared with --kind sft or unified."""
     common: Annotated[Common, Flat]
     objective: ObjectiveConfig
     optim: OptimConfig
@@ -86,11 +87,11 @@ def sft(
     """Fine-tune the checkpoint folder `model` and return the manifest; goes on where it stopped, skips a finished one.
     `extend` lets a finished run go on to a new length.
 
-    Raises UserError: no checkpoint, data that is not of kind "sft" or of another tokenizer, and as `pretrain`.
+    Raises UserError: no checkpoint, data that is no dialogues or of another tokenizer, and as `pretrain`.
     """
     model, data, output = absolute(model), resolve_snapshot(absolute(data)), absolute(output)
-    if load_dataset_entry(data).kind != "sft":
-        raise UserError(f"{data} is not SFT data: prepare it with `llada prepare … --kind sft`")
+    if load_dataset_entry(data).kind == "pretrain":
+        raise UserError(f"{data} is not SFT data: prepare it with `llada prepare … --kind sft` (or unified)")
     local = fetch_folder(model)
     require_same_tokenizer(model, data)
     model_config, _ = read_config(local)

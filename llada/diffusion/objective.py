@@ -47,15 +47,20 @@ class ObjectiveConfig:
     document_mask: bool = True
     """A token attends only to its own document; LLaDA-8B was trained without."""
     random_length: float = limited(0.0, low=0, high=1)
-    """Share of the steps whose rows are cut to a random length (LLaDA: 0.01)."""
+    """Share of the steps whose rows are cut to a random length (LLaDA: 0.01). Idle on rows of one example."""
+    random_split: float = limited(0.0, low=0, high=1)
+    """Share of the rows that are split in two at a random place, neither part seeing the other (iLLaDA: 0.3): short contexts,
+    and no token thrown away. Idle on rows of one example."""
 
     def __post_init__(self) -> None:
         check_limits(self, "objective")
         get_schedule(self.schedule)
 
     def content(self) -> dict[str, Any]:
-        """The settings as a run's identity holds them: all, but the bell's where there is none."""
+        """The settings as a run's identity holds them: all, but those of a bell or a split where there is none."""
         settings = asdict(self)
+        if not self.random_split:
+            del settings["random_split"]
         if self.time.density != "bell":
             for name in ("bell_center", "bell_width"):
                 del settings["time"][name]

@@ -14,9 +14,9 @@ import torch
 from llada.data.tokens.order import stream_indices
 from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.batch import Batch
-from llada.diffusion.noise import stream_key, uniforms
 from llada.diffusion.objective import ObjectiveConfig
 from llada.settings import require
+from llada.training.lengths import vary_lengths
 
 
 class BatchStream:
@@ -60,12 +60,11 @@ class BatchStream:
         # is learned, does not depend on how rows are spread over workers.
         pad_to = int(self.dataset.lengths(ids, epochs).max()) if sft else None
         rows = self.dataset.rows(ids[mine], pad_to, epochs[mine])
-        length = self._random_length(step, rows.tokens.shape[1])
-        segments = torch.from_numpy(rows.segment_ids[:, :length])
-        return Batch(
-            tokens=torch.from_numpy(rows.tokens[:, :length]),
+        segments = torch.from_numpy(rows.segment_ids)
+        batch = Batch(
+            tokens=torch.from_numpy(rows.tokens),
             segment_ids=segments if self.config.document_mask and not sft else None,
-            maskable=torch.from_numpy(rows.maskable[:, :length]),
+            maskable=torch.from_numpy(rows.maskable),
             slots=torch.from_numpy(mine),
             epochs=torch.from_numpy(epochs[mine]),
             sample_ids=torch.from_numpy(ids[mine]),
@@ -73,10 +72,4 @@ class BatchStream:
             global_rows=G,
             per_row=sft,
         )
-
-    def _random_length(self, step: int, length: int) -> int:
-        """LLaDA's random length: rarely, a whole batch is cut to U{1 … L}; the same decision on every worker."""
-        if self.config.random_length == 0 or self.dataset.kind == "sft":
-            return length
-        draw = uniforms(stream_key(self.seed, "random-length", step), torch.arange(2))
-        return int(draw[1] * length) + 1 if float(draw[0]) < self.config.random_length else length
+        return batch if sft else vary_lengths(batch, self.config, self.seed)

@@ -169,18 +169,24 @@ def test_s3(local_ray, s3_url, corpus, prepared, tmp_path, monkeypatch, verify_s
     assert run(CONFIG, f"{s3_url}/{corpus.name}", output) == read_manifest(output)
 
 
-def test_sft_with_the_tokenizer_of_a_prepared_folder(prepared, tmp_path):
+@pytest.mark.parametrize("kind", ["sft", "unified"])
+def test_sft_with_the_tokenizer_of_a_prepared_folder(prepared, tmp_path, kind):
     path = tmp_path / "pairs.jsonl"
     path.write_text(
         "".join(json.dumps({"question": f"{i}?", "answer": f"It is {i}."}) + "\n" for i in range(20))
     )
     config = PrepareConfig(
-        kind="sft", row_length=96, tokenizer=str(prepared / "tokenizer"), validation_fraction=0.3
+        kind=kind, row_length=96, tokenizer=str(prepared / "tokenizer"), validation_fraction=0.3
     )
     manifest = run(config, path, tmp_path / "out")
-    assert manifest["counts"]["train_rows"] + manifest["counts"]["validation_rows"] == 20
-    data = TokenDataset(str(tmp_path / "out"))
-    assert data.kind == "sft"
+    counts, data = manifest["counts"], TokenDataset(str(tmp_path / "out"))
+    assert data.kind == kind
+    if kind == "unified":  # several to a row, and all of them is learned
+        rows = data.rows(np.arange(len(data)))
+        assert rows.segment_ids.max() > 0
+        assert rows.maskable.sum() == counts["train_tokens"] == load_unigram_counts(data.url).sum()
+        return
+    assert counts["train_rows"] + counts["validation_rows"] == 20
     rows = data.rows(np.arange(len(data)), pad_to=int(data.lengths(np.arange(len(data))).max()))
     assert rows.maskable[:, -1].all()
     assert not rows.maskable[:, 0].any()

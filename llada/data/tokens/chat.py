@@ -1,7 +1,7 @@
 """Dialogues to training examples (LLaDA's SFT data, facts of its paper's section 2.3).
 
-An n-turn dialogue gives n examples, each with everything before the answer as its prompt (LLaDA draws one of the n at
-random; all are kept here, so that nothing depends on chance).
+An n-turn dialogue gives n examples, each with everything before the answer as its prompt; LLaDA draws one of the n at
+random (`PrepareConfig.turns`).
 
 The answer's tokens are its text, `<|eot_id|>` and the end-of-text token: the chat template closes every message with
 eot, so that is what the model must learn to write, and end-of-text says that the canvas is over. LLaDA's guideline

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,10 @@ from llada.data.document import Document, prompt_answer_pairs
 from llada.data.outcomes import KEPT, Report
 from llada.data.tokens.chat import NO_WORDS, TooLong, encode_example
 from llada.data.tokens.fidelity import compare, is_sampled
+from llada.data.tokens.packing import Kind
 from llada.tokenizer import encode_texts, holds_words
+
+Turns = Literal["all", "random"]
 
 # Characters in one call: the tokenizers library takes about 100 bytes for each, and the caches are small.
 ENCODED_CHARS = 1 << 18
@@ -26,19 +31,25 @@ ENCODED_CHARS = 1 << 18
 
 @dataclass(frozen=True)
 class Encoder:
-    """How a document becomes tokens: plain text whole, a dialogue as an example for each of its answers."""
+    """How a document becomes tokens: plain text whole; a dialogue as an example for each of its answers, or for one of them,
+    or whole."""
 
     tokenizer: PreTrainedTokenizerFast
-    kind: Literal["pretrain", "sft"]
+    kind: Kind
     row_length: int
     too_long: TooLong
+    turns: Turns = "all"
+    seed: int = 0
+    """Of the drawn turns."""
 
     def encode(self, documents: list[Document]) -> list[list[Any]]:
-        """For each document its items of a `RowLayout`: one array uint32 (tokens,) that ends in EOS, or the dialogue's
-        examples; instead of one that cannot be, the reason (`encode_example`)."""
+        """For each document its items of a `RowLayout`: one array uint32 (tokens,) that ends in EOS, or for kind "sft" the
+        dialogue's examples; instead of one that cannot be, the reason (`encode_example`)."""
         if self.kind == "pretrain":
             encoded = encode_texts(self.tokenizer, [document.text for document in documents])
             return [[self._row(ids)] for ids in encoded]
+        if self.kind == "unified":
+            return [[self._dialogue(document)] for document in documents]
         return [self._examples(document) for document in documents]
 
     def _row(self, ids: list[int]) -> Any:
@@ -48,6 +59,11 @@ class Encoder:
         return np.frombuffer(array("I", [*ids, self.tokenizer.eos_token_id]), dtype=np.uint32)
 
     def _examples(self, document: Document) -> list[Any]:
+        pairs = prompt_answer_pairs(document.messages)
+        if self.turns == "random":
+            # By its hash, so that the dialogue gives the same example wherever and whenever it is prepared.
+            digest = blake2b(document.text.encode(), digest_size=8, key=f"turn {self.seed}".encode()).digest()
+            pairs = [pairs[int.from_bytes(digest, "little") % len(pairs)]]
         return [
             encode_example(
                 self.tokenizer,
@@ -57,8 +73,14 @@ class Encoder:
                 row_length=self.row_length,
                 too_long=self.too_long,
             )
-            for history, answer in prompt_answer_pairs(document.messages)
+            for history, answer in pairs
         ]
+
+    def _dialogue(self, document: Document) -> Any:
+        """All up to the last answer that is to be learned, and EOS."""
+        history, answer = prompt_answer_pairs(document.messages)[-1]
+        whole = encode_example(self.tokenizer, history, answer, tools=document.tools, row_length=sys.maxsize)
+        return whole if isinstance(whole, str) else np.array(whole.tokens, dtype=np.uint32)
 
 
 def encode(

@@ -13,11 +13,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llada.data.tokens.packing import Kind
 from llada.errors import UserError
 from llada.files import join, read_bytes, sha256, writing
 from llada.store_errors import StoreError
@@ -86,7 +87,7 @@ class SplitEntry:
 class DatasetEntry:
     """What training needs to know of a prepared folder."""
 
-    kind: Literal["pretrain", "sft"]
+    kind: Kind
     row_length: int
     packing: str = ""
     vocab_size: int = 0

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 Packing = Literal["concatenate_and_cut", "best_fit"]
+Kind = Literal["pretrain", "sft", "unified"]
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,25 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How the rows of a folder are made: of documents (1-D arrays of tokens), or for kind "sft" of examples
-    (`llada.data.tokens.chat.Example`)."""
+    """How the rows of a folder are made: of documents or whole dialogues (1-D arrays of tokens), or for kind "sft" of
+    examples (`llada.data.tokens.chat.Example`)."""
 
     row_length: int
     pad_id: int
     packing: Packing = "concatenate_and_cut"
-    kind: Literal["pretrain", "sft"] = "pretrain"
+    kind: Kind = "pretrain"
 
     def size(self, item: Any) -> int:
         """What an item takes of a `capacity`."""
-        return len(item) if self.kind == "pretrain" else 1
+        return 1 if self.kind == "sft" else len(item)
 
     def capacity(self, rows: int) -> int:
         """What fills `rows` rows: tokens, or of "sft" examples."""
-        return rows * self.row_length if self.kind == "pretrain" else rows
+        return rows if self.kind == "sft" else rows * self.row_length
 
     def take(self, items: list[Any], capacity: int) -> tuple[list[Any], list[Any]]:
         """(the items of the next rows, those left), of items that fill `capacity`."""
-        if self.kind == "pretrain" and self.packing == "concatenate_and_cut":
+        if self.kind != "sft" and self.packing == "concatenate_and_cut":
             return take_tokens(items, capacity)
         return items, []
 

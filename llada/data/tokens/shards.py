@@ -123,7 +123,7 @@ class TokenDataset:
     epoch of the mixture the ones after these. Sources stand one after the other; the order of training is a permutation
     of all indices.
 
-    Attributes: `kind` ("pretrain" or "sft"), `row_length`, `fingerprint` (hash of the shards' names, checksums and
+    Attributes: `kind` ("pretrain", "sft" or "unified"), `row_length`, `fingerprint` (hash of the shards' names, checksums and
     passes: equal fingerprints mean equal rows in equal order), `info` (a `DatasetEntry`: what the manifest says).
     """
 
@@ -158,7 +158,7 @@ class TokenDataset:
     def rows(self, indices: np.ndarray, pad_to: int | None = None, epochs: np.ndarray | int = 0) -> Rows:
         """The rows at `indices` (B,) in the `epochs` (B,) of the mixture, in that order.
 
-        Pretraining: maskable is every column of a segment, segment_ids count the documents of a row from 0.
+        Pretraining and "unified": maskable is every column of a segment, segment_ids count the documents of a row from 0.
         SFT (LLaDA's rules): the EOS padding belongs to the answer, so maskable is every column from the answer's
         start on, and all segment_ids are 0; `pad_to` keeps only the first columns (it must hold the longest row).
         """

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from llada.data.dedup.decontaminate import DecontaminationConfig
 from llada.data.dedup.steps import DedupConfig
 from llada.data.filters.chain import plugin_settings, resolve_filters
 from llada.data.tokens.chat import TooLong
+from llada.data.tokens.encoding import Turns
 from llada.data.tokens.mixture import SourceShare
-from llada.data.tokens.packing import Packing
+from llada.data.tokens.packing import Kind, Packing
 from llada.data.work.read_config import ReadConfig
 from llada.settings import check_limits, limited, require
 
-Kind = Literal["pretrain", "sft"]
 # Settings that say where something lies or when to give up: they change no byte of a shard.
 _NOT_CONTENT = (
     "tokenizer",
@@ -58,7 +58,8 @@ class PrepareConfig:
     """What the token shards contain. Where and with how many workers they are made is no part of it."""
 
     kind: Kind = "pretrain"
-    """"pretrain": documents, packed into rows. "sft": one (prompt, answer) example per row."""
+    """"pretrain": documents, packed into rows. "sft": one (prompt, answer) example per row, of which the answer is learned
+    (LLaDA). "unified": dialogues whole, packed and learned like documents, their prompts too (iLLaDA)."""
     row_length: int = limited(1024, low=8, high=1 << 20)
     """Tokens per row; the longest context that a model can be trained on with this data."""
     packing: Packing = "concatenate_and_cut"
@@ -80,9 +81,12 @@ class PrepareConfig:
     validation_fraction: float = limited(0.01, low=0, below=1)
     """Share of the documents (SFT: of the dialogues) that go to the validation split, chosen by their hash."""
     split_seed: int = 0
-    """Changes which documents are held out for validation."""
+    """Changes which documents are held out for validation, and which turns are drawn."""
     too_long: TooLong = "drop"
     """What happens to an example longer than a row: "drop", or "truncate_prompt" (sft)."""
+    turns: Turns = "all"
+    """Which answers of a dialogue become examples, each with all before it as its prompt: "all", or one at random, chosen
+    by the dialogue's hash (LLaDA, §2.3) (sft)."""
     rows_per_shard: int = limited(16384, low=1)
     """Rows in one shard file; a unit's last shard holds what is left."""
     unit_bytes: int = limited(64 << 20, low=1)
@@ -110,7 +114,10 @@ class PrepareConfig:
             "filters, dedup and decontamination are for kind pretrain",
         )
         is_chat = any(read.chat_fields or read.chat_roles for read in reads)
-        require(self.kind == "sft" or not is_chat, "read.chat_fields and read.chat_roles are for kind sft")
+        require(
+            self.kind != "pretrain" or not is_chat,
+            "read.chat_fields and read.chat_roles are for kind sft and unified",
+        )
 
     @property
     def deduplicates(self) -> bool:
@@ -127,6 +134,8 @@ class PrepareConfig:
         settings = {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
         settings["read"] = _reading(self.read)
         settings["sources"] = {source.name: _reading(source.read) for source in self.sources}
+        if self.kind != "sft" or self.turns == "all":  # as in folders from before one could be drawn
+            del settings["turns"]
         if self.tokenizer is not None:
             settings["train_tokenizer_vocab"] = None
         names = [name for read in (self.read, *(s.read for s in self.sources)) for name in read.filters]
@@ -145,7 +154,9 @@ class PrepareConfig:
                 source.name: {**asdict(source), "read": _in_force(source.read, self.kind)}
                 for source in self.sources
             }
-        idle = ["too_long"] if self.kind == "pretrain" else ["packing", "dedup", "decontamination"]
+        idle = ["packing"] if self.kind == "sft" else ["too_long", "turns"]
+        if self.kind != "pretrain":
+            idle += ["dedup", "decontamination"]
         if self.tokenizer is not None:
             idle += ["train_tokenizer_vocab", "tokenizer_sample_bytes"]
         if not self.deduplicates:
@@ -161,7 +172,7 @@ def _in_force(read: ReadConfig, kind: Kind) -> dict[str, Any]:
     chosen = resolve_filters(read.filters)
     settings["rules"] = {name: values for name, values in settings["rules"].items() if name in chosen}
     idle: tuple[str, ...] = ("chat_fields", "chat_roles")
-    if kind == "sft":
+    if kind != "pretrain":
         idle = ("text_field", "filters", "rules", "min_chars", "max_chars", "section_chars")
     return {name: value for name, value in settings.items() if name not in idle}
 

@@ -39,7 +39,7 @@ class Reading:
 
     @property
     def is_dialogues(self) -> bool:
-        return self.job.config.kind == "sft"
+        return self.job.config.kind != "pretrain"
 
     @property
     def documents_of(self) -> DocumentsOf:

@@ -47,7 +47,9 @@ class Writing:
     @property
     def encoder(self) -> Encoder:
         config = self.job.config
-        return Encoder(self._tokenizer, config.kind, config.row_length, config.too_long)
+        return Encoder(
+            self._tokenizer, config.kind, config.row_length, config.too_long, config.turns, config.split_seed
+        )
 
     @property
     def target(self) -> Target:

@@ -360,5 +360,6 @@ def test_the_identity_of_a_run_does_not_name_what_it_does_not_use() -> None:
     times = {"sampling", "density", "t_min", "t_max"}
     content = ObjectiveConfig().content()
     assert (content.keys(), content["time"].keys()) == (first, times)
-    content = ObjectiveConfig(time=TimeConfig(density="bell")).content()
+    content = ObjectiveConfig(time=TimeConfig(density="bell"), random_split=0.3).content()
+    assert content["random_split"] == 0.3
     assert content["time"].keys() == {*times, "bell_center", "bell_width"}

@@ -118,6 +118,13 @@ def sft_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 @pytest.fixture(scope="session")
+def unified_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Dialogues whole, packed like documents."""
+    packed = [concatenate_and_cut(counting_documents(seed, 24), L, EOS) for seed in (5, 6)]
+    return write_folder(tmp_path_factory.mktemp("unified"), "unified", packed[:1], packed[1])
+
+
+@pytest.fixture(scope="session")
 def make_config() -> Callable[..., tuple[ModelConfig, RunConfig]]:
     """(network, run) with eight rows a step; keyword arguments go to whichever of the configs knows the name."""
 

@@ -106,6 +106,18 @@ def test_fine_tuning_never_noises_the_prompt_and_learns_the_padding(sft_folder: 
     assert masked_padding > 0
 
 
+def test_unified_fine_tuning_is_pretraining_on_dialogues(unified_folder: Any) -> None:
+    """iLLaDA: prompts are noised too, dialogues in a row do not see each other, and the row is not divided by itself."""
+    source = stream(unified_folder, rows=len(TokenDataset(unified_folder.url)))
+    batch = source.load(0)
+    full = source.dataset.rows(batch.sample_ids.numpy())
+    assert torch.equal(batch.segment_ids, torch.from_numpy(full.segment_ids))
+    assert torch.equal(batch.maskable, torch.from_numpy(full.segment_ids >= 0))  # all but the padding
+    assert 0 < (~batch.maskable).sum() < L
+    assert batch.segment_ids.max() > 0
+    assert not batch.per_row
+
+
 def test_padding_of_a_fine_tuning_batch_is_that_of_all_workers(sft_folder: Any) -> None:
     widths = {stream(sft_folder, rank=r, workers=4).load(2).tokens.shape[1] for r in range(4)}
     assert widths == {stream(sft_folder).load(2).tokens.shape[1]}

@@ -44,6 +44,39 @@ def test_a_dialogue_without_a_fitting_example_is_refused(tokenizer):
     assert report.edits == {"examples_longer_than_row": 1}
 
 
+def conversation(number: int, turns: int = 3):
+    messages = []
+    for turn in range(turns):
+        messages += [
+            {"role": "user", "content": f"question {number} {turn}"},
+            {"role": "assistant", "content": f"answer {number} {turn}"},
+        ]
+    return dialogue(messages)
+
+
+def test_one_turn_of_a_dialogue_is_drawn(tokenizer):
+    """Each as often as the others, whatever stands around the dialogue, and the example is the one of all turns."""
+    dialogues = [conversation(number) for number in range(200)]
+    everything = Encoder(tokenizer, "sft", 512, "drop").encode(dialogues)
+    drawn = Encoder(tokenizer, "sft", 512, "drop", "random").encode(dialogues)
+    turns = [examples.index(example) for examples, (example,) in zip(everything, drawn, strict=True)]
+    assert min(turns.count(turn) for turn in range(3)) > 67 - 4 * 6.7
+    assert drawn[150:] == Encoder(tokenizer, "sft", 512, "drop", "random").encode(dialogues[150:])
+    assert drawn != Encoder(tokenizer, "sft", 512, "drop", "random", seed=1).encode(dialogues)
+
+
+def test_a_dialogue_as_a_whole_ends_with_its_last_learned_answer(tokenizer):
+    whole = conversation(0)
+    untold = dialogue([*whole.messages, {"role": "assistant", "content": "no", "trained": False}])
+    last = Encoder(tokenizer, "sft", 512, "drop").encode([whole])[0][-1]
+    report = Report()
+    # However short a row is: nothing is dropped, rows cut it.
+    encoded = list(encode([whole, untold], Encoder(tokenizer, "unified", 16, "drop"), report))
+    assert [tokens.tolist() for _, (tokens,) in encoded] == [last.tokens, last.tokens]
+    assert len(last.tokens) > 16
+    assert sum(report.histograms["tokens"].values()) == 2
+
+
 @pytest.fixture(params=["left out", "unknown"])
 def english(request):
     """A tokenizer that knows a few English words; what it does not know it leaves out, or marks."""

@@ -10,9 +10,10 @@ from llada.data.tokens.packing import RowLayout
 from llada.data.tokens.writer import ShardWriter, Target, write
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "unified"])
 @pytest.mark.parametrize(("packing", "rows"), [("concatenate_and_cut", [2, 2, 1]), ("best_fit", [3, 3])])
-def test_a_shard_is_written_when_its_rows_are_full(tmp_path, packing, rows):
-    layout = RowLayout(8, 0, packing)
+def test_a_shard_is_written_when_its_rows_are_full(tmp_path, packing, rows, kind):
+    layout = RowLayout(8, 0, packing, kind)
     writer = ShardWriter("train", Target(str(tmp_path), "unit-{:03d}", layout, 2, 10, source="web"))
     for _ in range(6):
         writer.add(np.arange(1, 7, dtype=np.uint32))

@@ -16,9 +16,11 @@ from llada.settings import flatten_settings
     [
         ({"row_length": 0}, "prepare: row_length must be at least 8, not 0"),
         ({"row_length": 1 << 30}, "row_length must be at most"),
-        ({"kind": "other"}, "kind must be one of pretrain, sft, not 'other'"),
+        ({"kind": "other"}, "kind must be one of pretrain, sft, unified, not 'other'"),
         ({"packing": "tight"}, "packing must be one of concatenate_and_cut, best_fit"),
-        ({"read": ReadConfig(chat_roles={"bot": "assistant"})}, "chat_roles are for kind sft"),
+        ({"read": ReadConfig(chat_roles={"bot": "assistant"})}, "chat_roles are for kind sft and unified"),
+        ({"turns": "first"}, "turns must be one of all, random, not 'first'"),
+        ({"kind": "unified", "dedup": DedupConfig()}, "are for kind pretrain"),
         ({"max_lost_text_fraction": 2}, "max_lost_text_fraction must be at most 1"),
         ({"too_long": "keep"}, "too_long must be one of drop, truncate_prompt"),
         ({"validation_fraction": 1.0}, "validation_fraction must be below 1, not 1.0"),
@@ -81,6 +83,9 @@ def test_what_says_nothing_of_dialogues_is_in_no_hash():
     assert "chat_roles" not in {**plain["read"], **plain["sources"]["a"]}
     told = PrepareConfig(kind="sft", read=ReadConfig(chat_roles={"bot": "assistant"})).content()
     assert told["read"]["chat_roles"] == {"bot": "assistant"}
+    for kind, turns in (("pretrain", "random"), ("unified", "random"), ("sft", "all")):
+        assert "turns" not in PrepareConfig(kind=kind, turns=turns).content()
+    assert PrepareConfig(kind="sft", turns="random").content()["turns"] == "random"
     assert PrepareConfig(max_lost_text_fraction=0.5).content() == PrepareConfig().content()
 
 
@@ -106,5 +111,9 @@ def test_the_settings_in_force_are_those_that_the_others_leave_a_meaning():
     for idle in ("read.", "train_tokenizer_vocab", "tokenizer_sample_bytes", "sources.code.read.rules"):
         assert not [name for name in web if name.startswith(idle)], idle
     chat = PrepareConfig(kind="sft", tokenizer="t").in_force()
-    assert chat["too_long"] == "drop"
+    assert (chat["too_long"], chat["turns"]) == ("drop", "all")
+    whole = PrepareConfig(kind="unified", tokenizer="t").in_force()
+    assert chat.keys() - whole.keys() == {"too_long", "turns"}
+    assert whole.keys() - chat.keys() == {"packing"}
+    assert whole["read"] == chat["read"]
     assert set(chat["read"]) == {"chat_fields", "chat_roles", "encoding", "extractor", "max_record_bytes"}
