@@ -1,4 +1,4 @@
-"""The command `convert`: layouts of others, of checkpoints (LLaDA's, iLLaDA's, Llama's) and of token data (Megatron's
+"""The command `convert`: layouts of others, of checkpoints (LLaDA's, iLLaDA's, Llama's, Qwen's) and of token data (Megatron's
 .idx/.bin)."""
 
 from __future__ import annotations

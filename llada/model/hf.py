@@ -1,4 +1,4 @@
-"""Checkpoint folders: ours, the official GSAI-ML/LLaDA layout, and standard Llama tensor names (iLLaDA, AR Llamas).
+"""Checkpoint folders: ours, the official GSAI-ML/LLaDA layout, and standard tensor names (iLLaDA, Llama, Qwen2, Qwen3).
 
 A folder is `config.json` plus `model.safetensors` (or shards and `model.safetensors.index.json`), plus the
 tokenizer's files if it has any. Loading fails on any missing, unused or mis-shaped tensor and names it: transformers 5
@@ -43,6 +43,8 @@ LAYER_NAMES: dict[Layout, dict[str, str]] = {
         "q_proj": "q_proj",
         "k_proj": "k_proj",
         "v_proj": "v_proj",
+        "q_norm": "q_norm",
+        "k_norm": "k_norm",
         "o_proj": "attn_out",
         "ffn_norm": "ff_norm",
         "gate_proj": "ff_proj",
@@ -54,6 +56,8 @@ LAYER_NAMES: dict[Layout, dict[str, str]] = {
         "q_proj": "self_attn.q_proj",
         "k_proj": "self_attn.k_proj",
         "v_proj": "self_attn.v_proj",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
         "o_proj": "self_attn.o_proj",
         "ffn_norm": "post_attention_layernorm",
         "gate_proj": "mlp.gate_proj",
@@ -75,17 +79,24 @@ LAYER_PREFIX: dict[Layout, str] = {"llada": "model.transformer.blocks.", "llama"
 def tensor_names(config: ModelConfig, layout: Layout) -> dict[str, str]:
     """Our parameter name -> the layout's tensor name, for every parameter of the network."""
     top = ["embed", "norm"] + ([] if config.tie_embeddings else ["lm_head"])
-    layer = list(LAYER_NAMES["llada"])
-    if layout == "ours":
-        ours = [f"{name}.weight" for name in top]
-        ours += [f"layers.{i}.{name}.weight" for i in range(config.num_layers) for name in layer]
-        return {name: name for name in ours}
-    names = {f"{name}.weight": f"{TOP_NAMES[layout][name]}.weight" for name in top}
+    layer = [
+        (name, "weight")
+        for name in LAYER_NAMES["llada"]
+        if config.qk_norm or name not in ("q_norm", "k_norm")
+    ]
+    if config.qkv_bias:
+        layer += [(name, "bias") for name in ("q_proj", "k_proj", "v_proj")]
+    names: dict[str, str] = {}
+    for name in top:
+        theirs = name if layout == "ours" else TOP_NAMES[layout][name]
+        names[f"{name}.weight"] = f"{theirs}.weight"
     for i in range(config.num_layers):
-        for name in layer:
-            names[f"layers.{i}.{name}.weight"] = (
-                f"{LAYER_PREFIX[layout]}{i}.{LAYER_NAMES[layout][name]}.weight"
+        for name, kind in layer:
+            ours = f"layers.{i}.{name}.{kind}"
+            theirs = (
+                ours if layout == "ours" else f"{LAYER_PREFIX[layout]}{i}.{LAYER_NAMES[layout][name]}.{kind}"
             )
+            names[ours] = theirs
     return names
 
 

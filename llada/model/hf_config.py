@@ -8,7 +8,7 @@ else.
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,35 @@ Layout = Literal["ours", "llada", "llama"]
 OUR_MODEL_TYPE = "masked_diffusion_transformer"
 
 
+@dataclass(frozen=True)
+class Family:
+    """Networks with standard tensor names that a `model_type` stands for."""
+
+    architecture: str
+    causal: bool
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rms_norm_eps: float = 1e-6
+    """Where the config says none."""
+    head_dim: int | None = None
+    """The same; None: hidden_size / num_attention_heads."""
+    mask_token_id: int | None = None
+    """The same."""
+
+
+# a2d-…: bidirectional networks made of autoregressive ones, as dLLM (ZHZisZZ/dllm) calls them.
+FAMILIES = {
+    # iLLaDA's config declares no mask id; its documentation says 5.
+    "illada": Family("ILLaDAForCausalLM", causal=False, rms_norm_eps=1e-5, mask_token_id=5),
+    "llama": Family("LlamaForCausalLM", causal=True),
+    "qwen2": Family("Qwen2ForCausalLM", causal=True, qkv_bias=True),
+    "qwen3": Family("Qwen3ForCausalLM", causal=True, qk_norm=True, head_dim=128),
+    "a2d-llama": Family("A2DLlamaLMHeadModel", causal=False),
+    "a2d-qwen2": Family("A2DQwen2LMHeadModel", causal=False, qkv_bias=True),
+    "a2d-qwen3": Family("A2DQwen3LMHeadModel", causal=False, qk_norm=True, head_dim=128),
+}
+
+
 def detect_layout(config: dict[str, Any], folder: Path) -> Layout:
     """Which layout a config.json describes."""
     model_type = str(config.get("model_type"))
@@ -34,12 +63,16 @@ def detect_layout(config: dict[str, Any], folder: Path) -> Layout:
         return "ours"
     if model_type == "llada" and "d_model" in config:
         return "llada"
-    if "hidden_size" in config and ("llada" in model_type.lower() or model_type == "llama"):
+    if "hidden_size" in config and _family(model_type) is not None:
         return "llama"
     raise UserError(
         f"{folder}/config.json: model_type {model_type!r} is none of '{OUR_MODEL_TYPE}', 'llada' (GSAI-ML/LLaDA), "
-        f"'illada' or 'llama' (standard Llama tensor names)"
+        f"or of those with standard tensor names: {', '.join(FAMILIES)}"
     )
+
+
+def _family(model_type: str) -> Family | None:
+    return FAMILIES.get("illada" if "llada" in model_type.lower() else model_type)
 
 
 # Settings of a layout's config that say nothing about a forward in evaluation mode: of initialisation, dropout, other
@@ -69,7 +102,6 @@ _LLADA_ONLY = {
     "block_group_size": 1,
     "block_type": "llama",
     "include_bias": False,
-    "include_qkv_bias": False,
     "input_emb_norm": False,
     "layer_norm_type": "rms",
     "layer_norm_with_affine": True,
@@ -127,36 +159,41 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
             max_length=values.pop("max_sequence_length"),
             rms_norm_eps=values.pop("rms_norm_eps", 1e-5),
             tie_embeddings=tied,
+            qkv_bias=bool(values.pop("include_qkv_bias", False)),
             mask_token_id=config.get("mask_token_id"),
             **shared,
         )
     else:
         values.allow_only(_LLAMA_ONLY)
-        is_ar = config["model_type"] == "llama"
+        family = _family(config["model_type"])
+        assert family is not None
+        if family.qkv_bias or family.qk_norm:
+            values.pop(
+                "sliding_window", None
+            )  # of no effect without use_sliding_window, which is not allowed
         if set(values.pop("layer_types", None) or ()) - {"full_attention"}:
             raise UserError(
                 f"{file}: layer_types = {config['layer_types']} is not supported, only full_attention"
             )
-        heads = values.pop("num_attention_heads")
+        heads, d_model = values.pop("num_attention_heads"), values.pop("hidden_size")
+        width = values.pop("head_dim", None) or family.head_dim
         parsed = ModelConfig(
             vocab_size=values.pop("vocab_size"),
-            d_model=values.pop("hidden_size"),
+            d_model=d_model,
             num_layers=values.pop("num_hidden_layers"),
             num_heads=heads,
             num_kv_heads=values.pop("num_key_value_heads", None) or heads,
             ffn_dim=values.pop("intermediate_size"),
             max_length=values.pop("max_position_embeddings"),
-            rms_norm_eps=values.pop("rms_norm_eps", 1e-6 if is_ar else 1e-5),
+            rms_norm_eps=values.pop("rms_norm_eps", family.rms_norm_eps),
             tie_embeddings=values.pop("tie_word_embeddings", False),
-            causal=is_ar,
-            # iLLaDA's config declares no mask id; its documentation says 5.
-            mask_token_id=config.get("mask_token_id", None if is_ar else 5),
+            causal=family.causal,
+            head_width=width if width is not None and width * heads != d_model else None,
+            qkv_bias=family.qkv_bias,
+            qk_norm=family.qk_norm,
+            mask_token_id=config.get("mask_token_id", family.mask_token_id),
             **shared,
         )
-        if (width := values.pop("head_dim", None)) not in (None, parsed.head_dim):
-            raise UserError(
-                f"{file}: head_dim = {width} is not supported, only hidden_size / num_attention_heads = {parsed.head_dim}"
-            )
     values.refuse_rest()
     return parsed
 
@@ -255,11 +292,19 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
         )
     torch_dtype = str(dtype).removeprefix("torch.")
     if layout == "llama":
-        family = {"architectures": ["ILLaDAForCausalLM"], "model_type": "illada"}
-        if config.causal:
-            family = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+        found = [
+            name
+            for name, family in FAMILIES.items()
+            if (family.causal, family.qkv_bias, family.qk_norm)
+            == (config.causal, config.qkv_bias, config.qk_norm)
+        ]
+        if not found:
+            raise UserError(
+                "a network with qkv_bias and qk_norm has no place in the layout llama: keep it in ours"
+            )
         return {
-            **family,
+            "architectures": [FAMILIES[found[0]].architecture],
+            "model_type": found[0],
             "hidden_act": "silu",
             "hidden_size": config.d_model,
             "intermediate_size": config.ffn_dim,
@@ -281,6 +326,10 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
         }
     if config.causal:
         raise UserError("a causal network has no place in LLaDA's layout: convert it with --layout llama")
+    if config.qk_norm or config.head_width is not None:
+        raise UserError(
+            "qk_norm and head_width have no place in LLaDA's layout: convert it with --layout llama or ours"
+        )
     return {
         "activation_type": "silu",
         "alibi": False,
@@ -303,7 +352,7 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
         "eos_token_id": config.eos_token_id,
         "flash_attention": False,
         "include_bias": False,
-        "include_qkv_bias": False,
+        "include_qkv_bias": config.qkv_bias,
         "init_cutoff_factor": None,
         "init_device": "meta",
         "init_fn": "mitchell",

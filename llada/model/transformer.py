@@ -1,7 +1,8 @@
 """The network: tokens in, logits out.
 
 A bidirectional Llama-style Transformer (LLaDA, arXiv 2502.09992, Table 5): pre-norm RMSNorm, rotary positions in
-float32, SwiGLU, grouped-query attention, no biases. Nothing here knows about losses, meshes or optimizers.
+float32, SwiGLU, grouped-query attention. Nothing here knows about losses, meshes or optimizers. Settings add what Qwen2
+(`qkv_bias`) and Qwen3 (`qk_norm`, `head_width`) have besides.
 `causal=True` gives the autoregressive twin for fair comparison, `block_length` a block-causal network, in between.
 
 Shape legend: B rows, L positions, T tokens of rows laid end to end, D model width, H heads, K key/value heads, E head
@@ -35,7 +36,7 @@ class ModelConfig:
     """Width of the residual stream."""
     num_layers: int = limited(MISSING, low=1)
     num_heads: int = limited(MISSING, low=1)
-    """Attention heads; their even width is d_model / num_heads."""
+    """Attention heads."""
     ffn_dim: int = limited(MISSING, low=1)
     """Width of the SwiGLU."""
     num_kv_heads: int | None = limited(None, low=1)
@@ -52,6 +53,12 @@ class ModelConfig:
     block_length: int | None = limited(None, low=1)
     """A position attends to its own block of so many, counted from a row's first token, and to the earlier ones (BD3-LM,
     LLaDA2), so that the keys and values of a finished block stay as they are; None: to all positions."""
+    head_width: int | None = limited(None, low=2)
+    """Width of each head, even; None: d_model / num_heads."""
+    qkv_bias: bool = False
+    """The projections to queries, keys and values add a bias (Qwen2)."""
+    qk_norm: bool = False
+    """Each head's queries and keys have RMS norms of their own before they are rotated (Qwen3)."""
     mask_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -59,9 +66,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_limits(self, "model")
         require(
-            self.d_model % self.num_heads == 0 and self.head_dim % 2 == 0,
-            f"model: d_model {self.d_model} must be num_heads {self.num_heads} × an even head width",
+            self.head_width is not None or (self.d_model % self.num_heads == 0 and self.head_dim % 2 == 0),
+            f"model: d_model {self.d_model} must be num_heads {self.num_heads} × an even head width, or head_width be set",
         )
+        require(self.head_dim % 2 == 0, f"model: head_width {self.head_width} must be even")
         require(
             self.num_heads % self.kv_heads == 0,
             f"model: num_heads {self.num_heads} is not a multiple of num_kv_heads {self.kv_heads}",
@@ -82,12 +90,8 @@ class ModelConfig:
             )
 
     def content(self) -> dict[str, Any]:
-        """The settings as files, hashes and a run's identity hold them: all, but `block_length` where there are no
-        blocks."""
-        settings = asdict(self)
-        if self.block_length is None:
-            del settings["block_length"]
-        return settings
+        """The settings as files, hashes and a run's identity hold them: all, but of `OPTIONAL` those that ask for nothing."""
+        return {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
 
     @property
     def kv_heads(self) -> int:
@@ -95,7 +99,7 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.d_model // self.num_heads
+        return self.d_model // self.num_heads if self.head_width is None else self.head_width
 
     @property
     def num_parameters(self) -> int:
@@ -103,22 +107,28 @@ class ModelConfig:
 
     @property
     def num_non_embedding_parameters(self) -> int:
-        attention = 2 * self.d_model**2 + 2 * self.d_model * self.kv_heads * self.head_dim
+        q_dim, kv_dim = self.num_heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = 2 * self.d_model * (q_dim + kv_dim)
+        attention += (q_dim + 2 * kv_dim) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
         per_layer = attention + 3 * self.d_model * self.ffn_dim + 2 * self.d_model
         return self.num_layers * per_layer + self.d_model
 
     def training_flops_per_token(self, row_length: int) -> float:
-        """Forward and backward FLOPs of one token: 6 per weight that multiplies it, 12·L·D per layer of attention.
+        """Forward and backward FLOPs of one token: 6 per weight that multiplies it, 12·L·H·E per layer of attention.
 
         The head counts although it runs at masked positions only (half of them on average), as the usual
         convention has it; a causal network needs half of the attention part. A block-causal one runs each token twice,
         noised and clean (`Transformer.forward`), each time with half of the attention.
         """
         head = self.vocab_size * self.d_model
-        attention = 12 * self.num_layers * self.d_model * row_length / (2 if self.causal else 1)
+        attention = 12.0 * self.num_layers * self.num_heads * self.head_dim * row_length
+        attention /= 2 if self.causal else 1
         copies = 1 if self.block_length is None else 2
         return 6.0 * (copies * self.num_non_embedding_parameters + head) + attention
 
+
+# Settings of networks that not all have: files and hashes of the others do not know them.
+OPTIONAL = frozenset({"block_length", "head_width", "qkv_bias", "qk_norm"})
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What the heads see, (T, H, E), from the fed tokens' q (T, H, E), k and v (T, K, E)."""
@@ -166,14 +176,20 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d, kv_dim = config.d_model, config.kv_heads * config.head_dim
+        d, q_dim, kv_dim = (
+            config.d_model,
+            config.num_heads * config.head_dim,
+            config.kv_heads * config.head_dim,
+        )
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_dim
         self.causal = config.causal
         self.attn_norm = RMSNorm(d, config.rms_norm_eps)
-        self.q_proj = nn.Linear(d, d, bias=False)
-        self.k_proj = nn.Linear(d, kv_dim, bias=False)
-        self.v_proj = nn.Linear(d, kv_dim, bias=False)
-        self.o_proj = nn.Linear(d, d, bias=False)
+        self.q_proj = nn.Linear(d, q_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(d, kv_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(d, kv_dim, bias=config.qkv_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.o_proj = nn.Linear(q_dim, d, bias=False)
         self.ffn_norm = RMSNorm(d, config.rms_norm_eps)
         self.gate_proj = nn.Linear(d, config.ffn_dim, bias=False)
         self.up_proj = nn.Linear(d, config.ffn_dim, bias=False)
@@ -198,7 +214,7 @@ class Block(nn.Module):
         q = self.q_proj(h).unflatten(-1, (self.num_heads, self.head_dim))
         k = self.k_proj(h).unflatten(-1, (self.num_kv_heads, self.head_dim))
         v = self.v_proj(h).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
         """(B, L, H, E) from q (B, L, H, E), k and v (B, L, K, E)."""
@@ -325,7 +341,7 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """LLaDA's configured initialisation ("mitchell"): normal with std 1/√fan-in cut at ±3 std; the two
-        projections that write into the residual stream are divided further by √(2·(layer + 1)).
+        projections that write into the residual stream are divided further by √(2·(layer + 1)). Biases are zero.
 
         Every parameter draws from its own generator, seeded by (seed, name): the same weights on any number of
         workers. Works on sharded parameters, one full tensor at a time.
@@ -333,6 +349,9 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
+                continue
+            if name.endswith(".bias"):
+                parameter.zero_()
                 continue
             std = 1.0 / math.sqrt(parameter.shape[-1])  # fan-in; D for the embedding
             if name.endswith(("o_proj.weight", "down_proj.weight")):

@@ -204,6 +204,69 @@ def test_autoregressive_llama_becomes_a_masked_start(make_model: MakeModel, tmp_
         convert(tmp_path / "ar", tmp_path / "outside", mask_token_id=23)
 
 
+QWEN = {"d_model": 24, "num_heads": 4, "qk_norm": True, "head_width": 16}
+KINDS: list[dict] = [{}, {"qkv_bias": True}, QWEN, {"qkv_bias": True, "qk_norm": True}]
+
+
+@pytest.mark.parametrize("layout", ["ours", "llada", "llama"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_biases_head_norms_and_widths_are_kept_or_refused(
+    make_model: MakeModel, tmp_path: Path, layout: hf.Layout, kind: dict, causal: bool
+) -> None:
+    model = make_model(causal=causal, **kind)
+    for name, parameter in model.named_parameters():
+        if name.endswith((".bias", "q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    unheard_of = kind in KINDS[2:] if layout == "llada" else kind == KINDS[3] and layout == "llama"
+    if unheard_of or (causal and layout == "llada"):
+        with pytest.raises(UserError, match="no place in"):
+            save_model(model, tmp_path, layout=layout)
+        return
+    save_model(model, tmp_path, layout=layout)
+    loaded = load_model(tmp_path)
+    assert loaded.config == model.config
+    assert_same(dict(loaded.state_dict()), dict(model.state_dict()))
+    assert torch.equal(loaded(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_networks_of_transformers_give_the_same_logits(tmp_path: Path, family: str, tied: bool) -> None:
+    """Read from its folder, and read by transformers from ours; and made a start for diffusion, at step 0 and as long as
+    attention is causal, the autoregressive network to the bit."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 23}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    heads |= {"head_dim": 16} if family == "Qwen3" else {}
+    settings = {"bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": tied, "initializer_range": 0.3}
+    config = getattr(transformers, f"{family}Config")(**shape, **heads, **settings)
+    theirs = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    for name, parameter in theirs.named_parameters():
+        if "bias" in name or "norm" in name:  # which are born as if they were not there
+            torch.nn.init.normal_(parameter, 1.0, 0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokens = torch.randint(0, 23, (3, 17), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        ours = load_model(tmp_path / "theirs")
+        torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=0)
+        assert expected.std() > 0.1
+
+        save_model(ours, tmp_path / "back", layout="llama")
+        back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+        assert type(back) is type(theirs)
+        assert torch.equal(back(tokens).logits, expected)
+
+        convert(tmp_path / "theirs", tmp_path / "start", mask_token_id=22)
+        start = load_model(tmp_path / "start")
+        assert not torch.allclose(start(tokens), expected, atol=1e-2)
+        causal = Transformer(dataclasses.replace(start.config, causal=True)).eval()
+        causal.load_state_dict(start.state_dict())
+        assert torch.equal(causal(tokens), ours(tokens))
+
+
 def test_causal_network_has_no_place_in_lladas_layout(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="causal"):
         save_model(make_model(causal=True), tmp_path, layout="llada")

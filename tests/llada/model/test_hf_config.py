@@ -56,7 +56,16 @@ def edit(folder: Path, *without: str, **changes: Any) -> None:
         ("llada", {"d_model": "24"}, r"config\.json: model: d_model must be int, not '24'"),
         ("llada", {"rope_theta": 0.0}, "rope_theta must be above 0"),
         ("llada", {"eos_token_id": [1, "2"]}, "eos_token_id"),
-        ("llama", {"head_dim": 8}, "head_dim = 8 is not supported, only .* = 6"),
+        (
+            "llama",
+            {"head_dim": 8},
+            r"tensor model\.layers\.0\.self_attn\.q_proj.* the config asks for \(32, 24\)",
+        ),
+        ("llama", {"head_dim": 7}, "head_width 7 must be even"),
+        ("llama", {"model_type": "qwen2"}, r"missing tensors .*self_attn\.q_proj\.bias"),
+        ("llama", {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window = True is not"),
+        ("llama", {"model_type": "qwen3", "attention_bias": True}, "attention_bias = True is not supported"),
+        ("llama", {"model_type": "mistral"}, "'mistral' is none of .*qwen3"),
         ("llama", {"sliding_window": 4096}, "sliding_window = 4096"),
         ("llama", {"layer_types": ["sliding_attention"]}, "layer_types"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -97,6 +106,15 @@ def test_what_says_the_same_or_nothing_is_taken(
     save_model(model, tmp_path, layout=layout)
     edit(tmp_path, *without, **change)
     assert torch.equal(load_model(tmp_path)(TOKENS), model(TOKENS))
+
+
+def test_qwens_window_counts_for_nothing_unless_used(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(causal=True, qk_norm=True, head_width=128)
+    save_model(model, tmp_path, layout="llama")
+    edit(tmp_path, "head_dim", sliding_window=32768, use_sliding_window=False, max_window_layers=28)
+    assert torch.equal(
+        load_model(tmp_path)(TOKENS), model(TOKENS)
+    )  # and 128 is Qwen3's width where none is said
 
 
 def test_multi_query_attention_is_one_key_head(make_model: MakeModel, tmp_path: Path) -> None:

@@ -71,6 +71,35 @@ def test_parameter_counts_are_the_published_ones(
     assert config.num_non_embedding_parameters == without_embeddings
 
 
+def test_parameter_counts_know_biases_norms_and_widths() -> None:
+    """Qwen2.5-0.5B (494,032,768 parameters by its card's weights) and Qwen3-0.6B (596,049,920)."""
+    qwen2 = ModelConfig(
+        vocab_size=151936,
+        d_model=896,
+        num_layers=24,
+        num_heads=14,
+        num_kv_heads=2,
+        ffn_dim=4864,
+        tie_embeddings=True,
+        qkv_bias=True,
+    )
+    qwen3 = ModelConfig(
+        vocab_size=151936,
+        d_model=1024,
+        num_layers=28,
+        num_heads=16,
+        num_kv_heads=8,
+        ffn_dim=3072,
+        tie_embeddings=True,
+        head_width=128,
+        qk_norm=True,
+    )
+    for config, total in [(qwen2, 494_032_768), (qwen3, 596_049_920)]:
+        assert sum(p.numel() for p in build_on_meta(config).parameters()) == total == config.num_parameters
+    attention = 12 * 28 * 16 * 128 * 512
+    assert qwen3.training_flops_per_token(512) == pytest.approx(6 * qwen3.num_parameters + attention)
+
+
 def test_8b_tensors_have_the_names_and_shapes_of_the_published_index(shared_dir: Path) -> None:
     index = json.loads((shared_dir / "data/tokenizers/llada_8b_special_tokens/tensors.json").read_text())
     shapes = {name: list(p.shape) for name, p in build_on_meta(LLADA_8B).named_parameters()}
@@ -85,6 +114,7 @@ def test_8b_tensors_have_the_names_and_shapes_of_the_published_index(shared_dir:
         {"num_heads": 5},  # does not divide d_model
         {"num_heads": 8},  # head width 3 is odd: no rotary pairs
         {"num_kv_heads": 3},
+        {"head_width": 5},
         {"mask_token_id": 23},
         {"eos_token_id": -1},
         {"num_heads": 0},
@@ -203,10 +233,10 @@ def test_bfloat16_runs_close_to_float32(make_model: MakeModel) -> None:
 
 
 def test_initial_weights_follow_seed_and_name(make_model: MakeModel) -> None:
-    first, again, other = make_model(3), make_model(3), make_model(4)
+    first, again, other = (make_model(seed, qkv_bias=True, qk_norm=True) for seed in (3, 3, 4))
     for (name, a), b, c in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
-        assert name.endswith("norm.weight") == torch.equal(a, c)
+        assert name.endswith(("norm.weight", ".bias")) == torch.equal(a, c)
     q = [layer.q_proj.weight for layer in first.layers]
     assert not torch.equal(q[0], q[1])
 
@@ -239,12 +269,14 @@ def test_blocks_are_refused_where_they_mean_nothing() -> None:
         dataclasses.replace(LLADA_8B, block_length=4097)
 
 
-def test_without_blocks_nothing_is_said_of_them() -> None:
-    """Hashes and files of networks without blocks must not know the setting."""
+def test_of_what_a_network_has_not_nothing_is_said() -> None:
+    """Hashes and files of plain networks must not know the settings of others."""
+    optional = ["block_length", "head_width", "qkv_bias", "qk_norm"]
     assert LLADA_8B.content() == {
-        name: value for name, value in dataclasses.asdict(LLADA_8B).items() if name != "block_length"
+        name: value for name, value in dataclasses.asdict(LLADA_8B).items() if name not in optional
     }
-    assert dataclasses.replace(LLADA_8B, block_length=32).content()["block_length"] == 32
+    changes = {"block_length": 32, "head_width": 64, "qkv_bias": True, "qk_norm": True}
+    assert dataclasses.replace(LLADA_8B, **changes).content() == {**LLADA_8B.content(), **changes}
 
 
 def test_tied_head_is_one_parameter(make_model: MakeModel) -> None:

@@ -44,11 +44,23 @@ def run(
     return [parts[r] for r in range(len(rows))]
 
 
+# A plain network, and one with all that Qwen2 and Qwen3 have besides.
+KINDS: list[dict] = [{}, {"head_width": 10, "qkv_bias": True, "qk_norm": True}]
+
+
+def make_kind(make_model: MakeModel, **kind: object) -> Transformer:
+    model = make_model(**kind)
+    for name, parameter in model.named_parameters():
+        if name.endswith((".bias", "q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", [*KINDS, {"causal": True}], ids=str)
 @pytest.mark.parametrize("left", [False, True])
-def test_whole_rows_equal_the_dense_forward(make_model: MakeModel, causal: bool, left: bool) -> None:
-    model, rows = make_model(causal=causal), random_rows()
+def test_whole_rows_equal_the_dense_forward(make_model: MakeModel, kind: dict, left: bool) -> None:
+    model, rows = make_kind(make_model, **kind), random_rows()
     width = max(LENGTHS)
     tokens = torch.zeros(len(rows), width, dtype=torch.int64)
     mask = torch.zeros_like(tokens)
@@ -62,8 +74,11 @@ def test_whole_rows_equal_the_dense_forward(make_model: MakeModel, causal: bool,
 
 
 @torch.no_grad()
-def test_a_part_that_sees_what_is_kept_of_an_unchanged_row_equals_the_whole(make_model: MakeModel) -> None:
-    model, rows = make_model(), random_rows()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_part_that_sees_what_is_kept_of_an_unchanged_row_equals_the_whole(
+    make_model: MakeModel, kind: dict
+) -> None:
+    model, rows = make_kind(make_model, **kind), random_rows()
     stores = [KeyValues(len(ids)) for ids in rows]
     whole = run(model, [(Fed(len(i), 0, len(i), s), i) for i, s in zip(rows, stores, strict=True)])
     plain = run(model, [(Fed(len(i), 0, len(i), None), i) for i in rows])
