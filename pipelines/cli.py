@@ -26,7 +26,7 @@ COMMANDS = {
     "track": "to MLflow, what stages could not deliver",
 }
 # The names of llada.presets.PRESETS, which takes seconds to import.
-PRESETS = ("tiny", "mdlm_small", "llada_1b", "llada_8b", "illada_8b")
+PRESETS = ("tiny", "mdlm_small", "mdlm_lm1b", "llada_1b", "llada_8b", "illada_8b")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

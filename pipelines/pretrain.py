@@ -34,10 +34,12 @@ from pipelines.stage.lifecycle import folder_input
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import (
     CHECKPOINTS,
+    Baseline,
     begin_training,
     finish_training,
     save_weights,
     state_of,
+    take_baseline,
     training_summary,
 )
 
@@ -49,6 +51,7 @@ class PretrainArgs:
     data: str
     """A prepared folder."""
     common: Annotated[Common, Flat]
+    baseline: Annotated[Baseline, Flat]
     model: ModelConfig
     objective: ObjectiveConfig
     optim: OptimConfig
@@ -60,6 +63,7 @@ class PretrainArgs:
 def main(argv: Sequence[str]) -> None:
     """`llada pretrain <preset> …`"""
     recipe, words = take_recipe(argv, "pretrain")
+    recipe = take_baseline(recipe, words, "pretrain")
     run = recipe.pretrain
     defaults = {"model": recipe.model, "objective": run.objective, "optim": run.optim, "train": run.train}
     args = parse(PretrainArgs, words, "pretrain <preset>", **defaults)

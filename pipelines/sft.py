@@ -31,10 +31,12 @@ from pipelines.stage.lifecycle import folder_input
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import (
     CHECKPOINTS,
+    Baseline,
     begin_training,
     finish_training,
     save_weights,
     state_of,
+    take_baseline,
     training_summary,
 )
 
@@ -48,6 +50,7 @@ class SftArgs:
     data: str
     """A folder prepared with --kind sft or unified."""
     common: Annotated[Common, Flat]
+    baseline: Annotated[Baseline, Flat]
     objective: ObjectiveConfig
     optim: OptimConfig
     train: TrainConfig
@@ -56,6 +59,7 @@ class SftArgs:
 def main(argv: Sequence[str]) -> None:
     """`llada sft <preset> …`"""
     recipe, words = take_recipe(argv, "sft")
+    recipe = take_baseline(recipe, words, "sft")
     run = recipe.sft
     defaults = {"objective": run.objective, "optim": run.optim, "train": run.train}
     args = parse(SftArgs, words, "sft <preset>", **defaults)

@@ -23,6 +23,7 @@ from llada.settings import check_limits, limited, require
 from llada.training.parallel import resolve_precision
 
 OptimizerName = Literal["adamw", "muon"]
+Decay = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class OptimConfig:
     """Global norm of the gradient; 0 is off."""
     warmup_steps: int = limited(100, low=0)
     """Steps of the linear rise from 0 to the peak."""
+    decay: Decay = "linear"
+    """How the rate falls from the plateau to its end: in a line (LLaDA), or as half a cosine (iLLaDA)."""
     decay_fraction: float = limited(0.2, low=0, high=1)
-    """Last share of the run, linear down to final_lr_ratio."""
+    """Last share of the run, down to final_lr_ratio. A run on its plateau can be told to decay when it goes on (--resume)."""
     final_lr_ratio: float = limited(0.1, low=0)
     """Of the peak, at the end."""
     drops: tuple[tuple[float, float], ...] = limited((), low=0)
@@ -89,7 +92,7 @@ def schedule_faults(num_steps: int, config: OptimConfig) -> list[str]:
 
 
 def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
-    """Factor of the peak rate at this 0-based step: linear warm-up, hold (with drops), linear decay."""
+    """Factor of the peak rate at this 0-based step: linear warm-up, hold (with drops), linear or cosine decay."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     plateau = 1.0
@@ -100,7 +103,10 @@ def lr_factor(step: int, num_steps: int, config: OptimConfig) -> float:
     into_decay = step - (num_steps - decay_steps)
     if into_decay < 0 or decay_steps == 0:
         return plateau
-    return plateau + (config.final_lr_ratio - plateau) * (into_decay + 1) / decay_steps
+    share = (into_decay + 1) / decay_steps
+    if config.decay == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    return plateau + (config.final_lr_ratio - plateau) * share
 
 
 class ShardedMuon(torch.optim.Muon):

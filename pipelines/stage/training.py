@@ -11,16 +11,18 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from llada.config import Recipe
 from llada.errors import UserError
 from llada.files import file_sizes, join, read_bytes, sha256, storage_errors, write_bytes
 from llada.model.hf import load_model, save_state
 from llada.model.hf_config import read_end_ids
 from llada.model.transformer import ModelConfig
+from llada.presets import Twin, twin
 from llada.settings import flatten_settings
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import (
@@ -43,6 +45,7 @@ from pipelines.stage.artifact import (
     find_manifest,
     put_folder,
 )
+from pipelines.stage.command import parse_known
 from pipelines.stage.lifecycle import StageInput, begin_stage
 from pipelines.stage.tracking import Tracker
 
@@ -62,6 +65,7 @@ SCHEDULE = (
     "train.num_steps",
     "train.num_epochs",
     "optim.warmup_steps",
+    "optim.decay",
     "optim.decay_fraction",
     "optim.final_lr_ratio",
     "optim.drops",
@@ -72,6 +76,21 @@ METRICS_EVERY_S = 10.0
 Logged = StepDone | StepSkipped | RolledBack | Validated
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Another objective than the preset's."""
+
+    twin: Twin | None = None
+    """Train a baseline for a fair comparison, the preset's network on the same data and budget: "ar" predicts the next token
+    (causal attention), "bert" masks a fixed 15 %."""
+
+
+def take_baseline(recipe: Recipe, words: Sequence[str], command: str) -> Recipe:
+    """The recipe, or that of the twin which the words ask for."""
+    kind = parse_known(Baseline, words, f"{command} <preset>").twin
+    return recipe if kind is None else twin(recipe, kind)
 
 
 def begin_training(
@@ -129,6 +148,8 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
         idle += [name for name in settings if name.startswith("optim.muon_")]
     if settings["train.num_steps"] is not None:
         idle.append("train.num_epochs")
+    if settings["optim.decay_fraction"] == 0:
+        idle += ["optim.decay", "optim.final_lr_ratio"]
     if settings["objective.kind"] == "autoregressive":
         idle += ["objective.schedule", "objective.subs"]
         idle += [name for name in settings if name.startswith("objective.time.")]

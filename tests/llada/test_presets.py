@@ -7,12 +7,17 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from llada.config import Recipe
+from llada.diffusion.schedule import get_schedule
+from llada.diffusion.time import time_and_weight
 from llada.errors import UserError
 from llada.model.transformer import Transformer
-from llada.presets import PRESETS, get_preset
+from llada.presets import PRESETS, get_preset, twin
 from llada.settings import from_json, to_json
+from llada.tokenizer import ensure_special_tokens, vocab_size
 
 PARAMETERS = {
     "llada_1b": 1_487_243_264,
@@ -32,7 +37,7 @@ def test_presets_build_and_fit_together(name):
     for config, run in ((recipe.prepare, recipe.pretrain), (recipe.sft_prepare, recipe.sft)):
         assert config.row_length <= recipe.model.max_length
         assert run.train.global_batch_tokens % config.row_length == 0
-    assert recipe.sft_prepare.kind == "sft"
+    assert recipe.sft_prepare.kind == ("unified" if name == "illada_8b" else "sft")
     assert recipe.sampling.gen_length <= recipe.model.max_length
 
 
@@ -53,6 +58,67 @@ def test_published_schedules():
     assert lr(1.99e12) == pytest.approx(1e-4)
     assert lr(2.15e12) == pytest.approx(5.5e-5, rel=1e-3)
     assert lr(2.3e12 - run.train.global_batch_tokens) == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_the_fine_tuning_of_illada():
+    """12 epochs at 5e-6, the last tenth linear to 5e-7; prompts are learned too."""
+    run = get_preset("illada_8b").sft
+    assert (run.train.num_epochs, run.train.num_steps) == (12, None)
+    assert run.optim.lr == 5e-6
+    assert run.optim.lr * run.optim.final_lr_ratio == pytest.approx(5e-7)
+    assert (run.optim.decay, run.optim.decay_fraction) == ("linear", 0.1)
+    assert (run.objective.document_mask, run.objective.random_split) == (True, 0)
+
+
+@pytest.mark.parametrize("kind", ["ar", "bert"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_twins_differ_in_the_objective_alone(name, kind):
+    recipe, other = get_preset(name), twin(get_preset(name), kind)
+    model = dataclasses.replace(recipe.model, causal=kind == "ar")
+    assert other.model == model
+    for run, changed in ((recipe.pretrain, other.pretrain), (recipe.sft, other.sft)):
+        assert (changed.optim, changed.train) == (run.optim, run.train)
+        assert changed.objective.document_mask == run.objective.document_mask
+        if kind == "ar":
+            assert changed.objective.kind == "autoregressive"
+        else:
+            assert changed.objective.kind == "masked_diffusion"
+            t = torch.rand(9, dtype=torch.float64)
+            t, weight = time_and_weight(t, get_schedule(changed.objective.schedule), changed.objective.time)
+            assert weight.tolist() == pytest.approx([1 / 0.15] * 9)
+    assert (other.prepare, other.sft_prepare) == (recipe.prepare, recipe.sft_prepare)
+
+
+@pytest.mark.parametrize(
+    ("preset", "vocabulary", "special"),
+    [
+        ("mdlm_small", 50_257, {"eos_token": (50_256, "<|endoftext|>")}),
+        (
+            "mdlm_lm1b",
+            30_522,
+            {
+                "pad_token": (0, "[PAD]"),
+                "unk_token": (100, "[UNK]"),
+                "cls_token": (101, "[CLS]"),
+                "sep_token": (102, "[SEP]"),
+                "mask_token": (103, "[MASK]"),
+            },
+        ),
+    ],
+)
+def test_the_ids_of_a_preset_are_those_of_its_tokenizer(preset, vocabulary, special):
+    """Of GPT-2's and BERT's special tokens, at their places, with what `prepare` adds to them."""
+    words = {f"w{number}": number for number in range(vocabulary)}
+    for number, token in special.values():
+        words = {word: place for word, place in words.items() if place != number} | {token: number}
+    backend = Tokenizer(models.WordLevel(words, unk_token=None))
+    roles = {role: token for role, (_, token) in special.items()}
+    tokenizer = ensure_special_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, **roles))
+    model = get_preset(preset).model
+    assert model.mask_token_id == tokenizer.mask_token_id
+    assert model.eos_token_id == tokenizer.eos_token_id
+    assert model.pad_token_id == tokenizer.pad_token_id
+    assert vocabulary < vocab_size(tokenizer) <= model.vocab_size
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -43,6 +43,16 @@ def test_lladas_schedule_with_its_drop() -> None:
     assert rate[2299] == pytest.approx(1e-5)
 
 
+def test_illadas_cosine_begins_flat_and_ends_flat() -> None:
+    config = OptimConfig(warmup_steps=10, decay="cosine", decay_fraction=0.5, final_lr_ratio=0.025)
+    rate = torch.tensor([lr_factor(step, 2000, config) for step in range(2000)], dtype=torch.float64)
+    assert (rate[10:1000] == 1).all()
+    # 5e-6 + (2e-4 − 5e-6) · (1 + cos πx) / 2, as warm-up–cosine schedules are written.
+    x = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    torch.testing.assert_close(2e-4 * rate[1000:], 5e-6 + (2e-4 - 5e-6) * (1 + torch.cos(torch.pi * x)) / 2)
+    assert rate[-1] == pytest.approx(0.025)
+
+
 def test_lr_corner_cases() -> None:
     assert lr_factor(0, 10, OptimConfig(warmup_steps=0, decay_fraction=0)) == 1.0
     assert lr_factor(9, 10, OptimConfig(warmup_steps=0, decay_fraction=0)) == 1.0

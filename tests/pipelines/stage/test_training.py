@@ -12,6 +12,7 @@ import torch
 from llada.errors import UserError
 from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
+from llada.presets import get_preset, twin
 from llada.training.events import CheckpointDue, RolledBack, RunStarted, StepDone, StepSkipped, Validated
 from llada.training.run import RunConfig
 from llada.training.trainer import TrainResult
@@ -24,6 +25,7 @@ from pipelines.stage.training import (
     read_metrics,
     save_weights,
     settings_in_force,
+    take_baseline,
     training_summary,
 )
 
@@ -158,12 +160,25 @@ def test_a_log_that_cannot_be_written_fails_no_step(tmp_path, caplog):
         metrics.add(CheckpointDue(8))
 
 
+def test_a_twin_is_the_preset_with_its_objective_changed(capsys):
+    recipe = get_preset("tiny")
+    words = ["--data", "d", "--output", "o", "--optim.lr", "1e-3"]
+    assert take_baseline(recipe, words, "pretrain") == recipe
+    assert take_baseline(recipe, [*words, "--twin", "bert"], "sft") == twin(recipe, "bert")
+    assert take_baseline(recipe, ["--twin=ar"], "pretrain").model.causal
+    with pytest.raises(SystemExit):
+        take_baseline(recipe, ["--twin", "gpt"], "pretrain")
+    assert "gpt" in "".join(capsys.readouterr())
+
+
 def test_settings_in_force_are_those_with_a_meaning():
     run = asdict(RunConfig())
     shown = settings_in_force({"model": {"d_model": 8}, **run})
     assert shown["model.d_model"] == 8
     assert "optim.muon_lr" not in shown
     assert shown["train.num_epochs"] == 1.0
+    run["optim"]["decay_fraction"] = 0.0
+    assert not {"optim.decay", "optim.final_lr_ratio"} & settings_in_force(run).keys()
     run["train"]["num_steps"], run["optim"]["optimizer"] = 7, "muon"
     shown = settings_in_force(run)
     assert "train.num_epochs" not in shown
