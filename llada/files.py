@@ -2,8 +2,9 @@
 whole or by byte ranges.
 
 What a store answers when it fails becomes one line here (`StoreError`, see llada/store_errors.py): by the functions below,
-and around everything else that asks a file system, by `storage_errors`. Local files are written under a temporary name and renamed; object stores publish a put only when it is complete,
-so there one put is enough. A leftover temporary file starts with a dot and is ignored by every listing here.
+and around everything else that asks a file system, by `storage_errors`. Local files are written under a temporary name and
+renamed; object stores publish a put only when it is complete, so there one put is enough. A leftover temporary file starts
+with a dot and is ignored by every listing here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import posixpath
 import shutil
@@ -27,10 +29,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from llada.errors import UserError
-from llada.store_errors import StoreError, may_pass, no_space, told
+from llada.store_errors import StoreError, is_past_the_end, may_pass, no_space, told
 from llada.store_errors import is_store_error as is_store_error
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _PAUSES_S = (1.0, 4.0, 15.0)
 # The protocols of fsspec that read what another URL, behind "::", names.
 _CHAINING = frozenset(
@@ -39,6 +42,10 @@ _CHAINING = frozenset(
 # A call that took so long has been repeated often enough, by the store's own client.
 _PATIENCE_S = 30.0
 _SILENCE_S = 60.0
+# Ranges of a file with less than this between them come in one request, which is about what a request costs in time: at
+# 20 MB/s a millisecond. One request takes no more than the second, so that several share a large read.
+_GAP_BYTES = 1 << 14
+_REQUEST_BYTES = 1 << 23
 # Less than this free, and an error is put down to it.
 _FULL_BYTES = 1 << 20
 
@@ -131,11 +138,12 @@ def _is_full(url: str) -> bool:
     return disk.free < _FULL_BYTES < disk.total  # a folder of the kernel has no bytes at all
 
 
-def with_retries(call: Callable[[], T], url: str) -> T:
+def with_retries(call: Callable[[], T], url: str, *, outage_s: float = 0.0) -> T:
     """call(), again with pauses while a remote store fails in a way that may pass (beside the retries that s3fs makes
-    itself). Raises StoreError when it goes on failing, and FileNotFoundError when nothing is there."""
+    itself); for `outage_s` also when it goes on failing, which the log then says. Raises StoreError after that, and
+    FileNotFoundError when nothing is there."""
     begun = time.monotonic()
-    pauses = iter(_PAUSES_S if local_path(url) is None else ())
+    pauses = iter(_PAUSES_S)
     with storage_errors(url):
         while True:
             try:
@@ -145,9 +153,14 @@ def with_retries(call: Callable[[], T], url: str) -> T:
                     f"{url}: this kind of store cannot do that ({error}); give another place"
                 ) from error
             except Exception as error:
-                pause = next(pauses, None)
-                if pause is None or not may_pass(error) or time.monotonic() - begun > _PATIENCE_S:
+                waited, pause = time.monotonic() - begun, next(pauses, None)
+                if not may_pass(error) or local_path(url) is not None:
                     raise
+                if pause is None or waited > _PATIENCE_S:
+                    if waited > outage_s:
+                        raise
+                    pause = _PAUSES_S[-1]
+                    log.warning("waiting since %.0f s: %s", waited, told(error, url) or error)
                 time.sleep(pause)
 
 
@@ -356,23 +369,69 @@ def file_sizes(url: str) -> dict[str, int]:
 # --- Parts of files ---------------------------------------------------------------------------------------------------
 
 
-def fetch_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-    """The bytes of (url, start, end) ranges of one file system, fetched together; empty ranges cost no request.
+def fetch_ranges(ranges: Sequence[tuple[str, int, int]], *, outage_s: float = 0.0) -> list[bytes]:
+    """The bytes of (url, start, end) ranges of one file system, fetched together.
 
-    A range that reaches past the end of its file gives what is there. Raises FileNotFoundError, StoreError.
+    Empty ranges cost no request, and neighbours in a file share one: what lies between them is read too where that is
+    less than a request costs. A range that reaches past the end of its file gives what is there. A store that is away is
+    waited for as by `with_retries`. Raises FileNotFoundError and StoreError, which name the file.
     """
-    asked = [(url, start, end) for url, start, end in ranges if end > start]
-    if not asked:
-        return [b""] * len(ranges)
-    fs, _ = filesystem(asked[0][0])
-    paths = [fs._strip_protocol(url) for url, _, _ in asked]
-    starts, ends = [start for _, start, _ in asked], [end for _, _, end in asked]
-    pieces = with_retries(lambda: fs.cat_ranges(paths, starts, ends, on_error="raise"), asked[0][0])
-    for (url, start, end), piece in zip(asked, pieces, strict=True):
+    requests: list[tuple[str, int, int]] = []
+    request_of: dict[int, int] = {}
+    for number in sorted(range(len(ranges)), key=lambda number: ranges[number]):
+        url, start, end = ranges[number]
+        if end <= start:
+            continue
+        if requests:
+            last_url, first, last = requests[-1]
+            if url == last_url and start - last <= _GAP_BYTES and max(last, end) - first <= _REQUEST_BYTES:
+                requests[-1] = (url, first, max(last, end))
+                request_of[number] = len(requests) - 1
+                continue
+        request_of[number] = len(requests)
+        requests.append((url, start, end))
+    answers = _fetch(requests, outage_s) if requests else []
+    pieces = []
+    for number, (_, start, end) in enumerate(ranges):
+        if number not in request_of:
+            pieces.append(b"")
+            continue
+        begin = requests[request_of[number]][1]
+        pieces.append(answers[request_of[number]][start - begin : end - begin])
+    return pieces
+
+
+def _fetch(requests: Sequence[tuple[str, int, int]], outage_s: float) -> list[bytes]:
+    """A request each, side by side; after a failure that may pass only those are made again that have failed."""
+    fs, _ = filesystem(requests[0][0])
+    answers: list[bytes | None] = [None] * len(requests)
+
+    def ask() -> None:
+        missing = [number for number, answer in enumerate(answers) if answer is None]
+        urls, starts, ends = zip(*(requests[number] for number in missing), strict=True)
+        paths = [fs._strip_protocol(url) for url in urls]
+        given = fs.cat_ranges(paths, list(starts), list(ends), on_error="return")
+        failures: list[tuple[str, Exception]] = []
+        for number, url, answer in zip(missing, urls, given, strict=True):
+            if not isinstance(answer, Exception):
+                answers[number] = bytes(answer)
+            elif is_past_the_end(answer):
+                answers[number] = b""
+            else:
+                failures.append((url, answer))
+        if failures:  # one that will not pass before those that may
+            url, error = min(failures, key=lambda failure: may_pass(failure[1]))
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(f"no file at {url}") from None
+            with storage_errors(url):
+                raise error
+
+    with_retries(ask, requests[0][0], outage_s=outage_s)
+    pieces = [answer for answer in answers if answer is not None]
+    for (url, start, end), piece in zip(requests, pieces, strict=True):
         if len(piece) > end - start:
             raise StoreError(f"{url}: the server knows no ranges of a file; copy it to another place first")
-    fetched = iter(pieces)
-    return [bytes(next(fetched)) if end > start else b"" for _, start, end in ranges]
+    return pieces
 
 
 class TensorPlace(NamedTuple):

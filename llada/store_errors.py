@@ -180,6 +180,17 @@ def may_pass(error: BaseException) -> bool:
     return is_store_error(error) and not isinstance(error, final)
 
 
+def is_past_the_end(error: BaseException) -> bool:
+    """Whether a store refuses a range of bytes (416) because the file ends before it."""
+    for each in _chain(error):
+        response = getattr(each, "response", None)
+        if isinstance(response, dict) and response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
+            return True
+        if is_store_error(each) and 416 in (getattr(each, "status", None), getattr(each, "code", None)):
+            return True
+    return False
+
+
 def told(error: BaseException, url: str) -> StoreError | None:
     """The error in one line about `url`; None when it is none of a store, or only says that nothing is there."""
     if isinstance(error, StoreError):

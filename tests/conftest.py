@@ -76,10 +76,14 @@ def golden_dir() -> Path:
 
 
 class Gateway:
-    """A TCP relay on the loopback to a server that can go away and come back at the same port."""
+    """A TCP relay on the loopback to an HTTP server that can go away and come back at the same port.
+
+    `requests`: made so far; `answered_bytes`: what came back, headers included.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
+        self.requests = self.answered_bytes = 0
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -106,6 +110,10 @@ class Gateway:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             while data := await source.read(1 << 16):
+                if sink is writer:
+                    self.answered_bytes += len(data)
+                else:  # a client writes the head of a request at once
+                    self.requests += data.count(b" HTTP/1.1\r\n")
                 sink.write(data)
                 await sink.drain()
             sink.close()

@@ -112,6 +112,12 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
         f"{dataset.row_length}",
     )
     require(len(dataset) > 0, f"{where} has no training rows")
+    global_rows = config.train.global_batch_tokens // dataset.row_length
+    require(
+        len(dataset) >= global_rows,
+        f"{where} has {len(dataset):,} training rows, fewer than the {global_rows:,} of one global batch: set "
+        f"train.global_batch_tokens to {len(dataset) * dataset.row_length} or less, or prepare more data",
+    )
     held_out = TokenDataset(data, "validation")
     require(
         len(held_out) > 0,

@@ -10,6 +10,8 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from llada.data.read.listing import list_inputs
@@ -145,6 +147,36 @@ def test_ranges_are_fetched_together_and_empty_ones_cost_nothing(root, tmp_path,
     assert len(calls) == 1
     with pytest.raises(FileNotFoundError):
         fetch_ranges([(join(root, "missing"), 0, 3)])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 70_000), st.integers(0, 30_000)), max_size=12)
+)
+def test_ranges_that_share_a_request_come_apart_again(wanted):
+    """Overlapping, nested, repeated, behind the end, in any order."""
+    files = {name: np.random.default_rng(ord(name)).bytes(60_000) for name in "ab"}
+    for name, data in files.items():
+        write_bytes(f"memory://shared-requests/{name}", data)
+    ranges = [(f"memory://shared-requests/{name}", start, start + length) for name, start, length in wanted]
+    assert fetch_ranges(ranges) == [files[name][start : start + length] for name, start, length in wanted]
+
+
+def test_neighbours_share_a_request_and_distant_ranges_do_not(monkeypatch):
+    url = "memory://neighbours/a"
+    write_bytes(url, bytes(20 << 20))
+    asked = []
+    memory = type(fsspec.filesystem("memory"))
+    fetch = memory.cat_ranges
+    monkeypatch.setattr(
+        memory,
+        "cat_ranges",
+        lambda self, *a, **k: asked.extend(zip(a[1], a[2], strict=True)) or fetch(self, *a, **k),
+    )
+    fetch_ranges([(url, 40_000, 40_010), (url, 0, 10), (url, 16_000, 16_020), (url, 5, 8)])
+    assert asked == [(0, 16_020), (40_000, 40_010)]
+    asked.clear()
+    fetch_ranges([(url, n << 20, (n + 1) << 20) for n in range(20)])  # a long stretch is read side by side
+    assert asked == [(0, 8 << 20), (8 << 20, 16 << 20), (16 << 20, 20 << 20)]
 
 
 def test_a_safetensors_header_says_where_its_tensors_lie():

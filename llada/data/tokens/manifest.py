@@ -38,6 +38,9 @@ INDEX_SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+LENGTHS = pa.field("lengths", pa.list_(pa.uint32()))
+"""Of SFT data a last column: the columns in use of each row, so that the padding of a batch is known before a shard is
+read. Lists of earlier versions, and of other data, are without."""
 REMEDY = "delete it and run prepare again with the same output, or copy the folder again"
 _INDEX_ROWS = 1 << 12  # shards in a row group of an index: what its writer holds
 
@@ -70,6 +73,15 @@ class ShardEntry:
     bytes: int
     sha256: str
     source: str = ""
+    lengths: list[int] | None = None
+    """Columns in use of each row; None: not listed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; lengths only where they are listed."""
+        entry = asdict(self)
+        if self.lengths is None:
+            del entry["lengths"]
+        return entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,16 +164,20 @@ class DatasetEntry:
 def write_index(url: str, shards: Iterable[ShardEntry]) -> FileEntry:
     """Write the list of a split's shards, as they come; the file as a manifest lists it."""
     entries = iter(shards)
+    page = list(islice(entries, _INDEX_ROWS))
+    has_lengths = any(shard.lengths is not None for shard in page)
+    schema = INDEX_SCHEMA.append(LENGTHS) if has_lengths else INDEX_SCHEMA
     with writing(url) as path:
-        with pq.ParquetWriter(path, INDEX_SCHEMA, compression="zstd") as writer:
-            while page := list(islice(entries, _INDEX_ROWS)):
-                rows = [{name: getattr(shard, name) for name in INDEX_SCHEMA.names} for shard in page]
-                writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            while page:
+                rows = [{name: getattr(shard, name) for name in schema.names} for shard in page]
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                page = list(islice(entries, _INDEX_ROWS))
         return {"bytes": os.path.getsize(path), "sha256": sha256(path)}
 
 
 def read_index(url: str, split: str) -> pa.Table:
-    """All shards of one split of a prepared folder (INDEX_SCHEMA)."""
+    """All shards of one split of a prepared folder (INDEX_SCHEMA, and LENGTHS where some have them)."""
     url = resolve_snapshot(url)
     indexes = load_dataset_entry(url).split(split, url).indexes
     try:
@@ -170,7 +186,11 @@ def read_index(url: str, split: str) -> pa.Table:
         raise ShardError(f"missing list of shards: {error}; {REMEDY}") from None
     except pa.ArrowInvalid as error:
         raise ShardError(f"a list of shards in {url} is damaged ({error}); {REMEDY}") from None
-    return pa.concat_tables(tables).combine_chunks() if tables else INDEX_SCHEMA.empty_table()
+    if not tables:
+        return INDEX_SCHEMA.empty_table()
+    return pa.concat_tables(
+        tables, promote_options="default"
+    ).combine_chunks()  # null where a list is without
 
 
 def resolve_snapshot(url: str) -> str:

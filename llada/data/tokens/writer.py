@@ -93,6 +93,10 @@ class ShardWriter:
         begun = time.thread_time()
         rows, target = self._layout.rows(items), self._target
         stem = target.stem.format(len(self._shards))
-        self._shards.append(write_shard(target.root, self._split, stem, rows, target.source))
+        self._shards.append(
+            write_shard(
+                target.root, self._split, stem, rows, target.source, list_lengths=self._layout.kind == "sft"
+            )
+        )
         self.counts += np.bincount(answer_tokens(rows), minlength=len(self.counts))
         self.seconds += time.thread_time() - begun

@@ -56,6 +56,7 @@ class PackedUnit:
 
     def write(self, url: str) -> None:
         fields = asdict(self)
+        fields["shards"] = [shard.to_json() for shard in self.shards]
         for shard in fields["shards"]:
             del shard["source"]  # the unit's
         write_bytes(url, json.dumps(fields).encode())
@@ -76,7 +77,8 @@ def unit_inputs(unit: Unit) -> Inputs:
 
 def write_list(url: str, entries: Sequence[Report | ShardEntry]) -> None:
     """Write reports or shards of a group of units."""
-    write_bytes(url, json.dumps([asdict(entry) for entry in entries]).encode())
+    fields = [entry.to_json() if isinstance(entry, ShardEntry) else asdict(entry) for entry in entries]
+    write_bytes(url, json.dumps(fields).encode())
 
 
 def read_json(url: str) -> dict[str, Any] | None:

@@ -1,11 +1,14 @@
 """What a prepared folder says of itself, in the form in which finished folders say it."""
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 
 from llada.data.tokens.manifest import (
+    INDEX_SCHEMA,
+    LENGTHS,
     DatasetEntry,
     ShardEntry,
     ShardError,
@@ -74,6 +77,19 @@ def test_lists_of_shards_are_read_back(tmp_path):
         read_index(str(tmp_path), "train")
 
 
+def test_lengths_are_a_last_column_where_they_are_listed(tmp_path):
+    """Beside a list of an earlier version, which has none."""
+    listed = replace(SHARD, name="train/b-000.safetensors", lengths=[7, 8])
+    write_index(str(tmp_path / "old.parquet"), [SHARD])
+    write_index(str(tmp_path / "new.parquet"), [listed, SHARD])
+    assert pq.read_schema(tmp_path / "old.parquet").equals(INDEX_SCHEMA)
+    assert pq.read_schema(tmp_path / "new.parquet").equals(INDEX_SCHEMA.append(LENGTHS))
+    splits = {"train": {"indexes": ["old.parquet", "new.parquet"]}}
+    write_manifest(tmp_path, dataset={"kind": "sft", "row_length": 8, "splits": splits})
+    rows = read_index(str(tmp_path), "train").to_pylist()
+    assert [ShardEntry("train", **row) for row in rows] == [SHARD, listed, SHARD]
+
+
 def test_the_newest_snapshot(tmp_path):
     write_manifest(tmp_path / "out", snapshot="snapshots/0001")
     write_manifest(tmp_path / "out/snapshots/0001", stage="pretrain")
@@ -86,4 +102,6 @@ def test_the_newest_snapshot(tmp_path):
 
 
 def test_the_order_of_a_shards_fields_is_that_of_stored_reports():
-    assert list(asdict(SHARD)) == ["split", "name", "rows", "segments", "tokens", "bytes", "sha256", "source"]
+    fields = ["split", "name", "rows", "segments", "tokens", "bytes", "sha256", "source"]
+    assert list(SHARD.to_json()) == fields
+    assert list(replace(SHARD, lengths=[7, 8]).to_json()) == [*fields, "lengths"]

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -16,11 +18,18 @@ from llada.data.tokens.shards import (
     write_shard,
     write_unigram_counts,
 )
-from llada.files import join, write_bytes
+from llada.files import filesystem, join, read_bytes, write_bytes
+from llada.store_errors import StoreError
 
 
-def write_dataset(url: str, kind: str, shards: list, row_length: int = 8, **more: object) -> None:
-    entries = [write_shard(url, "train", str(i), rows) for i, rows in enumerate(shards)]
+def write_dataset(
+    url: str, kind: str, shards: list, row_length: int = 8, list_lengths: tuple = (), **more: object
+) -> None:
+    """`list_lengths`: the shards whose lengths are listed."""
+    entries = [
+        write_shard(url, "train", str(i), rows, list_lengths=i in list_lengths)
+        for i, rows in enumerate(shards)
+    ]
     dataset = {
         "kind": kind,
         "row_length": row_length,
@@ -109,18 +118,103 @@ def test_sft_rows_count_the_padding_as_answer(url):
             data.rows(np.array([0]), pad_to=bad)
 
 
-def test_a_batch_of_remote_rows_is_one_request_call(monkeypatch):
-    write_dataset("memory://one-call", "pretrain", SHARDS)
-    data = TokenDataset("memory://one-call")
-    data.rows(np.arange(5))
-    calls = []
+EXAMPLES = [
+    one_per_row([([5, 6, 7, 8], 2), ([9, 1], 1)], 8, pad_id=1),
+    one_per_row([([5], 0)], 8, pad_id=1),
+    one_per_row([([2] * 8, 3), ([7] * 5, 1)], 8, pad_id=1),
+]
+
+
+@pytest.fixture
+def requests(monkeypatch) -> list[int]:
+    """How many ranges each call to the store "memory" asks for."""
+    calls: list[int] = []
     memory = type(fsspec.filesystem("memory"))
-    original = memory.cat_ranges
+    fetch = memory.cat_ranges
     monkeypatch.setattr(
-        memory, "cat_ranges", lambda self, *a, **k: calls.append(len(a[0])) or original(self, *a, **k)
+        memory, "cat_ranges", lambda self, *a, **k: calls.append(len(a[0])) or fetch(self, *a, **k)
     )
+    yield calls
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_batch_of_remote_rows_takes_two_calls_and_one_of_examples_one(requests):
+    write_dataset("memory://calls", "pretrain", SHARDS)
+    data = TokenDataset("memory://calls")
     data.rows(np.array([4, 0, 2]))
-    assert calls == [3]
+    assert requests == [
+        3,
+        3,
+    ]  # the offsets in three shards; in each, segments and tokens, which lie side by side
+    requests.clear()
+    write_dataset("memory://examples", "sft", EXAMPLES)
+    TokenDataset("memory://examples").rows(np.array([4, 0, 2]), pad_to=5)
+    assert requests == [3]
+
+
+@pytest.mark.parametrize(
+    ("listed", "asked"), [((0, 1, 2), []), ((0, 2), [1]), ((), [3])], ids=["all", "some", "none"]
+)
+def test_listed_lengths_are_known_without_a_shard(requests, listed, asked):
+    """Lists of earlier versions are without: a folder may have grown since."""
+    write_dataset("memory://lengths", "sft", EXAMPLES, list_lengths=listed)
+    data = TokenDataset("memory://lengths")
+    order = np.array([4, 0, 2, 3, 1])
+    assert data.lengths(order).tolist() == [5, 4, 1, 8, 2]
+    assert requests == asked
+    assert data.rows(order).lengths.tolist() == [5, 4, 1, 8, 2]
+
+
+def test_lengths_follow_the_passes_over_sources(tmp_path):
+    """A mixture sorts its shards by source: the lengths go with them."""
+    lengths = [3, 5, 2, 7]
+    entries = [
+        write_shard(
+            str(tmp_path),
+            "train",
+            str(i),
+            one_per_row([([4] * length, 0)], 8, 1),
+            "ba"[i % 2],
+            list_lengths=i != 2,
+        )
+        for i, length in enumerate(lengths)
+    ]
+    write_index(str(tmp_path / "train.parquet"), entries)
+    splits = {"train": {"indexes": ["train.parquet"]}}
+    dataset = {"kind": "sft", "row_length": 8, "epochs": {"a": 2.0, "b": 0.5}, "splits": splits}
+    (tmp_path / "manifest.json").write_text(json.dumps({"dataset": dataset}))
+    data = TokenDataset(str(tmp_path))
+    indices = np.arange(5)
+    for epoch in (0, 1):
+        assert data.lengths(indices, epoch).tolist() == [5, 7, 5, 7, lengths[2 * epoch]]
+        assert data.rows(indices, epochs=epoch).lengths.tolist() == data.lengths(indices, epoch).tolist()
+
+
+@pytest.mark.integration
+def test_of_an_s3_store_only_what_a_row_needs_is_read(s3_url, s3_gateway):
+    """16 KB rows of 20 documents each, 8 MB shards with 128 KB of offsets and segments."""
+    url, L, documents = f"{s3_url}/reads", 4096, 20
+    rows = [[document(1000 * r + 40 * d, L // documents) for d in range(documents)] for r in range(1024)]
+    flat = [
+        piece for row in rows for piece in [*row[:-1], np.append(row[-1], np.full(L % documents, 7, "u4"))]
+    ]
+    half = len(flat) // 2
+    write_dataset(
+        url, "pretrain", [concatenate_and_cut(part, L, 0) for part in (flat[:half], flat[half:])], L
+    )
+    data = TokenDataset(url)
+    before = s3_gateway.requests, s3_gateway.answered_bytes
+    wanted = np.arange(16) * 64 + 3
+    read = data.rows(wanted)
+    requests = s3_gateway.requests - before[0]
+    size = s3_gateway.answered_bytes - before[1]
+    for tokens, row in zip(read.tokens, wanted, strict=True):
+        assert tokens.tolist() == np.concatenate(flat[documents * row : documents * (row + 1)]).tolist()
+    # Of each shard the offsets, whose whole array is shorter than a request is worth, and the segments, 15 KB from row to
+    # row; of each row its tokens. An answer has about 300 bytes of headers.
+    assert requests == 2 + 2 + 16
+    row_bytes = 4 * L + 12 * documents + 16
+    assert size < len(wanted) * row_bytes + 2 * (8 * 512 + 12 * documents * 512) + 500 * requests
 
 
 def test_fingerprint_changes_with_content_and_order(tmp_path):
@@ -164,6 +258,55 @@ def test_errors_name_the_file_and_the_remedy(tmp_path, verify_shards):
     with pytest.raises(ShardError, match="missing shard"):
         TokenDataset(url).rows(np.array([2]))
     assert TokenDataset(url).rows(np.array([0])).lengths.tolist() == [8]  # the others can still be read
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["pretrain", "sft"])
+def test_a_damaged_shard_in_a_store_is_named(s3_url, kind):
+    url = f"{s3_url}/damaged-{kind}"
+    write_dataset(url, kind, SHARDS if kind == "pretrain" else EXAMPLES)
+    good = read_bytes(f"{url}/train/1.safetensors")
+    everything = np.arange(5)
+    for damaged, problem in (
+        (good[:-8], "is shorter than its manifest says"),  # inside of what is asked for
+        (good[:30], "is shorter than its manifest says"),  # before it: S3 then refuses the range
+        (b"\0" * len(good), "is damaged"),
+        (b"\xff" * len(good), "is damaged"),
+    ):
+        write_bytes(f"{url}/train/1.safetensors", damaged)
+        with pytest.raises(ShardError, match=rf"train/1\.safetensors {problem}.*; delete it and run prepare"):
+            TokenDataset(url).rows(everything)
+    filesystem(url)[0].rm(f"{url}/train/1.safetensors")
+    with pytest.raises(ShardError, match=r"missing shard: no file at .*train/1\.safetensors; delete it"):
+        TokenDataset(url).rows(everything)
+
+
+@pytest.mark.integration
+def test_rows_are_waited_for_while_their_store_is_away(s3_url, s3_gateway, monkeypatch, caplog):
+    """Longer than other reads are tried again."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr("llada.files._PAUSES_S", (0.1,))
+    s3fs.S3FileSystem.clear_instance_cache()
+    url = f"{s3_url}/away-rows"
+    write_dataset(url, "pretrain", SHARDS)
+    data = TokenDataset(url)
+    before = data.rows(np.arange(5))
+    s3_gateway.close()
+    with ThreadPoolExecutor(1) as pool:
+        rows = pool.submit(data.rows, np.arange(5))
+        try:
+            with pytest.raises(StoreError, match="nothing answers"):
+                read_bytes(f"{url}/manifest.json")
+            while "waiting since" not in caplog.text:
+                assert not rows.done()
+                time.sleep(0.05)
+        finally:
+            s3_gateway.open()
+        assert np.array_equal(rows.result(60).tokens, before.tokens)
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert "nothing answers" in caplog.text
 
 
 def test_unigram_counts_are_read_back_or_named(url):

@@ -24,15 +24,17 @@ def test_a_shard_is_written_when_its_rows_are_full(tmp_path, packing, rows, kind
     assert sum(shard.tokens for shard in shards) == 36
     assert writer.counts.tolist() == [0, 6, 6, 6, 6, 6, 6, 0, 0, 0]
     assert writer.close() == shards  # nothing is written twice
+    assert {shard.lengths for shard in shards} == {None}
 
 
 def test_examples_take_a_row_each(tmp_path):
     layout = RowLayout(8, 0, kind="sft")
     writer = ShardWriter("train", Target(str(tmp_path), "unit-{:03d}", layout, 2, 10))
-    for _ in range(3):
-        writer.add(Example([5, 6, 7], 1, False))
-    assert [(shard.rows, shard.tokens) for shard in writer.close()] == [(2, 6), (1, 3)]
-    assert writer.counts.tolist() == [0, 0, 0, 0, 0, 0, 3, 3, 0, 0]  # of the answers alone
+    for tokens in ([5, 6, 7], [5, 6, 7, 8], [5, 6]):
+        writer.add(Example(tokens, 1, False))
+    shards = writer.close()
+    assert [(shard.rows, shard.tokens, shard.lengths) for shard in shards] == [(2, 7, [3, 4]), (1, 2, [2])]
+    assert writer.counts.tolist() == [0, 0, 0, 0, 0, 0, 3, 2, 1, 0]  # of the answers alone
 
 
 def test_documents_go_to_their_splits(tmp_path):

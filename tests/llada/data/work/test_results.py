@@ -1,6 +1,7 @@
 """What tasks leave behind, in the form in which unfinished folders hold it."""
 
 import json
+from dataclasses import replace
 
 from llada.data.outcomes import Report
 from llada.data.tokens.manifest import ShardEntry
@@ -17,6 +18,9 @@ def test_a_packed_unit_is_spelled_as_ever(tmp_path):
     assert list(stored) == ["name", "inputs", "report", "shards"]
     assert list(stored["shards"][0]) == ["split", "name", "rows", "segments", "tokens", "bytes", "sha256"]
     assert PackedUnit.read(url) == packed
+    examples = replace(packed, shards=[replace(SHARD, lengths=[7, 8])])
+    examples.write(url)
+    assert PackedUnit.read(url) == examples
 
 
 def test_a_filtered_unit_is_spelled_as_ever(tmp_path):
