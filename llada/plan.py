@@ -76,7 +76,7 @@ def estimate_cost(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> RunCost
 
     copies = 1 if model.block_length is None else 2  # block diffusion runs a row noised and clean
     elements = copies * run.train.micro_batch_rows * length * model.d_model
-    per_layer = LAYER_INPUT_BYTES if run.train.activation_checkpointing else LAYER_ACTIVATION_BYTES
+    per_layer = LAYER_INPUT_BYTES if run.train.activation_checkpointing == "full" else LAYER_ACTIVATION_BYTES
     # One layer more: the one whose activations are computed again in the backward pass.
     activations = elements * (model.num_layers * per_layer + LAYER_ACTIVATION_BYTES)
     logits = run.train.micro_batch_rows * length * PREDICTED_SHARE * model.vocab_size * LOGIT_BYTES

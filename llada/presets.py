@@ -211,7 +211,7 @@ def _llada(model: ModelConfig, *, num_steps: int, optim: OptimConfig, micro_batc
             validate_every=2000,
             validation_rows=1024,
             checkpoint_every=1000,
-            activation_checkpointing=True,
+            activation_checkpointing="full",
             compile=True,
         ),
     )

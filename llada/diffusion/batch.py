@@ -1,4 +1,5 @@
-"""Rows of a global batch, with what their noise and their share of the loss depend on: seed-free integers, no worker."""
+"""Rows of a global batch, with what their noise and their share of the loss depend on: seed-free integers, no worker; and
+what becomes of them, `MicroBatch`: all that a forward and its loss need, and nothing that a device would have to wait for."""
 
 from __future__ import annotations
 
@@ -52,3 +53,31 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward is fed and what is asked of it: b rows of L, N positions."""
+
+    tokens: Tensor
+    """(b, L) int64: noised, mask tokens in place."""
+    segment_ids: Tensor | None
+    """(b, L), as in `Batch`."""
+    context: Tensor | None
+    """(b, L) int64: the clean tokens that a block-causal network reads beside the noised ones."""
+    positions: Tensor
+    """(N,) int64 into the b · L: where logits are wanted."""
+    targets: Tensor
+    """(N,) int64: the tokens to predict there."""
+    scale: Tensor
+    """(N,) float64: what each position's −log p counts, before the division by `objective_loss`' normalizer. 0 at those that
+    only fill up."""
+    excluded_id: int | None
+    """Has no probability (MDLM's SUBS: the mask)."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> MicroBatch:
+        """The same with every tensor replaced by function(tensor)."""
+        mapped: dict[str, Any] = {
+            name: function(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **mapped)

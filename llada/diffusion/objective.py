@@ -1,4 +1,5 @@
-"""The forward process and the loss: the heart. A training step calls `objective_loss`, everything else is below it.
+"""The forward process and the loss: the heart. A training step calls `corrupt` on its rows, ahead of time, and
+`objective_loss` on what that gives; everything else is below them.
 
 One function pair serves every objective. LLaDA (arXiv 2502.09992, Eq. 3): −E_t[1/p Σ_masked log p(x₀|xₜ)] / (B·L).
 MDLM (arXiv 2406.07524, Eq. 10): weight −α′/(1−α), mask logit at −∞. BERT: constant mask rate. SFT is not another loss:
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada.diffusion.batch import Batch
+from llada.diffusion.batch import Batch, MicroBatch
 from llada.diffusion.cross_entropy import token_cross_entropy, weighted_nats
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
@@ -28,6 +29,8 @@ from llada.settings import check_limits, limited
 
 ObjectiveKind = Literal["masked_diffusion", "block_diffusion", "autoregressive"]
 
+# The positions of a micro-batch are rounded up to a multiple of one of so many parts of it.
+POSITION_STEPS = 32
 # Steps of it fill [0, 1) evenly, however many there are.
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -81,19 +84,44 @@ class NoisyBatch(NamedTuple):
 
 
 def objective_loss(
-    network: Callable[..., Tensor],
-    batch: Batch,
-    config: ObjectiveConfig,
-    *,
-    normalizer: float | Tensor,
-    seed: int,
-    mask_id: int | None,
-    block_length: int | None = None,
+    network: Callable[..., Tensor], micro: MicroBatch, *, normalizer: float | Tensor = 1.0
 ) -> Tensor:
-    """The objective on these rows: noise, one forward of the network, the loss. A scalar in nats.
+    """The objective on these rows: one forward of the network, the loss. A scalar in nats.
 
     Args:
         network: (b, L) tokens → what `read_out` makes of the N positions of `logits_at` (`Transformer.forward`).
+        micro: of `corrupt`.
+        normalizer: a scalar that the sum is divided by, beside what `micro.scale` holds of it already.
+    """
+    inputs = {} if micro.context is None else {"context": micro.context}
+    return network(
+        micro.tokens,
+        segment_ids=micro.segment_ids,
+        logits_at=micro.positions,
+        read_out=functools.partial(
+            weighted_nats,
+            targets=micro.targets,
+            scale=micro.scale / normalizer,
+            excluded_id=micro.excluded_id,
+        ),
+        **inputs,
+    )
+
+
+def corrupt(
+    batch: Batch,
+    config: ObjectiveConfig,
+    *,
+    normalizer: float | Tensor = 1.0,
+    seed: int,
+    mask_id: int | None,
+    block_length: int | None = None,
+) -> MicroBatch:
+    """These rows as the network is fed them: noised, with the positions to predict and what each counts.
+
+    Of positions there are a multiple of a 32nd of all: with so few shapes, a GPU's allocator and its kernels meet each soon.
+
+    Args:
         normalizer: what the sum is divided by; (b,) gives each row its own (see `masked_diffusion_loss`).
         seed: of the noise, which is a function of (seed, epoch, sample) and of the rows' places in the global batch.
         mask_id: id of the mask token; only the autoregressive objective does without.
@@ -101,28 +129,24 @@ def objective_loss(
     """
     if config.kind == "autoregressive":
         predicted = predicted_positions(batch, config.kind)
-        return network(
-            batch.tokens,
-            segment_ids=batch.segment_ids,
-            logits_at=predictors(predicted),
-            read_out=functools.partial(
-                weighted_nats, targets=batch.tokens[predicted], scale=_next_token_scale(predicted, normalizer)
-            ),
-        )
-    assert mask_id is not None
-    noisy = add_noise(batch, config, seed, mask_id, block_length)
-    inputs = {"context": batch.tokens} if config.kind == "block_diffusion" else {}
-    return network(
-        noisy.tokens,
+        tokens, asked = batch.tokens, predictors(predicted)
+        scale = _next_token_scale(predicted, normalizer)
+    else:
+        assert mask_id is not None
+        noisy = add_noise(batch, config, seed, mask_id, block_length)
+        tokens, asked, predicted = noisy.tokens, noisy.masked, noisy.masked
+        scale = _diffusion_scale(noisy, normalizer)
+    positions = asked.flatten().nonzero()[:, 0]
+    step = -(-asked.numel() // POSITION_STEPS)
+    filler = -len(positions) % step
+    return MicroBatch(
+        tokens=tokens,
         segment_ids=batch.segment_ids,
-        logits_at=noisy.masked,
-        read_out=functools.partial(
-            weighted_nats,
-            targets=batch.tokens[noisy.masked],
-            scale=_diffusion_scale(noisy, normalizer),
-            excluded_id=mask_id if config.subs else None,
-        ),
-        **inputs,
+        context=batch.tokens if config.kind == "block_diffusion" else None,
+        positions=F.pad(positions, (0, filler)),
+        targets=F.pad(batch.tokens[predicted], (0, filler)),
+        scale=F.pad(scale, (0, filler)),
+        excluded_id=mask_id if config.subs and config.kind != "autoregressive" else None,
     )
 
 

@@ -151,7 +151,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return self.weight.to(x.dtype) * normed.to(x.dtype)
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -227,6 +227,14 @@ class Block(nn.Module):
         return x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
 
 
+class Head(nn.Linear):
+    """The last matrix. What is made of it in place of logits is made in its forward, where a sharded weight is whole."""
+
+    def forward(self, x: Tensor, read_out: ReadOut | None = None) -> Tensor:
+        """Logits (N, V) of x (N, D), or what `read_out` makes of it."""
+        return super().forward(x) if read_out is None else read_out(x, self.weight)
+
+
 class Transformer(nn.Module):
     """The mask predictor p(x₀ | xₜ): no time input, because xₜ already tells it (LLaDA Eq. 11)."""
 
@@ -238,7 +246,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Head(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed.weight
 
@@ -267,8 +275,8 @@ class Transformer(nn.Module):
             context: (B, L) int64, of a block-causal network: what each block of `input_ids` finds in the earlier ones,
                 in place of their own tokens. So one forward gives what one for each block, on `context` before it,
                 would.
-            logits_at: (B, L) bool, or (N,) indices into (T,); only these N positions get logits, in order. The head is the
-                widest matrix of the network, and a loss needs it at masked positions only.
+            logits_at: (B, L) bool, or (N,) indices into the B · L or T positions; only these N get logits, in order. The head
+                is the widest matrix of the network, and a loss needs it at masked positions only.
             read_out: what is returned in place of logits, computed where the head's weight is at hand (FSDP).
             positions: (T,) int64, where each token stands in its row.
             layer_step: runs each layer; who attends to whom, and what is kept of it, is its business.
@@ -286,8 +294,9 @@ class Transformer(nn.Module):
             x = x if logits_at is None else x[logits_at]
             return self._head(x) if head_step is None else head_step(self._head, x)
         x = self.norm(self._attend_densely(input_ids, attention_mask, segment_ids, context))
-        x = x if logits_at is None else x[logits_at]
-        return self.lm_head(x) if read_out is None else read_out(x, self.lm_head.weight)
+        if logits_at is not None:
+            x = x[logits_at] if logits_at.dim() == 2 else x.flatten(0, 1).index_select(0, logits_at)
+        return self.lm_head(x, read_out)
 
     def _head(self, x: Tensor) -> Tensor:
         return self.lm_head(self.norm(x))

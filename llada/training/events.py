@@ -42,7 +42,18 @@ class StepDone:
     tokens: int
     """Trained on so far."""
     tokens_per_second: float
+    """Of all workers; this and what follows since the last logged step."""
     mfu: float
+    """Model FLOPs utilisation, in [0, 1]."""
+    tokens_per_second_per_worker: float = 0.0
+    data_wait: float = 0.0
+    """Share of the time in which worker 0 waited for its next batch, in [0, 1]."""
+    allocated_gib: float = 0.0
+    """The most that tensors took on worker 0's GPU; on a CPU its process, since it has begun."""
+    reserved_gib: float = 0.0
+    """The most that torch took on worker 0's GPU."""
+    skipped_steps: int = 0
+    """All of the run so far whose loss or gradient was no finite number."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,19 @@
-"""What a training log says about speed: tokens per second and model FLOPs utilisation (MFU)."""
+"""What a training log says about speed and memory: tokens per second, model FLOPs utilisation (MFU), peaks."""
 
 from __future__ import annotations
 
 import functools
 import math
+import resource
+import sys
 import time
 from typing import NamedTuple
 
 import torch
 
 from llada.hardware import recognise
+
+GIB = 1 << 30
 
 
 @functools.cache
@@ -30,27 +34,58 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Speed(NamedTuple):
-    """What all workers together have done since the last reading."""
+    """What has been done since the last reading."""
 
     tokens_per_second: float
+    """Of all workers together."""
     mfu: float
     """Model FLOPs utilisation, in [0, 1]."""
+    tokens_per_second_per_worker: float
+    data_wait: float
+    """Share of the time in which the loop waited for its next batch, in [0, 1]."""
 
 
 class Throughput:
-    """Counts tokens and time."""
+    """Counts tokens and time.
 
-    def __init__(self, flops_per_token: float, peak_flops_all_workers: float) -> None:
-        self.flops_per_token, self.peak = flops_per_token, peak_flops_all_workers
+    Args:
+        flops_per_token: of the forward and backward pass.
+        peak: FLOP/s of one worker's device at full use.
+    """
+
+    def __init__(self, flops_per_token: float, peak: float, num_workers: int) -> None:
+        self.flops_per_token, self.peak, self.num_workers = flops_per_token, peak, num_workers
         self.tokens, self.since = 0, time.perf_counter()
 
     def add(self, tokens: int) -> None:
         """Tokens of all workers that were trained on."""
         self.tokens += tokens
 
-    def read(self) -> Speed:
-        """The speed since the last reading; the count begins anew."""
+    def read(self, waited: float) -> Speed:
+        """The speed since the last reading, of which `waited` seconds brought no batch; the count begins anew."""
         now = time.perf_counter()
-        rate = self.tokens / max(now - self.since, 1e-9)
+        seconds = max(now - self.since, 1e-9)
+        rate = self.tokens / seconds
         self.tokens, self.since = 0, now
-        return Speed(rate, rate * self.flops_per_token / self.peak)
+        each = rate / self.num_workers
+        return Speed(rate, each * self.flops_per_token / self.peak, each, waited / seconds)
+
+
+class Memory(NamedTuple):
+    """The most that one worker has needed, GiB."""
+
+    allocated_gib: float
+    """By tensors on its GPU; on a CPU, by its whole process."""
+    reserved_gib: float
+    """By torch on its GPU; on a CPU the same as `allocated_gib`."""
+
+
+def peak_memory(device: torch.device) -> Memory:
+    """The peaks of this worker since the last call (on a CPU since its process has begun)."""
+    if device.type == "cuda":
+        peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return Memory(*(peak / GIB for peak in peaks))
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+    return Memory(resident, resident)

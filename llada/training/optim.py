@@ -118,6 +118,9 @@ class ShardedMuon(torch.optim.Muon):
     matrix is computed once. Momentum stays sharded, so checkpoints reshard like any other state.
     """
 
+    found_inf: Tensor | None = None
+    """() float32: 1 where this step must move nothing (see `step_all`)."""
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
@@ -127,7 +130,7 @@ class ShardedMuon(torch.optim.Muon):
             self._init_group(group, params, grads, momenta)
             updates = []
             for grad, momentum in zip(map(_local, grads), map(_local, momenta), strict=True):
-                momentum.lerp_(grad, 1 - group["momentum"])
+                self._assign(momentum, momentum.lerp(grad, 1 - group["momentum"]))
                 updates.append(
                     grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum.clone()
                 )
@@ -136,13 +139,18 @@ class ShardedMuon(torch.optim.Muon):
                 return newton_schulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
 
             if isinstance(params[0], DTensor):
-                mesh = params[0].device_mesh.get_group()
-                updates = map_whole_matrices(updates, [p.shape for p in params], orthogonalise, mesh)
+                mesh = params[0].device_mesh
+                shards = mesh.get_group(mesh.ndim - 1)  # HSDP's copies each do the same
+                updates = map_whole_matrices(updates, [p.shape for p in params], orthogonalise, shards)
             else:
                 updates = [orthogonalise(update) for update in updates]
             for param, update in zip(params, updates, strict=True):
                 rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], param.shape)
-                _local(param).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+                shrunk = _local(param) * (1 - group["lr"] * group["weight_decay"])
+                self._assign(_local(param), shrunk.add_(update, alpha=-rate))
+
+    def _assign(self, old: Tensor, new: Tensor) -> None:
+        old.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, old, new))
 
 
 def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -234,6 +242,15 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def step_all(optimizers: list[torch.optim.Optimizer], skipped: Tensor) -> None:
+    """One step of each, then their gradients are gone. Where `skipped` (() float32) is 1 and not 0, nothing moves, no moment
+    and no count either; that is seen on the device, for which nobody waits."""
+    for optimizer in optimizers:
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as torch's GradScaler tells fused optimizers
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -1,7 +1,8 @@
 """Parallelism and precision, applied to the network from outside.
 
-FSDP2 (`fully_shard`) over one mesh dimension whenever a process group exists; autocast otherwise. The network does not
-know.
+FSDP2 (`fully_shard`) whenever there are several workers, over all of them or (HSDP) over groups of them; autocast otherwise.
+The network does not know. At any number of workers the residual stream, the embedding's rows and the products are of the
+compute dtype, while norms and rotary positions are computed, and gradients reduced, in float32.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from llada.model.transformer import ModelConfig, Transformer
+from llada.settings import require
 
 Precision = Literal["auto", "fp32", "bf16"]
+Recomputed = Literal["none", "selective", "full"]
+"""What of a block is computed again in the backward pass."""
 
 
 def world() -> tuple[int, int]:
@@ -65,57 +69,119 @@ def build_parallel(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    activation_checkpointing: bool = False,
+    recomputed: Recomputed = "none",
+    compiled: bool = False,
+    shard_workers: int | None = None,
 ) -> Transformer:
     """An uninitialised network on `device`, sharded over all workers: `restore` (checkpoint/restore.py) fills it.
 
-    Parameters are float32 masters; each block gathers them in `dtype` for its forward and backward, and gradients are
-    reduced in float32.
+    Parameters are float32 masters; each group (the embedding, each block, the norm with the head) gathers them in `dtype` for
+    its forward and backward.
+
+    Args:
+        recomputed: "selective" keeps of a block what the attention and every other product give.
+        compiled: each block by itself, so that one compilation serves all.
+        shard_workers: workers that share one copy of the weights, a divisor of their number; None: all.
     """
+    _, num_workers = world()
+    require(
+        shard_workers is None or num_workers % shard_workers == 0,
+        f"train.shard_workers {shard_workers} does not divide the {num_workers} workers: choose a divisor, or leave it out",
+    )
     with torch.device("meta"):
         model = Transformer(config)
-    if activation_checkpointing:
-        for layer in model.layers:
-            layer.forward = _checkpointed(layer.forward)
-    _, num_workers = world()
+    for layer in model.layers:
+        if recomputed != "none":
+            layer.forward = _recomputing(layer.forward, recomputed)
+        if compiled:
+            layer.compile(fullgraph=True)
     if num_workers > 1:
-        mesh = init_device_mesh(device.type, (num_workers,))
-        policy = MixedPrecisionPolicy(
-            param_dtype=None if dtype == torch.float32 else dtype,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # would round the rotary tables
-        )
-        for layer in model.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        _shard(model, device, dtype, num_workers, shard_workers or num_workers)
+    if dtype != torch.float32:  # where the residual stream begins
+        model.embed.register_forward_hook(lambda module, args, rows: rows.to(dtype))
     model.to_empty(device=device)
     if config.tie_embeddings:
         model.lm_head.weight = model.embed.weight
     return model
 
 
-def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Recompute a block in the backward pass instead of keeping its activations."""
+def _shard(
+    model: Transformer, device: torch.device, dtype: torch.dtype, num_workers: int, shard_workers: int
+) -> None:
+    if shard_workers == num_workers:
+        mesh = init_device_mesh(device.type, (num_workers,))
+    else:
+        sizes = (num_workers // shard_workers, shard_workers)
+        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard"))
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if dtype == torch.float32 else dtype,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # would round the rotary tables
+    )
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    if not model.config.tie_embeddings:  # else one group, the root's, holds their common matrix
+        fully_shard(model.embed, mesh=mesh, mp_policy=policy)
+        fully_shard([model.norm, model.lm_head], mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
-    def recomputing(*args: Any) -> Tensor:
-        return checkpoint(forward, *args, use_reentrant=False)
 
-    return recomputing
+def _recomputing(forward: Callable[..., Tensor], recomputed: Recomputed) -> Callable[..., Tensor]:
+    """Computes a block again in the backward pass instead of keeping (all of) its activations."""
+    options: dict[str, Any] = {}
+    if recomputed == "selective":
+        options["context_fn"] = lambda: create_selective_checkpoint_contexts(_EveryOther())
+
+    def recompute(*args: Any) -> Tensor:
+        return checkpoint(forward, *args, use_reentrant=False, **options)
+
+    return recompute
 
 
-def set_gradient_sync(model: nn.Module, sync: bool) -> None:
-    """While accumulating, gradients need reducing only at the last micro-batch."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(sync)
+_aten = torch.ops.aten
+_PRODUCTS = {_aten.mm.default, _aten.addmm.default}
+_ATTENTION = {
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+class _EveryOther:
+    """What selective recomputation keeps of one run of a block: the attention and every other product, about half of what
+    is dear to compute, in a third of the memory (torchtitan's choice)."""
+
+    def __init__(self) -> None:
+        self.products = {False: 0, True: 0}
+
+    def __call__(self, context: Any, op: Any, *args: Any, **options: Any) -> CheckpointPolicy:
+        if op in _PRODUCTS:
+            self.products[context.is_recompute] += 1
+        kept = op in _ATTENTION or (op in _PRODUCTS and self.products[context.is_recompute] % 2)
+        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def begin_micro_batch(model: nn.Module, *, is_last: bool) -> None:
+    """Say whether this is the step's last one. Each gives its gradients to those who keep them, so that nobody holds them
+    whole; between the copies of HSDP they are added at the end only. The embedding and the head stay whole until then."""
+    if not isinstance(model, FSDPModule):
+        return
+    model.set_is_last_backward(is_last)
+    model.set_requires_all_reduce(is_last)
+    for module in (model, model.embed, model.norm):
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_backward(is_last, recurse=False)
 
 
 def reshard(model: nn.Module) -> None:
     """After a forward without a backward: give the gathered weights back, or `named_parameters` yields those.
 
-    FSDP keeps the root's weights (embedding, norm, head) gathered for the backward pass that usually follows.
+    FSDP keeps the head's gathered for the backward pass that usually follows.
     """
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

@@ -12,7 +12,7 @@ from llada.diffusion.objective import ObjectiveConfig
 from llada.model.transformer import ModelConfig
 from llada.settings import check_limits, limited, require
 from llada.training.optim import OptimConfig, schedule_faults
-from llada.training.parallel import Precision, world
+from llada.training.parallel import Precision, Recomputed, world
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class TrainConfig:
     global_batch_tokens: int = limited(262_144, low=1)
     """Tokens of one step over all workers, a multiple of the rows' length."""
     micro_batch_rows: int = limited(8, low=1)
-    """Rows of one forward on one worker; changes memory and speed only."""
+    """Rows of one forward on one worker, at the most; changes memory and speed only."""
     precision: Precision = "auto"
     """Of the forward pass: bf16 where the hardware multiplies it natively ("auto"), always, or never."""
     seed: int = 0
@@ -52,10 +52,14 @@ class TrainConfig:
     """The newest ones; older ones are deleted."""
     keep_every: int | None = limited(None, low=1)
     """Beside those, one checkpoint in each so many steps is kept for good; None: none."""
-    activation_checkpointing: bool = False
-    """Compute each block again in the backward pass instead of keeping its activations: less memory, more time."""
+    activation_checkpointing: Recomputed = "none"
+    """What of each block is computed again in the backward pass instead of being kept: less memory, more time. "selective"
+    keeps the attention and every other matrix product, "full" keeps nothing."""
     compile: bool = False
-    """Through torch.compile."""
+    """Each block through torch.compile."""
+    shard_workers: int | None = limited(None, low=1)
+    """Workers that share one copy of weights and optimizer state, a divisor of their number; None: all. With the GPUs of one
+    node only gradients, once a step, go from node to node (HSDP). Changes memory and speed only."""
 
     def __post_init__(self) -> None:
         check_limits(self, "train")

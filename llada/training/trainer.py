@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llada.diffusion.batch import Batch
-from llada.diffusion.objective import objective_loss, predicted_positions
+from llada.diffusion.objective import objective_loss
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
-from llada.training.batches import BatchStream
+from llada.training.batches import BatchStream, StepBatch
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.checkpoint.restore import restore
 from llada.training.checkpoint.save import drop_checkpoints, save_checkpoint
@@ -36,16 +34,16 @@ from llada.training.events import (
     StepSkipped,
     Validated,
 )
-from llada.training.metrics import Throughput, peak_flops
-from llada.training.optim import build_optimizers, lr_factor, set_lr
+from llada.training.metrics import Throughput, peak_flops, peak_memory
+from llada.training.optim import build_optimizers, lr_factor, set_lr, step_all
 from llada.training.parallel import (
     all_sum,
     autocast,
+    begin_micro_batch,
     build_parallel,
     clip_gradients,
     full_state,
     resolve_precision,
-    set_gradient_sync,
     training_device,
     world,
 )
@@ -72,6 +70,8 @@ class TrainResult:
     """Our parameter names -> full weights on worker 0, None elsewhere."""
     skipped_steps: int = 0
     """Whose loss or gradient was no finite number."""
+    precision: str = ""
+    """torch's name of the compute dtype."""
 
 
 class DivergenceError(UserError, FloatingPointError):
@@ -112,7 +112,14 @@ def train(
     global_rows = config.train.global_batch_tokens // dataset.row_length
     num_steps = run_length(config, dataset)
     stream = BatchStream(
-        dataset, config.objective, global_rows=global_rows, seed=seed, rank=rank, num_workers=num_workers
+        dataset,
+        config.objective,
+        model_config,
+        global_rows=global_rows,
+        micro_rows=config.train.micro_batch_rows,
+        seed=seed,
+        rank=rank,
+        num_workers=num_workers,
     )
     validation = Validation(
         held_out,
@@ -124,7 +131,12 @@ def train(
     unigram_loss = validation.unigram_nats(unigram_counts)
 
     model = build_parallel(
-        model_config, device, dtype, activation_checkpointing=config.train.activation_checkpointing
+        model_config,
+        device,
+        dtype,
+        recomputed=config.train.activation_checkpointing,
+        compiled=config.train.compile,
+        shard_workers=config.train.shard_workers,
     )
     optimizers = build_optimizers(model, config.optim)
     identity = run_identity(model_config, config, dataset)
@@ -136,7 +148,6 @@ def train(
         f"the checkpoints in {checkpoints} are at step {cursor.step}, beyond a run of {num_steps}: "
         "set train.num_steps (or num_epochs) to more, or choose another output folder",
     )
-    network = torch.compile(model) if config.train.compile else model
 
     def emit(event: Event) -> None:
         if rank == 0 and report:
@@ -159,7 +170,7 @@ def train(
         emit(skip)
     last_step = num_steps if stop_at is None else min(stop_at, num_steps)
     flops = model_config.training_flops_per_token(dataset.row_length)
-    clock = Throughput(flops, peak_flops(device, dtype) * num_workers)
+    clock = Throughput(flops, peak_flops(device, dtype), num_workers)
     started = time.perf_counter() - cursor.seconds
     validation_loss = float("nan")
     model.train()
@@ -169,61 +180,65 @@ def train(
         "validation": config.train.validate_every,
         "checkpoint": config.train.checkpoint_every,
     }
-    batches = stream.batches(cursor.step, last_step)
+    unseen: list[Tensor] = []  # (tokens, loss, norm) of the steps that nobody has waited for yet
+    batches = stream.batches(cursor.step, last_step, pinned=device.type == "cuda")
     while (batch := next(batches, None)) is not None:
         step = batch.step + 1
         set_lr(optimizers, cursor.lr_scale * lr_factor(batch.step, num_steps, config.optim))
-        loss = float(train_step(network, model, batch.to(device), config, num_workers, dtype))
-        norm = float(clip_gradients(model, config.optim.grad_clip))
-        is_bad, last_sound = not np.isfinite(loss + norm), cursor.step - cursor.bad_steps
-        for optimizer in optimizers:
-            if not is_bad:  # before the weights move
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        num_tokens = global_rows * batch.tokens.shape[1]
-        clock.add(num_tokens)
-        cursor = replace(
-            cursor,
-            step=step,
-            tokens=cursor.tokens + num_tokens,
-            seconds=time.perf_counter() - started,
-            interval_loss=cursor.interval_loss + (0.0 if is_bad else loss),
-            interval_steps=cursor.interval_steps + (not is_bad),
-            bad_steps=cursor.bad_steps + 1 if is_bad else 0,
-            skipped_steps=cursor.skipped_steps + is_bad,
-        )
-        if is_bad:
-            emit(StepSkipped(step, loss, norm))
-            # Whether the weights are to blame or this one batch, the next steps show; behind the last one, the validation.
-            if cursor.bad_steps >= config.train.max_bad_steps or (
-                step == num_steps and not np.isfinite(validation(model, device, dtype))
-            ):
-                before = _choose_rollback(checkpoints, cursor, config.train, gone_back_to, loss, norm)
-                batches.close()
-                restored, skipped = restore(
-                    checkpoints,
-                    identity,
-                    model,
-                    optimizers,
-                    initial_state=initial_state,
-                    seed=seed,
-                    before=before,
-                )
-                drop_checkpoints(checkpoints, after=restored.step)
-                gone_back_to = restored.step
-                cursor = replace(
-                    restored,
-                    bad_steps=0,
-                    skipped_steps=cursor.skipped_steps,
-                    rollbacks=cursor.rollbacks + 1,
-                    lr_scale=cursor.lr_scale * config.train.rollback_lr_scale,
-                )
-                for skip in skipped:
-                    emit(skip)
-                emit(RolledBack(cursor.step, step, cursor.lr_scale))
-                emit_start()
-                batches = stream.batches(cursor.step, last_step)
-                continue
+        loss_now = train_step(model, batch.to(device), num_workers, dtype)
+        norm_now = clip_gradients(model, config.optim.grad_clip).double()
+        step_all(optimizers, skipped=(~torch.isfinite(loss_now + norm_now)).float())
+        unseen.append(torch.stack([torch.full_like(loss_now, batch.tokens), loss_now, norm_now]))
+        clock.add(batch.tokens)
+        if step < last_step and not cursor.bad_steps and all(step % every for every in intervals.values()):
+            continue
+        for num_tokens, loss, norm in torch.stack(unseen).tolist():
+            is_bad, last_sound = not np.isfinite(loss + norm), cursor.step - cursor.bad_steps
+            cursor = replace(
+                cursor,
+                step=cursor.step + 1,
+                tokens=cursor.tokens + int(num_tokens),
+                seconds=time.perf_counter() - started,
+                interval_loss=cursor.interval_loss + (0.0 if is_bad else loss),
+                interval_steps=cursor.interval_steps + (not is_bad),
+                bad_steps=cursor.bad_steps + 1 if is_bad else 0,
+                skipped_steps=cursor.skipped_steps + is_bad,
+            )
+            if is_bad:
+                emit(StepSkipped(cursor.step, loss, norm))
+            if cursor.bad_steps >= config.train.max_bad_steps:
+                break
+        unseen.clear()
+        # Whether the weights are to blame or one batch, the next steps show; behind the last one, the validation.
+        if cursor.bad_steps >= config.train.max_bad_steps or (
+            is_bad and step == num_steps and not np.isfinite(validation(model, device, dtype))
+        ):
+            before = _choose_rollback(checkpoints, cursor, config.train, gone_back_to, loss, norm)
+            batches.close()
+            restored, skipped = restore(
+                checkpoints,
+                identity,
+                model,
+                optimizers,
+                initial_state=initial_state,
+                seed=seed,
+                before=before,
+            )
+            drop_checkpoints(checkpoints, after=restored.step)
+            gone_back_to, diverged_at = restored.step, cursor.step
+            cursor = replace(
+                restored,
+                bad_steps=0,
+                skipped_steps=cursor.skipped_steps,
+                rollbacks=cursor.rollbacks + 1,
+                lr_scale=cursor.lr_scale * config.train.rollback_lr_scale,
+            )
+            for skip in skipped:
+                emit(skip)
+            emit(RolledBack(cursor.step, diverged_at, cursor.lr_scale))
+            emit_start()
+            batches = stream.batches(cursor.step, last_step, pinned=device.type == "cuda")
+            continue
         if not is_bad or step == num_steps:  # what was due at skipped steps is due at the next sound one
             due = {
                 name
@@ -237,7 +252,8 @@ def train(
         if "log" in due and cursor.interval_steps:
             train_loss = cursor.interval_loss / cursor.interval_steps
             lr = optimizers[0].param_groups[0]["lr"]
-            emit(StepDone(step, train_loss, lr, norm, cursor.tokens, *clock.read()))
+            speed, memory = clock.read(stream.read_wait()), peak_memory(device)
+            emit(StepDone(step, train_loss, lr, norm, cursor.tokens, *speed, *memory, cursor.skipped_steps))
             cursor = replace(cursor, train_loss=train_loss, interval_loss=0.0, interval_steps=0)
         if "validation" in due:
             validation_loss = validation(model, device, dtype)
@@ -264,6 +280,7 @@ def train(
         seconds=cursor.seconds,
         tokens_per_second=cursor.tokens / max(cursor.seconds, 1e-9),
         state=full_state(model),
+        precision=str(dtype).removeprefix("torch."),
         skipped_steps=cursor.skipped_steps,
     )
 
@@ -295,33 +312,16 @@ def _choose_rollback(
     return gone_back_to if gone_back_to == steps[-1] != steps[0] else None
 
 
-def train_step(
-    network: Any, model: Transformer, batch: Batch, config: RunConfig, num_workers: int, dtype: torch.dtype
-) -> Tensor:
-    """Forward and backward of one global batch; the loss in nats per token, the same number on every worker.
-
-    Each row is divided by a number that knows the whole global batch (its token count, or rows × answer length in SFT),
-    so micro-batches and workers add up to the same gradient however the rows are split.
-    """
-    counts = predicted_positions(batch, config.objective.kind).sum(1)
-    if batch.per_row:
-        normalizer = counts.clamp(min=1) * batch.global_rows
-    else:
-        normalizer = all_sum(counts.sum()).clamp(min=1).expand(len(counts))
-    total = torch.zeros((), dtype=torch.float64, device=batch.tokens.device)
-    micro_rows = config.train.micro_batch_rows
-    for start, micro in zip(range(0, len(counts), micro_rows), batch.split(micro_rows), strict=True):
-        set_gradient_sync(model, start + micro_rows >= len(counts))
-        with autocast(batch.tokens.device, dtype):
-            loss = objective_loss(
-                network,
-                micro,
-                config.objective,
-                normalizer=normalizer[start : start + micro_rows],
-                seed=config.train.seed,
-                mask_id=model.config.mask_token_id,
-                block_length=model.config.block_length,
-            )
+def train_step(model: Transformer, batch: StepBatch, num_workers: int, dtype: torch.dtype) -> Tensor:
+    """Forward and backward of one global batch; the loss in nats per token, the same number on every worker, for which the
+    device has not been waited."""
+    device = batch.micro[0].tokens.device
+    normalizer = 1.0 if batch.counted is None else all_sum(batch.counted.clone()).clamp(min=1)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for number, micro in enumerate(batch.micro, start=1):
+        begin_micro_batch(model, is_last=number == len(batch.micro))
+        with autocast(device, dtype):
+            loss = objective_loss(model, micro, normalizer=normalizer)
         (loss * num_workers).backward()  # FSDP averages gradients over workers; the loss is a sum
         total += loss.detach()
     return all_sum(total)

@@ -13,6 +13,7 @@ from llada.diffusion.objective import (
     NoisyBatch,
     ObjectiveConfig,
     add_noise,
+    corrupt,
     forward_process,
     masked_diffusion_loss,
     next_token_loss,
@@ -221,18 +222,18 @@ class Recorder:
         self, tokens: Tensor, *, segment_ids: Tensor | None, logits_at: Tensor, read_out: ReadOut
     ) -> Tensor:
         self.tokens, self.segment_ids, self.logits_at = tokens, segment_ids, logits_at
-        return read_out(self.logits[logits_at], torch.eye(6))
+        return read_out(self.logits.flatten(0, 1)[logits_at], torch.eye(6))
 
 
 @pytest.mark.parametrize("subs", [False, True])
 def test_the_objective_is_noise_forward_loss(subs: bool) -> None:
     batch, network = counting_batch(), Recorder()
     config = ObjectiveConfig(schedule="loglinear", subs=subs)
-    loss = objective_loss(network, batch, config, normalizer=8, seed=5, mask_id=5)
+    loss = objective_loss(network, corrupt(batch, config, seed=5, mask_id=5), normalizer=8)
     noisy = add_noise(batch, config, 5, 5)
     assert noisy.masked.any()
     assert torch.equal(network.tokens, noisy.tokens)
-    assert torch.equal(network.logits_at, noisy.masked)
+    assert torch.equal(network.logits_at, noisy.masked.flatten().nonzero()[:, 0])
     assert network.segment_ids is batch.segment_ids
     logits = network.logits[:, :, :5] if subs else network.logits
     expected = masked_diffusion_loss(logits, batch.tokens, noisy, normalizer=8)
@@ -243,10 +244,10 @@ def test_the_autoregressive_objective_predicts_within_documents_without_noise() 
     batch, network = counting_batch(), Recorder()
     config = ObjectiveConfig(kind="autoregressive")
     normalizer = torch.tensor([2.0, 4.0])
-    loss = objective_loss(network, batch, config, normalizer=normalizer, seed=5, mask_id=None)
+    loss = objective_loss(network, corrupt(batch, config, normalizer=normalizer, seed=5, mask_id=None))
     assert torch.equal(network.tokens, batch.tokens)
     predicted = torch.tensor([[False, True, False, True], [False, True, True, False]])
-    assert torch.equal(network.logits_at, predictors(predicted))
+    assert torch.equal(network.logits_at, predictors(predicted).flatten().nonzero()[:, 0])
     expected = next_token_loss(
         network.logits[predictors(predicted)], batch.tokens, predicted, normalizer=normalizer
     )
@@ -280,7 +281,8 @@ def test_block_diffusion_is_a_loss_for_each_block(with_documents: bool) -> None:
         global_rows=B,
     )
     normalizer = torch.tensor([7.0, 9.0, 4.0])
-    loss = objective_loss(network, batch, BLOCKS, normalizer=normalizer, seed=5, mask_id=5, block_length=size)
+    micro = corrupt(batch, BLOCKS, normalizer=normalizer, seed=5, mask_id=5, block_length=size)
+    loss = objective_loss(network, micro)
     (grad,) = torch.autograd.grad(loss, network.layers[0].k_proj.weight)
 
     noisy = add_noise(batch, BLOCKS, 5, 5, size)
@@ -300,6 +302,33 @@ def test_block_diffusion_is_a_loss_for_each_block(with_documents: bool) -> None:
     torch.testing.assert_close(loss, total.float(), rtol=1e-5, atol=1e-6)
     (expected,) = torch.autograd.grad(total, network.layers[0].k_proj.weight)
     torch.testing.assert_close(grad, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_positions_are_rounded_up_and_what_fills_up_counts_nothing() -> None:
+    """So a GPU meets few shapes: 33 of a micro-batch's positions."""
+    rows, L = 4, 80
+    numbers = set()
+    for step in range(40):
+        batch = counting_batch(
+            tokens=torch.arange(rows * L).reshape(rows, L) % 5,
+            segment_ids=None,
+            maskable=torch.ones(rows, L).bool(),
+            slots=torch.arange(rows),
+            epochs=torch.zeros(rows).long(),
+            sample_ids=torch.arange(rows),
+            step=step,
+            global_rows=rows,
+        )
+        micro = corrupt(batch, ObjectiveConfig(), seed=5, mask_id=5)
+        noisy = add_noise(batch, ObjectiveConfig(), 5, 5)
+        n = int(noisy.masked.sum())
+        numbers.add(len(micro.positions))
+        assert n <= len(micro.positions) < n + rows * L // 32
+        assert len(micro.positions) == len(micro.targets) == len(micro.scale)
+        assert (micro.scale[n:] == 0).all()
+        assert torch.equal(micro.targets[:n], batch.tokens[noisy.masked])
+        assert torch.equal(micro.tokens.flatten()[micro.positions[:n]], torch.full((n,), 5))
+    assert all(number % (rows * L // 32) == 0 for number in numbers)
 
 
 def test_every_block_has_a_noise_level_of_its_own() -> None:
@@ -345,7 +374,8 @@ def test_a_compiled_network_is_not_compiled_anew_for_each_number_of_masks() -> N
         batch = counting_batch(step=step)
         grads = []
         for network in (model, compiled):
-            loss = objective_loss(network, batch, BLOCKS, normalizer=8, seed=5, mask_id=5, block_length=4)
+            micro = corrupt(batch, BLOCKS, seed=5, mask_id=5, block_length=4)
+            loss = objective_loss(network, micro, normalizer=8)
             grads.append(torch.autograd.grad(loss, list(model.parameters())))
         torch.testing.assert_close(grads[0], grads[1])
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from llada.data.tokens.manifest import write_index
 from llada.data.tokens.packing import PackedRows, answer_tokens, concatenate_and_cut, one_per_row
 from llada.data.tokens.shards import write_shard
 from llada.diffusion.objective import ObjectiveConfig
-from llada.model.transformer import ModelConfig
+from llada.model.transformer import ModelConfig, Transformer
 from llada.training.events import Event, StepDone
 from llada.training.optim import OptimConfig
 from llada.training.run import RunConfig, TrainConfig
@@ -125,6 +126,20 @@ def unified_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 @pytest.fixture(scope="session")
+def poisoned() -> Callable[[tuple[ModelConfig, RunConfig], int], dict[str, torch.Tensor]]:
+    """Random weights whose embedding of a token is no number: a forward that is fed it has no loss."""
+
+    def weights(configs: tuple[ModelConfig, RunConfig], token: int) -> dict[str, torch.Tensor]:
+        model = Transformer(configs[0])
+        model.init_weights(0)
+        state = {name: p.detach().clone() for name, p in model.named_parameters()}
+        state["embed.weight"][token] = math.nan
+        return state
+
+    return weights
+
+
+@pytest.fixture(scope="session")
 def make_config() -> Callable[..., tuple[ModelConfig, RunConfig]]:
     """(network, run) with eight rows a step; keyword arguments go to whichever of the configs knows the name."""
 
@@ -205,25 +220,24 @@ def run_here() -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def run_on_two_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """Run named jobs (keyword arguments of `train`) in two gloo processes; worker 0's answers by name."""
+def run_on_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[int, dict[str, Any]]]:
+    """Run named jobs (keyword arguments of `train`) on groups of gloo processes, given by their numbers of workers; worker
+    0's answers, in the same way."""
 
-    def run(jobs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def run(jobs: dict[int, dict[str, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
         folder = tmp_path_factory.mktemp("workers")
         (folder / "jobs.pickle").write_bytes(pickle.dumps(jobs))
-        script = Path(__file__).with_name("two_workers.py")
+        script = Path(__file__).with_name("gloo_workers.py")
         source = str(Path(llada.__file__).parents[1])
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(script), str(rank), str(folder), source],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-        return torch.load(folder / "answers.pt", weights_only=False)
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder), source],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return {number: torch.load(folder / f"answers-{number}.pt", weights_only=False) for number in jobs}
 
     return run

@@ -1,5 +1,8 @@
 """From step numbers to rows and noise: arithmetic that no worker count, micro-batch or restart can change."""
 
+import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,18 +13,29 @@ from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.objective import ObjectiveConfig, add_noise
 from llada.diffusion.time import TimeConfig
 from llada.errors import UserError
-from llada.training.batches import BatchStream
+from llada.model.transformer import ModelConfig
+from llada.training.batches import PREFETCHED, BatchStream, cut_evenly
 
 EOS, MASK, L = 0, 1, 16
+MODEL = ModelConfig(vocab_size=12, d_model=8, num_layers=1, num_heads=1, ffn_dim=8, mask_token_id=MASK)
 
 
 def stream(
-    folder: Any, *, rank: int = 0, workers: int = 1, rows: int = 8, seed: int = 0, **knobs: Any
+    folder: Any,
+    *,
+    rank: int = 0,
+    workers: int = 1,
+    rows: int = 8,
+    micro_rows: int | None = None,
+    seed: int = 0,
+    **knobs: Any,
 ) -> BatchStream:
     return BatchStream(
         TokenDataset(folder.url),
         ObjectiveConfig(**knobs),
+        MODEL,
         global_rows=rows,
+        micro_rows=micro_rows or rows,
         seed=seed,
         rank=rank,
         num_workers=workers,
@@ -65,13 +79,16 @@ def test_an_epoch_holds_every_row_once_and_noise_changes_with_it(pretrain_folder
 
 def test_batches_come_in_order_from_any_step(pretrain_folder: Any) -> None:
     source = stream(pretrain_folder)
-    whole = [(b.step, b.tokens) for b in source.batches(0, 6)]
-    resumed = [(b.step, b.tokens) for b in source.batches(4, 6)]
-    assert [step for step, _ in whole] == list(range(6))
+    last = PREFETCHED + 3
+    whole = [(b.step, b.micro[0].tokens) for b in source.batches(0, last)]
+    resumed = [(b.step, b.micro[0].tokens) for b in source.batches(4, last)]
+    assert [step for step, _ in whole] == list(range(last))
     for (step, a), (other, b) in zip(whole[4:], resumed, strict=True):
         assert step == other
         assert torch.equal(a, b)
     assert list(source.batches(6, 6)) == []
+    assert source.read_wait() > 0
+    assert source.read_wait() == 0
 
 
 def test_times_of_a_batch_are_stratified_over_all_workers(pretrain_folder: Any) -> None:
@@ -141,6 +158,43 @@ def test_random_length_cuts_some_steps_the_same_everywhere(pretrain_folder: Any)
     assert set(everything) == set(range(1, L + 1))
 
 
-def test_rows_that_cannot_be_shared_out_are_refused(pretrain_folder: Any) -> None:
-    with pytest.raises(UserError, match=r"9 rows.*2 workers"):
-        stream(pretrain_folder, rows=9, workers=2)
+@pytest.mark.parametrize("data", ["pretrain", "sft"])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 11])
+def test_any_number_of_workers_shares_out_a_batch(
+    pretrain_folder: Any, sft_folder: Any, data: str, workers: int
+) -> None:
+    """Each has as many micro-batches of one size, and every row is learned from once, by whatever it counts."""
+    folder = pretrain_folder if data == "pretrain" else sft_folder
+    (alone,) = stream(folder).prepare(3).micro
+    parts = [stream(folder, rank=r, workers=workers, micro_rows=2).prepare(3) for r in range(workers)]
+    shapes = {tuple(micro.tokens.shape for micro in part.micro) for part in parts}
+    assert len(shapes) == 1
+    assert len(set(shapes.pop())) == 1
+    learned = [
+        (int(target), float(scale), tuple(micro.tokens[int(position) // micro.tokens.shape[1]].tolist()))
+        for micro in [alone, *(micro for part in parts for micro in part.micro)]
+        for position, target, scale in zip(micro.positions, micro.targets, micro.scale, strict=True)
+        if scale > 0
+    ]
+    assert len(learned) % 2 == 0
+    assert sorted(learned[: len(learned) // 2]) == sorted(learned[len(learned) // 2 :])
+    if data == "pretrain":
+        assert sum(int(part.counted) for part in parts) == 8 * L
+
+
+def test_micro_batches_are_cut_with_as_little_to_spare_as_can_be() -> None:
+    for rows in range(1, 30):
+        for at_most in range(1, 12):
+            number, size = cut_evenly(rows, at_most)
+            assert size <= at_most
+            assert rows <= number * size < rows + number
+            assert number == -(-rows // at_most)
+
+
+def test_a_row_that_fails_to_load_fails_the_loop(pretrain_folder: Any, tmp_path: Path) -> None:
+    """And not alone the thread that loads ahead of it."""
+    copy = shutil.copytree(pretrain_folder.url, tmp_path / "copy")
+    source = stream(dataclasses.replace(pretrain_folder, url=str(copy)))
+    shutil.rmtree(copy / "train")
+    with pytest.raises(UserError, match="missing shard"):
+        next(source.batches(0, 9))

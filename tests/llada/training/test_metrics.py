@@ -5,22 +5,32 @@ import time
 import pytest
 import torch
 
-from llada.training.metrics import Throughput, peak_flops
+from llada.training.metrics import Throughput, peak_flops, peak_memory
 
 
 def test_throughput_counts_since_the_last_reading() -> None:
-    clock = Throughput(flops_per_token=50.0, peak_flops_all_workers=1e6)
+    clock = Throughput(flops_per_token=50.0, peak=2.5e5, num_workers=4)
     for _ in range(2):
         clock.add(300)
         clock.add(200)
         start = clock.since
         time.sleep(0.02)
-        reading = clock.read()
+        reading = clock.read(0.01)
         elapsed = clock.since - start
         assert elapsed >= 0.02
         assert reading.tokens_per_second == pytest.approx(500 / elapsed)
+        assert reading.tokens_per_second_per_worker == pytest.approx(125 / elapsed)
         assert reading.mfu == pytest.approx(500 / elapsed * 50 / 1e6)
-    assert clock.read().tokens_per_second == 0
+        assert reading.data_wait == pytest.approx(0.01 / elapsed)
+    assert clock.read(0.0).tokens_per_second == 0
+
+
+def test_the_memory_of_a_cpu_is_its_processs() -> None:
+    before = peak_memory(torch.device("cpu"))
+    ballast = torch.ones(int((before.allocated_gib + 0.1) * 2**28))  # float32: more than all so far
+    after = peak_memory(torch.device("cpu"))
+    assert after.allocated_gib >= ballast.nbytes / 2**30
+    assert after == (after.reserved_gib, after.reserved_gib)
 
 
 def test_peak_of_a_cpu_is_measured() -> None:

@@ -13,6 +13,7 @@ from llada.training.optim import (
     map_whole_matrices,
     schedule_faults,
     set_lr,
+    step_all,
 )
 
 
@@ -156,6 +157,26 @@ def test_muon_on_one_worker_is_torchs(monkeypatch: pytest.MonkeyPatch, orthogona
         else:
             # Eight bits through five quintic iterations: a few per cent of the way gone.
             assert (a - b).norm() < 0.05 * (b - start[name]).norm(), name
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_skipped_step_moves_nothing_and_is_not_counted(kind: str) -> None:
+    """Three sound steps with a gradient of NaN between them are three sound steps, bit for bit."""
+    runs = []
+    for is_sound in ([True, True, True], [False, True, False, True, True, False]):
+        model = small_model()
+        optimizers = build_optimizers(model, OptimConfig(optimizer=kind, lr=0.01, muon_lr=0.02))
+        generator = torch.Generator().manual_seed(0)
+        for sound in is_sound:
+            for parameter in model.parameters():
+                values = torch.randn(parameter.shape, generator=generator) if sound else torch.empty(())
+                parameter.grad = values if sound else torch.full_like(parameter, torch.nan)
+            step_all(optimizers, skipped=torch.tensor(0.0 if sound else 1.0))
+            assert all(parameter.grad is None for parameter in model.parameters())
+        state = [value for o in optimizers for slots in o.state.values() for value in slots.values()]
+        runs.append([*model.parameters(), *state])
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_whole_matrices_come_back_in_order_on_one_worker(tmp_path) -> None:

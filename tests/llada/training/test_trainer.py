@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada.diffusion.objective import add_noise, masked_diffusion_loss
 from llada.errors import UserError
@@ -107,7 +108,13 @@ def test_micro_batches_change_nothing_but_rounding(
     runs = [
         run_here(make_config(**knobs), folder, tmp_path / str(i))
         for i, knobs in enumerate(
-            [{}, {"micro_batch_rows": 1}, {"micro_batch_rows": 3}, {"activation_checkpointing": True}]
+            [
+                {},
+                {"micro_batch_rows": 1},
+                {"micro_batch_rows": 3},
+                {"activation_checkpointing": "full"},
+                {"activation_checkpointing": "selective"},
+            ]
         )
     ]
     for run in runs[1:]:
@@ -126,10 +133,20 @@ def test_the_step_loss_is_the_formula(make_config: Callable, pretrain_folder: An
         model = build_parallel(model_config, torch.device("cpu"), torch.float32)
         model.init_weights(0)
         dataset = TokenDataset(folder.url)
-        batch = BatchStream(dataset, config.objective, global_rows=8, seed=0, rank=0, num_workers=1).load(1)
-        got = float(train_step(model, model, batch, config, 1, torch.float32))
+        stream = BatchStream(
+            dataset,
+            config.objective,
+            model_config,
+            global_rows=8,
+            micro_rows=3,
+            seed=0,
+            rank=0,
+            num_workers=1,
+        )
+        got = float(train_step(model, stream.prepare(1), 1, torch.float32))
         grad = model.embed.weight.grad.clone()
         model.zero_grad()
+        batch = stream.load(1).select(slice(8))  # the ninth only fills up
         noisy = add_noise(batch, config.objective, 0, 1)
         logits = model(noisy.tokens, segment_ids=batch.segment_ids)
         counts = batch.maskable.sum(1)
@@ -226,31 +243,28 @@ def test_epochs_decide_the_number_of_steps(
     assert run.result.num_steps == round(1.5 * rows / 8) == run.events[0].num_steps
 
 
-def poisoned(configs: Configs, token: int) -> dict[str, Tensor]:
-    """Random weights whose embedding of this token is no number: a forward that is fed it has no loss."""
-    model = Transformer(configs[0])
-    model.init_weights(0)
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    weights["embed.weight"][token] = math.nan
-    return weights
-
-
 def steps_fed(configs: Configs, folder: Any, token: int, num_steps: int) -> list[int]:
     from llada.data.tokens.shards import TokenDataset
 
     stream = BatchStream(
-        TokenDataset(folder.url), configs[1].objective, global_rows=8, seed=0, rank=0, num_workers=1
+        TokenDataset(folder.url),
+        configs[1].objective,
+        configs[0],
+        global_rows=8,
+        micro_rows=8,
+        seed=0,
+        rank=0,
+        num_workers=1,
     )
-    batches = list(stream.batches(0, num_steps))
     return [
         batch.step + 1
-        for batch in batches
-        if (add_noise(batch, configs[1].objective, 0, 1).tokens == token).any()
+        for batch in stream.batches(0, num_steps)
+        if any((micro.tokens == token).any() for micro in batch.micro)
     ]
 
 
 def test_a_step_without_a_finite_loss_is_skipped_and_counted(
-    make_config: Callable, run_here: Callable, rare_folder: Any, tmp_path: Path
+    make_config: Callable, run_here: Callable, poisoned: Callable, rare_folder: Any, tmp_path: Path
 ) -> None:
     """Its weights stay, its data are passed over, what was due at it is done at the next one; the last may be one, and so
     may that at which a run is interrupted."""
@@ -282,7 +296,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
 
 
 def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(
-    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+    make_config: Callable, run_here: Callable, poisoned: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
     configs = make_config(log_every=5, checkpoint_every=1)
     initial = poisoned(configs, 3)  # which every batch has
@@ -358,7 +372,7 @@ def test_who_diverges_again_and_again_is_told_so(
 
 
 def test_a_run_never_ends_in_weights_that_have_no_bound(
-    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+    make_config: Callable, run_here: Callable, poisoned: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
     """Fewer steps are skipped than `max_bad_steps`, but the validation at the end shows what is wrong."""
     configs = make_config(max_bad_steps=50)
@@ -384,3 +398,29 @@ def test_result_weights_are_the_checkpoints(
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing == ["lm_head.weight"]  # the tied head is stored once
     assert unexpected == []
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values that are read off it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("knobs", [{"optimizer": "muon", "micro_batch_rows": 3}, {"subs": True}], ids=str)
+def test_between_logged_steps_nobody_waits_for_the_device(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path, knobs: dict[str, Any]
+) -> None:
+    counts = []
+    for num_steps in (3, 9):
+        configs = make_config(num_steps=num_steps, log_every=100, **knobs)
+        with Reads() as reads:
+            run_here(configs, pretrain_folder, tmp_path / str(num_steps))
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
