@@ -180,6 +180,26 @@ def ensure_special_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedToken
     return tokenizer
 
 
+def declare_mask(tokenizer: PreTrainedTokenizerFast, token_id: int) -> PreTrainedTokenizerFast:
+    """Make the token of this id the mask, in place; the first id behind the vocabulary becomes LLaDA's mask token.
+
+    Raises UserError for another mask, and for an id that no token has or can get.
+    """
+    declared = tokenizer.mask_token_id
+    if declared is not None and declared != token_id:
+        raise UserError(f"the tokenizer's mask has the id {declared}, not {token_id}")
+    token = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < vocab_size(tokenizer) else None
+    if token is None and token_id != vocab_size(tokenizer):
+        raise UserError(
+            f"the tokenizer has no token with the id {token_id}; the next that it could give the mask is {vocab_size(tokenizer)}"
+        )
+    if token is None:
+        token = MASK
+        tokenizer.add_tokens([AddedToken(MASK, special=True, normalized=False)], special_tokens=True)
+    tokenizer.mask_token = token
+    return tokenizer
+
+
 def vocab_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """One more than the largest id (a vocabulary may have holes, so counting entries is not enough)."""
     return max(tokenizer.get_vocab().values()) + 1

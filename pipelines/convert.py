@@ -24,7 +24,15 @@ from llada.data.tokens.shards import write_unigram_counts
 from llada.errors import UserError
 from llada.files import exists, file_sizes, join, local_path, read_bytes
 from llada.model.hf import Layout, convert
-from llada.tokenizer import ensure_special_tokens, load_tokenizer, save_tokenizer, vocab_size
+from llada.settings import require
+from llada.tokenizer import (
+    declare_mask,
+    ensure_special_tokens,
+    has_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    vocab_size,
+)
 from pipelines.stage.artifact import fetch_folder, find_manifest, open_output, put_folder
 from pipelines.stage.command import parse, run_command
 from pipelines.stage.delivery import model_folder
@@ -42,7 +50,10 @@ class ConvertArgs:
     layout: Layout | None = None
     """Of the target: ours, llada (GSAI-ML/LLaDA), llama (standard names). Default: the other one."""
     mask_token_id: int | None = None
-    """Makes an autoregressive checkpoint bidirectional, with this row as the mask."""
+    """Makes an autoregressive checkpoint bidirectional, with this row as the mask: one that no token of the tokenizer has, or
+    the first behind the vocabulary, which grows; its tokenizer gets the token."""
+    mask_noise: float | None = None
+    """How far the mask's row is drawn from the mean of all rows, in their spread (1)."""
     tokenizer: str | None = None
     """Folder of the tokenizer that made the Megatron data."""
     row_length: int | None = None
@@ -65,16 +76,47 @@ def main(argv: Sequence[str]) -> None:
             )
         )
     else:
-        print(convert_checkpoint(source, args.target, layout=args.layout, mask_token_id=args.mask_token_id))
+        print(
+            convert_checkpoint(
+                source,
+                args.target,
+                layout=args.layout,
+                mask_token_id=args.mask_token_id,
+                mask_noise=args.mask_noise,
+            )
+        )
 
 
-def convert_checkpoint(source: str, target: str, *, layout: Layout | None, mask_token_id: int | None) -> str:
+def convert_checkpoint(
+    source: str,
+    target: str,
+    *,
+    layout: Layout | None,
+    mask_token_id: int | None,
+    mask_noise: float | None = None,
+) -> str:
     """Rewrite a checkpoint folder in another layout, bit for bit; a line that says what was written."""
     local = local_path(target)
     if file_sizes(target):
         raise UserError(f"{target} is not empty; choose another target")
+    require(
+        mask_noise is None or mask_token_id is not None,
+        "mask_noise is for the row of a mask: give --mask-token-id",
+    )
+    origin = fetch_folder(source)
+    tokenizer = None
+    if mask_token_id is not None and has_tokenizer(origin):
+        tokenizer = declare_mask(load_tokenizer(origin), mask_token_id)
     with tempfile.TemporaryDirectory() as folder:
-        config = convert(fetch_folder(source), local or folder, layout=layout, mask_token_id=mask_token_id)
+        config = convert(
+            origin,
+            local or folder,
+            layout=layout,
+            mask_token_id=mask_token_id,
+            mask_noise=1.0 if mask_noise is None else mask_noise,
+        )
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, local or folder)
         if not local:
             put_folder(folder, target)
     return f"{target}: {config.num_parameters:,} parameters"

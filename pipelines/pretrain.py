@@ -15,10 +15,12 @@ from typing import Annotated
 import tyro
 
 from llada.config import Recipe
-from llada.data.tokens.manifest import resolve_snapshot
+from llada.data.tokens.manifest import DatasetEntry, load_dataset_entry, resolve_snapshot
 from llada.data.tokens.shards import load_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
+from llada.errors import UserError
 from llada.files import absolute, join
+from llada.model.adapt import diffusion_start
 from llada.model.hf import read_config
 from llada.model.transformer import ModelConfig
 from llada.settings import require
@@ -57,7 +59,10 @@ class PretrainArgs:
     optim: OptimConfig
     train: TrainConfig
     start: Annotated[str | None, tyro.conf.arg(name="model")] = None
-    """Checkpoint folder to start from instead of random weights; it brings its network."""
+    """Checkpoint folder to start from instead of random weights; it brings its network, but for --model.block-length. An
+    autoregressive one (Llama, Qwen) becomes bidirectional or block-causal, as the objective asks, and learns the mask."""
+    mask_noise: float | None = None
+    """How far the row of a mask that such a checkpoint has not is drawn from the mean of all rows, in their spread (1)."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,8 +73,9 @@ def main(argv: Sequence[str]) -> None:
     defaults = {"model": recipe.model, "objective": run.objective, "optim": run.optim, "train": run.train}
     args = parse(PretrainArgs, words, "pretrain <preset>", **defaults)
     require(
-        args.start is None or args.model == recipe.model,
-        f"--model {args.start} brings its own network: leave out the settings --model.…",
+        args.start is None
+        or replace(args.model, block_length=None) == replace(recipe.model, block_length=None),
+        f"--model {args.start} brings its own network: leave out the settings --model.… but --model.block-length",
     )
     recipe = replace(recipe, model=args.model, pretrain=RunConfig(args.objective, args.optim, args.train))
     manifest = run_stage(
@@ -80,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
         preset=argv[0],
         data=args.data,
         model=args.start,
+        mask_noise=args.mask_noise,
         extend=args.common.resume,
     )
     print(f"{args.common.output}: {training_summary(manifest)}")
@@ -92,6 +99,7 @@ def pretrain(
     output: str,
     cluster: ClusterConfig,
     model: str | None = None,
+    mask_noise: float | None = None,
     extend: bool = False,
     tracker: Tracker | None = None,
     progress: bool = True,
@@ -99,22 +107,34 @@ def pretrain(
     """Pretrain on a prepared folder and return the manifest; goes on from the newest checkpoint, skips a finished one.
 
     Args:
-        model: checkpoint folder whose network and weights to start from, instead of the recipe's and random ones.
+        model: checkpoint folder whose network and weights to start from, instead of the recipe's and random ones. Of the
+            recipe's network the block length counts, for block diffusion.
+        mask_noise: of the mask's row where an autoregressive checkpoint has none (`llada.model.adapt`); None: 1.
         extend: let a finished run go on to a new length.
 
     Raises UserError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
     data, output = resolve_snapshot(absolute(data)), absolute(output)
     network, inputs = recipe.model, [folder_input("data", data)]
+    config, gets_mask = asdict(recipe.pretrain), False
     if model is not None:
         model = absolute(model)
         require_same_tokenizer(model, data)
-        network, _ = read_config(fetch_folder(model))
+        source, _ = read_config(fetch_folder(model))
+        network = start_network(source, recipe, load_dataset_entry(data))
+        gets_mask = source.mask_token_id is None and network.mask_token_id is not None
         inputs.append(folder_input("model", model))
+    require(
+        mask_noise is None or gets_mask,
+        "mask_noise is for the mask of an autoregressive checkpoint that has none: leave it out",
+    )
+    if gets_mask:
+        mask_noise = 1.0 if mask_noise is None else mask_noise
+        config["mask_noise"] = mask_noise
     folder = begin_training(
         "pretrain",
         output,
-        config={"model": network.content(), **asdict(recipe.pretrain)},
+        config={"model": network.content(), **config},
         inputs=inputs,
         tracker=tracker,
         extend=extend,
@@ -122,11 +142,30 @@ def pretrain(
     if folder.manifest is not None:
         return folder.manifest
     open_splits(data, network, recipe.pretrain)  # refuses what does not fit before Ray is started
-    function = partial(pretrain_worker, network, recipe.pretrain, data, output, model)
+    function = partial(pretrain_worker, network, recipe.pretrain, data, output, model, mask_noise)
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="pretrain", progress=progress
     )
     return finish_training(folder, result, tokenizer=join(data, "tokenizer"), tracker=tracker)
+
+
+def start_network(source: ModelConfig, recipe: Recipe, data: DatasetEntry) -> ModelConfig:
+    """The network that is trained from a checkpoint with the network `source`: the same, but that an autoregressive one
+    becomes what another objective needs, and that block diffusion may begin, or choose other blocks."""
+    kind, blocks = recipe.pretrain.objective.kind, recipe.model.block_length
+    require(
+        blocks is None or kind == "block_diffusion",
+        f"model.block_length={blocks} is for objective.kind block_diffusion, not {kind}: leave it out",
+    )
+    blocks = source.block_length if blocks is None else blocks
+    if not source.causal or kind == "autoregressive":
+        return replace(source, block_length=blocks)
+    mask_token_id = data.mask_token_id if source.mask_token_id is None else source.mask_token_id
+    if mask_token_id is None:
+        raise UserError(
+            "neither the data nor the model has a mask token: prepare the data with `llada prepare`"
+        )
+    return diffusion_start(source, mask_token_id, vocab_size=data.vocab_size, block_length=blocks)
 
 
 def pretrain_worker(
@@ -135,6 +174,7 @@ def pretrain_worker(
     data: str,
     output: str,
     start: str | None,
+    mask_noise: float | None,
     report: EventSink,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`, or
@@ -145,7 +185,9 @@ def pretrain_worker(
         data,
         checkpoints=join(output, CHECKPOINTS),
         unigram_counts=load_unigram_counts(data),
-        initial_state=None if start is None else state_of(start),
+        initial_state=None
+        if start is None
+        else state_of(start, model, mask_noise=mask_noise or 0.0, seed=config.train.seed),
         report=report,
     )
     save_weights(output, result, model, start=start)

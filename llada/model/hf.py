@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.model.adapt import diffusion_start, start_state
 from llada.model.hf_config import (
     Layout,
     MissingCheckpointError,
@@ -32,6 +33,7 @@ from llada.model.hf_config import (
     read_object,
 )
 from llada.model.transformer import ModelConfig, Transformer
+from llada.settings import require
 
 SHARD_BYTES = 5 * 1024**3
 
@@ -283,13 +285,17 @@ def convert(
     *,
     layout: Layout | None = None,
     mask_token_id: int | None = None,
+    mask_noise: float = 1.0,
+    seed: int = 0,
 ) -> ModelConfig:
     """Rewrite a checkpoint folder in another layout, bit for bit.
 
     Args:
         layout: of the target. None: ours, or LLaDA's if the source is already ours.
         mask_token_id: turns an autoregressive checkpoint into the start of a masked-diffusion one: attention becomes
-            bidirectional, and this row of the vocabulary the mask.
+            bidirectional, and this row of the vocabulary the mask, of mean and noise where there was none; with the first
+            id behind the vocabulary, this grows (adapt.py).
+        mask_noise, seed: of that row, see `start_state`.
 
     Raises:
         UserError: `target` is `source` (whose files are being read while the target is written), or what loading refuses.
@@ -299,10 +305,17 @@ def convert(
     config, source_layout = read_config(source)
     if layout is None:
         layout = "ours" if source_layout != "ours" else ("llama" if config.causal else "llada")
-    state = load_state(source, config, source_layout)
+    state, end_ids = load_state(source, config, source_layout), read_end_ids(source, config)
     if mask_token_id is not None:
-        config = ModelConfig(**{**asdict(config), "causal": False, "mask_token_id": mask_token_id})
-    save_state(target, state, config, layout=layout, end_ids=read_end_ids(source, config))
+        require(
+            0 <= mask_token_id <= config.vocab_size,
+            f"{source}: mask_token_id {mask_token_id} lies outside the {config.vocab_size} vocabulary rows, and is not the "
+            f"first behind them, {config.vocab_size}",
+        )
+        start = diffusion_start(config, mask_token_id, block_length=config.block_length)
+        rows = start_state(state, config, start, mask_noise=mask_noise, seed=seed)
+        state, config = {name: tensor[:] for name, tensor in rows.items()}, start
+    save_state(target, state, config, layout=layout, end_ids=end_ids)
     for file in Path(source).iterdir():
         if TOKENIZER_FILES.fullmatch(file.name):
             shutil.copy2(file, Path(target) / file.name)

@@ -19,6 +19,7 @@ import torch
 from llada.config import Recipe
 from llada.errors import UserError
 from llada.files import file_sizes, join, read_bytes, sha256, storage_errors, write_bytes
+from llada.model.adapt import start_state
 from llada.model.hf import load_model, save_state
 from llada.model.hf_config import read_end_ids
 from llada.model.transformer import ModelConfig
@@ -158,10 +159,21 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in idle}
 
 
-def state_of(checkpoint: str) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint folder, in float32, for a training that starts from them."""
-    network = load_model(fetch_folder(checkpoint), dtype=torch.float32)
-    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+def state_of(
+    checkpoint: str, network: ModelConfig | None = None, *, mask_noise: float = 1.0, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint folder, in float32, for a training that starts from them.
+
+    Args:
+        network: what is trained, if that is not the folder's own (`llada.model.adapt.diffusion_start`).
+        mask_noise, seed: of the rows that it has besides (`start_state`).
+    """
+    loaded = load_model(fetch_folder(checkpoint), dtype=torch.float32)
+    state = {name: parameter.detach() for name, parameter in loaded.named_parameters()}
+    if network is None:
+        return state
+    rows = start_state(state, loaded.config, network, mask_noise=mask_noise, seed=seed)
+    return {name: tensor[:] for name, tensor in rows.items()}
 
 
 class MetricsFile:

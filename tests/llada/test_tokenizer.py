@@ -11,6 +11,7 @@ from llada.tokenizer import (
     SPECIAL_TOKENS,
     TemplateRefusalError,
     _with_short_runs,
+    declare_mask,
     encode_texts,
     ensure_special_tokens,
     has_tokenizer,
@@ -20,6 +21,7 @@ from llada.tokenizer import (
     save_tokenizer,
     train_tokenizer,
     unknown_token_id,
+    vocab_size,
 )
 
 TEXTS = ["the cat sat on the mat\n", "das Wetter ist schön, 天气很好 🙂\n", "def f(x):\n    return x\n"] * 20
@@ -247,6 +249,23 @@ def test_a_folder_without_a_mask_token_takes_the_given_id(tokenizer, tmp_path):
     assert (loaded.mask_token, loaded.pad_token) == ("<|mdm_mask|>", "<|endoftext|>")
     with pytest.raises(UserError, match="no token with id 126336"):
         load_tokenizer(tmp_path, mask_token_id=126336)
+
+
+def test_a_mask_is_declared_or_gets_the_first_free_id(tokenizer, tmp_path):
+    tokenizer.save_pretrained(str(tmp_path))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del config["mask_token"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    plain = load_tokenizer(tmp_path)
+    assert plain.mask_token is None
+    size = vocab_size(plain)
+    with pytest.raises(UserError, match=f"no token with the id {size + 1}; the next .* is {size}"):
+        declare_mask(plain, size + 1)
+    assert declare_mask(plain, 7).mask_token == plain.convert_ids_to_tokens(7)
+    with pytest.raises(UserError, match=f"mask has the id 7, not {size}"):
+        declare_mask(plain, size)
+    foreign = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1}, [])))
+    assert declare_mask(foreign, 2).convert_ids_to_tokens(2) == "<|mdm_mask|>" == foreign.mask_token
 
 
 def test_a_foreign_tokenizer_gains_what_it_lacks(shared_dir, tmp_path):

@@ -6,8 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
+from llada import load
 from llada.data.tokens.shards import TokenDataset
+from llada.model.hf import save_model
+from llada.model.transformer import ModelConfig, Transformer
 from pipelines.stage.delivery import Delivery
 
 
@@ -22,6 +28,29 @@ def test_convert_both_ways(llada, tmp_path, golden_dir):
     code, _, err = llada("convert", str(golden), str(tmp_path / "ours"))
     assert code == 1
     assert "not empty" in err
+
+
+def test_an_autoregressive_checkpoint_gets_a_mask(llada, tmp_path):
+    """In the network and in the tokenizer, so that it generates as it is."""
+    shape = {"d_model": 8, "num_layers": 1, "num_heads": 2, "ffn_dim": 8, "eos_token_id": 2}
+    network = Transformer(ModelConfig(vocab_size=64, causal=True, **shape))
+    network.init_weights(0)
+    save_model(network, tmp_path / "ar", layout="llama")
+    letters = {chr(97 + i): i for i in range(20)}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(letters, []))).save_pretrained(
+        tmp_path / "ar"
+    )
+    code, _, err = llada("convert", str(tmp_path / "ar"), str(tmp_path / "no"), "--mask-noise", "0.5")
+    assert (code, "give --mask-token-id" in err) == (1, True)
+    code, _, err = llada("convert", str(tmp_path / "ar"), str(tmp_path / "no"), "--mask-token-id", "30")
+    assert (code, "no token with the id 30; the next that it could give the mask is 20" in err) == (1, True)
+    code, _, err = llada("convert", str(tmp_path / "ar"), str(tmp_path / "start"), "--mask-token-id", "20")
+    assert code == 0, err
+    model, tokenizer = load(tmp_path / "start")
+    assert (model.config.mask_token_id, model.config.causal) == (20, False)
+    assert tokenizer.mask_token_id == 20
+    assert not torch.equal(model.embed.weight[20], network.embed.weight[20])
+    assert torch.equal(model.embed.weight[:20], network.embed.weight[:20])
 
 
 @pytest.mark.integration

@@ -12,15 +12,17 @@ import torch
 
 import llada
 from llada.config import Recipe
+from llada.data.tokens.manifest import load_dataset_entry
 from llada.data.tokens.shards import load_unigram_counts
 from llada.errors import UserError
-from llada.model.hf import load_state, read_config
+from llada.model.hf import load_state, read_config, save_model
+from llada.model.transformer import Transformer
 from llada.training.events import StepDone, Validated
 from llada.training.trainer import train
-from pipelines.pretrain import pretrain
+from pipelines.pretrain import pretrain, pretrain_worker, start_network
 from pipelines.stage.artifact import read_manifest
 from pipelines.stage.cluster import ClusterConfig
-from pipelines.stage.training import read_metrics
+from pipelines.stage.training import read_metrics, state_of
 
 pytestmark = pytest.mark.integration
 
@@ -105,6 +107,56 @@ def test_data_that_does_not_fit_the_model_is_refused_at_once(stages, tmp_path, c
     with pytest.raises(UserError, match=message):
         pretrain(recipe, data=stages.data, output=output, cluster=stages.cluster, progress=False)
     assert not Path(output, "manifest.json").exists()
+
+
+def test_an_autoregressive_checkpoint_becomes_the_start_of_a_diffusion_one(stages, tmp_path):
+    """Of a vocabulary that lacks the data's last tokens; the trained folder generates."""
+    size = load_dataset_entry(stages.data).vocab_size
+    shape = replace(stages.recipe.model, vocab_size=size - 9, causal=True, mask_token_id=None)
+    source = Transformer(replace(shape, qkv_bias=True, num_kv_heads=1))
+    source.init_weights(0)
+    start, output = str(tmp_path / "start"), str(tmp_path / "out")
+    save_model(source, start, layout="llama")
+    recipe, entry = steps(stages.recipe, 2), load_dataset_entry(stages.data)
+    network = start_network(source.config, recipe, entry)
+    rows = -(-entry.vocab_size // 64) * 64
+    assert network == replace(source.config, causal=False, mask_token_id=1, vocab_size=rows)
+    pretrain_worker(network, recipe.pretrain, stages.data, output, start, 1.0, report=lambda event: None)
+    trained, _ = llada.load(output)
+    assert trained.config == network
+    llada.generate(trained, [[5, 6]], gen_length=4, steps=2, block_length=4)
+    state = state_of(start, network, mask_noise=1.0, seed=0)
+    assert torch.equal(state["layers.0.q_proj.bias"], source.layers[0].q_proj.bias)
+    moved = [(trained.state_dict()[name] - state[name]).abs().max() for name in state]
+    assert 0 < max(moved) < 0.1  # two steps away from these weights
+    options = {"data": stages.data, "cluster": stages.cluster, "model": output, "progress": False}
+    with pytest.raises(UserError, match="mask_noise is for the mask of an autoregressive checkpoint"):
+        pretrain(recipe, output=str(tmp_path / "more"), mask_noise=0.5, **options)
+
+
+def test_what_a_checkpoint_becomes_follows_from_the_objective(stages):
+    def becomes(source, kind, **changes):
+        objective = replace(stages.recipe.pretrain.objective, kind=kind)
+        recipe = replace(
+            stages.recipe,
+            model=replace(stages.recipe.model, **changes),
+            pretrain=replace(stages.recipe.pretrain, objective=objective),
+        )
+        return start_network(source, recipe, load_dataset_entry(stages.data))
+
+    plain = stages.recipe.model
+    ar = replace(plain, causal=True, mask_token_id=None)
+    assert becomes(ar, "autoregressive") == ar
+    assert becomes(ar, "masked_diffusion") == plain
+    assert becomes(ar, "block_diffusion", block_length=8) == replace(plain, block_length=8)
+    assert becomes(plain, "masked_diffusion") == plain
+    assert becomes(replace(plain, block_length=4), "block_diffusion").block_length == 4
+    assert becomes(replace(plain, block_length=4), "block_diffusion", block_length=8).block_length == 8
+    assert (
+        becomes(replace(ar, mask_token_id=7), "masked_diffusion").mask_token_id == 7
+    )  # which the data refuse
+    with pytest.raises(UserError, match="block_length=8 is for objective.kind block_diffusion"):
+        becomes(ar, "masked_diffusion", block_length=8)
 
 
 def steps(recipe: Recipe, number: int, **changes: float) -> Recipe:
