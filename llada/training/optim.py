@@ -6,6 +6,7 @@ Muon, AdamW moves all. The schedule is warm-up–stable–decay, with drops in b
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from torch.distributed.tensor import DTensor
 from torch.optim._muon import _adjust_lr
 
 from llada.settings import check_limits, limited, require
+from llada.training.adamw import Bf16AdamW, assign_unless, local_shard
 from llada.training.parallel import resolve_precision
 
 OptimizerName = Literal["adamw", "muon"]
 Decay = Literal["linear", "cosine"]
+Moments = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class OptimConfig:
     """Of AdamW's two moments."""
     eps: float = limited(1e-8, above=0)
     """Of AdamW's denominator."""
+    moments: Moments = "fp32"
+    """Precision in which AdamW keeps its two moments; "bf16" saves four bytes a parameter, with a second beta of at most 0.99."""
     weight_decay: float = limited(0.1, low=0)
     """Of matrices and embeddings; norms are never decayed."""
     grad_clip: float = limited(1.0, low=0)
@@ -61,6 +66,11 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_limits(self, "optim")
+        require(
+            self.moments == "fp32" or self.betas[1] <= 0.99,
+            f"optim: moments=bf16 cannot take up the small steps of betas[1] {self.betas[1]}: keep them in fp32, or set it to "
+            "0.99 or less",
+        )
         shares = [share for share, _ in self.drops]
         require(
             all(a < b for a, b in itertools.pairwise([*shares, 1.0])),
@@ -129,8 +139,8 @@ class ShardedMuon(torch.optim.Muon):
             momenta: list[Tensor] = []
             self._init_group(group, params, grads, momenta)
             updates = []
-            for grad, momentum in zip(map(_local, grads), map(_local, momenta), strict=True):
-                self._assign(momentum, momentum.lerp(grad, 1 - group["momentum"]))
+            for grad, momentum in zip(map(local_shard, grads), map(local_shard, momenta), strict=True):
+                assign_unless(self.found_inf, momentum, momentum.lerp(grad, 1 - group["momentum"]))
                 updates.append(
                     grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum.clone()
                 )
@@ -146,11 +156,8 @@ class ShardedMuon(torch.optim.Muon):
                 updates = [orthogonalise(update) for update in updates]
             for param, update in zip(params, updates, strict=True):
                 rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], param.shape)
-                shrunk = _local(param) * (1 - group["lr"] * group["weight_decay"])
-                self._assign(_local(param), shrunk.add_(update, alpha=-rate))
-
-    def _assign(self, old: Tensor, new: Tensor) -> None:
-        old.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, old, new))
+                shrunk = local_shard(param) * (1 - group["lr"] * group["weight_decay"])
+                assign_unless(self.found_inf, local_shard(param), shrunk.add_(update, alpha=-rate))
 
 
 def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -167,11 +174,6 @@ def newton_schulz(matrix: Tensor, coefficients: tuple[float, float, float], step
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This worker's shard, or the tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def map_whole_matrices(shards: list[Tensor], shapes: list[torch.Size], function, group) -> list[Tensor]:
@@ -216,8 +218,9 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
     in_muon = {id(p) for p in matrices} if config.optimizer == "muon" else set()
     decayed = [p for _, p in named if p.ndim == 2 and id(p) not in in_muon]
     norms = [p for _, p in named if p.ndim != 2]
+    adamw = functools.partial(torch.optim.AdamW, fused=True) if config.moments == "fp32" else Bf16AdamW
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
+        adamw(
             [
                 {"params": decayed, "weight_decay": config.weight_decay},
                 {"params": norms, "weight_decay": 0.0},
@@ -225,7 +228,6 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
-            fused=True,
         )
     ]
     if in_muon:

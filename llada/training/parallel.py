@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
 
@@ -71,6 +72,7 @@ def build_parallel(
     *,
     recomputed: Recomputed = "none",
     compiled: bool = False,
+    float8: bool = False,
     shard_workers: int | None = None,
 ) -> Transformer:
     """An uninitialised network on `device`, sharded over all workers: `restore` (checkpoint/restore.py) fills it.
@@ -81,6 +83,7 @@ def build_parallel(
     Args:
         recomputed: "selective" keeps of a block what the attention and every other product give.
         compiled: each block by itself, so that one compilation serves all.
+        float8: the blocks' products through torchao, with one scale for each tensor; emulated where the device has none.
         shard_workers: workers that share one copy of the weights, a divisor of their number; None: all.
     """
     _, num_workers = world()
@@ -91,6 +94,8 @@ def build_parallel(
     with torch.device("meta"):
         model = Transformer(config)
     for layer in model.layers:
+        if float8:
+            _use_float8(layer, device)
         if recomputed != "none":
             layer.forward = _recomputing(layer.forward, recomputed)
         if compiled:
@@ -103,6 +108,21 @@ def build_parallel(
     if config.tie_embeddings:
         model.lm_head.weight = model.embed.weight
     return model
+
+
+def _use_float8(layer: nn.Module, device: torch.device) -> None:
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise UserError(f"train.float8 needs torchao ({error}): pip install torchao") from error
+    for name, module in layer.named_modules():
+        if isinstance(module, nn.Linear) and (module.in_features % 16 or module.out_features % 16):
+            raise UserError(
+                f"train.float8: {name} is {module.out_features} × {module.in_features}, and float8 products need multiples of "
+                "16: leave it out, or choose such widths"
+            )
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    convert_to_float8_training(layer, config=Float8LinearConfig(emulate=not native))
 
 
 def _shard(

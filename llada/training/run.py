@@ -57,6 +57,8 @@ class TrainConfig:
     keeps the attention and every other matrix product, "full" keeps nothing."""
     compile: bool = False
     """Each block through torch.compile."""
+    float8: bool = False
+    """The blocks' matrix products in float8 through torchao (the extra `float8`): faster on H100s and later GPUs, and coarser."""
     shard_workers: int | None = limited(None, low=1)
     """Workers that share one copy of weights and optimizer state, a divisor of their number; None: all. With the GPUs of one
     node only gradients, once a step, go from node to node (HSDP). Changes memory and speed only."""

@@ -136,6 +136,7 @@ def train(
         dtype,
         recomputed=config.train.activation_checkpointing,
         compiled=config.train.compile,
+        float8=config.train.float8,
         shard_workers=config.train.shard_workers,
     )
     optimizers = build_optimizers(model, config.optim)

@@ -90,7 +90,7 @@ def make_slots(
     model: Transformer, optimizers: list[torch.optim.Optimizer], metadata: Mapping[str, Any]
 ) -> None:
     """Give the optimizers the state that `metadata` tells of, empty: as large as the parameter or one number, and where the
-    parameter is, as the fused optimizers make it themselves."""
+    parameter is, as the fused optimizers make it themselves. In their precision, whatever the checkpoint's is."""
     owner = {
         id(p): optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]
     }
@@ -99,8 +99,9 @@ def make_slots(
         for key, stored in metadata.items():
             if key.startswith(prefix):
                 shaped = getattr(stored, "size", None) == parameter.shape
-                owner[id(parameter)].state[parameter][key.removeprefix(prefix)] = (
-                    torch.zeros_like(parameter.detach())
+                optimizer = owner[id(parameter)]
+                optimizer.state[parameter][key.removeprefix(prefix)] = (
+                    torch.zeros_like(parameter.detach(), dtype=getattr(optimizer, "slot_dtype", None))
                     if shaped
                     else torch.zeros((), dtype=torch.float32, device=parameter.device)
                 )

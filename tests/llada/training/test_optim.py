@@ -159,13 +159,15 @@ def test_muon_on_one_worker_is_torchs(monkeypatch: pytest.MonkeyPatch, orthogona
             assert (a - b).norm() < 0.05 * (b - start[name]).norm(), name
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_skipped_step_moves_nothing_and_is_not_counted(kind: str) -> None:
+@pytest.mark.parametrize(
+    "knobs", [{"optimizer": "adamw"}, {"optimizer": "muon"}, {"moments": "bf16"}], ids=str
+)
+def test_a_skipped_step_moves_nothing_and_is_not_counted(knobs: dict) -> None:
     """Three sound steps with a gradient of NaN between them are three sound steps, bit for bit."""
     runs = []
     for is_sound in ([True, True, True], [False, True, False, True, True, False]):
         model = small_model()
-        optimizers = build_optimizers(model, OptimConfig(optimizer=kind, lr=0.01, muon_lr=0.02))
+        optimizers = build_optimizers(model, OptimConfig(**knobs, lr=0.01, muon_lr=0.02))
         generator = torch.Generator().manual_seed(0)
         for sound in is_sound:
             for parameter in model.parameters():

@@ -38,6 +38,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         {"data": "sft"},
         {"kind": "autoregressive", "causal": True},
         {"kind": "block_diffusion", "block_length": 4},
+        {"moments": "bf16"},
     ],
     ids=str,
 )
@@ -220,6 +221,21 @@ def test_bf16_trains(make_config: Callable, run_here: Callable, pretrain_folder:
     assert half.losses == pytest.approx(exact.losses, rel=0.03)
     assert half.losses != exact.losses
     assert {tensor.dtype for tensor in half.result.state.values()} == {torch.float32}
+
+
+def test_float8_trains_or_says_what_it_needs(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    """Emulated here; the master weights stay float32 under their own names."""
+    pytest.importorskip("torchao", reason="the extra float8 is not installed")
+    shape = {"ffn_dim": 32, "num_steps": 4}
+    exact = run_here(make_config(**shape), pretrain_folder, tmp_path / "fp32")
+    coarse = run_here(make_config(**shape, float8=True), pretrain_folder, tmp_path / "float8")
+    assert coarse.losses == pytest.approx(exact.losses, rel=0.05)
+    assert coarse.losses != exact.losses
+    assert coarse.result.state.keys() == exact.result.state.keys()
+    with pytest.raises(UserError, match=r"float8: gate_proj is 24 × 16.*multiples of 16"):
+        run_here(make_config(ffn_dim=24, float8=True), pretrain_folder, tmp_path / "odd")
 
 
 def test_seeds_change_everything(
