@@ -171,6 +171,7 @@ def _mdlm(tokenizer: str, *, row_length: int, vocab_size: int, **tokens: Any) ->
             validate_every=10_000,
             validation_rows=1024,
             checkpoint_every=5_000,
+            ema_decay=0.9999,
             compile=True,
         ),
     )
@@ -179,6 +180,7 @@ def _mdlm(tokenizer: str, *, row_length: int, vocab_size: int, **tokens: Any) ->
         optim=replace(run.optim, lr=1e-4, warmup_steps=200, decay_fraction=0.1),
         train=replace(
             run.train,
+            ema_decay=None,
             num_steps=None,
             num_epochs=3.0,
             global_batch_tokens=256 * row_length,

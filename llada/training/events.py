@@ -88,6 +88,8 @@ class Validated:
     loss: float
     ratio: float
     """loss / unigram_loss."""
+    averaged: bool = False
+    """Of the exponential moving average of the weights."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ class TrainConfig:
     """The newest ones; older ones are deleted."""
     keep_every: int | None = limited(None, low=1)
     """Beside those, one checkpoint in each so many steps is kept for good; None: none."""
+    ema_decay: float | None = limited(None, above=0, below=1)
+    """Keep an exponential moving average of the weights with this decay (MDLM: 0.9999): it is validated and becomes the
+    checkpoint folder's weights. None: the weights themselves. A run may go on with another one."""
     activation_checkpointing: Recomputed = "none"
     """What of each block is computed again in the backward pass instead of being kept: less memory, more time. "selective"
     keeps the attention and every other matrix product, "full" keeps nothing."""

@@ -24,6 +24,7 @@ from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.checkpoint.restore import restore
 from llada.training.checkpoint.save import drop_checkpoints, save_checkpoint
 from llada.training.checkpoint.state import Cursor
+from llada.training.ema import WeightAverage, averaged_weights
 from llada.training.events import (
     CheckpointDue,
     Event,
@@ -67,7 +68,7 @@ class TrainResult:
     seconds: float
     tokens_per_second: float
     state: dict[str, Tensor] | None
-    """Our parameter names -> full weights on worker 0, None elsewhere."""
+    """Our parameter names -> full weights on worker 0, None elsewhere; their averages where the run keeps those."""
     skipped_steps: int = 0
     """Whose loss or gradient was no finite number."""
     precision: str = ""
@@ -140,6 +141,8 @@ def train(
         shard_workers=config.train.shard_workers,
     )
     optimizers = build_optimizers(model, config.optim)
+    if config.train.ema_decay is not None:
+        optimizers.append(WeightAverage(model, config.train.ema_decay))
     identity = run_identity(model_config, config, dataset)
     cursor, skipped = restore(
         checkpoints, identity, model, optimizers, initial_state=initial_state, seed=seed
@@ -165,6 +168,10 @@ def train(
                 workers=num_workers,
             )
         )
+
+    def validate() -> float:
+        with averaged_weights(optimizers):
+            return validation(model, device, dtype)
 
     emit_start()
     for skip in skipped:
@@ -212,7 +219,7 @@ def train(
         unseen.clear()
         # Whether the weights are to blame or one batch, the next steps show; behind the last one, the validation.
         if cursor.bad_steps >= config.train.max_bad_steps or (
-            is_bad and step == num_steps and not np.isfinite(validation(model, device, dtype))
+            is_bad and step == num_steps and not np.isfinite(validate())
         ):
             before = _choose_rollback(checkpoints, cursor, config.train, gone_back_to, loss, norm)
             batches.close()
@@ -257,8 +264,9 @@ def train(
             emit(StepDone(step, train_loss, lr, norm, cursor.tokens, *speed, *memory, cursor.skipped_steps))
             cursor = replace(cursor, train_loss=train_loss, interval_loss=0.0, interval_steps=0)
         if "validation" in due:
-            validation_loss = validation(model, device, dtype)
-            emit(Validated(step, validation_loss, validation_loss / unigram_loss))
+            validation_loss = validate()
+            is_average = config.train.ema_decay is not None
+            emit(Validated(step, validation_loss, validation_loss / unigram_loss, is_average))
         if "checkpoint" in due:
             emit(CheckpointDue(step))
             save_checkpoint(
@@ -271,7 +279,9 @@ def train(
                 keep_every=config.train.keep_every,
             )
     if np.isnan(validation_loss):  # resumed after the last step, or stopped early
-        validation_loss = validation(model, device, dtype)
+        validation_loss = validate()
+    with averaged_weights(optimizers):
+        state = full_state(model)
     return TrainResult(
         num_steps=cursor.step,
         tokens=cursor.tokens,
@@ -280,7 +290,7 @@ def train(
         unigram_loss=unigram_loss,
         seconds=cursor.seconds,
         tokens_per_second=cursor.tokens / max(cursor.seconds, 1e-9),
-        state=full_state(model),
+        state=state,
         precision=str(dtype).removeprefix("torch."),
         skipped_steps=cursor.skipped_steps,
     )

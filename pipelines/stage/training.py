@@ -57,6 +57,7 @@ LOSS_PLOT = "loss.png"
 MAY_CHANGE = (
     "optim.lr",
     "optim.muon_lr",
+    "train.ema_decay",
     "train.max_bad_steps",
     "train.max_rollbacks",
     "train.rollback_lr_scale",

@@ -21,6 +21,7 @@ from llada.model.transformer import Transformer
 from llada.training.checkpoint.checksums import Watched
 from llada.training.checkpoint.folder import checkpoint_url
 from llada.training.checkpoint.state import DamagedError
+from llada.training.ema import AVERAGE_SLOTS, WeightAverage
 
 # Files that a worker writes side by side into a remote store, each in parts of which several are on their way at once.
 _UPLOADS = 4
@@ -62,6 +63,9 @@ def write_tensors(
 def read_tensors(folder: str, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> None:
     """Restore parameters and optimizer state in place, resharding as needed. A collective.
 
+    An average of the weights that the checkpoint has and the run does not keep is left where it is; one that the run keeps
+    and the checkpoint does not have begins anew.
+
     Raises UserError when they do not fit, DamagedError when they cannot be read.
     """
     local = local_path(folder)
@@ -73,7 +77,8 @@ def read_tensors(folder: str, step: int, model: Transformer, optimizers: list[to
         raise damage_or_fault(f"{url}/.metadata", error) from error
     make_slots(model, optimizers, metadata)
     tensors = named_tensors(model, optimizers)
-    missing = sorted(set(tensors) ^ set(metadata))
+    wanted = {key for key in metadata if key in tensors or key.rpartition(".")[2] not in AVERAGE_SLOTS}
+    missing = sorted(set(tensors) ^ wanted)
     if missing:
         raise UserError(
             f"checkpoint {url} does not fit this model and optimizer ({', '.join(missing[:5])}): "
@@ -89,19 +94,26 @@ def read_tensors(folder: str, step: int, model: Transformer, optimizers: list[to
 def make_slots(
     model: Transformer, optimizers: list[torch.optim.Optimizer], metadata: Mapping[str, Any]
 ) -> None:
-    """Give the optimizers the state that `metadata` tells of, empty: as large as the parameter or one number, and where the
-    parameter is, as the fused optimizers make it themselves. In their precision, whatever the checkpoint's is."""
+    """Give the optimizers the state that `metadata` tells of and no other, empty: as large as the parameter or one number, and
+    where the parameter is, as the fused optimizers make it themselves. In their precision, whatever the checkpoint's is."""
+    # By the parameter, and by whether it moves that or only averages it.
     owner = {
-        id(p): optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]
+        (id(p), isinstance(optimizer, WeightAverage)): optimizer
+        for optimizer in optimizers
+        for g in optimizer.param_groups
+        for p in g["params"]
     }
+    for optimizer in optimizers:
+        optimizer.state.clear()
     for name, parameter in model.named_parameters():
         prefix = f"optim.{name}."
         for key, stored in metadata.items():
-            if key.startswith(prefix):
+            slot = key.removeprefix(prefix)
+            its = owner.get((id(parameter), slot in AVERAGE_SLOTS))
+            if key.startswith(prefix) and its is not None:
                 shaped = getattr(stored, "size", None) == parameter.shape
-                optimizer = owner[id(parameter)]
-                optimizer.state[parameter][key.removeprefix(prefix)] = (
-                    torch.zeros_like(parameter.detach(), dtype=getattr(optimizer, "slot_dtype", None))
+                its.state[parameter][slot] = (
+                    torch.zeros_like(parameter.detach(), dtype=getattr(its, "slot_dtype", None))
                     if shaped
                     else torch.zeros((), dtype=torch.float32, device=parameter.device)
                 )

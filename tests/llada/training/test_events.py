@@ -30,8 +30,8 @@ LINES: list[tuple[Event, str]] = [
         '"allocated_gib": 3.5, "reserved_gib": 4.0, "skipped_steps": 2}',
     ),
     (
-        Validated(4, 6.78093521296978, 1.25),
-        '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25}',
+        Validated(4, 6.78093521296978, 1.25, averaged=True),
+        '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25, "averaged": true}',
     ),
     (
         StepSkipped(5, float("inf"), float("-inf")),

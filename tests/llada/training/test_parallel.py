@@ -92,7 +92,7 @@ def both(
         configs = make_config(**{"num_steps": 3, **knobs})
         one[name] = run_here(configs, folder, home / "one" / name)
         job(name, configs, folder)
-    resumable = make_config(optimizer="muon", tie_embeddings=True)
+    resumable = make_config(optimizer="muon", tie_embeddings=True, ema_decay=0.8)
     one["whole"] = run_here(resumable, pretrain_folder, home / "whole")
     run_here(resumable, pretrain_folder, home / "1 then 2", stop_at=3)
     job("1 then 2", resumable, pretrain_folder, checkpoints=str(home / "1 then 2"))

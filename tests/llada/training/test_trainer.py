@@ -33,7 +33,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "knobs",
     [
-        {"optimizer": "muon", "random_length": 0.4},
+        {"optimizer": "muon", "random_length": 0.4, "random_split": 0.3, "ema_decay": 0.7},
         {"optimizer": "adamw", "tie_embeddings": True},
         {"data": "sft"},
         {"kind": "autoregressive", "causal": True},
@@ -429,7 +429,7 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("knobs", [{"optimizer": "muon", "micro_batch_rows": 3}, {"subs": True}], ids=str)
+@pytest.mark.parametrize("knobs", [{"optimizer": "muon", "micro_batch_rows": 3}, {"ema_decay": 0.9}], ids=str)
 def test_between_logged_steps_nobody_waits_for_the_device(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path, knobs: dict[str, Any]
 ) -> None:

@@ -44,9 +44,10 @@ def test_lines_are_written_before_a_checkpoint_and_byte_for_byte(tmp_path):
     assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 1
     metrics.add(CheckpointDue(8))
     assert (tmp_path / METRICS_FILE).read_text() == (
-        '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25}\n'
+        '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25, "averaged": false}\n'
         '{"event": "step", "step": 8, "loss": 6.42, "lr": 0.0008, "grad_norm": 1.5, "tokens": 16384, '
-        '"tokens_per_second": 13734.5, "mfu": 0.25}\n'
+        '"tokens_per_second": 13734.5, "mfu": 0.25, "tokens_per_second_per_worker": 0.0, "data_wait": 0.0, '
+        '"allocated_gib": 0.0, "reserved_gib": 0.0, "skipped_steps": 0}\n'
     )
     assert read_metrics(str(tmp_path)) == [Validated(4, 6.78093521296978, 1.25), step(8)]
 
@@ -114,6 +115,7 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
         "seconds": 1.5,
         "tokens_per_second": 10922.7,
         "skipped_steps": 0,
+        "precision": "",
         "validation_ratio": 1.2,
     }
     assert training_summary(manifest) == (
