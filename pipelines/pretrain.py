@@ -36,6 +36,7 @@ from pipelines.stage.lifecycle import folder_input
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import (
     CHECKPOINTS,
+    PROFILE,
     Baseline,
     begin_training,
     finish_training,
@@ -63,6 +64,8 @@ class PretrainArgs:
     autoregressive one (Llama, Qwen) becomes bidirectional or block-causal, as the objective asks, and learns the mask."""
     mask_noise: float | None = None
     """How far the row of a mask that such a checkpoint has not is drawn from the mean of all rows, in their spread (1)."""
+    profile: bool = False
+    """Trace some steps of the first worker: profile/trace.json.gz in the output, and the dearest operations beside it."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
         model=args.start,
         mask_noise=args.mask_noise,
         extend=args.common.resume,
+        profile=args.profile,
     )
     print(f"{args.common.output}: {training_summary(manifest)}")
 
@@ -101,6 +105,7 @@ def pretrain(
     model: str | None = None,
     mask_noise: float | None = None,
     extend: bool = False,
+    profile: bool = False,
     tracker: Tracker | None = None,
     progress: bool = True,
 ) -> Manifest:
@@ -111,6 +116,7 @@ def pretrain(
             recipe's network the block length counts, for block diffusion.
         mask_noise: of the mask's row where an autoregressive checkpoint has none (`llada.model.adapt`); None: 1.
         extend: let a finished run go on to a new length.
+        profile: trace some steps.
 
     Raises UserError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
@@ -142,7 +148,9 @@ def pretrain(
     if folder.manifest is not None:
         return folder.manifest
     open_splits(data, network, recipe.pretrain)  # refuses what does not fit before Ray is started
-    function = partial(pretrain_worker, network, recipe.pretrain, data, output, model, mask_noise)
+    function = partial(
+        pretrain_worker, network, recipe.pretrain, data, output, model, mask_noise, profile=profile
+    )
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="pretrain", progress=progress
     )
@@ -176,6 +184,8 @@ def pretrain_worker(
     start: str | None,
     mask_noise: float | None,
     report: EventSink,
+    *,
+    profile: bool = False,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`, or
     from random ones."""
@@ -189,6 +199,7 @@ def pretrain_worker(
         if start is None
         else state_of(start, model, mask_noise=mask_noise or 0.0, seed=config.train.seed),
         report=report,
+        profile_to=join(output, PROFILE) if profile else None,
     )
     save_weights(output, result, model, start=start)
     return result

@@ -31,6 +31,7 @@ from pipelines.stage.lifecycle import folder_input
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import (
     CHECKPOINTS,
+    PROFILE,
     Baseline,
     begin_training,
     finish_training,
@@ -54,6 +55,8 @@ class SftArgs:
     objective: ObjectiveConfig
     optim: OptimConfig
     train: TrainConfig
+    profile: bool = False
+    """Trace some steps of the first worker: profile/trace.json.gz in the output, and the dearest operations beside it."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -73,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
         model=args.model,
         data=args.data,
         extend=args.common.resume,
+        profile=args.profile,
     )
     print(f"{args.common.output}: {training_summary(manifest)}")
 
@@ -85,11 +89,12 @@ def sft(
     output: str,
     cluster: ClusterConfig,
     extend: bool = False,
+    profile: bool = False,
     tracker: Tracker | None = None,
     progress: bool = True,
 ) -> Manifest:
     """Fine-tune the checkpoint folder `model` and return the manifest; goes on where it stopped, skips a finished one.
-    `extend` lets a finished run go on to a new length.
+    `extend` lets a finished run go on to a new length; `profile` traces some steps.
 
     Raises UserError: no checkpoint, data that is no dialogues or of another tokenizer, and as `pretrain`.
     """
@@ -110,7 +115,7 @@ def sft(
     if folder.manifest is not None:
         return folder.manifest
     open_splits(data, model_config, recipe.sft)  # refuses what does not fit before Ray is started
-    function = partial(sft_worker, model_config, recipe.sft, data, output, model)
+    function = partial(sft_worker, model_config, recipe.sft, data, output, model, profile=profile)
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="sft", progress=progress
     )
@@ -124,6 +129,8 @@ def sft_worker(
     output: str,
     start: str,
     report: EventSink,
+    *,
+    profile: bool = False,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`."""
     result = train(
@@ -134,6 +141,7 @@ def sft_worker(
         unigram_counts=load_unigram_counts(data),
         initial_state=state_of(start),
         report=report,
+        profile_to=join(output, PROFILE) if profile else None,
     )
     save_weights(output, result, model, start=start)
     return result

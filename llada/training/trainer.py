@@ -48,6 +48,7 @@ from llada.training.parallel import (
     training_device,
     world,
 )
+from llada.training.profile import StepProfiler
 from llada.training.run import RunConfig, TrainConfig, open_splits, run_identity, run_length
 from llada.training.validation import Validation
 
@@ -89,6 +90,7 @@ def train(
     initial_state: dict[str, Tensor] | None = None,
     report: EventSink | None = None,
     stop_at: int | None = None,
+    profile_to: str | None = None,
 ) -> TrainResult:
     """Train from the newest checkpoint in `checkpoints`, or from `initial_state`, or from random weights.
 
@@ -99,6 +101,7 @@ def train(
         initial_state: our parameter names -> full tensors, the same on every worker (fine-tuning).
         report: called on worker 0 with every event (events.py).
         stop_at: leave with a checkpoint after this many steps; the schedules still follow the whole run.
+        profile_to: folder for a trace of some steps of worker 0 (profile.py).
 
     Raises:
         UserError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's.
@@ -189,6 +192,7 @@ def train(
         "checkpoint": config.train.checkpoint_every,
     }
     unseen: list[Tensor] = []  # (tokens, loss, norm) of the steps that nobody has waited for yet
+    profiler = StepProfiler(profile_to, device) if profile_to and rank == 0 else None
     batches = stream.batches(cursor.step, last_step, pinned=device.type == "cuda")
     while (batch := next(batches, None)) is not None:
         step = batch.step + 1
@@ -198,6 +202,8 @@ def train(
         step_all(optimizers, skipped=(~torch.isfinite(loss_now + norm_now)).float())
         unseen.append(torch.stack([torch.full_like(loss_now, batch.tokens), loss_now, norm_now]))
         clock.add(batch.tokens)
+        if profiler:
+            profiler.step()
         if step < last_step and not cursor.bad_steps and all(step % every for every in intervals.values()):
             continue
         for num_tokens, loss, norm in torch.stack(unseen).tolist():
@@ -278,6 +284,8 @@ def train(
                 keep=config.train.keep_checkpoints,
                 keep_every=config.train.keep_every,
             )
+    if profiler:
+        profiler.close()
     if np.isnan(validation_loss):  # resumed after the last step, or stopped early
         validation_loss = validate()
     with averaged_weights(optimizers):

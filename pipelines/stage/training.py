@@ -51,6 +51,7 @@ from pipelines.stage.lifecycle import StageInput, begin_stage
 from pipelines.stage.tracking import Tracker
 
 CHECKPOINTS = "checkpoints"
+PROFILE = "profile"
 METRICS_FILE = "metrics.jsonl"
 LOSS_PLOT = "loss.png"
 # Settings that an unfinished run may go on with changed, as LLaDA's did after a NaN ...

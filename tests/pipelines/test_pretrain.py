@@ -69,8 +69,14 @@ def test_the_stage_equals_the_plain_loop(stages, tmp_path):
 def test_two_workers_equal_one(stages, tmp_path):
     output = str(tmp_path / "two")
     pretrain(
-        stages.recipe, data=stages.data, output=output, cluster=ClusterConfig(num_workers=2), progress=False
+        stages.recipe,
+        data=stages.data,
+        output=output,
+        cluster=ClusterConfig(num_workers=2),
+        profile=True,
+        progress=False,
     )
+    assert Path(output, "profile", "trace.json.gz").stat().st_size > 0
     one, two = weights(stages.pretrained), weights(output)
     for name in one:
         # Muon's bfloat16 iteration amplifies the order of float32 sums; 1e-3 is 3 % of one update here.
