@@ -47,6 +47,9 @@ class ObjectiveConfig:
     time: TimeConfig = TimeConfig()
     subs: bool = False
     """MDLM: the mask token's logit is −∞ in the loss too."""
+    carry_over: bool = True
+    """What is not masked is known and no part of the loss. Without (MDLM's ablation) each such token counts −log p once: the
+    reconstruction term of the bound, which carry-over makes zero."""
     document_mask: bool = True
     """A token attends only to its own document; LLaDA-8B was trained without."""
     random_length: float = limited(0.0, low=0, high=1)
@@ -60,8 +63,11 @@ class ObjectiveConfig:
         get_schedule(self.schedule)
 
     def content(self) -> dict[str, Any]:
-        """The settings as a run's identity holds them: all, but those of a bell or a split where there is none."""
+        """The settings as a run's identity holds them: all, but those of a bell or a split where there is none, and carry-over
+        where there is."""
         settings = asdict(self)
+        if self.carry_over:
+            del settings["carry_over"]
         if not self.random_split:
             del settings["random_split"]
         if self.time.density != "bell":
@@ -134,6 +140,8 @@ def corrupt(
     else:
         assert mask_id is not None
         noisy = add_noise(batch, config, seed, mask_id, block_length)
+        if not config.carry_over:
+            noisy = with_copies(noisy, batch.maskable)
         tokens, asked, predicted = noisy.tokens, noisy.masked, noisy.masked
         scale = _diffusion_scale(noisy, normalizer)
     positions = asked.flatten().nonzero()[:, 0]
@@ -192,6 +200,15 @@ def add_noise(
         uniform=row_uniforms(keys, batch.tokens.shape[1]),
         weight=weight,
     )
+
+
+def with_copies(noisy: NoisyBatch, maskable: Tensor) -> NoisyBatch:
+    """The same with every maskable (B, L) position predicted: those that are not masked have the weight 1.
+
+    MDLM's code (`_reconstruction_loss`) asks for them at t = 0, in a forward of its own; here xₜ has to do, at equal cost.
+    """
+    weight = noisy.weight if noisy.weight.dim() == 2 else noisy.weight[:, None]
+    return noisy._replace(masked=maskable, weight=torch.where(noisy.masked, weight, 1.0))
 
 
 def spread_over_blocks(u: Tensor, batch: Batch, block_length: int) -> Tensor:

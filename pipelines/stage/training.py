@@ -154,7 +154,7 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     if settings["optim.decay_fraction"] == 0:
         idle += ["optim.decay", "optim.final_lr_ratio"]
     if settings["objective.kind"] == "autoregressive":
-        idle += ["objective.schedule", "objective.subs"]
+        idle += ["objective.schedule", "objective.subs", "objective.carry_over"]
         idle += [name for name in settings if name.startswith("objective.time.")]
     if settings["objective.time.density"] != "bell":
         idle += [name for name in settings if name.startswith("objective.time.bell_")]

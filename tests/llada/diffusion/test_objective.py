@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llada.diffusion.batch import Batch
+from llada.diffusion.cross_entropy import weighted_nats
 from llada.diffusion.objective import (
     NoisyBatch,
     ObjectiveConfig,
@@ -240,6 +242,28 @@ def test_the_objective_is_noise_forward_loss(subs: bool) -> None:
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("kind", ["masked_diffusion", "block_diffusion"])
+def test_without_carry_over_what_is_not_masked_counts_once(kind: Any) -> None:
+    batch = counting_batch(maskable=torch.tensor([[True] * 4, [False, True, True, True]]))
+    config = ObjectiveConfig(kind=kind, schedule="loglinear", subs=True, carry_over=False)
+    normalizer = torch.tensor([4.0, 6.0])
+    micro = corrupt(batch, config, normalizer=normalizer, seed=5, mask_id=5, block_length=2)
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    nats = -logits.log_softmax(-1).gather(-1, batch.tokens[..., None])[..., 0].double()
+    noisy = add_noise(batch, config, 5, 5, 2)
+    assert noisy.masked.any()
+    assert (batch.maskable & ~noisy.masked).any()
+    expected = 0.0
+    for row, column in batch.maskable.nonzero().tolist():
+        weight = noisy.weight[row, column] if kind == "block_diffusion" else noisy.weight[row]
+        counts = weight if noisy.masked[row, column] else 1.0
+        expected += counts * nats[row, column] / normalizer[row]
+    asked = F.pad(logits, (0, 1)).flatten(0, 1)[micro.positions]  # SUBS: column 5 does not matter
+    loss = weighted_nats(asked, torch.eye(6), micro.targets, micro.scale, excluded_id=micro.excluded_id)
+    torch.testing.assert_close(loss, expected.float())
+    assert torch.equal(micro.tokens, noisy.tokens)
+
+
 def test_the_autoregressive_objective_predicts_within_documents_without_noise() -> None:
     batch, network = counting_batch(), Recorder()
     config = ObjectiveConfig(kind="autoregressive")
@@ -390,6 +414,6 @@ def test_the_identity_of_a_run_does_not_name_what_it_does_not_use() -> None:
     times = {"sampling", "density", "t_min", "t_max"}
     content = ObjectiveConfig().content()
     assert (content.keys(), content["time"].keys()) == (first, times)
-    content = ObjectiveConfig(time=TimeConfig(density="bell"), random_split=0.3).content()
-    assert content["random_split"] == 0.3
+    content = ObjectiveConfig(time=TimeConfig(density="bell"), random_split=0.3, carry_over=False).content()
+    assert (content["random_split"], content["carry_over"]) == (0.3, False)
     assert content["time"].keys() == {*times, "bell_center", "bell_width"}

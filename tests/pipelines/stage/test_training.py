@@ -189,4 +189,5 @@ def test_settings_in_force_are_those_with_a_meaning():
     run["objective"]["time"]["density"] = "bell"
     assert settings_in_force(run)["objective.time.bell_center"] == 0.5
     run["objective"]["kind"] = "autoregressive"
-    assert not {"objective.schedule", "objective.time.t_min"} & settings_in_force(run).keys()
+    idle = {"objective.schedule", "objective.carry_over", "objective.time.t_min"}
+    assert not idle & settings_in_force(run).keys()
