@@ -1,0 +1,518 @@
+"""What each objective makes of the same network, text, tokens and optimizer; and how noisy it is.
+
+    python tests/experiments/objectives.py --text FOLDER --output FOLDER [--results FOLDER] [--image FILE] [--quick]
+
+The text is FOLDER/tinystories.txt (or FOLDER is a file of that kind: stories, <|endoftext|> behind each), byte by byte; its
+last stories are held out. Rows are an end-of-text token, which every objective sees and none predicts, and 63 bytes, so that
+all of them are asked for the same tokens. Every arm
+    1. gets the learning rate that, of a few, is best after a third of the steps with a seed of its own,
+    2. is trained with it once a seed, and
+    3. has its bound measured on the held-out rows by the estimator of `llada.perplexity_bound`, with the same masks for all
+       (the autoregressive twin has no bound, but the exact −log p).
+Seeds change weights, order of the rows and noise; arms of one seed share weights and order, so their difference is taken seed
+by seed. ± is the standard error over seeds.
+
+Noise, at fixed weights (of the first arm's first seed, early and at the end) and fixed rows (a global batch), over draws of
+times and masks: the standard deviation of the batch's loss, and tr Cov(g) / |E g|² of its gradient g, ± by the jackknife.
+
+Each result is a file in --output when it is there; the same command goes on where it was. At the end it writes
+objectives.json into --results, the table into --output/objectives.md and the figure into --image. --quick is to see that it
+runs, in seconds, and writes all of it into --output; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from sampling_model import machine
+
+from llada.data.tokens.manifest import write_index
+from llada.data.tokens.packing import PackedRows
+from llada.data.tokens.shards import (
+    TokenDataset,
+    load_unigram_counts,
+    write_shard,
+    write_unigram_counts,
+)
+from llada.diffusion.likelihood import perplexity_bound
+from llada.diffusion.objective import ObjectiveConfig, corrupt, objective_loss
+from llada.diffusion.time import TimeConfig
+from llada.model.transformer import ModelConfig, Transformer
+from llada.training.batches import BatchStream
+from llada.training.optim import OptimConfig
+from llada.training.run import RunConfig, TrainConfig
+from llada.training.trainer import TrainResult, train
+
+HERE = Path(__file__).resolve().parent
+IMAGE = HERE.parents[1] / ".github" / "images" / "objectives.png"
+EOS, MASK, FIRST_BYTE = 0, 1, 2
+RATE_SEED = 1000
+
+LLADA = ObjectiveConfig(document_mask=False)
+MDLM = replace(LLADA, schedule="loglinear", subs=True, time=TimeConfig(t_min=1e-3))
+# By the name in the table. The first is what others are compared with, and whose weights the noise is measured at.
+ARMS: dict[str, ObjectiveConfig] = {
+    "LLaDA, stratified": LLADA,
+    "LLaDA, independent": replace(LLADA, time=TimeConfig(sampling="independent")),
+    "LLaDA, Sobol": replace(LLADA, time=TimeConfig(sampling="sobol")),
+    "LLaDA, t in [0.1, 0.8]": replace(LLADA, time=TimeConfig(t_min=0.1, t_max=0.8)),
+    "LLaDA, log t in [0.1, 0.8]": replace(LLADA, time=TimeConfig(density="importance", t_min=0.1, t_max=0.8)),
+    "LLaDA, bell": replace(LLADA, time=TimeConfig(density="bell")),
+    "MDLM, log-linear": MDLM,
+    "MDLM, cosine": replace(MDLM, schedule="cosine"),
+    "MDLM, cosine²": replace(MDLM, schedule="cosine2"),
+    "MDLM, linear": replace(MDLM, schedule="linear"),
+    "MDLM, geometric": replace(MDLM, schedule="geometric"),
+    "MDLM without carry-over": replace(MDLM, carry_over=False),
+    "MDLM without zero masking": replace(MDLM, subs=False),
+    "BERT, 15 %": replace(LLADA, schedule="bert"),
+    "autoregressive, exact": replace(LLADA, kind="autoregressive"),
+}
+BASE = next(iter(ARMS))
+
+
+@dataclass(frozen=True)
+class Size:
+    """What an experiment costs."""
+
+    num_steps: int
+    rates: tuple[float, ...]
+    """Of Muon; AdamW's, for embedding, head and norms, is 0.3 of it."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    early_step: int = 40
+    batch_rows: int = 16
+    row_length: int = 64
+    d_model: int = 64
+    num_layers: int = 2
+    held_out_rows: int = 512
+    num_samples: int = 4
+    """Masks of each held-out row."""
+    noise_batches: int = 2
+    noise_draws: int = 32
+
+
+FULL = Size(num_steps=320, rates=(0.01, 0.02, 0.04))
+QUICK = Size(
+    num_steps=8, rates=(0.01, 0.02), seeds=(0, 1), early_step=4, batch_rows=4, row_length=16, d_model=32, num_layers=1,
+    held_out_rows=16, num_samples=1, noise_batches=1, noise_draws=4,
+)  # fmt: skip
+
+
+def once(file: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives, as JSON, kept in this file: made if it is not there yet."""
+    if not file.exists():
+        made = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole = file.with_suffix(".part")
+        whole.write_text(json.dumps(made, indent=1) + "\n")
+        whole.replace(file)
+    return json.loads(file.read_text())
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9²]+", "-", name.lower()).strip("-")
+
+
+class Experiment:
+    """All arms on one text, of one size; what is done lies in `folder`."""
+
+    def __init__(self, text: Path, folder: Path, size: Size) -> None:
+        self.folder, self.size, self.data = folder, size, folder / "data"
+        stories = text.read_bytes()
+        settings = {
+            "size": asdict(size),
+            "arms": {name: asdict(objective) for name, objective in ARMS.items()},
+            "text": {
+                "name": text.name,
+                "bytes": len(stories),
+                "sha256": hashlib.sha256(stories).hexdigest(),
+            },
+        }
+        self.settings = once(folder / "settings.json", lambda: settings)
+        if self.settings != json.loads(json.dumps(settings)):
+            raise SystemExit(f"{folder} holds an experiment of other settings: choose another --output")
+        self.vocab_size = once(folder / "data.json", lambda: self._write_data(stories))["vocab_size"]
+        self.counts = load_unigram_counts(str(self.data))
+        held_out = TokenDataset(str(self.data), "validation")
+        rows = held_out.rows(np.arange(len(held_out)))
+        self.held_out, self.asked = torch.from_numpy(rows.tokens), torch.from_numpy(rows.maskable)
+
+    def _write_data(self, stories: bytes) -> dict[str, int]:
+        """A prepared folder whose rows are EOS, as a prompt, and bytes, numbered by those that occur."""
+        data = stories.replace(b"<|endoftext|>", b"\0").strip(b"\0")
+        values, ids = np.unique(np.frombuffer(data, np.uint8), return_inverse=True)
+        ids = ids + FIRST_BYTE - (values[0] == 0)
+        ids[ids == FIRST_BYTE - 1] = EOS
+        L, held_out = self.size.row_length, self.size.held_out_rows
+        rows = np.zeros((len(ids) // (L - 1), L), np.uint32)
+        rows[:, 1:] = ids[: len(rows) * (L - 1)].reshape(len(rows), L - 1)
+        vocab_size = int(ids.max()) + 1
+        splits = {}
+        for split, tokens in (("train", rows[:-held_out]), ("validation", rows[-held_out:])):
+            n = len(tokens)
+            segments = np.tile(np.array([0, 1, L], np.uint32), (n, 1))
+            packed = PackedRows(np.ascontiguousarray(tokens), segments, np.arange(n + 1, dtype=np.uint64))
+            entry = write_shard(str(self.data), split, "0", packed)
+            write_index(f"{self.data}/{split}.parquet", [entry])
+            splits[split] = {"rows": entry.rows, "tokens": entry.tokens, "indexes": [f"{split}.parquet"]}
+        write_unigram_counts(
+            str(self.data), np.bincount(rows[:-held_out, 1:].ravel(), minlength=vocab_size).astype(np.int64)
+        )
+        dataset = {
+            "kind": "pretrain",
+            "row_length": L,
+            "vocab_size": vocab_size,
+            "mask_token_id": MASK,
+            "eos_token_id": EOS,
+            "pad_token_id": EOS,
+            "splits": splits,
+        }
+        (self.data / "manifest.json").write_text(json.dumps({"dataset": dataset}))
+        return {"vocab_size": vocab_size}
+
+    def network(self, objective: ObjectiveConfig) -> ModelConfig:
+        width = self.size.d_model
+        return ModelConfig(
+            vocab_size=self.vocab_size,
+            d_model=width,
+            num_layers=self.size.num_layers,
+            num_heads=width // 32,
+            ffn_dim=3 * width,
+            max_length=self.size.row_length,
+            rope_theta=100.0,
+            mask_token_id=MASK,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+            causal=objective.kind == "autoregressive",
+        )
+
+    def train(
+        self,
+        objective: ObjectiveConfig,
+        checkpoints: Path,
+        *,
+        rate: float,
+        seed: int,
+        num_steps: int,
+        stop_at: int | None = None,
+    ) -> TrainResult:
+        is_exact = objective.kind == "autoregressive"
+        size = self.size
+        config = RunConfig(
+            objective=objective,
+            optim=OptimConfig(
+                optimizer="muon",
+                lr=0.3 * rate,
+                muon_lr=rate,
+                weight_decay=0.0,
+                warmup_steps=num_steps // 20,
+                decay_fraction=0.4,
+                final_lr_ratio=0.01,
+            ),
+            train=TrainConfig(
+                num_steps=num_steps,
+                global_batch_tokens=size.batch_rows * size.row_length,
+                micro_batch_rows=size.batch_rows,
+                precision="fp32",
+                seed=seed,
+                log_every=num_steps,
+                validate_every=num_steps,
+                # Of the others, `bound` asks more.
+                validation_rows=size.held_out_rows if is_exact else 1,
+                checkpoint_every=num_steps,
+            ),
+        )
+        return train(
+            self.network(objective),
+            config,
+            str(self.data),
+            checkpoints=str(checkpoints),
+            unigram_counts=self.counts,
+            stop_at=stop_at,
+        )
+
+    def load(self, objective: ObjectiveConfig, state: dict[str, torch.Tensor]) -> Transformer:
+        network = Transformer(self.network(objective))
+        network.load_state_dict(state)
+        return network
+
+    def bound(self, objective: ObjectiveConfig, result: TrainResult, num_samples: int) -> float:
+        """Nats per token of the held-out rows."""
+        if objective.kind == "autoregressive":
+            return result.validation_loss
+        assert result.state is not None
+        network = self.load(objective, result.state).eval()
+        return perplexity_bound(
+            network, self.held_out, maskable=self.asked, num_samples=num_samples
+        ).nats_per_token
+
+    def choose_rate(self, name: str) -> dict[str, Any]:
+        """Step 1: {"rate": the best one, "bounds": of each}."""
+
+        def make() -> dict[str, Any]:
+            begun, bounds = time.process_time(), []
+            for rate in self.size.rates:
+                checkpoints = self.folder / "checkpoints" / f"{slug(name)}-rate-{rate}"
+                result = self.train(
+                    ARMS[name],
+                    checkpoints,
+                    rate=rate,
+                    seed=RATE_SEED,
+                    num_steps=max(2, self.size.num_steps // 3),
+                )
+                bounds.append(self.bound(ARMS[name], result, 1))
+                shutil.rmtree(checkpoints)
+            best = self.size.rates[int(np.argmin(bounds))]
+            return {"rate": best, "bounds": bounds, "cpu_s": time.process_time() - begun}
+
+        return once(self.folder / "rates" / f"{slug(name)}.json", make)
+
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """Steps 2 and 3 for one seed: {"bound": nats per token, …}."""
+
+        def make() -> dict[str, Any]:
+            begun = time.process_time()
+            rate = self.choose_rate(name)["rate"]
+            checkpoints = self.folder / "checkpoints" / f"{slug(name)}-{seed}"
+            steps, setting = self.size.num_steps, {"rate": rate, "seed": seed}
+            keeps = name == BASE and seed == self.size.seeds[0]
+            if keeps:
+                early = self.train(
+                    ARMS[name], checkpoints, **setting, num_steps=steps, stop_at=self.size.early_step
+                )
+                torch.save(early.state, self.folder / "early.pt")
+            result = self.train(ARMS[name], checkpoints, **setting, num_steps=steps)
+            if keeps:
+                torch.save(result.state, self.folder / "final.pt")
+            bound = self.bound(ARMS[name], result, self.size.num_samples)
+            shutil.rmtree(checkpoints)
+            return {
+                "bound": bound,
+                "rate": rate,
+                "tokens": result.tokens,
+                "unigram": result.unigram_loss,
+                "cpu_s": time.process_time() - begun,
+                "commit": machine()["commit"],
+            }
+
+        return once(self.folder / "runs" / f"{slug(name)}-{seed}.json", make)
+
+    def noise(self, name: str, weights: str) -> dict[str, Any] | None:
+        """At the weights "early" or "final"; None of the autoregressive arm, which has none."""
+        objective = ARMS[name]
+        if objective.kind == "autoregressive":
+            return None
+
+        def make() -> dict[str, Any]:
+            begun = time.process_time()
+            network = self.load(objective, torch.load(self.folder / f"{weights}.pt"))
+            stream = BatchStream(
+                TokenDataset(str(self.data), "train"),
+                objective,
+                network.config,
+                global_rows=self.size.batch_rows,
+                micro_rows=self.size.batch_rows,
+                seed=0,
+                rank=0,
+                num_workers=1,
+            )
+            spreads, grams = [], []
+            for step in range(self.size.noise_batches):
+                batch = stream.load(step)
+                losses, gradients = [], []
+                for draw in range(self.size.noise_draws):
+                    again = replace(batch, step=draw, epochs=torch.full_like(batch.epochs, draw))
+                    micro = corrupt(
+                        again, objective, normalizer=int(batch.maskable.sum()), seed=step, mask_id=MASK
+                    )
+                    loss = objective_loss(network, micro)
+                    parts = torch.autograd.grad(loss, list(network.parameters()))
+                    losses.append(float(loss.detach()))
+                    gradients.append(torch.cat([part.flatten() for part in parts]).double())
+                spreads.append(statistics.variance(losses))
+                grams.append((stacked := torch.stack(gradients)) @ stacked.T)
+            ratio, error = relative_variance(torch.stack(grams))
+            return {
+                "loss_std": statistics.fmean(spreads) ** 0.5,
+                "gradient_variance": ratio,
+                "standard_error": error,
+                "cpu_s": time.process_time() - begun,
+            }
+
+        return once(self.folder / "noise" / f"{slug(name)}-{weights}.json", make)
+
+
+def relative_variance(grams: torch.Tensor) -> tuple[float, float]:
+    """tr Cov(g) / |E g|² of gradients g with its jackknife error, from the inner products (S, K, K) of K independent draws
+    in each of S settings, over which both are averaged; unbiased above and below the line."""
+
+    def ratio(gram: torch.Tensor) -> float:
+        K = gram.shape[-1]
+        squares = gram.diagonal(dim1=1, dim2=2).sum(1)
+        products = gram.sum((1, 2)) - squares  # of different draws
+        mean = products / (K * (K - 1))
+        return float(((squares / K - mean).mean()) / mean.mean())
+
+    K = grams.shape[-1]
+    without = []
+    for draw in range(K):
+        rest = torch.arange(K) != draw
+        without.append(ratio(grams[:, rest][:, :, rest]))
+    spread = statistics.pvariance(without) * (K - 1)
+    return ratio(grams), spread**0.5
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5
+
+
+def summarise(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
+    """All that is known, as objectives.json has it."""
+    seeds = experiment.size.seeds
+    base = [experiment.run(BASE, seed)["bound"] for seed in seeds]
+    rows, commits, cpu = [], set(), 0.0
+    for name in ARMS:
+        runs = [experiment.run(name, seed) for seed in seeds]
+        noise = {weights: experiment.noise(name, weights) for weights in ("early", "final")}
+        bounds = [run["bound"] for run in runs]
+        rates = experiment.choose_rate(name)
+        commits |= {run["commit"] for run in runs}
+        cpu += rates["cpu_s"] + sum(part["cpu_s"] for part in (*runs, *noise.values()) if part)
+        rows.append(
+            {
+                "arm": name,
+                "bounds": bounds,
+                "bound": mean_and_error(bounds),
+                "difference": mean_and_error([a - b for a, b in zip(bounds, base, strict=True)]),
+                "rate": rates["rate"],
+                "bounds_by_rate": rates["bounds"],
+                "noise": noise,
+            }
+        )
+    first = experiment.run(BASE, seeds[0])
+    return {
+        "machine": {**before, "load_after": os.getloadavg()[0]},
+        "commits": sorted(commits),
+        "cpu_s": cpu,
+        "settings": experiment.settings,
+        "parameters": experiment.network(LLADA).num_parameters,
+        "tokens": first["tokens"],
+        "held_out_tokens": int(experiment.asked.sum()),
+        "unigram": first["unigram"],
+        "rows": rows,
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown, best bound first."""
+    lines = [
+        "| objective | nats per byte | − LLaDA | rate | loss ± early, final | gradient variance early, final |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(report["rows"], key=lambda row: row["bound"][0]):
+        bound, difference = ("{:.3f} ± {:.3f}".format(*row[key]) for key in ("bound", "difference"))
+        if row["arm"] == BASE:
+            difference = "–"
+        early, final = row["noise"]["early"], row["noise"]["final"]
+        losses = f"{early['loss_std']:.2f}, {final['loss_std']:.2f}" if early else "–"
+        gradients = (
+            ", ".join(
+                f"{part['gradient_variance']:.2g} ± {part['standard_error']:.1g}" for part in (early, final)
+            )
+            if early
+            else "–"
+        )
+        lines.append(f"| {row['arm']} | {bound} | {difference} | {row['rate']:g} | {losses} | {gradients} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(report: dict[str, Any], target: Path) -> None:
+    """Each seed's bound, and the variance of the gradient, by arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = sorted(report["rows"], key=lambda row: -row["bound"][0])
+    places = range(len(rows))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
+    for place, row in zip(places, rows, strict=True):
+        left.scatter(row["bounds"], [place] * len(row["bounds"]), color="tab:blue", alpha=0.5, s=20)
+        left.plot(row["bound"][0], place, "|", color="black", markersize=14)
+        for weights, colour in (("early", "tab:orange"), ("final", "tab:green")):
+            if part := row["noise"][weights]:
+                right.errorbar(
+                    part["gradient_variance"],
+                    place,
+                    xerr=part["standard_error"],
+                    fmt="o",
+                    color=colour,
+                    markersize=5,
+                    label=f"{weights} weights" if place == len(rows) - 2 else None,
+                )
+    left.axvline(report["unigram"], color="grey", linestyle="--", linewidth=1, label="unigram")
+    left.set_yticks(list(places), [row["arm"] for row in rows])
+    left.set_xlabel("bound on held-out text, nats per byte (| mean)")
+    left.legend(loc="lower right")
+    right.set_xscale("log")
+    right.set_xlabel("variance of the gradient / its mean squared")
+    right.legend(loc="lower right")
+    for axis in (left, right):
+        axis.grid(axis="x", alpha=0.3)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args(words)
+    torch.set_num_threads(1)
+    # A checkpoint of one process is what is wanted.
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+    text = arguments.text / "tinystories.txt" if arguments.text.is_dir() else arguments.text
+    before = machine()
+    experiment = Experiment(text, arguments.output, QUICK if arguments.quick else FULL)
+    for seed in experiment.size.seeds:
+        for name in ARMS:
+            run = experiment.run(name, seed)
+            print(f"seed {seed}  {name:28} {run['bound']:.4f}  ({run['cpu_s']:.0f} s of CPU)", flush=True)
+    report = summarise(experiment, before)
+    here = arguments.output
+    results = arguments.results or (here if arguments.quick else HERE / "results")
+    image = arguments.image or (here / IMAGE.name if arguments.quick else IMAGE)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "objectives.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (here / "objectives.md").write_text(table(report))
+    plot(report, image)
+    print(f"\nunigram {report['unigram']:.3f}, {report['cpu_s'] / 60:.0f} minutes of CPU\n\n{table(report)}")
+
+
+if __name__ == "__main__":
+    main()
