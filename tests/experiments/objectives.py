@@ -140,7 +140,7 @@ class Experiment:
         stories = text.read_bytes()
         settings = {
             "size": asdict(size),
-            "arms": {name: asdict(objective) for name, objective in ARMS.items()},
+            "arms": {name: objective.content() for name, objective in ARMS.items()},
             "text": {
                 "name": text.name,
                 "bytes": len(stories),
