@@ -4,8 +4,7 @@ Ray starts the workers, joins them in a process group and starts them again afte
 llada.training.trainer.train, which finds its own newest checkpoint. Ray's dataset iterator and checkpoint store are not
 used: the iterator forgets its position at a restart (Ray 2.60), ours is arithmetic.
 
-What worker 0 reports goes into metrics.jsonl, in step with the checkpoints, and to the driver, which shows the progress and
-talks to MLflow. A UserError of any worker ends the run; every other exception is tried again, and the last one reaches
+What worker 0 reports goes into the record (stage/metrics.py) and to the driver, which shows the progress and talks to MLflow. A UserError of any worker ends the run; every other exception is tried again, and the last one reaches
 the terminal with its remote traceback.
 """
 
@@ -15,54 +14,32 @@ import contextlib
 import logging
 import os
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from llada.errors import UserError
 from llada.files import join, local_path, storage_errors
-from llada.training.events import (
-    CheckpointDue,
-    CheckpointSkipped,
-    Event,
-    EventSink,
-    RolledBack,
-    RunStarted,
-    StepDone,
-    StepSkipped,
-    Validated,
-)
+from llada.training.events import Event, EventSink
 from llada.training.trainer import TrainResult
+from pipelines.runners.listener import Crash, Listener, Reporter
 from pipelines.stage.cluster import ClusterConfig, connect, is_own_ray, require_room
+from pipelines.stage.metrics import MetricsRecord
 from pipelines.stage.tracking import Tracker
-from pipelines.stage.training import MetricsFile
 
 # Worker crashes survived in one run.
 MAX_FAILURES = 3
 # A GPU node may have to be started first; Ray's own limit is 60 s.
 WORKER_START_TIMEOUT_S = "1800"
-# How long a worker that is done waits for the driver to hear of it.
-FLUSH_TIMEOUT_S = 10.0
 
 log = logging.getLogger(__name__)
 
 TrainFunction = Callable[[EventSink], TrainResult]
 """What every worker runs, inside its process group. Picklable; it may be run again, and then goes on."""
-
-
-@dataclass(frozen=True)
-class _Crash:
-    """An exception on a worker that Ray may try again."""
-
-    rank: int
-    traceback: str
 
 
 def run_workers(
@@ -118,7 +95,7 @@ def run_workers(
         trainer._register_sigint_handler = lambda controller: None
         if is_own_ray():
             _leave_out_cleaner(trainer)
-        listener = _Listener(events, tracker, label, progress)
+        listener = Listener(events, tracker, label, progress)
         try:
             with listener:
                 result = trainer.fit().return_value
@@ -167,25 +144,6 @@ def _has_given_up(user_errors: Any) -> bool:
     return False
 
 
-class _Reporter:
-    """Tells the driver of a worker's events. It never waits for the driver, and never fails because of it."""
-
-    def __init__(self, events: Any) -> None:
-        self.events, self.last = events, None
-
-    def tell(self, item: Event | _Crash) -> None:
-        with contextlib.suppress(Exception):
-            self.last = self.events.actor.put_nowait.remote(item)
-
-    def flush(self) -> None:
-        """Wait a little for what was told last."""
-        import ray
-
-        if self.last is not None:
-            with contextlib.suppress(Exception):
-                ray.wait([self.last], timeout=FLUSH_TIMEOUT_S)
-
-
 def _work(
     function: TrainFunction, output: str, threads: int, events: Any, user_errors: Any
 ) -> TrainResult | None:
@@ -196,18 +154,16 @@ def _work(
         return None
     if not torch.cuda.is_available():
         torch.set_num_threads(threads)
-    metrics, reporter = MetricsFile(output), _Reporter(events)
+    record, reporter = MetricsRecord(output), Reporter(events)
 
     def report(event: Event) -> None:
-        metrics.add(event)
+        record.add(event)
         reporter.tell(event)
 
     rank = int(os.environ.get("RANK", 0))
     try:
         with storage_errors(output):
             result = function(report)
-            if rank == 0:
-                metrics.write()
         return replace(result, state=None)
     except UserError as error:
         # Raised all the same, so that Ray ends the other workers: they may not have found it (a shard that only this
@@ -216,104 +172,11 @@ def _work(
             user_errors.put(str(error))
         raise
     except Exception:
-        reporter.tell(_Crash(rank, traceback.format_exc()))
+        reporter.tell(Crash(rank, traceback.format_exc()))
         raise
     finally:
+        record.close()
         reporter.flush()
-
-
-class _Listener:
-    """Drains the event queue on the driver while the trainer runs."""
-
-    def __init__(self, events: Any, tracker: Tracker | None, label: str, progress: bool) -> None:
-        self.events, self.tracker, self.label, self.progress = events, tracker, label, progress
-        self.crash: _Crash | None = None
-        self._bar: tqdm | None = None
-        self._thread = threading.Thread(target=self._drain, daemon=True)
-
-    def __enter__(self) -> _Listener:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(Exception):  # Ray itself may be gone, and the queue with it
-            self.events.put(None)
-        self._thread.join()
-        with contextlib.suppress(Exception):
-            self.events.shutdown()
-        if self._bar is not None:
-            self._bar.close()
-
-    def _drain(self) -> None:
-        from ray.exceptions import RayError
-
-        failed: set[str] = set()
-        with contextlib.suppress(RayError):
-            while (event := self.events.get()) is not None:
-                try:
-                    self._handle(event)
-                except Exception as error:  # what cannot be shown is trained all the same
-                    if repr(error) not in failed:
-                        log.exception("%s: cannot show %s", self.label, type(event).__name__)
-                    failed.add(repr(error))
-
-    def _handle(self, event: Event | _Crash) -> None:
-        match event:
-            case _Crash():
-                # The first of an attempt: the other workers fail because this one has.
-                self.crash = self.crash or event
-            case RunStarted():
-                self.crash = None
-                self._start(event)
-            case CheckpointSkipped():
-                log.warning("%s: %s: going on from an older one", self.label, event.reason)
-            case StepSkipped():
-                log.warning(
-                    "%s: step %d is skipped: its loss (%s) or gradient (%s) is not finite",
-                    self.label,
-                    event.step,
-                    event.loss,
-                    event.grad_norm,
-                )
-            case RolledBack():
-                log.warning(
-                    "%s: after step %d back to the checkpoint of step %d, with the learning rates times %g",
-                    self.label,
-                    event.diverged_at,
-                    event.step,
-                    event.lr_scale,
-                )
-            case StepDone() | Validated():
-                self._show(event)
-            case CheckpointDue():
-                pass
-
-    def _start(self, event: RunStarted) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = tqdm(
-            total=event.num_steps,
-            initial=event.first_step,
-            desc=self.label,
-            unit="step",
-            disable=not self.progress,
-            leave=False,
-        )
-        if self.tracker:
-            run = {f"run.{name}": value for name, value in asdict(event).items() if name != "first_step"}
-            self.tracker.log_params(run)
-
-    def _show(self, event: StepDone | Validated) -> None:
-        if self._bar is not None:
-            self._bar.update(event.step - self._bar.n)
-            if isinstance(event, StepDone):
-                self._bar.set_postfix_str(
-                    f"loss {event.loss:.3f} nats/token, {event.tokens_per_second:,.0f} tokens/s"
-                )
-        if self.tracker:
-            prefix = "train" if isinstance(event, StepDone) else "validation"
-            values = {f"{prefix}.{name}": value for name, value in asdict(event).items() if name != "step"}
-            self.tracker.log_metrics(values, step=event.step)
 
 
 def _threads_per_worker(cluster: ClusterConfig) -> int:

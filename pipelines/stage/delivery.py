@@ -21,6 +21,7 @@ from typing import Any
 
 from llada.errors import UserError
 from llada.files import exists, filesystem, join, local_path, read_bytes, write_bytes
+from pipelines.stage.metric_history import MetricHistory
 
 EXPERIMENT = "llada"
 RUN_FILE = "tracking.json"
@@ -32,13 +33,15 @@ PARAM_VALUE_CHARS = 6000
 KEY_CHARS = 250
 _NOT_IN_KEYS = re.compile(r"[^\w.\-: ]")
 PARAMS_PER_BATCH = 100
-METRICS_PER_BATCH = 1000
 
 Call = tuple[str, dict[str, Any]]
 
 
 class Delivery:
     """The run of one output folder on one MLflow server."""
+
+    history: MetricHistory
+    """Once it is open."""
 
     def __init__(self, uri: str, output: str) -> None:
         self.uri, self.output = uri, output
@@ -49,19 +52,20 @@ class Delivery:
         """Find the run that an earlier attempt at this output has begun, or make one with this name and these tags."""
         client = open_client(self.uri)
         self.run_id = self.run_id or self._earlier_run(client)
+        is_new = self.run_id is None
         if self.run_id is None:
             self.run_id = client.create_run(_experiment(client), run_name=name, tags=tags).info.run_id
         else:
             client.update_run(self.run_id, status="RUNNING")
         record = json.dumps({"uri": self.uri, "run_id": self.run_id}) + "\n"
         write_bytes(join(self.output, RUN_FILE), record.encode())
+        self.history = MetricHistory(client, self.run_id, is_new=is_new)
         self.client = client
 
     def __call__(self, call: Call) -> None:
         """Hand over one call. The run must be open."""
         name, values = call
-        assert self.run_id is not None
-        CALLS[name](self.client, self.run_id, values)
+        CALLS[name](self, values)
 
     def _earlier_run(self, client: Any) -> str | None:
         try:
@@ -162,81 +166,91 @@ def _experiment(client: Any) -> str:
 # --- Calls ------------------------------------------------------------------------------------------------------------
 
 
-def _params(client: Any, run_id: str, values: dict[str, Any]) -> None:
+def _params(run: Delivery, values: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
     # A source, say, may be called as no key may.
     named = {_NOT_IN_KEYS.sub("_", key)[:KEY_CHARS]: value for key, value in values["values"].items()}
     params = [Param(key, value[:PARAM_VALUE_CHARS]) for key, value in named.items()]
     for start in range(0, len(params), PARAMS_PER_BATCH):
-        client.log_batch(run_id, params=params[start : start + PARAMS_PER_BATCH])
+        run.client.log_batch(run.run_id, params=params[start : start + PARAMS_PER_BATCH])
 
 
-def _metrics(client: Any, run_id: str, values: dict[str, Any]) -> None:
-    from mlflow.entities import Metric
-
-    metrics = [Metric(k, v, values["timestamp"], values["step"]) for k, v in values["values"].items()]
-    for start in range(0, len(metrics), METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
+def _metrics(run: Delivery, values: dict[str, Any]) -> None:
+    run.history.log(values["values"], values["step"], values["timestamp"])
 
 
-def _artifact(client: Any, run_id: str, values: dict[str, Any]) -> None:
+def _record(run: Delivery, values: dict[str, Any]) -> None:
+    run.history.log_record(values["output"], values["timestamp"])
+
+
+def _redo(run: Delivery, values: dict[str, Any]) -> None:
+    run.history.redo(values["after"])
+
+
+def _artifact(run: Delivery, values: dict[str, Any]) -> None:
     url = values["url"]
     if path := local_path(url):
-        client.log_artifact(run_id, path)
+        run.client.log_artifact(run.run_id, path)
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / url.rsplit("/", 1)[-1]
         copy.write_bytes(read_bytes(url))
-        client.log_artifact(run_id, str(copy))
+        run.client.log_artifact(run.run_id, str(copy))
 
 
-def _tags(client: Any, run_id: str, values: dict[str, Any]) -> None:
+def _tags(run: Delivery, values: dict[str, Any]) -> None:
     for key, value in values["values"].items():
-        client.set_tag(run_id, key, value)
+        run.client.set_tag(run.run_id, key, value)
 
 
-def _input(client: Any, run_id: str, values: dict[str, Any]) -> None:
+def _input(run: Delivery, values: dict[str, Any]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     url, context = values["url"], values["context"]
     source = json.dumps({"uri": url})
     dataset = Dataset(url.rstrip("/")[-500:], values["digest"], "code", source)
-    client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-    client.set_tag(run_id, f"input.{context}", url)
+    run.client.log_inputs(
+        run.run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+    )
+    run.client.set_tag(run.run_id, f"input.{context}", url)
     if values["producer"]:
-        client.set_tag(run_id, f"input.{context}.run_id", values["producer"])
+        run.client.set_tag(run.run_id, f"input.{context}.run_id", values["producer"])
 
 
-def _model(client: Any, run_id: str, values: dict[str, Any]) -> None:
+def _model(run: Delivery, values: dict[str, Any]) -> None:
     """Log the folder as the run's model and register it; the weights stay where they are."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
     name, url = values["name"], values["url"]
-    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    versions = run.client.search_model_versions(f"run_id = '{run.run_id}'")
     if any(version.source == url and version.name == name for version in versions):
         return
-    experiment_id = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment_id, name, source_run_id=run_id, tags={"source": url})
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=values["step"])])
+    experiment_id = run.client.get_run(run.run_id).info.experiment_id
+    model = run.client.create_logged_model(
+        experiment_id, name, source_run_id=run.run_id, tags={"source": url}
+    )
+    run.client.finalize_logged_model(model.model_id, "READY")
+    run.client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=values["step"])])
     try:
-        client.create_registered_model(name)
+        run.client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(name, url, run_id=run_id, model_id=model.model_id).version
-    client.set_tag(run_id, "model", f"{_REGISTRY}{name}/{version}")
+    version = run.client.create_model_version(name, url, run_id=run.run_id, model_id=model.model_id).version
+    run.client.set_tag(run.run_id, "model", f"{_REGISTRY}{name}/{version}")
 
 
-def _end(client: Any, run_id: str, values: dict[str, Any]) -> None:
-    client.set_terminated(run_id, status=values["status"])
+def _end(run: Delivery, values: dict[str, Any]) -> None:
+    run.client.set_terminated(run.run_id, status=values["status"])
 
 
-CALLS: dict[str, Callable[[Any, str, dict[str, Any]], None]] = {
+CALLS: dict[str, Callable[[Delivery, dict[str, Any]], None]] = {
     "params": _params,
     "metrics": _metrics,
+    "record": _record,
+    "redo": _redo,
     "artifact": _artifact,
     "tags": _tags,
     "input": _input,

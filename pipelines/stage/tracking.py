@@ -97,8 +97,17 @@ class Tracker:
         self._put("params", values={name: str(value) for name, value in flat.items() if value is not None})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Metrics of a step; MLflow is told each step of them once, however often it is logged."""
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-        self._put("metrics", values=numbers, step=step or 0, timestamp=int(time.time() * 1000))
+        self._put("metrics", values=numbers, step=step or 0, timestamp=_now_ms())
+
+    def log_record(self) -> None:
+        """What the record of a training folder (metrics.py) has, and the run was not told yet."""
+        self._put("record", output=self.output, timestamp=_now_ms())
+
+    def redo_metrics(self, after: int) -> None:
+        """The metrics of the steps after this one are going to be logged again, and are others then."""
+        self._put("redo", after=after)
 
     def log_artifact(self, url: str | Path) -> None:
         """A file at any URL."""
@@ -180,7 +189,10 @@ class Tracker:
         try:
             self._calls.put_nowait((call, values))
         except queue.Full:
-            log.warning("MLflow buffer full: dropping one %s call", call)
+            reason = "MLflow is not fast enough, or away, and the buffer is full: calls are dropped"
+            if reason not in self._warned_of:
+                log.warning("%s", reason)
+            self._warned_of.add(reason)
 
     def _deliver(self) -> None:
         """The background thread: start the run, then hand over calls in order, each again while the server is away."""
@@ -244,6 +256,10 @@ class Tracker:
             log.warning(
                 "MLflow at %s: %s: %s%s; %s", self.uri, type(error).__name__, reason, remedy, consequence
             )
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _system_metrics(client: Any, run_id: str) -> Any:

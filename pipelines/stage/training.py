@@ -1,15 +1,14 @@
 """A training stage, for `pretrain` and `sft` alike: how its folder begins, what its workers do, how it ends.
 
-Beside the resumable checkpoints, worker 0 keeps metrics.jsonl and, at the end, writes the weights; the driver adds the tokenizer, loss.png and the manifest.
+Beside the resumable checkpoints, worker 0 keeps the record (metrics.py) and, at the end, writes the weights; the driver adds
+the tokenizer, loss.png and the manifest.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 
 from llada.config import Recipe
 from llada.errors import UserError
-from llada.files import file_sizes, join, read_bytes, sha256, storage_errors, write_bytes
+from llada.files import file_sizes, join, sha256, storage_errors, write_bytes
 from llada.model.adapt import start_state
 from llada.model.hf import load_model, save_state
 from llada.model.hf_config import read_end_ids
@@ -26,17 +25,7 @@ from llada.model.transformer import ModelConfig
 from llada.presets import Twin, twin
 from llada.settings import flatten_settings
 from llada.training.checkpoint.folder import complete_checkpoints
-from llada.training.events import (
-    CheckpointDue,
-    Event,
-    RolledBack,
-    RunStarted,
-    StepDone,
-    StepSkipped,
-    Validated,
-    event_from_json,
-    event_to_json,
-)
+from llada.training.events import StepDone, Validated
 from llada.training.run import RunConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import (
@@ -48,11 +37,11 @@ from pipelines.stage.artifact import (
 )
 from pipelines.stage.command import parse_known
 from pipelines.stage.lifecycle import StageInput, begin_stage
+from pipelines.stage.metrics import METRICS_FILE, merge_metrics, read_metrics
 from pipelines.stage.tracking import Tracker
 
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
-METRICS_FILE = "metrics.jsonl"
 LOSS_PLOT = "loss.png"
 # Settings that an unfinished run may go on with changed, as LLaDA's did after a NaN ...
 MAY_CHANGE = (
@@ -73,11 +62,6 @@ SCHEDULE = (
     "optim.final_lr_ratio",
     "optim.drops",
 )
-# How stale metrics.jsonl may be for somebody who watches it.
-METRICS_EVERY_S = 10.0
-
-Logged = StepDone | StepSkipped | RolledBack | Validated
-
 log = logging.getLogger(__name__)
 
 
@@ -129,6 +113,8 @@ def begin_training(
         defaults=flatten_settings(asdict(RunConfig())),
         extend=extend and (finished is not None or find_manifest(output) is None),
     )
+    if tracker and not folder.is_complete:
+        tracker.log_record()
     if finished is not None:
         log.warning(
             "%s: the finished run goes on behind its %s steps; the learning rate is from there on that of the schedule "
@@ -178,60 +164,6 @@ def state_of(
     return {name: tensor[:] for name, tensor in rows.items()}
 
 
-class MetricsFile:
-    """metrics.jsonl, kept by worker 0: before a checkpoint is committed, all that was said until then is in it."""
-
-    def __init__(self, output: str) -> None:
-        self.url = join(output, METRICS_FILE)
-        self._events: list[Logged] = []
-        self._written_at = 0.0
-
-    def add(self, event: Event) -> None:
-        """Take an event; the file follows within METRICS_EVERY_S seconds, and before every checkpoint."""
-        match event:
-            case RunStarted():
-                # After a crash, or a return to a checkpoint, the steps since then are done again: forget what was said of them.
-                said = self._events or _read(self.url)
-                self._events = [earlier for earlier in said if earlier.step <= event.first_step]
-            case StepDone() | Validated() | StepSkipped() | RolledBack():
-                self._events.append(event)
-                if time.monotonic() - self._written_at > METRICS_EVERY_S:
-                    try:
-                        self.write()
-                    except (
-                        Exception
-                    ) as error:  # it must not fail a step; all of it is written again next time
-                        log.warning("%s could not be written: %s", self.url, error)
-                        self._written_at = time.monotonic()
-            case CheckpointDue():
-                self.write()
-
-    def write(self) -> None:
-        """Bring the file up to date."""
-        lines = "".join(json.dumps(event_to_json(event)) + "\n" for event in self._events)
-        write_bytes(self.url, lines.encode())
-        self._written_at = time.monotonic()
-
-
-def read_metrics(output: str) -> list[StepDone | Validated]:
-    """The logged losses and validations of a training folder, in order."""
-    return [event for event in _read(join(output, METRICS_FILE)) if isinstance(event, StepDone | Validated)]
-
-
-def _read(url: str) -> list[Logged]:
-    try:
-        lines = read_bytes(url).splitlines()
-    except FileNotFoundError:
-        return []
-    events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            events.append(event_from_json(json.loads(line)))
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            log.warning("%s:%d is no event (%s) and is left out", url, number, error)
-    return [event for event in events if isinstance(event, Logged)]
-
-
 def save_weights(output: str, result: TrainResult, model: ModelConfig, *, start: str | None = None) -> None:
     """Write the trained network into the folder, as `llada.load` reads it; nothing where the result has no weights. What
     ended a text for the checkpoint `start` still does."""
@@ -248,6 +180,7 @@ def finish_training(
     """Complete the folder of a run that is through: tokenizer (a folder's URL), loss.png, the manifest; returns that."""
     with storage_errors(folder.url):
         put_folder(fetch_folder(tokenizer), folder.url)
+        merge_metrics(folder.url)
         plot_losses(folder.url, folder.stage)
         sizes = {
             name: size
@@ -265,6 +198,7 @@ def finish_training(
     run_id = tracker.wait_started() if tracker else None
     manifest = folder.finish(counts, kind="checkpoint", files=files, mlflow_run_id=run_id)
     if tracker:
+        tracker.log_record()
         tracker.log_metrics({f"final.{name}": value for name, value in counts.items()}, step=result.num_steps)
         tracker.set_tags({"output.kind": "checkpoint", "output.config_hash": manifest["config_hash"]})
         for name in (LOSS_PLOT, METRICS_FILE, "manifest.json"):

@@ -63,7 +63,7 @@ def test_an_interrupted_quickstart_says_that_it_goes_on(corpus, tmp_path, number
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=REPOSITORY, preexec_fn=default)
     try:
-        while not (output / "pretrained" / "metrics.jsonl").exists():
+        while not (output / "pretrained" / "metrics").exists():
             assert process.poll() is None, log.read_text()
             time.sleep(0.1)
         process.send_signal(number)

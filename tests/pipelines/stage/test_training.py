@@ -1,4 +1,4 @@
-"""A training stage's folder: the log that keeps step with the checkpoints, the picture, weights and manifest."""
+"""A training stage's folder: the picture, weights and manifest."""
 
 from __future__ import annotations
 
@@ -9,80 +9,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from llada.errors import UserError
 from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.presets import get_preset, twin
-from llada.training.events import CheckpointDue, RolledBack, RunStarted, StepDone, StepSkipped, Validated
+from llada.training.events import StepDone
 from llada.training.run import RunConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import open_output, read_manifest
+from pipelines.stage.metrics import METRICS_FILE, PARTS, MetricsRecord
 from pipelines.stage.training import (
-    METRICS_FILE,
-    MetricsFile,
     finish_training,
     plot_losses,
-    read_metrics,
     save_weights,
     settings_in_force,
     take_baseline,
     training_summary,
 )
 
-START = RunStarted(0, 8, 1000, 5.25, "float32", 1)
-
 
 def step(number: int) -> StepDone:
     return StepDone(number, 6.5 - number / 100, 0.0008, 1.5, 2048 * number, 13734.5, 0.25)
 
 
-def test_lines_are_written_before_a_checkpoint_and_byte_for_byte(tmp_path):
-    metrics = MetricsFile(str(tmp_path))
-    metrics.add(START)
-    metrics.add(Validated(4, 6.78093521296978, 1.25))  # the first line is written at once
-    metrics.add(step(8))
-    assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 1
-    metrics.add(CheckpointDue(8))
-    assert (tmp_path / METRICS_FILE).read_text() == (
-        '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25, "averaged": false}\n'
-        '{"event": "step", "step": 8, "loss": 6.42, "lr": 0.0008, "grad_norm": 1.5, "tokens": 16384, '
-        '"tokens_per_second": 13734.5, "mfu": 0.25, "tokens_per_second_per_worker": 0.0, "data_wait": 0.0, '
-        '"allocated_gib": 0.0, "reserved_gib": 0.0, "skipped_steps": 0}\n'
-    )
-    assert read_metrics(str(tmp_path)) == [Validated(4, 6.78093521296978, 1.25), step(8)]
-
-
-def test_a_restart_forgets_the_steps_that_are_done_again(tmp_path):
-    first = MetricsFile(str(tmp_path))
-    first.add(START)
-    for number in (2, 4, 6):
-        first.add(step(number))
-    first.write()
-    second = MetricsFile(str(tmp_path))
-    second.add(RunStarted(4, 8, 1000, 5.25, "float32", 1))
-    second.add(step(6))
-    second.add(step(8))
-    second.write()
-    assert [event.step for event in read_metrics(str(tmp_path))] == [2, 4, 6, 8]
-
-
-def test_a_return_to_a_checkpoint_is_in_the_log(tmp_path):
-    """What was said of the steps that are done again is gone, that and why they are done again is not."""
-    metrics = MetricsFile(str(tmp_path))
-    metrics.add(START)
-    for event in (step(4), step(6), StepSkipped(7, float("nan"), 1.0), StepSkipped(8, float("nan"), 1.0)):
-        metrics.add(event)
-    metrics.add(RolledBack(4, 8, 0.5))
-    metrics.add(RunStarted(4, 8, 1000, 5.25, "float32", 1))
-    metrics.add(step(6))
-    metrics.write()
-    kinds = [json.loads(line)["event"] for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
-    assert kinds == ["step", "rolled_back", "step"]
-    assert [event.step for event in read_metrics(str(tmp_path))] == [4, 6]
-
-
-def test_no_log_is_an_empty_log(tmp_path):
-    assert read_metrics(str(tmp_path)) == []
+def test_no_losses_are_an_empty_picture(tmp_path):
     assert Path(plot_losses(str(tmp_path), "nothing")).read_bytes().startswith(b"\x89PNG")
 
 
@@ -99,9 +48,9 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
     save_weights(folder.url, TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, None), config)
     assert not Path(folder.url, "model.safetensors").exists()  # only worker 0 has weights
     save_weights(folder.url, result, config)
-    metrics = MetricsFile(folder.url)
-    metrics.add(step(8))
-    metrics.write()
+    record = MetricsRecord(folder.url)
+    record.add(step(8))
+    record.close()
     manifest = finish_training(folder, result, tokenizer=str(tokenizer), tracker=None)
     assert manifest == read_manifest(folder.url) == json.loads(Path(folder.url, "manifest.json").read_text())
     assert manifest["kind"] == "checkpoint"
@@ -114,8 +63,8 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
         "unigram_loss": 5.0,
         "seconds": 1.5,
         "tokens_per_second": 10922.7,
-        "skipped_steps": 0,
         "precision": "",
+        "skipped_steps": 0,
         "validation_ratio": 1.2,
     }
     assert training_summary(manifest) == (
@@ -124,6 +73,8 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
     loaded = load_model(folder.url)
     assert all(torch.equal(p, state[name]) for name, p in loaded.named_parameters())
     assert Path(folder.url, "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert len(Path(folder.url, METRICS_FILE).read_text().splitlines()) == 1
+    assert not Path(folder.url, PARTS).exists()
 
 
 def test_what_ended_a_text_before_a_training_ends_it_behind(tmp_path):
@@ -137,29 +88,6 @@ def test_what_ended_a_text_before_a_training_ends_it_behind(tmp_path):
     result = TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, dict(model.state_dict()))
     save_weights(output, result, model.config, start=start)
     assert load_model(output).end_ids == (2, 7, 5)
-
-
-def test_a_damaged_line_of_the_log_is_left_out_and_named(tmp_path, caplog):
-    metrics = MetricsFile(str(tmp_path))
-    metrics.add(step(8))
-    metrics.write()
-    with (tmp_path / METRICS_FILE).open("ab") as file:
-        file.write(b'{"event": "st\n{"event": "other"}\n\xff\n')
-    assert read_metrics(str(tmp_path)) == [step(8)]
-    assert [f"{METRICS_FILE}:{number} is no event" in caplog.text for number in (1, 2, 3, 4)] == [
-        False,
-        *[True] * 3,
-    ]
-
-
-def test_a_log_that_cannot_be_written_fails_no_step(tmp_path, caplog):
-    """Only a checkpoint waits for it: the log must never be behind one."""
-    metrics = MetricsFile(str(tmp_path / "out"))
-    (tmp_path / "out").write_text("a file in the way")
-    metrics.add(step(8))
-    assert "could not be written" in caplog.text
-    with pytest.raises(UserError, match="a file is in the way"):
-        metrics.add(CheckpointDue(8))
 
 
 def test_a_twin_is_the_preset_with_its_objective_changed(capsys):

@@ -1,0 +1,161 @@
+"""What the workers of a training say, on its way to the terminal and to MLflow.
+
+A worker tells (`Reporter`), a thread of the driver listens (`Listener`), and a queue on the driver's node stands between
+them. Neither waits for the other, and what cannot be told or shown is trained all the same: the record (stage/metrics.py)
+has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from llada.training.events import (
+    CheckpointSkipped,
+    Event,
+    RolledBack,
+    RunStarted,
+    StepDone,
+    StepSkipped,
+    Validated,
+)
+from pipelines.stage.metrics import points_of, step_of
+from pipelines.stage.tracking import Tracker
+
+# How long a worker that is done waits for the driver to hear of it.
+FLUSH_TIMEOUT_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Crash:
+    """An exception on a worker that Ray may try again."""
+
+    rank: int
+    traceback: str
+
+
+class Reporter:
+    """Tells the driver of a worker's events. It never waits for the driver, and never fails because of it."""
+
+    def __init__(self, events: Any) -> None:
+        self.events, self.last = events, None
+
+    def tell(self, item: Event | Crash) -> None:
+        with contextlib.suppress(Exception):
+            self.last = self.events.actor.put_nowait.remote(item)
+
+    def flush(self) -> None:
+        """Wait a little for what was told last."""
+        import ray
+
+        if self.last is not None:
+            with contextlib.suppress(Exception):
+                ray.wait([self.last], timeout=FLUSH_TIMEOUT_S)
+
+
+class Listener:
+    """Drains the event queue on the driver while the trainer runs."""
+
+    def __init__(self, events: Any, tracker: Tracker | None, label: str, progress: bool) -> None:
+        self.events, self.tracker, self.label, self.progress = events, tracker, label, progress
+        self.crash: Crash | None = None
+        self._bar: tqdm | None = None
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+
+    def __enter__(self) -> Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(Exception):  # Ray itself may be gone, and the queue with it
+            self.events.put(None)
+        self._thread.join()
+        with contextlib.suppress(Exception):
+            self.events.shutdown()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _drain(self) -> None:
+        from ray.exceptions import RayError
+
+        failed: set[str] = set()
+        with contextlib.suppress(RayError):
+            while (event := self.events.get()) is not None:
+                try:
+                    self._handle(event)
+                except Exception as error:  # what cannot be shown is trained all the same
+                    if repr(error) not in failed:
+                        log.exception("%s: cannot show %s", self.label, type(event).__name__)
+                    failed.add(repr(error))
+
+    def _handle(self, event: Event | Crash) -> None:
+        self._track(event)
+        match event:
+            case Crash():
+                # The first of an attempt: the other workers fail because this one has.
+                self.crash = self.crash or event
+            case RunStarted():
+                self.crash = None
+                self._start(event)
+            case CheckpointSkipped():
+                log.warning("%s: %s: going on from an older one", self.label, event.reason)
+            case StepSkipped():
+                log.warning(
+                    "%s: step %d is skipped: its loss (%s) or gradient (%s) is not finite",
+                    self.label,
+                    event.step,
+                    event.loss,
+                    event.grad_norm,
+                )
+            case RolledBack():
+                log.warning(
+                    "%s: after step %d back to the checkpoint of step %d, with the learning rates times %g",
+                    self.label,
+                    event.diverged_at,
+                    event.step,
+                    event.lr_scale,
+                )
+            case StepDone() | Validated():
+                self._show(event)
+
+    def _start(self, event: RunStarted) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = tqdm(
+            total=event.num_steps,
+            initial=event.first_step,
+            desc=self.label,
+            unit="step",
+            disable=not self.progress,
+            leave=False,
+        )
+
+    def _show(self, event: StepDone | Validated) -> None:
+        if self._bar is not None:
+            self._bar.update(event.step - self._bar.n)
+            if isinstance(event, StepDone):
+                self._bar.set_postfix_str(
+                    f"loss {event.loss:.3f} nats/token, {event.tokens_per_second:,.0f} tokens/s"
+                )
+
+    def _track(self, event: Event | Crash) -> None:
+        if self.tracker is None:
+            return
+        match event:
+            case RunStarted():
+                facts = asdict(event)
+                first_step, workers = facts.pop("first_step"), facts.pop("workers")
+                self.tracker.log_params({f"run.{name}": value for name, value in facts.items()})
+                self.tracker.log_metrics({"run.workers": workers}, step=first_step)
+            case RolledBack():
+                self.tracker.redo_metrics(after=event.step)
+                self.tracker.log_metrics(points_of(event), step=step_of(event))
+            case StepDone() | StepSkipped() | Validated():
+                self.tracker.log_metrics(points_of(event), step=step_of(event))
