@@ -74,6 +74,8 @@ class MicroBatch:
     only fill up."""
     excluded_id: int | None
     """Has no probability (MDLM's SUBS: the mask)."""
+    lookahead: int | None = None
+    """So many columns behind itself a token sees; None: all."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> MicroBatch:
         """The same with every tensor replaced by function(tensor)."""

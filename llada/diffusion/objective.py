@@ -25,7 +25,7 @@ from llada.diffusion.noise import row_keys, row_uniforms, stream_key
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
 from llada.diffusion.time import TimeConfig, sample_uniform, time_and_weight
 from llada.model.attention import block_numbers
-from llada.settings import check_limits, limited
+from llada.settings import check_limits, limited, require
 
 ObjectiveKind = Literal["masked_diffusion", "block_diffusion", "autoregressive"]
 
@@ -58,18 +58,28 @@ class ObjectiveConfig:
     """Share of the rows that are split in two at a random place, neither part seeing the other (iLLaDA: 0.3): short contexts,
     and no token thrown away. Idle on rows of one example."""
 
+    attention_annealing_steps: int = limited(0, low=0)
+    """Steps over which a network that began autoregressive opens its eyes (DiffuLLaMA, arXiv 2410.17891): the first is causal,
+    then a token sees a growing share of the row behind it; 0: all at once. Validation sees all from the beginning."""
+
     def __post_init__(self) -> None:
         check_limits(self, "objective")
         get_schedule(self.schedule)
+        require(
+            self.attention_annealing_steps == 0 or self.kind == "masked_diffusion",
+            f"objective: attention_annealing_steps is for kind masked_diffusion, not {self.kind}: leave it out",
+        )
 
     def content(self) -> dict[str, Any]:
-        """The settings as a run's identity holds them: all, but those of a bell or a split where there is none, and carry-over
-        where there is."""
+        """The settings as a run's identity holds them: all, but those of a bell, a split or an annealing where there is none,
+        and carry-over where there is."""
         settings = asdict(self)
         if self.carry_over:
             del settings["carry_over"]
         if not self.random_split:
             del settings["random_split"]
+        if not self.attention_annealing_steps:
+            del settings["attention_annealing_steps"]
         if self.time.density != "bell":
             for name in ("bell_center", "bell_width"):
                 del settings["time"][name]
@@ -99,7 +109,9 @@ def objective_loss(
         micro: of `corrupt`.
         normalizer: a scalar that the sum is divided by, beside what `micro.scale` holds of it already.
     """
-    inputs = {} if micro.context is None else {"context": micro.context}
+    inputs: dict[str, Any] = {} if micro.context is None else {"context": micro.context}
+    if micro.lookahead is not None:
+        inputs["lookahead"] = micro.lookahead
     return network(
         micro.tokens,
         segment_ids=micro.segment_ids,
@@ -155,7 +167,17 @@ def corrupt(
         targets=F.pad(batch.tokens[predicted], (0, filler)),
         scale=F.pad(scale, (0, filler)),
         excluded_id=mask_id if config.subs and config.kind != "autoregressive" else None,
+        lookahead=annealed_lookahead(batch.step, config.attention_annealing_steps, batch.tokens.shape[1]),
     )
+
+
+def annealed_lookahead(step: int, annealing_steps: int, length: int) -> int | None:
+    """How many columns behind itself a token sees at this step (0-based): none at first, evenly more, then all (None).
+
+    The nearest come first. DiffuLLaMA opens pairs at random instead, with which no tile of the attention stays empty, and
+    a step's mask would be a draw of its own.
+    """
+    return step * length // annealing_steps if step < annealing_steps else None
 
 
 def predicted_positions(batch: Batch, kind: ObjectiveKind) -> Tensor:

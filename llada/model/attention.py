@@ -53,6 +53,7 @@ class AttentionMask:
         device: torch.device,
         *,
         causal: bool = False,
+        lookahead: int | None = None,
         block_length: int | None = None,
         with_context: bool = False,
     ) -> AttentionMask | None:
@@ -64,6 +65,7 @@ class AttentionMask:
         Args:
             attention_mask, segment_ids: (B, L), see `Transformer.forward`. A mask of ones counts as none on a CPU; elsewhere
                 the answer would have to be waited for.
+            lookahead: so many columns behind itself a query sees, no farther ones; None: all.
             block_length: of a block-causal network.
             with_context: the columns stand twice, noised and behind that as they are: 2L queries and keys. What is noised
                 sees its own noised block and the earlier ones as they are (BD3-LM, arXiv 2503.09573, §3.1 and App. B.6).
@@ -74,18 +76,21 @@ class AttentionMask:
         blocks = None
         if block_length is not None and (with_context or block_length < length):
             blocks = block_numbers(attended, segment_ids, block_length, length, device)
-        if attended is None and segment_ids is None and blocks is None:
+        if attended is None and segment_ids is None and blocks is None and lookahead is None:
             return None
+        last = None
+        if causal or lookahead is not None:
+            last = torch.arange(length, device=device) + (lookahead or 0)
         if attended is not None:
             attended = attended.bool()
             attended = attended | ~attended.any(1, keepdim=True)
         by_column = [attended, segment_ids, blocks]
-        rows = max(len(values) for values in by_column if values is not None)
-        sees = _sight(*(_of_columns(values, with_context) for values in by_column), causal=causal)
+        rows = max((len(values) for values in by_column if values is not None), default=1)
+        sees = _sight(*(_of_columns(values, with_context) for values in by_column), last=last)
         if with_context:
             noised = torch.arange(2 * length, device=device) < length
             sees = _sight_of_context(sees, noised, _of_columns(blocks, with_context))
-        if attended is not None and (segment_ids is not None or blocks is not None or causal):
+        if attended is not None and not (segment_ids is None and blocks is None and last is None):
             sees = _or_itself(sees)
         return AttentionMask(sees, rows, length * (2 if with_context else 1), device)
 
@@ -168,8 +173,11 @@ def _at(values: Tensor, b: Tensor, column: Tensor) -> Tensor:
     return values[column] if values.dim() == 1 else values[b, column]
 
 
-def _sight(attended: Tensor | None, segments: Tensor | None, blocks: Tensor | None, *, causal: bool) -> Sight:
-    """A key is seen if it is attended to at all, of the query's segment, not of a later block, and not later if causal."""
+def _sight(
+    attended: Tensor | None, segments: Tensor | None, blocks: Tensor | None, *, last: Tensor | None
+) -> Sight:
+    """A key is seen if it is attended to at all, of the query's segment, not of a later block, and not behind the query's
+    `last` (L,)."""
 
     def sees(b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen: Tensor | None = None
@@ -181,8 +189,8 @@ def _sight(attended: Tensor | None, segments: Tensor | None, blocks: Tensor | No
         if blocks is not None:
             reached = _at(blocks, b, k) <= _at(blocks, b, q)
             seen = reached if seen is None else seen & reached
-        if causal:
-            seen = k <= q if seen is None else seen & (k <= q)
+        if last is not None:
+            seen = k <= last[q] if seen is None else seen & (k <= last[q])
         assert seen is not None
         return seen
 

@@ -257,6 +257,7 @@ class Transformer(nn.Module):
         *,
         segment_ids: Tensor | None = None,
         context: Tensor | None = None,
+        lookahead: int | None = None,
         logits_at: Tensor | None = None,
         read_out: ReadOut | None = None,
         positions: Tensor | None = None,
@@ -275,6 +276,7 @@ class Transformer(nn.Module):
             context: (B, L) int64, of a block-causal network: what each block of `input_ids` finds in the earlier ones,
                 in place of their own tokens. So one forward gives what one for each block, on `context` before it,
                 would.
+            lookahead: a position sees no farther than so many behind itself; None: all (a bidirectional network).
             logits_at: (B, L) bool, or (N,) indices into the B · L or T positions; only these N get logits, in order. The head
                 is the widest matrix of the network, and a loss needs it at masked positions only.
             read_out: what is returned in place of logits, computed where the head's weight is at hand (FSDP).
@@ -286,14 +288,15 @@ class Transformer(nn.Module):
             (B, L, V) or (T, V), or (N, V) with `logits_at`, in the network's compute dtype; what `read_out` returns.
 
         Raises:
-            ValueError: a row longer than `config.max_length`; `context` of a network without blocks.
+            ValueError: a row longer than `config.max_length`; `context` of a network without blocks; `lookahead` of one that
+                does not see both sides.
         """
         if layer_step is not None:
             assert positions is not None
             x = self._walk(input_ids, positions, layer_step)
             x = x if logits_at is None else x[logits_at]
             return self._head(x) if head_step is None else head_step(self._head, x)
-        x = self.norm(self._attend_densely(input_ids, attention_mask, segment_ids, context))
+        x = self.norm(self._attend_densely(input_ids, attention_mask, segment_ids, context, lookahead))
         if logits_at is not None:
             x = x[logits_at] if logits_at.dim() == 2 else x.flatten(0, 1).index_select(0, logits_at)
         return self.lm_head(x, read_out)
@@ -307,18 +310,24 @@ class Transformer(nn.Module):
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
         context: Tensor | None,
+        lookahead: int | None,
     ) -> Tensor:
         L, device = input_ids.shape[1], input_ids.device
         if self.config.max_length < L:
             raise ValueError(f"input of {L} tokens exceeds the model's max_length {self.config.max_length}")
         if context is not None and self.config.block_length is None:
             raise ValueError("context is for a block-causal network: this one has no block_length")
+        if lookahead is not None and (self.config.causal or self.config.block_length is not None):
+            raise ValueError(
+                "lookahead is for a network that sees both sides: this one is causal or has blocks"
+            )
         sight = AttentionMask.of(
             attention_mask,
             segment_ids,
             L,
             device,
             causal=self.config.causal,
+            lookahead=lookahead,
             block_length=self.config.block_length,
             with_context=context is not None,
         )

@@ -1,6 +1,7 @@
 """The forward process and the loss: exact on a toy language, and equal where two objectives must be."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from llada.diffusion.objective import (
     NoisyBatch,
     ObjectiveConfig,
     add_noise,
+    annealed_lookahead,
     corrupt,
     forward_process,
     masked_diffusion_loss,
@@ -276,6 +278,39 @@ def test_the_autoregressive_objective_predicts_within_documents_without_noise() 
         network.logits[predictors(predicted)], batch.tokens, predicted, normalizer=normalizer
     )
     torch.testing.assert_close(loss, expected)
+
+
+def test_attention_opens_step_by_step() -> None:
+    """Causal at first, then evenly farther, then all: of the step and the rows' length alone."""
+    seen = [annealed_lookahead(step, 4, 100) for step in range(6)]
+    assert seen == [0, 25, 50, 75, None, None]
+    assert [annealed_lookahead(step, 1000, 10) for step in (0, 99, 100, 999, 1000)] == [0, 0, 1, 9, None]
+    assert annealed_lookahead(0, 0, 10) is None
+    config = ObjectiveConfig(attention_annealing_steps=4)
+    batch = counting_batch()
+    for step, expected in [(0, 0), (3, 3), (4, None)]:
+        micro = corrupt(replace(batch, step=step), config, seed=5, mask_id=5)
+        assert micro.lookahead == expected
+    for kind in ("autoregressive", "block_diffusion"):
+        with pytest.raises(UserError, match="attention_annealing_steps is for kind masked_diffusion"):
+            ObjectiveConfig(kind=kind, attention_annealing_steps=4)
+
+
+def test_at_the_first_step_of_annealing_the_loss_is_that_of_causal_attention() -> None:
+    shape = {"vocab_size": 6, "d_model": 16, "num_layers": 2, "num_heads": 2, "ffn_dim": 24, "max_length": 16}
+    network = Transformer(ModelConfig(**shape, mask_token_id=5))
+    network.init_weights(1)
+    causal = Transformer(ModelConfig(**shape, mask_token_id=5, causal=True))
+    causal.load_state_dict(network.state_dict())
+    batch = counting_batch(step=0, segment_ids=None)
+
+    def loss(model: Transformer, steps: int) -> Tensor:
+        return objective_loss(
+            model, corrupt(batch, ObjectiveConfig(attention_annealing_steps=steps), seed=5, mask_id=5)
+        )
+
+    torch.testing.assert_close(loss(network, 9), loss(causal, 0))
+    assert not torch.allclose(loss(network, 9), loss(network, 0))
 
 
 BLOCKS = ObjectiveConfig(kind="block_diffusion", schedule="loglinear", subs=True)

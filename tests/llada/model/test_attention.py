@@ -34,11 +34,13 @@ def all_kinds() -> Iterator[tuple[Tensor | None, Tensor | None, dict[str, Any]]]
     sights: list[dict] = [
         {},
         {"causal": True},
+        {"lookahead": 0},
+        {"lookahead": 2},
         {"block_length": 2},
         {"block_length": 2, "with_context": True},
     ]
     for attended, documents, sight in itertools.product([None, ATTENDED], [None, DOCUMENTS], sights):
-        if attended is not None or documents is not None or "block_length" in sight:
+        if attended is not None or documents is not None or not sight.keys() <= {"causal"}:
             yield attended, documents, sight
 
 
@@ -53,6 +55,7 @@ def in_words(
     documents: Tensor | None,
     *,
     causal: bool = False,
+    lookahead: int | None = None,
     block_length: int | None = None,
     with_context: bool = False,
 ) -> Tensor:
@@ -65,7 +68,7 @@ def in_words(
     ):
         is_padding = attended is not None and not attended[b, k] and attended[b].any()
         sees = not is_padding and (documents is None or bool(documents[b, q] == documents[b, k]))
-        sees = sees and not (causal and k > q)
+        sees = sees and not (causal and k > q) and not (lookahead is not None and k > q + lookahead)
         block_of_q, block_of_k = blocks[b][q], blocks[b][k]
         if block_length is not None:
             sees = sees and block_of_k <= block_of_q
@@ -73,7 +76,7 @@ def in_words(
             sees = sees and (of_copy == "noised") == (block_of_k == block_of_q)
         elif with_context:
             sees = sees and of_copy == "clean"
-        is_plain = documents is None and block_length is None and not causal
+        is_plain = documents is None and block_length is None and lookahead is None and not causal
         allowed[b, 0, m, n] = sees or (attended is not None and not is_plain and m == n)
     return allowed
 

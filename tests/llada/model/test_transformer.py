@@ -161,6 +161,21 @@ def test_every_position_sees_every_other(make_model: MakeModel) -> None:
             assert torch.equal(moved, expected), (causal, i)
 
 
+def test_lookahead_opens_from_causal_to_both_sides(make_model: MakeModel) -> None:
+    tokens, model = random_tokens(2, 6), make_model()
+    assert torch.equal(model(tokens, lookahead=0), make_model(causal=True)(tokens))
+    torch.testing.assert_close(model(tokens, lookahead=5), model(tokens))
+    base = make_model(num_layers=1)(tokens, lookahead=2)
+    for i in range(6):
+        changed = tokens.clone()
+        changed[0, i] = (changed[0, i] + 1) % 22
+        moved = (make_model(num_layers=1)(changed, lookahead=2) - base)[0].abs().amax(-1) > 1e-5
+        assert torch.equal(moved, torch.arange(6) >= i - 2), i
+    for sight in SIGHTS[1:]:
+        with pytest.raises(ValueError, match="lookahead is for a network that sees both sides"):
+            make_model(**sight)(tokens, lookahead=2)
+
+
 @pytest.mark.parametrize("sight", SIGHTS, ids=str)
 def test_segments_equal_documents_alone(make_model: MakeModel, sight: dict) -> None:
     model = make_model(**sight)

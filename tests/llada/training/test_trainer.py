@@ -38,7 +38,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         {"data": "sft"},
         {"kind": "autoregressive", "causal": True},
         {"kind": "block_diffusion", "block_length": 4},
-        {"moments": "bf16"},
+        {"moments": "bf16", "attention_annealing_steps": 7, "qk_norm": True, "qkv_bias": True},
     ],
     ids=str,
 )
