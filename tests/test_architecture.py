@@ -22,6 +22,7 @@ BASE = {
     "llada.settings",
     "llada.registry",
     "llada.mixing",
+    "llada.diffusion.noise",  # random numbers as functions of integers: initial weights are drawn so too
     "llada.files",
     "llada.store_errors",
 }

@@ -12,11 +12,11 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from llada.model.initial import Rows
 from llada.model.transformer import ModelConfig
 from llada.settings import require
 
@@ -24,12 +24,6 @@ from llada.settings import require
 ROWS_MULTIPLE = 64
 # Rows whose mean and spread are summed at once.
 _CHUNK = 8192
-
-
-class Rows(Protocol):
-    """A matrix, in memory or in a file, whose rows can be taken."""
-
-    def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 def diffusion_start(

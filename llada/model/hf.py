@@ -32,6 +32,7 @@ from llada.model.hf_config import (
     read_end_ids,
     read_object,
 )
+from llada.model.initial import Rows
 from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
 
@@ -102,46 +103,51 @@ def tensor_names(config: ModelConfig, layout: Layout) -> dict[str, str]:
     return names
 
 
-def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[str, Tensor]:
-    """Our parameter names -> tensors, memory-mapped from the folder's safetensors.
+def open_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[str, Rows]:
+    """Our parameter names -> tensors in the folder's safetensors, of which only the rows that are asked for are read.
 
     Raises:
         UserError: missing, unused or mis-shaped tensors, each named.
     """
     folder = Path(folder)
-    where: dict[str, Path] = {}
+    stored: dict[str, tuple[Path, Any]] = {}
     for file in _weight_files(folder):
         with _open_weights(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (not a dict)
-                if name in where:
-                    raise UserError(f"{folder}: tensor {name} stands in {where[name].name} and {file.name}")
-                where[name] = file
+                if name in stored:
+                    raise UserError(
+                        f"{folder}: tensor {name} stands in {stored[name][0].name} and {file.name}"
+                    )
+                stored[name] = file, handle.get_slice(name)
     names = tensor_names(config, layout)
     tied_copy = tensor_names(_untied(config), layout)["lm_head.weight"] if config.tie_embeddings else None
-    missing = sorted(set(names.values()) - set(where))
-    unused = sorted(set(where) - set(names.values()) - {tied_copy})
+    missing = sorted(set(names.values()) - set(stored))
+    unused = sorted(set(stored) - set(names.values()) - {tied_copy})
     if missing or unused:
         raise UserError(f"{folder}: missing tensors {missing or 'none'}; unused tensors {unused or 'none'}")
     shapes = {name: p.shape for name, p in _meta_network(config).named_parameters()}
-    state: dict[str, Tensor] = {}
+    state: dict[str, Rows] = {}
     for ours, theirs in names.items():
-        with _open_weights(where[theirs]) as handle:
-            state[ours] = handle.get_tensor(theirs)
-        if not state[ours].is_floating_point() or state[ours].element_size() < 2:
+        _, tensor = stored[theirs]
+        if tensor.get_dtype() not in ("F16", "BF16", "F32", "F64"):
             raise UserError(
-                f"{folder}: tensor {theirs} is {state[ours].dtype}; quantised weights are not supported, only floating "
+                f"{folder}: tensor {theirs} is {tensor.get_dtype()}; quantised weights are not supported, only floating "
                 "point of 16 bits or more"
             )
-        if state[ours].shape != shapes[ours]:
+        if tuple(tensor.get_shape()) != tuple(shapes[ours]):
             raise UserError(
-                f"{folder}: tensor {theirs} has shape {tuple(state[ours].shape)}, "
+                f"{folder}: tensor {theirs} has shape {tuple(tensor.get_shape())}, "
                 f"the config asks for {tuple(shapes[ours])}"
             )
-    if tied_copy in where:
-        with _open_weights(where[tied_copy]) as handle:
-            if not torch.equal(handle.get_tensor(tied_copy), state["embed.weight"]):
-                raise UserError(f"{folder}: embeddings are tied but {tied_copy} differs from the embedding")
+        state[ours] = tensor
+    if tied_copy in stored and not torch.equal(stored[tied_copy][1][:], state["embed.weight"][:]):
+        raise UserError(f"{folder}: embeddings are tied but {tied_copy} differs from the embedding")
     return state
+
+
+def load_state(folder: str | Path, config: ModelConfig, layout: Layout) -> dict[str, Tensor]:
+    """Our parameter names -> tensors. Raises UserError as `open_state`."""
+    return {name: tensor[:] for name, tensor in open_state(folder, config, layout).items()}
 
 
 @contextmanager

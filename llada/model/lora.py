@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llada.errors import hint
-from llada.model.transformer import Block, ModelConfig, Transformer, copy_full_
+from llada.model.initial import copy_full_
+from llada.model.transformer import Block, ModelConfig, Transformer
 from llada.settings import check_limits, limited, require
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -12,7 +12,6 @@ width, V vocabulary rows.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass
 from typing import Any, cast
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from llada.model.attention import AttentionMask, masked_attention, row_positions
+from llada.model.initial import draw_normal_
 from llada.settings import check_limits, limited, require
 
 
@@ -361,8 +361,7 @@ class Transformer(nn.Module):
         """LLaDA's configured initialisation ("mitchell"): normal with std 1/√fan-in cut at ±3 std; the two
         projections that write into the residual stream are divided further by √(2·(layer + 1)). Biases are zero.
 
-        Every parameter draws from its own generator, seeded by (seed, name): the same weights on any number of
-        workers. Works on sharded parameters, one full tensor at a time.
+        Of sharded parameters a worker draws its own rows, on its device: those of the whole (see initial.py).
         """
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -374,24 +373,4 @@ class Transformer(nn.Module):
             std = 1.0 / math.sqrt(parameter.shape[-1])  # fan-in; D for the embedding
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 std /= math.sqrt(2 * (int(name.split(".")[1]) + 1))
-            # One 32-bit hash of both: the CPU's generator ignores the upper half of a 64-bit seed.
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-            full = torch.empty(parameter.shape, dtype=torch.float32)
-            nn.init.trunc_normal_(full, std=std, a=-3 * std, b=3 * std, generator=generator)
-            copy_full_(parameter, full)
-
-
-def copy_full_(parameter: Tensor, full: Tensor) -> None:
-    """Copy a full tensor into a parameter, or into this worker's shard of it. No communication."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if isinstance(parameter, DTensor):
-        shard = distribute_tensor(
-            full.to(parameter.device, parameter.dtype),
-            parameter.device_mesh,
-            parameter.placements,
-            src_data_rank=None,
-        )
-        parameter.to_local().copy_(shard.to_local())
-    else:
-        parameter.copy_(full)
+            draw_normal_(parameter, seed, name, std)

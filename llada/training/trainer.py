@@ -9,6 +9,7 @@ workers changes nothing but rounding.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from llada.diffusion.objective import objective_loss
 from llada.errors import UserError
+from llada.model.initial import Rows
 from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
 from llada.training.batches import BatchStream, StepBatch
@@ -87,7 +89,7 @@ def train(
     *,
     checkpoints: str,
     unigram_counts: np.ndarray,
-    initial_state: dict[str, Tensor] | None = None,
+    initial_state: Mapping[str, Rows] | None = None,
     report: EventSink | None = None,
     stop_at: int | None = None,
     profile_to: str | None = None,
@@ -98,7 +100,7 @@ def train(
         data: a prepared folder with splits "train" and "validation".
         checkpoints: folder (any fsspec URL that all workers reach) of the resumable checkpoints.
         unigram_counts: int64 (V,) token counts of the training split, for the baseline.
-        initial_state: our parameter names -> full tensors, the same on every worker (fine-tuning).
+        initial_state: our parameter names -> full tensors, in memory or in a file (`open_state`), the same on every worker.
         report: called on worker 0 with every event (events.py).
         stop_at: leave with a checkpoint after this many steps; the schedules still follow the whole run.
         profile_to: folder for a trace of some steps of worker 0 (profile.py).

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -261,7 +262,7 @@ def folder_id(url: str) -> str:
 
 def fetch_folder(url: str) -> Path:
     """A local copy of a folder: itself when local, else in the cache, which is keyed by the remote files. Training
-    state and logs stay where they are.
+    state and logs stay where they are. Processes of one machine that want the same fetch it once.
 
     The cache is $LLADA_CACHE, or ~/.cache/llada. Raises UserError when there is nothing at `url`.
     """
@@ -281,18 +282,22 @@ def fetch_folder(url: str) -> Path:
         key = hashlib.sha256(json.dumps([url, versions], sort_keys=True).encode()).hexdigest()[:24]
         base = Path(os.environ.get("LLADA_CACHE") or Path.home() / ".cache" / "llada")
         target = base / key
-        if not target.is_dir():
-            # Renamed when whole: another process may fetch the same.
-            partial = base / f".{key}.{uuid.uuid4().hex}"
-            for name in versions:
-                local = partial / name
-                local.parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(join(root, name), str(local))
-            try:
-                partial.rename(target)
-            except OSError:
-                shutil.rmtree(partial)
-                if not target.is_dir():
+        base.mkdir(parents=True, exist_ok=True)
+        with open(base / f".{key}.lock", "w") as lock:
+            fcntl.flock(
+                lock, fcntl.LOCK_EX
+            )  # the first process of this machine fetches, the others wait for it
+            if not target.is_dir():
+                partial = base / f".{key}.{uuid.uuid4().hex}"  # renamed when whole
+                try:
+                    for name in versions:
+                        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    fs.get(
+                        [join(root, name) for name in versions], [str(partial / name) for name in versions]
+                    )
+                    partial.rename(target)
+                except BaseException:
+                    shutil.rmtree(partial, ignore_errors=True)
                     raise
         return target
 

@@ -13,14 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from llada.config import Recipe
 from llada.errors import UserError
 from llada.files import file_sizes, join, sha256, storage_errors, write_bytes
 from llada.model.adapt import start_state
-from llada.model.hf import load_model, save_state
-from llada.model.hf_config import read_end_ids
+from llada.model.hf import open_state, save_state
+from llada.model.hf_config import read_config, read_end_ids
+from llada.model.initial import Rows
 from llada.model.transformer import ModelConfig
 from llada.presets import Twin, twin
 from llada.settings import flatten_settings
@@ -149,19 +148,19 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def state_of(
     checkpoint: str, network: ModelConfig | None = None, *, mask_noise: float = 1.0, seed: int = 0
-) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint folder, in float32, for a training that starts from them.
+) -> dict[str, Rows]:
+    """The weights of a checkpoint folder, for a training that starts from them: each worker reads the rows that it holds.
 
     Args:
         network: what is trained, if that is not the folder's own (`llada.model.adapt.diffusion_start`).
         mask_noise, seed: of the rows that it has besides (`start_state`).
     """
-    loaded = load_model(fetch_folder(checkpoint), dtype=torch.float32)
-    state = {name: parameter.detach() for name, parameter in loaded.named_parameters()}
+    folder = fetch_folder(checkpoint)
+    config, layout = read_config(folder)
+    state = open_state(folder, config, layout)
     if network is None:
         return state
-    rows = start_state(state, loaded.config, network, mask_noise=mask_noise, seed=seed)
-    return {name: tensor[:] for name, tensor in rows.items()}
+    return start_state(state, config, network, mask_noise=mask_noise, seed=seed)
 
 
 def save_weights(output: str, result: TrainResult, model: ModelConfig, *, start: str | None = None) -> None:

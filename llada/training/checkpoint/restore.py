@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llada.errors import UserError
-from llada.model.transformer import Transformer, copy_full_
+from llada.model.initial import Rows, copy_full_
+from llada.model.transformer import Transformer
 from llada.training.checkpoint.checksums import find_fault
 from llada.training.checkpoint.folder import (
     STATE_FILE,
@@ -35,7 +35,7 @@ def restore(
     model: Transformer,
     optimizers: list[torch.optim.Optimizer],
     *,
-    initial_state: Mapping[str, Tensor] | None,
+    initial_state: Mapping[str, Rows] | None,
     seed: int,
     before: int | None = None,
 ) -> tuple[Cursor, list[CheckpointSkipped]]:
@@ -44,7 +44,7 @@ def restore(
 
     Args:
         identity: JSON values of what must not change when a run goes on, by the name of what it is.
-        initial_state: our parameter names -> full tensors, the same on every worker.
+        initial_state: our parameter names -> full tensors, in memory or in a file, the same on every worker.
         before: the checkpoints of this step and later ones are of no use.
 
     Raises:

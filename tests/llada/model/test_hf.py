@@ -14,7 +14,7 @@ from torch import Tensor
 import llada
 from llada.errors import UserError
 from llada.model import hf
-from llada.model.hf import convert, find_dtype, load_model, load_state, read_config, save_model
+from llada.model.hf import convert, find_dtype, load_model, load_state, open_state, read_config, save_model
 from llada.model.transformer import ModelConfig, Transformer
 
 MakeModel = Callable[..., Transformer]
@@ -93,6 +93,18 @@ def test_every_layout_gives_the_same_logits(
     assert (loaded.lm_head.weight is loaded.embed.weight) == tied
     heads = {"ours": "lm_head.weight", "llada": "model.transformer.ff_out.weight", "llama": "lm_head.weight"}
     assert (heads[layout] in read_all(tmp_path)) == (not tied)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_of_stored_tensors_are_read_alone(make_model: MakeModel, tmp_path: Path, tied: bool) -> None:
+    model = make_model(tie_embeddings=tied)
+    save_model(model, tmp_path, layout="llada")
+    stored = open_state(tmp_path, *read_config(tmp_path))
+    parameters = dict(model.named_parameters())
+    assert stored.keys() == parameters.keys()
+    for name, parameter in parameters.items():
+        assert torch.equal(stored[name][2:5], parameter[2:5])
+        assert torch.equal(stored[name][:], parameter)
 
 
 def test_a_tied_copy_of_the_head_is_accepted_only_when_equal(make_model: MakeModel, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import dataclasses
 import errno
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -132,6 +134,37 @@ def test_put_and_fetch_a_folder(tmp_path, monkeypatch):
     for missing in ("memory://bucket/none", str(tmp_path / "none")):
         with pytest.raises(UserError, match="no folder at"):
             fetch_folder(missing)
+
+
+def test_processes_that_want_the_same_folder_fetch_it_once(tmp_path, monkeypatch):
+    """Threads stand for them: each opens the lock's file for itself."""
+    monkeypatch.setenv("LLADA_CACHE", str(tmp_path / "cache"))
+    fs, remote = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/folder"
+    fs.pipe_file(f"{remote}/a.bin", b"a" * 1000)
+    fetched, get = [], type(fs).get
+
+    def slow_get(self, *paths, **options):
+        fetched.append(paths)
+        time.sleep(0.2)
+        return get(self, *paths, **options)
+
+    monkeypatch.setattr(type(fs), "get", slow_get)
+    with ThreadPoolExecutor(4) as pool:
+        (copy,) = set(pool.map(fetch_folder, [remote] * 4))
+    assert (copy / "a.bin").read_bytes() == b"a" * 1000
+    assert len(fetched) == 1
+
+
+def test_a_fetch_that_fails_leaves_nothing_and_may_be_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLADA_CACHE", str(tmp_path / "cache"))
+    fs, remote = fsspec.filesystem("memory"), f"memory://{tmp_path.name}/folder"
+    fs.pipe_file(f"{remote}/a.bin", b"a")
+    with monkeypatch.context() as broken:
+        broken.setattr(type(fs), "get", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fetch_folder(remote)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert (fetch_folder(remote) / "a.bin").read_bytes() == b"a"
 
 
 def test_a_folder_without_a_manifest_is_known_by_its_content(tmp_path):
