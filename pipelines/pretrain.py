@@ -201,7 +201,7 @@ def pretrain_worker(
         report=report,
         profile_to=join(output, PROFILE) if profile else None,
     )
-    save_weights(output, result, model, start=start)
+    save_weights(output, result, config.train, start=start)
     return result
 
 

@@ -143,7 +143,7 @@ def sft_worker(
         report=report,
         profile_to=join(output, PROFILE) if profile else None,
     )
-    save_weights(output, result, model, start=start)
+    save_weights(output, result, config.train, start=start)
     return result
 
 

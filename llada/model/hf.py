@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.files import exists, filesystem, join, write_bytes, writing
 from llada.model.adapt import diffusion_start, start_state
 from llada.model.hf_config import (
     Layout,
@@ -231,8 +232,8 @@ def find_dtype(name: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def save_state(
-    folder: str | Path,
-    state: dict[str, Tensor],
+    url: str | Path,
+    state: Mapping[str, Tensor],
     config: ModelConfig,
     *,
     layout: Layout = "ours",
@@ -243,38 +244,73 @@ def save_state(
     `state` maps our parameter names to full tensors; a tied head is written once, as the embedding. Several `end_ids`, for
     which config.json has no place, stand in generation_config.json.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = tensor_names(config, layout)
-    tensors = {theirs: state[ours].detach().contiguous().cpu() for ours, theirs in names.items()}
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        nbytes = tensor.numel() * tensor.element_size()
-        if shards[-1] and size + nbytes > SHARD_BYTES:
+    files = plan_files(config, layout, {name: tensor.element_size() for name, tensor in state.items()})
+    for file in files:
+        write_weights(file, url, {theirs: state[ours] for theirs, ours in file.names.items()})
+    describe_weights(files, url, config, next(iter(state.values())).dtype, layout=layout, end_ids=end_ids)
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One of a checkpoint's safetensors files."""
+
+    name: str
+    names: dict[str, str]
+    """The layout's tensor names -> our parameter names, in their order."""
+    size: int
+    """Bytes of the tensors."""
+
+
+def plan_files(config: ModelConfig, layout: Layout, element_sizes: Mapping[str, int]) -> list[WeightFile]:
+    """The files of a checkpoint, each of SHARD_BYTES at most or of one tensor, whose elements have so many bytes."""
+    shapes = {name: p.shape for name, p in _meta_network(config).named_parameters()}
+    shards: list[dict[str, str]] = [{}]
+    sizes = [0]
+    for ours, theirs in tensor_names(config, layout).items():
+        nbytes = shapes[ours].numel() * element_sizes[ours]
+        if shards[-1] and sizes[-1] + nbytes > SHARD_BYTES:
             shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += nbytes
-    index_file = folder / "model.safetensors.index.json"
-    index_file.unlink(missing_ok=True)  # of an earlier, sharded checkpoint here
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-    else:
-        weight_map: dict[str, str] = {}
-        for i, shard in enumerate(shards, start=1):
-            file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-            save_file(shard, folder / file, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(shard, file)
-        total = sum(t.numel() * t.element_size() for t in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        index_file.write_text(json.dumps(index, indent=2) + "\n")
-    ends_file = folder / "generation_config.json"
-    ends_file.unlink(missing_ok=True)
+            sizes.append(0)
+        shards[-1][theirs] = ours
+        sizes[-1] += nbytes
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    return [WeightFile(*file) for file in zip(names, shards, sizes, strict=True)]
+
+
+def write_weights(file: WeightFile, url: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of the checkpoint folder `url` from its tensors, by the layout's names."""
+    plain = {name: tensors[name].detach().contiguous().cpu() for name in file.names}
+    with writing(join(str(url), file.name)) as path:
+        save_file(plain, path, metadata={"format": "pt"})
+
+
+def describe_weights(
+    files: Sequence[WeightFile],
+    url: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    layout: Layout = "ours",
+    end_ids: Sequence[int] = (),
+) -> None:
+    """Complete the checkpoint folder of these files (see `save_state`)."""
+    texts: dict[str, Any] = dict.fromkeys(("model.safetensors.index.json", "generation_config.json"))
+    if len(files) > 1:
+        weight_map = {name: file.name for file in files for name in file.names}
+        total = sum(file.size for file in files)
+        texts["model.safetensors.index.json"] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     if len(end_ids) > 1:
-        ends_file.write_text(json.dumps({"eos_token_id": list(end_ids)}) + "\n")
-    dtype = next(iter(tensors.values())).dtype
-    (folder / "config.json").write_text(json.dumps(format_config(config, layout, dtype), indent=2) + "\n")
+        texts["generation_config.json"] = {"eos_token_id": list(end_ids)}
+    for name, text in texts.items():
+        place = join(str(url), name)
+        if text is not None:
+            write_bytes(place, (json.dumps(text, indent=2) + "\n").encode())
+        elif exists(place):  # of an earlier checkpoint here
+            fs, path = filesystem(place)
+            fs.rm(path)
+    described = format_config(config, layout, dtype)
+    write_bytes(join(str(url), "config.json"), (json.dumps(described, indent=2) + "\n").encode())
 
 
 def save_model(model: Transformer, folder: str | Path, *, layout: Layout = "ours") -> None:

@@ -211,16 +211,15 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def full_state(model: Transformer) -> dict[str, Tensor] | None:
-    """Our parameter names -> full CPU tensors on worker 0, None elsewhere. One tensor is gathered at a time."""
-    rank, _ = world()
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach()
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if rank == 0:
-            state[name] = full.cpu().clone()
-    return state if rank == 0 else None
+def full_tensor(shard: Tensor, *, wanted: bool = True) -> Tensor:
+    """The whole of a tensor, on the CPU; an empty one where it is not wanted. A collective for a sharded one."""
+    full = shard.full_tensor() if isinstance(shard, DTensor) else shard
+    return full.cpu() if wanted else full.new_empty(0)
+
+
+def full_state(model: Transformer) -> dict[str, Tensor]:
+    """Our parameter names -> copies of the whole tensors, on the CPU of every worker: for small networks. A collective."""
+    return {name: full_tensor(parameter.detach()).clone() for name, parameter in model.named_parameters()}
 
 
 def all_sum(values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.objective import ObjectiveConfig
@@ -55,6 +55,8 @@ class TrainConfig:
     ema_decay: float | None = limited(None, above=0, below=1)
     """Keep an exponential moving average of the weights with this decay (MDLM: 0.9999): it is validated and becomes the
     checkpoint folder's weights. None: the weights themselves. A run may go on with another one."""
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the trained weights that the output folder holds. (Checkpoints are float32.)"""
     activation_checkpointing: Recomputed = "none"
     """What of each block is computed again in the backward pass instead of being kept: less memory, more time. "selective"
     keeps the attention and every other matrix product, "full" keeps nothing."""

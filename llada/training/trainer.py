@@ -45,7 +45,6 @@ from llada.training.parallel import (
     begin_micro_batch,
     build_parallel,
     clip_gradients,
-    full_state,
     resolve_precision,
     training_device,
     world,
@@ -70,8 +69,9 @@ class TrainResult:
     """Unigram cross-entropy on the same validation tokens."""
     seconds: float
     tokens_per_second: float
-    state: dict[str, Tensor] | None
-    """Our parameter names -> full weights on worker 0, None elsewhere; their averages where the run keeps those."""
+    model: Transformer | None
+    """The trained network, of which a worker holds its shards (`export_weights`, `full_state`), with the averages of its
+    weights where the run keeps those; None beyond the workers."""
     skipped_steps: int = 0
     """Whose loss or gradient was no finite number."""
     precision: str = ""
@@ -290,8 +290,9 @@ def train(
         profiler.close()
     if np.isnan(validation_loss):  # resumed after the last step, or stopped early
         validation_loss = validate()
-    with averaged_weights(optimizers):
-        state = full_state(model)
+    for optimizer in optimizers:
+        if isinstance(optimizer, WeightAverage):
+            optimizer.swap()  # for good
     return TrainResult(
         num_steps=cursor.step,
         tokens=cursor.tokens,
@@ -300,7 +301,7 @@ def train(
         unigram_loss=unigram_loss,
         seconds=cursor.seconds,
         tokens_per_second=cursor.tokens / max(cursor.seconds, 1e-9),
-        state=state,
+        model=model,
         precision=str(dtype).removeprefix("torch."),
         skipped_steps=cursor.skipped_steps,
     )

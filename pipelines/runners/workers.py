@@ -164,7 +164,7 @@ def _work(
     try:
         with storage_errors(output):
             result = function(report)
-        return replace(result, state=None)
+        return replace(result, model=None)
     except UserError as error:
         # Raised all the same, so that Ray ends the other workers: they may not have found it (a shard that only this
         # one reads) and wait for this one in a collective.

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import io
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import torch
 
 from llada.config import Recipe
 from llada.errors import UserError
 from llada.files import file_sizes, join, sha256, storage_errors, write_bytes
 from llada.model.adapt import start_state
-from llada.model.hf import open_state, save_state
+from llada.model.hf import open_state
 from llada.model.hf_config import read_config, read_end_ids
 from llada.model.initial import Rows
 from llada.model.transformer import ModelConfig
@@ -25,7 +26,8 @@ from llada.presets import Twin, twin
 from llada.settings import flatten_settings
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import StepDone, Validated
-from llada.training.run import RunConfig
+from llada.training.export import export_weights
+from llada.training.run import RunConfig, TrainConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import (
     Manifest,
@@ -163,14 +165,18 @@ def state_of(
     return start_state(state, config, network, mask_noise=mask_noise, seed=seed)
 
 
-def save_weights(output: str, result: TrainResult, model: ModelConfig, *, start: str | None = None) -> None:
-    """Write the trained network into the folder, as `llada.load` reads it; nothing where the result has no weights. What
-    ended a text for the checkpoint `start` still does."""
-    if result.state is not None:
-        ends = read_end_ids(fetch_folder(start), model) if start else ()
-        with tempfile.TemporaryDirectory() as local:
-            save_state(local, result.state, model, end_ids=ends)
-            put_folder(local, output)
+def save_weights(output: str, result: TrainResult, config: TrainConfig, *, start: str | None = None) -> None:
+    """Write the trained network into the folder, as `llada.load` reads it. What ended a text for the checkpoint `start` still
+    does. A collective of the workers."""
+    assert result.model is not None
+    network = result.model.config
+    export_weights(
+        output,
+        dict(result.model.named_parameters()),
+        network,
+        dtype=getattr(torch, config.export_dtype),
+        end_ids=read_end_ids(fetch_folder(start), network) if start else (),
+    )
 
 
 def finish_training(
@@ -191,8 +197,8 @@ def finish_training(
         files = {
             name: {"bytes": size, "sha256": sha256(join(folder.url, name))} for name, size in sizes.items()
         }
-    counts = asdict(replace(result, state=None))
-    del counts["state"]
+    counts = asdict(replace(result, model=None))
+    del counts["model"]
     counts["validation_ratio"] = result.validation_loss / result.unigram_loss
     run_id = tracker.wait_started() if tracker else None
     manifest = folder.finish(counts, kind="checkpoint", files=files, mlflow_run_id=run_id)

@@ -34,7 +34,7 @@ from llada.data.tokens.packing import PackedRows, answer_tokens
 from llada.data.tokens.shards import write_shard
 from llada.diffusion.objective import ObjectiveConfig
 from llada.diffusion.time import TimeConfig
-from llada.model.hf import save_model, save_state
+from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.tokenizer import encode_texts, save_tokenizer, train_tokenizer
 from llada.training.events import Event, StepDone, Validated
@@ -328,8 +328,8 @@ def train_model(folder: Path, texts: list[str], num_steps: int) -> dict[str, Any
         unigram_counts=counts,
         report=report,
     )
-    assert result.state is not None
-    save_state(folder / "trained", result.state, network)
+    assert result.model is not None
+    save_model(result.model, folder / "trained")
     save_tokenizer(tokenizer, folder / "trained")
     figures = {
         "parameters": network.num_parameters,

@@ -259,10 +259,9 @@ class Experiment:
         """Nats per token of the held-out rows."""
         if objective.kind == "autoregressive":
             return result.validation_loss
-        assert result.state is not None
-        network = self.load(objective, result.state).eval()
+        assert result.model is not None
         return perplexity_bound(
-            network, self.held_out, maskable=self.asked, num_samples=num_samples
+            result.model.eval(), self.held_out, maskable=self.asked, num_samples=num_samples
         ).nats_per_token
 
     def choose_rate(self, name: str) -> dict[str, Any]:
@@ -299,10 +298,10 @@ class Experiment:
                 early = self.train(
                     ARMS[name], checkpoints, **setting, num_steps=steps, stop_at=self.size.early_step
                 )
-                torch.save(early.state, self.folder / "early.pt")
+                torch.save(early.model.state_dict(), self.folder / "early.pt")
             result = self.train(ARMS[name], checkpoints, **setting, num_steps=steps)
             if keeps:
-                torch.save(result.state, self.folder / "final.pt")
+                torch.save(result.model.state_dict(), self.folder / "final.pt")
             bound = self.bound(ARMS[name], result, self.size.num_samples)
             shutil.rmtree(checkpoints)
             return {

@@ -18,6 +18,7 @@ from llada.errors import UserError
 from llada.model.hf import load_state, read_config, save_model
 from llada.model.transformer import Transformer
 from llada.training.events import StepDone, Validated
+from llada.training.parallel import full_state
 from llada.training.trainer import train
 from pipelines.pretrain import pretrain, pretrain_worker, start_network
 from pipelines.stage.artifact import read_manifest
@@ -57,9 +58,9 @@ def test_the_stage_equals_the_plain_loop(stages, tmp_path):
         checkpoints=str(tmp_path),
         unigram_counts=load_unigram_counts(stages.data),
     )
-    assert result.state is not None
+    assert result.model is not None
     trained = weights(stages.pretrained)
-    for name, tensor in result.state.items():
+    for name, tensor in full_state(result.model).items():
         torch.testing.assert_close(trained[name], tensor, rtol=1e-5, atol=1e-6)  # threads may differ
     counts = read_manifest(stages.pretrained)["counts"]
     assert counts["validation_loss"] == pytest.approx(result.validation_loss, rel=1e-5)
@@ -193,9 +194,10 @@ def test_a_finished_run_goes_on_to_a_new_length(stages, tmp_path, caplog):
         checkpoints=str(tmp_path / "whole"),
         unigram_counts=load_unigram_counts(stages.data),
     )
-    assert whole.state is not None
+    assert whole.model is not None
+    state = full_state(whole.model)
     for name, tensor in weights(output).items():
-        torch.testing.assert_close(tensor, whole.state[name], rtol=1e-5, atol=1e-6)  # threads may differ
+        torch.testing.assert_close(tensor, state[name], rtol=1e-5, atol=1e-6)  # threads may differ
     with pytest.raises(UserError, match="are at step 9, beyond a run of 7"):
         pretrain(steps(stages.recipe, 7, **flat), output=output, extend=True, **options)
     shutil.rmtree(f"{output}/checkpoints")

@@ -22,6 +22,7 @@ from llada.diffusion.objective import ObjectiveConfig
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.events import Event, StepDone
 from llada.training.optim import OptimConfig
+from llada.training.parallel import full_state
 from llada.training.run import RunConfig, TrainConfig
 from llada.training.trainer import TrainResult, train
 
@@ -196,6 +197,11 @@ class Run:
     @property
     def losses(self) -> list[float]:
         return [event.loss for event in self.events if isinstance(event, StepDone)]
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The trained weights."""
+        return full_state(self.result.model)
 
 
 @pytest.fixture(scope="session")

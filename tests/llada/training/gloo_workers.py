@@ -4,6 +4,7 @@ workers and their names. All are forks of one process, which has imported what t
 import multiprocessing
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from llada.diffusion.batch import MicroBatch
 from llada.diffusion.objective import objective_loss
 from llada.model.transformer import ModelConfig
 from llada.training.events import Event
+from llada.training.export import export_weights
 from llada.training.optim import ShardedMuon
-from llada.training.parallel import begin_micro_batch, build_parallel
+from llada.training.parallel import begin_micro_batch, build_parallel, full_state
 from llada.training.trainer import train
 
 
@@ -60,7 +62,11 @@ def work(rank: int, num_workers: int, folder: Path, jobs: dict[str, dict[str, An
             continue
         events: list[Event] = []
         try:
-            answers[name] = (train(**job, report=events.append), events)
+            export = job.pop("export", None)
+            result = train(**job, report=events.append)
+            if export is not None:
+                export_weights(export, dict(result.model.named_parameters()), job["model_config"])
+            answers[name] = (replace(result, model=None), events, full_state(result.model))
         except Exception as error:
             answers[name] = repr(error)
     if rank == 0:

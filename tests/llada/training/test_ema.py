@@ -78,7 +78,7 @@ def steps(
     """The weights after each of five steps of a run that keeps no average, and its losses."""
     path = tmp_path_factory.mktemp("plain")
     runs = [run_here(make_config(num_steps=5), pretrain_folder, path, stop_at=n) for n in range(1, 6)]
-    return [run.result.state for run in runs], [loss for run in runs for loss in run.losses]
+    return [run.state for run in runs], [loss for run in runs for loss in run.losses]
 
 
 def test_the_average_is_validated_and_exported_and_changes_no_step(
@@ -93,7 +93,7 @@ def test_the_average_is_validated_and_exported_and_changes_no_step(
     run = run_here(configs, pretrain_folder, tmp_path)
     assert run.losses == losses
     expected = average_of(states, 0.6)
-    assert_close(expected, run.result.state)
+    assert_close(expected, run.state)
     model = Transformer(configs[0])
     model.load_state_dict(expected)
     validation = Validation(
@@ -123,14 +123,14 @@ def test_a_run_may_begin_and_end_to_keep_an_average(
 
     runs = [go_on(1, None), go_on(3, 0.6), go_on(4, 0.9), go_on(5, None)]
     assert [loss for run in runs for loss in run.losses] == losses
-    for name, value in runs[-1].result.state.items():
+    for name, value in runs[-1].state.items():
         assert torch.equal(value, states[-1][name])
-    assert_close(average_of(states[1:3], 0.6), runs[1].result.state)
+    assert_close(average_of(states[1:3], 0.6), runs[1].state)
     # Its last step is the third of the average.
     kept, mean = min(0.9, 4 / 13), average_of(states[1:3], 0.6)
     assert_close(
         {name: kept * value + (1 - kept) * states[3][name] for name, value in mean.items()},
-        runs[2].result.state,
+        runs[2].state,
     )
 
 
@@ -145,10 +145,10 @@ def test_what_is_skipped_is_not_averaged(
     assert skipped == [4]
     plain = make_config(num_steps=6)
     states = [
-        run_here(plain, folder, tmp_path / "plain", initial_state=initial, stop_at=n).result.state
+        run_here(plain, folder, tmp_path / "plain", initial_state=initial, stop_at=n).state
         for n in range(1, 7)
         if n not in skipped
     ]
     expected = average_of(states, 0.6)
-    for name, value in run.result.state.items():
+    for name, value in run.state.items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-7, equal_nan=True)

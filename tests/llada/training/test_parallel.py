@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llada.data.tokens.shards import TokenDataset
+from llada.model.hf import load_state, read_config
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.batches import BatchStream
 from llada.training.events import StepDone, StepSkipped
@@ -97,6 +98,7 @@ def both(
     run_here(resumable, pretrain_folder, home / "1 then 2", stop_at=3)
     job("1 then 2", resumable, pretrain_folder, checkpoints=str(home / "1 then 2"))
     job("2 then 1", resumable, pretrain_folder, checkpoints=str(home / "2 then 1"), stop_at=3)
+    jobs[2]["1 then 2"]["export"] = str(home / "exported")
     folder, rare = rare_folder
     initial = poisoned(make_config(), rare)
     for optimizer in ("adamw", "muon"):
@@ -128,7 +130,7 @@ def both(
     job("uneven", make_config(shard_workers=2), pretrain_folder, 3)
     several = run_on_workers(jobs)
     one["2 then 1"] = run_here(resumable, pretrain_folder, home / "2 then 1")
-    return {"one": one, **several}
+    return {"one": one, "exported": home / "exported", **several}
 
 
 def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float) -> None:
@@ -154,7 +156,7 @@ def assert_moved_alike(a: dict[str, Tensor], b: dict[str, Tensor], model: ModelC
 @pytest.mark.parametrize("name", list(JOBS))
 def test_two_workers_train_as_one(both: dict[Any, Any], name: str) -> None:
     alone = both["one"][name]
-    result, events = both[2][name]
+    result, events, state = both[2][name]
     losses = [event.loss for event in events if isinstance(event, StepDone)]
     # bf16 rounds every activation.
     rounding = "bf16" in name
@@ -166,24 +168,31 @@ def test_two_workers_train_as_one(both: dict[Any, Any], name: str) -> None:
     assert result.unigram_loss == alone.result.unigram_loss
     assert result.tokens == alone.result.tokens
     if "Muon" in name or rounding:
-        assert_moved_alike(result.state, alone.result.state, alone.model)
+        assert_moved_alike(state, alone.state, alone.model)
     else:
-        assert_close(result.state, alone.result.state, atol=4e-4)
+        assert_close(state, alone.state, atol=4e-4)
 
 
 def test_a_checkpoint_moves_between_one_and_two_workers(both: dict[Any, Any]) -> None:
     whole = both["one"]["whole"]
-    grown, events = both[2]["1 then 2"]
+    grown, events, state = both[2]["1 then 2"]
     assert events[0].first_step == 3
     assert events[0].workers == 2
     shrunk = both["one"]["2 then 1"]
     assert shrunk.events[0].first_step == 3
-    for result in (grown, shrunk.result):
+    for result, weights in ((grown, state), (shrunk.result, shrunk.state)):
         assert result.num_steps == 6
         assert result.tokens == whole.result.tokens
         assert result.validation_loss == pytest.approx(whole.result.validation_loss, rel=2e-4)
-        assert_moved_alike(result.state, whole.result.state, whole.model)
+        assert_moved_alike(weights, whole.state, whole.model)
     assert [e.loss for e in events if isinstance(e, StepDone)] == pytest.approx(whole.losses[3:], rel=2e-4)
+
+
+def test_what_several_workers_export_is_their_network(both: dict[Any, Any]) -> None:
+    _, _, state = both[2]["1 then 2"]
+    exported = load_state(both["exported"], *read_config(both["exported"]))
+    assert exported.keys() == state.keys()
+    assert all(torch.equal(exported[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize("workers", [3, 4, 5])
@@ -191,13 +200,13 @@ def test_a_checkpoint_moves_between_one_and_two_workers(both: dict[Any, Any]) ->
 def test_any_number_of_workers_trains_as_one(both: dict[Any, Any], name: str, workers: int) -> None:
     """Of four, two and two share a copy of the state."""
     alone = both["one"][f"shared out, {name}"]
-    result, events = both[workers][f"shared out, {name}"]
+    result, events, state = both[workers][f"shared out, {name}"]
     losses = [event.loss for event in events if isinstance(event, StepDone)]
     assert events[0].workers == workers
     assert losses == pytest.approx(alone.losses, rel=2e-4)
     assert result.validation_loss == pytest.approx(alone.result.validation_loss, rel=2e-4)
     assert result.tokens == alone.result.tokens
-    assert_moved_alike(result.state, alone.result.state, alone.model)
+    assert_moved_alike(state, alone.state, alone.model)
 
 
 def test_copies_that_the_workers_cannot_form_are_refused(both: dict[Any, Any]) -> None:
@@ -207,12 +216,12 @@ def test_copies_that_the_workers_cannot_form_are_refused(both: dict[Any, Any]) -
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_all_workers_skip_the_step_that_has_no_loss_on_one(both: dict[Any, Any], optimizer: str) -> None:
     alone = both["one"][f"skips, {optimizer}"]
-    result, events = both[2][f"skips, {optimizer}"]
+    _, events, state = both[2][f"skips, {optimizer}"]
     skipped = [[e.step for e in some if isinstance(e, StepSkipped)] for some in (alone.events, events)]
     assert skipped[0] == skipped[1] == [4, 9]
     assert [e.loss for e in events if isinstance(e, StepDone)] == pytest.approx(alone.losses, rel=2e-4)
-    sound = {name: tensor.nan_to_num() for name, tensor in alone.result.state.items()}
-    assert_moved_alike({name: t.nan_to_num() for name, t in result.state.items()}, sound, alone.model)
+    sound = {name: tensor.nan_to_num() for name, tensor in alone.state.items()}
+    assert_moved_alike({name: t.nan_to_num() for name, t in state.items()}, sound, alone.model)
 
 
 @pytest.mark.parametrize("workers", [2, 4])

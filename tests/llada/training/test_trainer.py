@@ -59,7 +59,7 @@ def test_resuming_equals_never_stopping(
     second = run_here(configs, folder, tmp_path / "parts", stop_at=5)
     third = run_here(configs, folder, tmp_path / "parts")
     assert [run.events[0].first_step for run in (first, second, third)] == [0, 4, 5]
-    assert_equal(whole.result.state, third.result.state)
+    assert_equal(whole.state, third.state)
     assert first.losses + second.losses + third.losses == whole.losses
     assert len(whole.losses) == 3
     assert third.result.validation_loss == whole.result.validation_loss
@@ -68,7 +68,7 @@ def test_resuming_equals_never_stopping(
     assert third.result.seconds > second.result.seconds > first.result.seconds
     done = run_here(configs, folder, tmp_path / "parts")  # nothing is left to do
     assert done.losses == []
-    assert_equal(done.result.state, whole.result.state)
+    assert_equal(done.state, whole.state)
     assert done.result.validation_loss == whole.result.validation_loss
     assert complete_checkpoints(str(tmp_path / "parts")) == [8, 9]
 
@@ -120,9 +120,9 @@ def test_micro_batches_change_nothing_but_rounding(
     ]
     for run in runs[1:]:
         assert run.losses == pytest.approx(runs[0].losses, rel=1e-5)
-        for name, value in runs[0].result.state.items():
+        for name, value in runs[0].state.items():
             # Six steps of 0.01: float32 rounding of the gradients, divided by Adam.
-            torch.testing.assert_close(run.result.state[name], value, rtol=0, atol=1e-4)
+            torch.testing.assert_close(run.state[name], value, rtol=0, atol=1e-4)
 
 
 def test_the_step_loss_is_the_formula(make_config: Callable, pretrain_folder: Any, sft_folder: Any) -> None:
@@ -207,7 +207,7 @@ def test_fine_tuning_starts_from_given_weights_and_learns(
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     still = run_here(make_config(num_steps=1, lr=1e-12), sft_folder, tmp_path / "still", initial_state=start)
     for name, value in start.items():
-        torch.testing.assert_close(still.result.state[name], value, rtol=0, atol=1e-9)
+        torch.testing.assert_close(still.state[name], value, rtol=0, atol=1e-9)
     configs = make_config(num_steps=240, log_every=40, lr=0.03, eps=1e-8)
     bound, unigram, losses = train_for(run_here, configs, sft_folder, tmp_path / "learn", initial_state=start)
     assert losses[-1] < 0.8 * losses[0]
@@ -220,7 +220,7 @@ def test_bf16_trains(make_config: Callable, run_here: Callable, pretrain_folder:
     assert half.events[0].precision == "bfloat16"
     assert half.losses == pytest.approx(exact.losses, rel=0.03)
     assert half.losses != exact.losses
-    assert {tensor.dtype for tensor in half.result.state.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in half.state.values()} == {torch.float32}
 
 
 def test_float8_trains_or_says_what_it_needs(
@@ -233,7 +233,7 @@ def test_float8_trains_or_says_what_it_needs(
     coarse = run_here(make_config(**shape, float8=True), pretrain_folder, tmp_path / "float8")
     assert coarse.losses == pytest.approx(exact.losses, rel=0.05)
     assert coarse.losses != exact.losses
-    assert coarse.result.state.keys() == exact.result.state.keys()
+    assert coarse.state.keys() == exact.state.keys()
     with pytest.raises(UserError, match=r"float8: gate_proj is 24 × 16.*multiples of 16"):
         run_here(make_config(ffn_dim=24, float8=True), pretrain_folder, tmp_path / "odd")
 
@@ -307,8 +307,8 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
             [(e.step, str(e.loss)) for e in some if isinstance(e, kind)] for some in (events, whole.events)
         ]
         assert told[0] == told[1]
-    for name, value in whole.result.state.items():
-        assert torch.equal(value.nan_to_num(), parts.result.state[name].nan_to_num()), name
+    for name, value in whole.state.items():
+        assert torch.equal(value.nan_to_num(), parts.state[name].nan_to_num()), name
 
 
 def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(
@@ -349,8 +349,8 @@ def test_a_run_that_diverges_goes_back_and_on_at_a_lower_rate(
         log_every=1, warmup_steps=0, decay_fraction=0.0, weight_decay=0.0, num_steps=9, checkpoint_every=1
     )
     straight = run_here(sound, pretrain_folder, tmp_path / "straight")
-    for name, value in run.result.state.items():
-        torch.testing.assert_close(value, straight.result.state[name], rtol=0, atol=1e-6)
+    for name, value in run.state.items():
+        torch.testing.assert_close(value, straight.state[name], rtol=0, atol=1e-6)
 
 
 def test_a_checkpoint_that_does_not_help_is_given_up_for_an_earlier_one(
@@ -409,7 +409,7 @@ def test_result_weights_are_the_checkpoints(
     make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
 ) -> None:
     configs = make_config(num_steps=2, tie_embeddings=True)
-    state = run_here(configs, pretrain_folder, tmp_path).result.state
+    state = run_here(configs, pretrain_folder, tmp_path).state
     model = Transformer(configs[0])
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert missing == ["lm_head.weight"]  # the tied head is stored once

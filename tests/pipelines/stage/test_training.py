@@ -13,7 +13,7 @@ from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.presets import get_preset, twin
 from llada.training.events import StepDone
-from llada.training.run import RunConfig
+from llada.training.run import RunConfig, TrainConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.metrics import METRICS_FILE, PARTS, MetricsRecord
@@ -39,15 +39,12 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
     config = ModelConfig(vocab_size=11, d_model=8, num_layers=1, num_heads=2, ffn_dim=12, mask_token_id=1)
     model = Transformer(config)
     model.init_weights(0)
-    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    result = TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, state)
+    result = TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, model)
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer.json").write_text("{}")
     folder = open_output(str(tmp_path / "out"), stage="pretrain", config={"seed": 0}, inputs=[])
-    save_weights(folder.url, TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, None), config)
-    assert not Path(folder.url, "model.safetensors").exists()  # only worker 0 has weights
-    save_weights(folder.url, result, config)
+    save_weights(folder.url, result, TrainConfig())
     record = MetricsRecord(folder.url)
     record.add(step(8))
     record.close()
@@ -71,7 +68,7 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
         "8 steps, 16,384 tokens, validation bound 6.0000 nats/token (1.20 × unigram)"
     )
     loaded = load_model(folder.url)
-    assert all(torch.equal(p, state[name]) for name, p in loaded.named_parameters())
+    assert all(torch.equal(p, model.get_parameter(name)) for name, p in loaded.named_parameters())
     assert Path(folder.url, "loss.png").read_bytes().startswith(b"\x89PNG")
     assert len(Path(folder.url, METRICS_FILE).read_text().splitlines()) == 1
     assert not Path(folder.url, PARTS).exists()
@@ -85,8 +82,8 @@ def test_what_ended_a_text_before_a_training_ends_it_behind(tmp_path):
     model.end_ids = (2, 7, 5)
     start, output = str(tmp_path / "start"), str(tmp_path / "out")
     save_model(model, start)
-    result = TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, dict(model.state_dict()))
-    save_weights(output, result, model.config, start=start)
+    result = TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, model)
+    save_weights(output, result, TrainConfig(), start=start)
     assert load_model(output).end_ids == (2, 7, 5)
 
 

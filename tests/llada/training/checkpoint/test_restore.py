@@ -41,7 +41,7 @@ def test_interrupted_checkpoints_are_ignored_and_old_ones_deleted(
     assert complete_checkpoints(str(home)) == [3]
     resumed = run_here(configs, pretrain_folder, home)
     assert resumed.events[0].first_step == 3
-    assert_equal_weights(resumed.result.state, whole.result.state)
+    assert_equal_weights(resumed.state, whole.state)
     assert complete_checkpoints(str(home)) == [5, 6]
     assert not [path for path in home.glob("**/*") if path.name.endswith(".tmp")]
 
@@ -101,7 +101,7 @@ def test_older_checkpoints_go_on_though_a_setting_was_renamed(
         run_here(make_config(kind="autoregressive", causal=True), pretrain_folder, tmp_path / "old")
     resumed = run_here(configs, pretrain_folder, tmp_path / "old")
     assert resumed.events[0].first_step == 3
-    assert_equal_weights(resumed.result.state, whole.result.state)
+    assert_equal_weights(resumed.state, whole.state)
 
 
 def test_a_checkpoint_without_its_tensors_is_refused_with_a_remedy(
@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
     assert f"step-00000004/{name}" in skipped.reason or f"has no {name}" in skipped.reason
     (line,) = [record.message for record in caplog.records if "step-00000004" in record.message]
     assert line == f"{skipped.reason}: going on from step 2"
-    assert_equal_weights(resumed.result.state, whole.result.state)
+    assert_equal_weights(resumed.state, whole.state)
     assert resumed.losses == whole.losses[2:]
 
 
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_on_a_remote_store_is_passed_over(
     fs.pipe_file(shard, flip(fs.cat_file(shard)))
     resumed = run_here(configs, pretrain_folder, home)
     assert resumed.events[1].reason == f"{shard} has another checksum than when it was written"
-    assert_equal_weights(resumed.result.state, whole.result.state)
+    assert_equal_weights(resumed.state, whole.state)
 
 
 def test_when_no_checkpoint_is_whole_one_line_says_so(
