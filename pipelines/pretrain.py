@@ -1,7 +1,7 @@
 """The command `pretrain`: token shards to a checkpoint folder, by Ray Train and FSDP2.
 
 <output>/config.json, model.safetensors, tokenizer…   what `llada.load` reads
-         checkpoints/      resumable training state     metrics.jsonl, loss.png   what happened
+         checkpoints/      resumable training state     metrics.jsonl, loss.png, loss_by_noise.png   what happened
          manifest.json     last
 """
 

@@ -55,6 +55,10 @@ class Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
+NOISE_BUCKETS = 10
+"""Equal parts of [0, 1] by which the loss is told by the mask probability."""
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What one forward is fed and what is asked of it: b rows of L, N positions."""
@@ -76,6 +80,9 @@ class MicroBatch:
     """Has no probability (MDLM's SUBS: the mask)."""
     lookahead: int | None = None
     """So many columns behind itself a token sees; None: all."""
+    noise: Tensor | None = None
+    """(N,) int64 in [0, NOISE_BUCKETS): which part of [0, 1] the mask probability of each position's row or block lies in;
+    NOISE_BUCKETS at those that only fill up. None where nothing is masked."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> MicroBatch:
         """The same with every tensor replaced by function(tensor)."""

@@ -22,7 +22,14 @@ SLICE = {"cpu": 1 << 25, "cuda": 1 << 27}
 
 @torch.compiler.disable  # whose loop over slices would be compiled anew for each number of positions
 def weighted_nats(
-    x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, *, excluded_id: int | None = None
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    *,
+    excluded_id: int | None = None,
+    buckets: Tensor | None = None,
+    tally: Tensor | None = None,
 ) -> Tensor:
     """Σ scale · −log softmax(x Wᵀ)[target]: a scalar in float32 (float64 stays).
 
@@ -35,22 +42,38 @@ def weighted_nats(
         targets: (N,) int64.
         scale: (N,) what each position counts.
         excluded_id: gets probability zero (MDLM's SUBS, the mask).
+        buckets: (N,) int64 in [0, K) of each position; K and more: none.
+        tally: (K, 2) float64, to which the −log softmax of each bucket's positions and their number are added.
     """
-    result: Tensor = _WeightedNats.apply(x, weight, targets, scale, excluded_id)
+    result: Tensor = _WeightedNats.apply(x, weight, targets, scale, excluded_id, buckets, tally)
     return result
 
 
 class _WeightedNats(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, excluded_id: int | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: Tensor,
+        excluded_id: int | None,
+        buckets: Tensor | None,
+        tally: Tensor | None,
     ) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         with torch.autocast(device, enabled=False):
             total, grad_x, grad_weight = _by_slices(
-                x.to(dtype), weight.to(dtype), targets, scale.to(wide), excluded_id, ctx.needs_input_grad[:2]
+                x.to(dtype),
+                weight.to(dtype),
+                targets,
+                scale.to(wide),
+                excluded_id,
+                ctx.needs_input_grad[:2],
+                buckets,
+                tally,
             )
         ctx.grads = [
             None if grad is None else grad.to(of.dtype) for grad, of in ((grad_x, x), (grad_weight, weight))
@@ -64,7 +87,7 @@ class _WeightedNats(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("weighted_nats: the gradient is asked for a second time, and is not kept")
         grads, ctx.grads = ctx.grads, None
-        return (*(None if own is None else own.mul_(grad) for own in grads), None, None, None)
+        return (*(None if own is None else own.mul_(grad) for own in grads), *(None,) * 5)
 
 
 def _by_slices(
@@ -74,6 +97,8 @@ def _by_slices(
     scale: Tensor,
     excluded_id: int | None,
     needs_grad: tuple[bool, bool],
+    buckets: Tensor | None,
+    tally: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The sum in float64, and its gradients for x (N, D) and weight (V, D), where they are wanted."""
     wide = scale.dtype
@@ -91,7 +116,12 @@ def _by_slices(
         own = logits.gather(1, target)
         odds = logits.exp_()
         sums = odds.sum(1, keepdim=True)
-        total += ((sums.log() - own) * counts).sum(dtype=torch.float64)
+        nats = sums.log() - own
+        total += (nats * counts).sum(dtype=torch.float64)
+        if buckets is not None and tally is not None:
+            # A product, not a scattered addition, whose order a GPU does not keep.
+            is_in = buckets[part, None] == torch.arange(len(tally), device=tally.device)
+            tally += is_in.T.double() @ torch.cat([nats, torch.ones_like(nats)], 1).double()
         if grad_x is None and grad_weight is None:
             continue
         # ∂/∂logits = scale · (softmax − one-hot), in the memory of the logits.

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada.diffusion.batch import Batch, MicroBatch
+from llada.diffusion.batch import NOISE_BUCKETS, Batch, MicroBatch
 from llada.diffusion.cross_entropy import token_cross_entropy, weighted_nats
 from llada.diffusion.noise import row_keys, row_uniforms, stream_key
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
@@ -100,7 +100,11 @@ class NoisyBatch(NamedTuple):
 
 
 def objective_loss(
-    network: Callable[..., Tensor], micro: MicroBatch, *, normalizer: float | Tensor = 1.0
+    network: Callable[..., Tensor],
+    micro: MicroBatch,
+    *,
+    normalizer: float | Tensor = 1.0,
+    tally: Tensor | None = None,
 ) -> Tensor:
     """The objective on these rows: one forward of the network, the loss. A scalar in nats.
 
@@ -108,6 +112,7 @@ def objective_loss(
         network: (b, L) tokens → what `read_out` makes of the N positions of `logits_at` (`Transformer.forward`).
         micro: of `corrupt`.
         normalizer: a scalar that the sum is divided by, beside what `micro.scale` holds of it already.
+        tally: (NOISE_BUCKETS, 2) float64, to which −log p of each noise level's positions and their number are added.
     """
     inputs: dict[str, Any] = {} if micro.context is None else {"context": micro.context}
     if micro.lookahead is not None:
@@ -121,6 +126,8 @@ def objective_loss(
             targets=micro.targets,
             scale=micro.scale / normalizer,
             excluded_id=micro.excluded_id,
+            buckets=micro.noise,
+            tally=tally,
         ),
         **inputs,
     )
@@ -148,7 +155,7 @@ def corrupt(
     if config.kind == "autoregressive":
         predicted = predicted_positions(batch, config.kind)
         tokens, asked = batch.tokens, predictors(predicted)
-        scale = _next_token_scale(predicted, normalizer)
+        scale, noise = _next_token_scale(predicted, normalizer), None
     else:
         assert mask_id is not None
         noisy = add_noise(batch, config, seed, mask_id, block_length)
@@ -156,6 +163,8 @@ def corrupt(
             noisy = with_copies(noisy, batch.maskable)
         tokens, asked, predicted = noisy.tokens, noisy.masked, noisy.masked
         scale = _diffusion_scale(noisy, normalizer)
+        noise = (_of_masked(noisy, noisy.mask_prob) * NOISE_BUCKETS).long().clamp(max=NOISE_BUCKETS - 1)
+        noise[tokens[predicted] != mask_id] = NOISE_BUCKETS
     positions = asked.flatten().nonzero()[:, 0]
     step = -(-asked.numel() // POSITION_STEPS)
     filler = -len(positions) % step
@@ -168,6 +177,7 @@ def corrupt(
         scale=F.pad(scale, (0, filler)),
         excluded_id=mask_id if config.subs and config.kind != "autoregressive" else None,
         lookahead=annealed_lookahead(batch.step, config.attention_annealing_steps, batch.tokens.shape[1]),
+        noise=None if noise is None else F.pad(noise, (0, filler), value=NOISE_BUCKETS),
     )
 
 
@@ -317,11 +327,15 @@ def masked_diffusion_loss(
 
 def _diffusion_scale(noisy: NoisyBatch, normalizer: float | Tensor) -> Tensor:
     """(N,) float64: weight / normalizer of the masked positions."""
-    rows, _ = noisy.masked.nonzero(as_tuple=True)
-    scale = noisy.weight[rows] if noisy.weight.dim() == 1 else noisy.weight[noisy.masked]
+    scale = _of_masked(noisy, noisy.weight)
     if isinstance(normalizer, Tensor) and normalizer.dim():
-        return scale / normalizer.reshape(-1)[rows]
+        return scale / _of_masked(noisy, normalizer.reshape(-1))
     return scale / normalizer
+
+
+def _of_masked(noisy: NoisyBatch, values: Tensor) -> Tensor:
+    """(N,) at the masked positions, of values (B,) by row or (B, L) by position."""
+    return values.reshape(len(values), -1).expand_as(noisy.masked)[noisy.masked]
 
 
 def next_token_loss(

@@ -54,6 +54,11 @@ class StepDone:
     """The most that torch took on worker 0's GPU."""
     skipped_steps: int = 0
     """All of the run so far whose loss or gradient was no finite number."""
+    noise_nats: tuple[float, ...] = ()
+    """The interval's mean −log p of a masked token, for each tenth of mask probabilities (0 where there was none); not
+    weighted. Empty where nothing is masked."""
+    noise_tokens: tuple[int, ...] = ()
+    """How many these are."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,11 @@ def event_to_json(event: Event) -> dict[str, Any]:
 def event_from_json(values: Mapping[str, Any]) -> Event:
     """The inverse of `event_to_json`."""
     fields: dict[str, Any] = {
-        name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in values.items()
+        name: tuple(value)
+        if isinstance(value, list)
+        else float(value)
+        if value in ("nan", "inf", "-inf")
+        else value
+        for name, value in values.items()
     }
     return _KINDS[fields.pop("event")](**fields)

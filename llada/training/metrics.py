@@ -1,4 +1,5 @@
-"""What a training log says about speed and memory: tokens per second, model FLOPs utilisation (MFU), peaks."""
+"""What a training log says beside the loss: tokens per second, model FLOPs utilisation (MFU), peaks of memory, and the loss by
+noise level."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,3 +91,26 @@ def peak_memory(device: torch.device) -> Memory:
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
     return Memory(resident, resident)
+
+
+class ByNoise(NamedTuple):
+    """The loss by the part of [0, 1] in which the mask probability lies; empty where nothing is masked."""
+
+    nats: tuple[float, ...]
+    """Mean −log p of a masked token; 0 where there was none."""
+    tokens: tuple[int, ...]
+    """How many."""
+
+
+def add_up(sums: Sequence[float], more: Sequence[float]) -> tuple[float, ...]:
+    """The sums of two intervals; () stands for zeros."""
+    return tuple(a + b for a, b in zip(sums or [0.0] * len(more), more, strict=True))
+
+
+def mean_by_noise(sums: Sequence[float]) -> ByNoise:
+    """Of (Σ −log p, number) of each part, one part after the other."""
+    nats, tokens = sums[::2], sums[1::2]
+    if not any(tokens):
+        return ByNoise((), ())
+    means = tuple(total / number if number else 0.0 for total, number in zip(nats, tokens, strict=True))
+    return ByNoise(means, tuple(map(int, tokens)))

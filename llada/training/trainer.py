@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llada.diffusion.batch import NOISE_BUCKETS
 from llada.diffusion.objective import objective_loss
 from llada.errors import UserError
 from llada.model.initial import Rows
@@ -37,7 +38,7 @@ from llada.training.events import (
     StepSkipped,
     Validated,
 )
-from llada.training.metrics import Throughput, peak_flops, peak_memory
+from llada.training.metrics import Throughput, add_up, mean_by_noise, peak_flops, peak_memory
 from llada.training.optim import build_optimizers, lr_factor, set_lr, step_all
 from llada.training.parallel import (
     all_sum,
@@ -193,22 +194,23 @@ def train(
         "validation": config.train.validate_every,
         "checkpoint": config.train.checkpoint_every,
     }
-    unseen: list[Tensor] = []  # (tokens, loss, norm) of the steps that nobody has waited for yet
+    # (tokens, norm, what `train_step` returns) of the steps that nobody has waited for yet.
+    unseen: list[Tensor] = []
     profiler = StepProfiler(profile_to, device) if profile_to and rank == 0 else None
     batches = stream.batches(cursor.step, last_step, pinned=device.type == "cuda")
     while (batch := next(batches, None)) is not None:
         step = batch.step + 1
         set_lr(optimizers, cursor.lr_scale * lr_factor(batch.step, num_steps, config.optim))
-        loss_now = train_step(model, batch.to(device), num_workers, dtype)
+        sums = train_step(model, batch.to(device), num_workers, dtype)
         norm_now = clip_gradients(model, config.optim.grad_clip).double()
-        step_all(optimizers, skipped=(~torch.isfinite(loss_now + norm_now)).float())
-        unseen.append(torch.stack([torch.full_like(loss_now, batch.tokens), loss_now, norm_now]))
+        step_all(optimizers, skipped=(~torch.isfinite(sums[0] + norm_now)).float())
+        unseen.append(torch.cat([torch.full_like(sums[:1], batch.tokens), norm_now[None], sums]))
         clock.add(batch.tokens)
         if profiler:
             profiler.step()
         if step < last_step and not cursor.bad_steps and all(step % every for every in intervals.values()):
             continue
-        for num_tokens, loss, norm in torch.stack(unseen).tolist():
+        for num_tokens, norm, loss, *by_noise in torch.stack(unseen).tolist():
             is_bad, last_sound = not np.isfinite(loss + norm), cursor.step - cursor.bad_steps
             cursor = replace(
                 cursor,
@@ -217,6 +219,7 @@ def train(
                 seconds=time.perf_counter() - started,
                 interval_loss=cursor.interval_loss + (0.0 if is_bad else loss),
                 interval_steps=cursor.interval_steps + (not is_bad),
+                interval_noise=cursor.interval_noise if is_bad else add_up(cursor.interval_noise, by_noise),
                 bad_steps=cursor.bad_steps + 1 if is_bad else 0,
                 skipped_steps=cursor.skipped_steps + is_bad,
             )
@@ -269,8 +272,12 @@ def train(
             train_loss = cursor.interval_loss / cursor.interval_steps
             lr = optimizers[0].param_groups[0]["lr"]
             speed, memory = clock.read(stream.read_wait()), peak_memory(device)
-            emit(StepDone(step, train_loss, lr, norm, cursor.tokens, *speed, *memory, cursor.skipped_steps))
-            cursor = replace(cursor, train_loss=train_loss, interval_loss=0.0, interval_steps=0)
+            levels = mean_by_noise(cursor.interval_noise)
+            figures = (*speed, *memory, cursor.skipped_steps, *levels)
+            emit(StepDone(step, train_loss, lr, norm, cursor.tokens, *figures))
+            cursor = replace(
+                cursor, train_loss=train_loss, interval_loss=0.0, interval_steps=0, interval_noise=()
+            )
         if "validation" in due:
             validation_loss = validate()
             is_average = config.train.ema_decay is not None
@@ -335,15 +342,16 @@ def _choose_rollback(
 
 
 def train_step(model: Transformer, batch: StepBatch, num_workers: int, dtype: torch.dtype) -> Tensor:
-    """Forward and backward of one global batch; the loss in nats per token, the same number on every worker, for which the
-    device has not been waited."""
+    """Forward and backward of one global batch. (1 + 2 · NOISE_BUCKETS,) float64, the same on every worker, for which the device
+    has not been waited: the loss in nats per token; then for each bucket Σ −log p of its masked tokens, and their number."""
     device = batch.micro[0].tokens.device
     normalizer = 1.0 if batch.counted is None else all_sum(batch.counted.clone()).clamp(min=1)
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    sums = torch.zeros(1 + 2 * NOISE_BUCKETS, dtype=torch.float64, device=device)
+    tally = sums[1:].view(NOISE_BUCKETS, 2)
     for number, micro in enumerate(batch.micro, start=1):
         begin_micro_batch(model, is_last=number == len(batch.micro))
         with autocast(device, dtype):
-            loss = objective_loss(model, micro, normalizer=normalizer)
+            loss = objective_loss(model, micro, normalizer=normalizer, tally=tally)
         (loss * num_workers).backward()  # FSDP averages gradients over workers; the loss is a sum
-        total += loss.detach()
-    return all_sum(total)
+        sums[0] += loss.detach()
+    return all_sum(sums)

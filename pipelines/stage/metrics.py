@@ -197,9 +197,16 @@ def points_of(event: Event) -> dict[str, float]:
     match event:
         case StepDone() | Validated():
             prefix = "train" if isinstance(event, StepDone) else "validation"
-            return {
-                f"{prefix}.{name}": float(value) for name, value in asdict(event).items() if name != "step"
-            }
+            values = {name: value for name, value in asdict(event).items() if name != "step"}
+            if isinstance(event, StepDone):
+                levels, tokens = values.pop("noise_nats"), values.pop("noise_tokens")
+                width = 100 // max(1, len(levels))  # percent of the tokens masked
+                values |= {
+                    f"noise_nats.{number * width}-{(number + 1) * width}": nats
+                    for number, nats in enumerate(levels)
+                    if tokens[number]
+                }
+            return {f"{prefix}.{name}": float(value) for name, value in values.items()}
         case StepSkipped():
             return {"train.skipped": 1.0}
         case RolledBack():

@@ -1,7 +1,7 @@
 """A training stage, for `pretrain` and `sft` alike: how its folder begins, what its workers do, how it ends.
 
 Beside the resumable checkpoints, worker 0 keeps the record (metrics.py) and, at the end, writes the weights; the driver adds
-the tokenizer, loss.png and the manifest.
+the tokenizer, loss.png, loss_by_noise.png and the manifest.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from pipelines.stage.artifact import (
 )
 from pipelines.stage.command import parse_known
 from pipelines.stage.lifecycle import StageInput, begin_stage
+from pipelines.stage.loss_by_noise import NOISE_PLOT, plot_loss_by_noise
 from pipelines.stage.metrics import METRICS_FILE, merge_metrics, read_metrics
 from pipelines.stage.tracking import Tracker
 
@@ -186,7 +187,10 @@ def finish_training(
     with storage_errors(folder.url):
         put_folder(fetch_folder(tokenizer), folder.url)
         merge_metrics(folder.url)
+        plots = [LOSS_PLOT]
         plot_losses(folder.url, folder.stage)
+        if plot_loss_by_noise(read_metrics(folder.url), folder.url, folder.stage):
+            plots.append(NOISE_PLOT)
         sizes = {
             name: size
             for name, size in file_sizes(folder.url).items()
@@ -206,7 +210,7 @@ def finish_training(
         tracker.log_record()
         tracker.log_metrics({f"final.{name}": value for name, value in counts.items()}, step=result.num_steps)
         tracker.set_tags({"output.kind": "checkpoint", "output.config_hash": manifest["config_hash"]})
-        for name in (LOSS_PLOT, METRICS_FILE, "manifest.json"):
+        for name in (*plots, METRICS_FILE, "manifest.json"):
             tracker.log_artifact(join(folder.url, name))
         tracker.log_model(folder.url, step=result.num_steps)
     return manifest

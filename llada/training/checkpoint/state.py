@@ -33,6 +33,9 @@ class Cursor:
     """Summed since then."""
     interval_steps: int = 0
     """Those of it whose loss was a finite number."""
+    interval_noise: tuple[float, ...] = ()
+    """Of the same steps, for each tenth of mask probabilities one after the other: Σ −log p of the masked tokens, their
+    number."""
     bad_steps: int = 0
     """The last ones, in a row, whose loss or gradient was not."""
     skipped_steps: int = 0

@@ -43,6 +43,21 @@ def test_slices_add_up_to_the_formula_and_its_gradients(
     torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("rows", [1, 4, 50])
+def test_the_nats_are_told_by_buckets_and_the_loss_stays(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Without their scale, added to what was there; a bucket beyond the last counts nowhere."""
+    monkeypatch.setitem(SLICE, "cpu", rows * V)
+    x, weight, targets, scale = inputs()
+    buckets = torch.tensor([2, 0, 0, 3, 1, 2, 2, 3, 0, 1, 2])
+    tally = torch.tensor([[1.0, 5.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    loss = weighted_nats(x, weight, targets, scale, buckets=buckets, tally=tally)
+    assert torch.equal(loss, weighted_nats(x, weight, targets, scale))
+    nats = torch.nn.functional.cross_entropy((x @ weight.T).detach(), targets, reduction="none")
+    expected = [[float(nats[buckets == k].sum()), int((buckets == k).sum())] for k in range(3)]
+    assert tally.tolist() == [pytest.approx(row) for row in [[1 + expected[0][0], 8], *expected[1:]]]
+    assert not tally.requires_grad
+
+
 @pytest.mark.parametrize("wanted", ["x", "weight", "neither"])
 def test_only_what_is_wanted_gets_a_gradient(wanted: str) -> None:
     x, weight, targets, scale = inputs()

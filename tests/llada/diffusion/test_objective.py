@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llada.diffusion.batch import Batch
+from llada.diffusion.batch import Batch, MicroBatch
 from llada.diffusion.cross_entropy import weighted_nats
 from llada.diffusion.objective import (
     NoisyBatch,
@@ -388,6 +388,35 @@ def test_positions_are_rounded_up_and_what_fills_up_counts_nothing() -> None:
         assert torch.equal(micro.targets[:n], batch.tokens[noisy.masked])
         assert torch.equal(micro.tokens.flatten()[micro.positions[:n]], torch.full((n,), 5))
     assert all(number % (rows * L // 32) == 0 for number in numbers)
+
+
+def test_positions_know_the_noise_of_their_row_or_block() -> None:
+    for config, block in ((ObjectiveConfig(time=TimeConfig(t_min=0.3)), None), (BLOCKS, 2)):
+        batch = counting_batch()
+        micro, noisy = (f(batch, config, 5, 5, block) for f in (corrupt_for, add_noise))
+        prob = noisy.mask_prob if block else noisy.mask_prob[:, None].expand(batch.tokens.shape)
+        levels = [int(10 * p) for p in prob[noisy.masked].tolist()]
+        assert micro.noise is not None
+        assert micro.noise.tolist() == levels + [10] * (len(micro.positions) - len(levels))
+        assert len(set(levels)) > 1
+    copies = corrupt(counting_batch(), ObjectiveConfig(carry_over=False), seed=5, mask_id=5)
+    masked = add_noise(counting_batch(), ObjectiveConfig(), 5, 5).masked
+    assert copies.noise is not None
+    assert (
+        (copies.noise < 10).sum() == masked.sum() < len(copies.noise)
+    )  # what is known tells nothing of masks
+    causal = corrupt(counting_batch(), ObjectiveConfig(kind="autoregressive"), seed=5, mask_id=None)
+    assert causal.noise is None
+    certain = counting_batch(tokens=torch.zeros(2, 4).long())
+    full = corrupt(certain, ObjectiveConfig(time=TimeConfig(t_min=1 - 1e-9)), seed=5, mask_id=5)
+    assert full.noise is not None
+    assert full.noise.max() == 9  # all of a row
+
+
+def corrupt_for(
+    batch: Batch, config: ObjectiveConfig, seed: int, mask_id: int, block: int | None
+) -> MicroBatch:
+    return corrupt(batch, config, seed=seed, mask_id=mask_id, block_length=block)
 
 
 def test_every_block_has_a_noise_level_of_its_own() -> None:

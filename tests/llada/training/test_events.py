@@ -24,10 +24,15 @@ LINES: list[tuple[Event, str]] = [
         '"precision": "float32", "workers": 2}',
     ),
     (
-        StepDone(8, 6.800711810588837, 0.0008, 1.5, 16384, 13734.5, 0.25, 6867.25, 0.5, 3.5, 4.0, 2),
+        StepDone(
+            *(8, 6.800711810588837, 0.0008, 1.5, 16384, 13734.5, 0.25, 6867.25, 0.5, 3.5, 4.0, 2),
+            noise_nats=(0.25, 0.0),
+            noise_tokens=(20, 0),
+        ),
         '{"event": "step", "step": 8, "loss": 6.800711810588837, "lr": 0.0008, "grad_norm": 1.5, "tokens": 16384, '
         '"tokens_per_second": 13734.5, "mfu": 0.25, "tokens_per_second_per_worker": 6867.25, "data_wait": 0.5, '
-        '"allocated_gib": 3.5, "reserved_gib": 4.0, "skipped_steps": 2}',
+        '"allocated_gib": 3.5, "reserved_gib": 4.0, "skipped_steps": 2, '
+        '"noise_nats": [0.25, 0.0], "noise_tokens": [20, 0]}',
     ),
     (
         Validated(4, 6.78093521296978, 1.25, averaged=True),

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from llada.training.metrics import Throughput, peak_flops, peak_memory
+from llada.training.metrics import Throughput, add_up, mean_by_noise, peak_flops, peak_memory
 
 
 def test_throughput_counts_since_the_last_reading() -> None:
@@ -31,6 +31,14 @@ def test_the_memory_of_a_cpu_is_its_processs() -> None:
     after = peak_memory(torch.device("cpu"))
     assert after.allocated_gib >= ballast.nbytes / 2**30
     assert after == (after.reserved_gib, after.reserved_gib)
+
+
+def test_the_loss_by_noise_is_the_mean_over_an_intervals_tokens() -> None:
+    sums = add_up(add_up((), [6.0, 2.0, 0.0, 0.0]), [1.5, 1.0, 4.0, 1.0])
+    assert sums == (7.5, 3.0, 4.0, 1.0)
+    assert mean_by_noise(sums) == ((2.5, 4.0), (3, 1))
+    assert mean_by_noise([6.0, 2.0, 0.0, 0.0]) == ((3.0, 0.0), (2, 0))
+    assert mean_by_noise(()) == mean_by_noise([0.0] * 4) == ((), ())
 
 
 def test_peak_of_a_cpu_is_measured() -> None:

@@ -162,6 +162,13 @@ def test_two_workers_train_as_one(both: dict[Any, Any], name: str) -> None:
     rounding = "bf16" in name
     assert losses == pytest.approx(alone.losses, rel=2e-3 if rounding else 2e-4)
     assert len(losses) == len(alone.losses) > 1
+    levels, own = (
+        [(e.noise_nats, e.noise_tokens) for e in es if isinstance(e, StepDone)]
+        for es in (events, alone.events)
+    )
+    for (nats, tokens), (own_nats, own_tokens) in zip(levels, own, strict=True):
+        assert tokens == own_tokens
+        assert nats == pytest.approx(own_nats, rel=5e-3 if rounding else 5e-4)
     assert result.validation_loss == pytest.approx(
         alone.result.validation_loss, rel=2e-3 if rounding else 2e-4
     )

@@ -24,6 +24,10 @@ from llada.training.trainer import DivergenceError, train_step
 Configs = tuple[ModelConfig, RunConfig]
 
 
+def by_noise(event: StepDone) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    return event.noise_nats, event.noise_tokens
+
+
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for name in a:
@@ -62,6 +66,9 @@ def test_resuming_equals_never_stopping(
     assert_equal(whole.state, third.state)
     assert first.losses + second.losses + third.losses == whole.losses
     assert len(whole.losses) == 3
+    told = [[e for e in run.events if isinstance(e, StepDone)] for run in (whole, first, second, third)]
+    assert [by_noise(e) for e in told[0]] == [by_noise(e) for e in told[1] + told[2] + told[3]]
+    assert all(sum(e.noise_tokens) > 0 for e in told[0]) == (knobs.get("kind") != "autoregressive")
     assert third.result.validation_loss == whole.result.validation_loss
     assert third.result.train_loss == whole.result.train_loss == whole.losses[-1]
     assert third.result.tokens == whole.result.tokens
@@ -144,7 +151,7 @@ def test_the_step_loss_is_the_formula(make_config: Callable, pretrain_folder: An
             rank=0,
             num_workers=1,
         )
-        got = float(train_step(model, stream.prepare(1), 1, torch.float32))
+        got, *by_noise = train_step(model, stream.prepare(1), 1, torch.float32).tolist()
         grad = model.embed.weight.grad.clone()
         model.zero_grad()
         batch = stream.load(1).select(slice(8))  # the ninth only fills up
@@ -156,13 +163,16 @@ def test_the_step_loss_is_the_formula(make_config: Callable, pretrain_folder: An
             logits, batch.tokens, noisy, normalizer=8 * counts if per_row else counts.sum()
         )
         loss.backward()
-        by_hand = 0.0
+        by_hand, levels = 0.0, [0.0] * 20
         log_p = logits.log_softmax(-1)
         for row in range(8):
             for column in noisy.masked[row].nonzero().flatten().tolist():
-                nats = -log_p[row, column, batch.tokens[row, column]].item() / float(noisy.mask_prob[row])
-                by_hand += nats / (8 * float(counts[row]) if per_row else float(counts.sum()))
+                nats, p = -log_p[row, column, batch.tokens[row, column]].item(), float(noisy.mask_prob[row])
+                by_hand += nats / p / (8 * float(counts[row]) if per_row else float(counts.sum()))
+                levels[2 * int(p * 10)] += nats
+                levels[2 * int(p * 10) + 1] += 1
         assert got == pytest.approx(loss.item(), rel=1e-5) == pytest.approx(by_hand, rel=1e-5)
+        assert by_noise == pytest.approx(levels, rel=1e-5)
         torch.testing.assert_close(grad, model.embed.weight.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -294,6 +304,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     assert skipped == bad
     assert whole.result.skipped_steps == len(bad)
     assert np.isfinite(whole.losses).all()
+    assert all(np.isfinite(event.noise_nats).all() for event in whole.events if isinstance(event, StepDone))
     assert [event.step for event in whole.events if isinstance(event, StepDone)] == [3, 6, 10, 12]
     assert [event.step for event in whole.events if isinstance(event, Validated)] == [5, 8, 12]
     assert [event.step for event in whole.events if isinstance(event, CheckpointDue)] == [2, 5, 6, 8, 10, 12]

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_all_that_was_said_before_a_checkpoint_is_there_and_byte_for_byte(tmp_pa
         '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25, "averaged": false}\n'
         '{"event": "step", "step": 8, "loss": 6.42, "lr": 0.0008, "grad_norm": 1.5, "tokens": 16384, '
         '"tokens_per_second": 13734.5, "mfu": 0.25, "tokens_per_second_per_worker": 0.0, "data_wait": 0.0, '
-        '"allocated_gib": 0.0, "reserved_gib": 0.0, "skipped_steps": 0}\n'
+        '"allocated_gib": 0.0, "reserved_gib": 0.0, "skipped_steps": 0, "noise_nats": [], "noise_tokens": []}\n'
     )
     assert [path.name for path in tmp_path.iterdir()] == [METRICS_FILE]
 
@@ -213,6 +214,13 @@ def test_what_mlflow_shows_of_an_event():
         "validation.averaged": 0.0,
     }
     assert points_of(step(4)).items() >= {"train.loss": 6.46, "train.lr": 0.0008, "train.mfu": 0.25}.items()
+    assert not [name for name in points_of(step(4)) if "noise" in name]  # it masks nothing
+    levels = replace(step(4), noise_nats=(3.0, 0.0, 5.0, 6.0), noise_tokens=(7, 0, 8, 9))
+    assert {name: value for name, value in points_of(levels).items() if "noise" in name} == {
+        "train.noise_nats.0-25": 3.0,
+        "train.noise_nats.50-75": 5.0,
+        "train.noise_nats.75-100": 6.0,
+    }
     assert points_of(StepSkipped(7, float("nan"), 1.0)) == {"train.skipped": 1.0}
     back = RolledBack(4, 8, 0.5)
     assert (step_of(back), points_of(back)) == (8, {"train.rolled_back_to": 4, "train.lr_scale": 0.5})
