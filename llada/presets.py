@@ -83,6 +83,7 @@ def tiny() -> Recipe:
             log_every=10,
             validate_every=250,
             validation_rows=256,
+            samples=2,
             checkpoint_every=250,
         ),
     )
@@ -342,7 +343,8 @@ def twin(recipe: Recipe, kind: Twin) -> Recipe:
             schedule=run.objective.schedule if is_causal else "bert",
             time=TimeConfig(),
         )
-        return replace(run, objective=objective)
+        train = replace(run.train, samples=0) if is_causal else run.train  # it does not write by unmasking
+        return replace(run, objective=objective, train=train)
 
     model = replace(recipe.model, causal=is_causal, block_length=None)
     return replace(recipe, model=model, pretrain=learn(recipe.pretrain), sft=learn(recipe.sft))

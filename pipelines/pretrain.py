@@ -23,6 +23,7 @@ from llada.files import absolute, join
 from llada.model.adapt import diffusion_start
 from llada.model.hf import read_config
 from llada.model.transformer import ModelConfig
+from llada.sampling.config import SamplingConfig
 from llada.settings import require
 from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
@@ -33,6 +34,7 @@ from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokeni
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
 from pipelines.stage.lifecycle import folder_input
+from pipelines.stage.samples import text_sampler
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import (
     CHECKPOINTS,
@@ -149,7 +151,15 @@ def pretrain(
         return folder.manifest
     open_splits(data, network, recipe.pretrain)  # refuses what does not fit before Ray is started
     function = partial(
-        pretrain_worker, network, recipe.pretrain, data, output, model, mask_noise, profile=profile
+        pretrain_worker,
+        network,
+        recipe.pretrain,
+        data,
+        output,
+        model,
+        mask_noise,
+        profile=profile,
+        sampling=recipe.sampling,
     )
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="pretrain", progress=progress
@@ -185,10 +195,12 @@ def pretrain_worker(
     mask_noise: float | None,
     report: EventSink,
     *,
+    sampling: SamplingConfig,
     profile: bool = False,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`, or
     from random ones."""
+    number = config.train.samples
     result = train(
         model,
         config,
@@ -200,6 +212,7 @@ def pretrain_worker(
         else state_of(start, model, mask_noise=mask_noise or 0.0, seed=config.train.seed),
         report=report,
         profile_to=join(output, PROFILE) if profile else None,
+        write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
     )
     save_weights(output, result, config.train, start=start)
     return result

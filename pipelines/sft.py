@@ -19,6 +19,7 @@ from llada.errors import UserError
 from llada.files import absolute, join
 from llada.model.hf import read_config
 from llada.model.transformer import ModelConfig
+from llada.sampling.config import SamplingConfig
 from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
 from llada.training.run import RunConfig, TrainConfig, open_splits
@@ -28,6 +29,7 @@ from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokeni
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
 from pipelines.stage.lifecycle import folder_input
+from pipelines.stage.samples import text_sampler
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import (
     CHECKPOINTS,
@@ -115,7 +117,9 @@ def sft(
     if folder.manifest is not None:
         return folder.manifest
     open_splits(data, model_config, recipe.sft)  # refuses what does not fit before Ray is started
-    function = partial(sft_worker, model_config, recipe.sft, data, output, model, profile=profile)
+    function = partial(
+        sft_worker, model_config, recipe.sft, data, output, model, profile=profile, sampling=recipe.sampling
+    )
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="sft", progress=progress
     )
@@ -130,9 +134,11 @@ def sft_worker(
     start: str,
     report: EventSink,
     *,
+    sampling: SamplingConfig,
     profile: bool = False,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`."""
+    number = config.train.samples
     result = train(
         model,
         config,
@@ -142,6 +148,7 @@ def sft_worker(
         initial_state=state_of(start),
         report=report,
         profile_to=join(output, PROFILE) if profile else None,
+        write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
     )
     save_weights(output, result, config.train, start=start)
     return result

@@ -1,4 +1,4 @@
-"""What a training run says of itself, in this order: RunStarted, CheckpointSkipped where one is damaged, then StepDone, StepSkipped, Validated and CheckpointDue as they
+"""What a training run says of itself, in this order: RunStarted, CheckpointSkipped where one is damaged, then StepDone, StepSkipped, Validated, Sampled and CheckpointDue as they
 come; RolledBack, and RunStarted again.
 
 As JSON, an event is {"event": its name, …its fields} (`event_to_json`): a line of metrics.jsonl. Losses are nats per token.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,15 @@ class Validated:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What the network writes after `step` steps."""
+
+    name: ClassVar[str] = "samples"
+    step: int
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CheckpointDue:
     """A checkpoint is about to be written: a record of events must never be behind a checkpoint."""
 
@@ -115,14 +124,13 @@ class CheckpointSkipped:
     """Names its file."""
 
 
-Event = RunStarted | CheckpointSkipped | StepDone | StepSkipped | RolledBack | Validated | CheckpointDue
+Event = (
+    RunStarted | CheckpointSkipped | StepDone | StepSkipped | RolledBack | Validated | Sampled | CheckpointDue
+)
 EventSink = Callable[[Event], None]
 """What a training loop tells its events to."""
 
-_KINDS: dict[str, type[Event]] = {
-    kind.name: kind
-    for kind in (RunStarted, CheckpointSkipped, StepDone, StepSkipped, RolledBack, Validated, CheckpointDue)
-}
+_KINDS: dict[str, type[Event]] = {kind.name: kind for kind in get_args(Event)}
 
 
 def event_to_json(event: Event) -> dict[str, Any]:
@@ -143,4 +151,6 @@ def event_from_json(values: Mapping[str, Any]) -> Event:
         else value
         for name, value in values.items()
     }
+    if "texts" in fields:
+        fields["texts"] = tuple(fields["texts"])
     return _KINDS[fields.pop("event")](**fields)

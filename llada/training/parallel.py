@@ -8,7 +8,7 @@ compute dtype, while norms and rotary positions are computed, and gradients redu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -203,6 +203,19 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """For forwards without a backward pass, between two steps of training."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(device, dtype):
+            yield
+    finally:
+        reshard(model)
+        model.train(was_training)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

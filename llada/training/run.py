@@ -39,6 +39,9 @@ class TrainConfig:
     """Steps between two validations."""
     validation_rows: int = limited(256, low=1)
     """Rows of the validation split that are scored each time."""
+    samples: int = limited(0, low=0)
+    """Texts that the network writes at each validation, for people to read: by the preset's sampling, from nothing or, in
+    fine-tuning, behind prompts of the validation split."""
     checkpoint_every: int = limited(500, low=1)
     """Steps between two resumable checkpoints."""
     max_bad_steps: int = limited(5, low=1)
@@ -116,6 +119,10 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
         (config.objective.kind == "block_diffusion") == (model.block_length is not None),
         f"objective.kind {config.objective.kind} and model.block_length={model.block_length} do not go together: a "
         "block-causal network learns by block_diffusion, and no other does",
+    )
+    require(
+        config.train.samples == 0 or not model.causal,
+        f"train.samples {config.train.samples}: an autoregressive network does not write by unmasking: leave it out",
     )
     require(
         config.train.global_batch_tokens % dataset.row_length == 0,

@@ -9,7 +9,7 @@ workers changes nothing but rounding.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +34,7 @@ from llada.training.events import (
     EventSink,
     RolledBack,
     RunStarted,
+    Sampled,
     StepDone,
     StepSkipped,
     Validated,
@@ -46,6 +47,7 @@ from llada.training.parallel import (
     begin_micro_batch,
     build_parallel,
     clip_gradients,
+    evaluating,
     resolve_precision,
     training_device,
     world,
@@ -94,6 +96,7 @@ def train(
     report: EventSink | None = None,
     stop_at: int | None = None,
     profile_to: str | None = None,
+    write_samples: Callable[[Transformer], list[str]] | None = None,
 ) -> TrainResult:
     """Train from the newest checkpoint in `checkpoints`, or from `initial_state`, or from random weights.
 
@@ -104,6 +107,7 @@ def train(
         initial_state: our parameter names -> full tensors, in memory or in a file (`open_state`), the same on every worker.
         report: called on worker 0 with every event (events.py).
         stop_at: leave with a checkpoint after this many steps; the schedules still follow the whole run.
+        write_samples: called at each validation; a collective. Its texts are told as `Sampled`.
         profile_to: folder for a trace of some steps of worker 0 (profile.py).
 
     Raises:
@@ -282,6 +286,10 @@ def train(
             validation_loss = validate()
             is_average = config.train.ema_decay is not None
             emit(Validated(step, validation_loss, validation_loss / unigram_loss, is_average))
+            if write_samples is not None:
+                with averaged_weights(optimizers), evaluating(model, device, dtype):
+                    texts = tuple(write_samples(model))
+                emit(Sampled(step, texts))
         if "checkpoint" in due:
             emit(CheckpointDue(step))
             save_checkpoint(

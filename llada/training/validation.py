@@ -16,7 +16,7 @@ from llada.diffusion.objective import ObjectiveConfig, predicted_positions, pred
 from llada.diffusion.time import stratify
 from llada.errors import UserError
 from llada.model.transformer import Transformer
-from llada.training.parallel import all_sum, autocast, reshard, world
+from llada.training.parallel import all_sum, evaluating, world
 
 
 class Validation:
@@ -63,46 +63,39 @@ class Validation:
         scored = self.batch.tokens[predicted_positions(self.batch, self.config.kind)]
         return float(-log_p[scored].mean())
 
-    @torch.no_grad()
     def __call__(self, model: Transformer, device: torch.device, dtype: torch.dtype) -> float:
         """Nats per token over all rows. A collective: the rows are shared out among the workers."""
         rank, num_workers = world()
-        was_training = model.training
-        model.eval()
         n = len(self.batch.tokens)
         # Every worker runs as many forwards as the others (FSDP gathers weights together): short shares repeat a row.
         share = -(-n // num_workers)
         mine = torch.arange(rank, share * num_workers, num_workers)
         total = torch.zeros(2, dtype=torch.float64)
-        for rows in mine.split(self.micro_rows):
-            real = rows < n
-            nats, tokens = self._score(model, rows.clamp(max=n - 1), device, dtype)
-            total[0] += nats.double().cpu()[real].sum()
-            total[1] += tokens.cpu()[real].sum()
+        with evaluating(model, device, dtype):
+            for rows in mine.split(self.micro_rows):
+                real = rows < n
+                nats, tokens = self._score(model, rows.clamp(max=n - 1), device)
+                total[0] += nats.double().cpu()[real].sum()
+                total[1] += tokens.cpu()[real].sum()
         total = all_sum(total.to(device)).cpu()
-        reshard(model)
-        model.train(was_training)
         return float(total[0] / total[1])
 
-    def _score(
-        self, model: Transformer, rows: Tensor, device: torch.device, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def _score(self, model: Transformer, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Nats and scored tokens of each row."""
         batch = self.batch.select(rows).to(device)
         predicted = predicted_positions(batch, self.config.kind)
-        with autocast(device, dtype):
-            if self.config.kind == "autoregressive":
-                logits = model(batch.tokens, segment_ids=batch.segment_ids, logits_at=predictors(predicted))
-                nats = row_sums(token_cross_entropy(logits, batch.tokens[predicted]), predicted)
-            else:
-                assert model.config.mask_token_id is not None
-                nats = nelbo_rows(
-                    model,
-                    batch.tokens,
-                    batch.maskable,
-                    self.counts[rows].to(device),
-                    self.keys[rows].to(device),
-                    mask_id=model.config.mask_token_id,
-                    segment_ids=batch.segment_ids,
-                )
+        if self.config.kind == "autoregressive":
+            logits = model(batch.tokens, segment_ids=batch.segment_ids, logits_at=predictors(predicted))
+            nats = row_sums(token_cross_entropy(logits, batch.tokens[predicted]), predicted)
+        else:
+            assert model.config.mask_token_id is not None
+            nats = nelbo_rows(
+                model,
+                batch.tokens,
+                batch.maskable,
+                self.counts[rows].to(device),
+                self.keys[rows].to(device),
+                mask_id=model.config.mask_token_id,
+                segment_ids=batch.segment_ids,
+            )
         return nats, predicted.sum(1)

@@ -20,6 +20,7 @@ from llada.training.events import (
     Event,
     RolledBack,
     RunStarted,
+    Sampled,
     StepDone,
     StepSkipped,
     Validated,
@@ -67,6 +68,7 @@ class Listener:
         self.events, self.tracker, self.label, self.progress = events, tracker, label, progress
         self.crash: Crash | None = None
         self._bar: tqdm | None = None
+        self._latest: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._drain, daemon=True)
 
     def __enter__(self) -> Listener:
@@ -124,6 +126,10 @@ class Listener:
                 )
             case StepDone() | Validated():
                 self._show(event)
+            case Sampled() if self._bar is not None and self.progress:
+                self._bar.write(
+                    f"{self.label}: step {event.step:,} writes “{' '.join(event.texts[0].split())}”"
+                )
 
     def _start(self, event: RunStarted) -> None:
         if self._bar is not None:
@@ -140,10 +146,10 @@ class Listener:
     def _show(self, event: StepDone | Validated) -> None:
         if self._bar is not None:
             self._bar.update(event.step - self._bar.n)
-            if isinstance(event, StepDone):
-                self._bar.set_postfix_str(
-                    f"loss {event.loss:.3f} nats/token, {event.tokens_per_second:,.0f} tokens/s"
-                )
+            self._latest[type(event).__name__] = event
+            self._bar.set_postfix_str(
+                progress_text(self._latest.get("StepDone"), self._latest.get("Validated"))
+            )
 
     def _track(self, event: Event | Crash) -> None:
         if self.tracker is None:
@@ -157,5 +163,18 @@ class Listener:
             case RolledBack():
                 self.tracker.redo_metrics(after=event.step)
                 self.tracker.log_metrics(points_of(event), step=step_of(event))
+            case Sampled():
+                text = "\n\n".join(event.texts)
+                self.tracker.log_text(f"samples/step-{event.step:08d}.txt", text)
             case StepDone() | StepSkipped() | Validated():
                 self.tracker.log_metrics(points_of(event), step=step_of(event))
+
+
+def progress_text(step: StepDone | None, validated: Validated | None) -> str:
+    """What stands behind the bar, from what was told last."""
+    losses = [
+        *([f"loss {step.loss:.3f}"] if step else []),
+        *([f"bound {validated.loss:.3f}"] if validated else []),
+    ]
+    speed = [f"{step.tokens_per_second:,.0f} tokens/s", f"MFU {step.mfu:.0%}"] if step else []
+    return ", ".join([", ".join(losses) + " nats/token", *speed])

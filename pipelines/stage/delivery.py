@@ -199,6 +199,10 @@ def _artifact(run: Delivery, values: dict[str, Any]) -> None:
         run.client.log_artifact(run.run_id, str(copy))
 
 
+def _text(run: Delivery, values: dict[str, Any]) -> None:
+    run.client.log_text(run.run_id, values["text"], values["name"])
+
+
 def _tags(run: Delivery, values: dict[str, Any]) -> None:
     for key, value in values["values"].items():
         run.client.set_tag(run.run_id, key, value)
@@ -252,6 +256,7 @@ CALLS: dict[str, Callable[[Delivery, dict[str, Any]], None]] = {
     "record": _record,
     "redo": _redo,
     "artifact": _artifact,
+    "text": _text,
     "tags": _tags,
     "input": _input,
     "model": _model,

@@ -22,6 +22,7 @@ from llada.training.events import (
     Event,
     RolledBack,
     RunStarted,
+    Sampled,
     StepDone,
     StepSkipped,
     Validated,
@@ -39,7 +40,7 @@ PART_LINES = 500
 BUFFERED_LINES = 200_000
 CLOSE_TIMEOUT_S = 30.0
 
-Logged = StepDone | StepSkipped | RolledBack | Validated
+Logged = StepDone | StepSkipped | RolledBack | Validated | Sampled
 
 log = logging.getLogger(__name__)
 

@@ -113,6 +113,10 @@ class Tracker:
         """A file at any URL."""
         self._put("artifact", url=absolute(str(url)))
 
+    def log_text(self, name: str, text: str) -> None:
+        """A text as the file `name` among the run's artifacts."""
+        self._put("text", name=name, text=text)
+
     def log_input(self, url: str, *, context: str, manifest: Mapping[str, object] | None = None) -> None:
         """A folder the stage reads, as an MLflow dataset; its digest is the manifest's config hash."""
         digest = str((manifest or {}).get("config_hash") or "unknown")[:36]

@@ -10,6 +10,7 @@ from llada.training.events import (
     Event,
     RolledBack,
     RunStarted,
+    Sampled,
     StepDone,
     StepSkipped,
     Validated,
@@ -37,6 +38,10 @@ LINES: list[tuple[Event, str]] = [
     (
         Validated(4, 6.78093521296978, 1.25, averaged=True),
         '{"event": "validation", "step": 4, "loss": 6.78093521296978, "ratio": 1.25, "averaged": true}',
+    ),
+    (
+        Sampled(4, ("nan", "“inf”\n")),
+        '{"event": "samples", "step": 4, "texts": ["nan", "\\u201cinf\\u201d\\n"]}',
     ),
     (
         StepSkipped(5, float("inf"), float("-inf")),
