@@ -15,7 +15,7 @@ PYTEST    := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -
 BENCHMARK  = $(BIN)/python tests/benchmarks/$(1).py --results $(RESULTS) $(if $(QUICK),--quick) \
              $(if $(DATATROVE_PYTHON),--datatrove-python $(DATATROVE_PYTHON))
 
-.PHONY: help quickstart test test-fast lint format bench bench-sampler clean
+.PHONY: help quickstart test test-fast lint format bench bench-sampler bench-training clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench-sampler: $(VENV)/.installed-dev  ## train a small model for half an hour, 
 	$(BIN)/python tests/benchmarks/engine.py $(SMALL_MODEL) --cache dual+growing --results $(RESULTS) $(if $(QUICK),--quick) \
 		$(if $(DLMSERVE_PYTHON),--dlmserve-python $(DLMSERVE_PYTHON))
 	$(BIN)/python tests/benchmarks/batch_invariance.py $(SMALL_MODEL) --results $(RESULTS) $(if $(QUICK),--quick)
+
+bench-training: $(VENV)/.installed-dev  ## a training step beside transformers', in CPU time and memory, about twenty minutes on a quiet machine (QUICK=1)
+	$(BIN)/python tests/benchmarks/training.py --results $(RESULTS) $(if $(QUICK),--quick)
 
 $(VENV)/.installed: pyproject.toml infra/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
