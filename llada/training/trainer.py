@@ -8,9 +8,8 @@ workers changes nothing but rounding.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from llada.training.batches import BatchStream, StepBatch
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.checkpoint.restore import restore
 from llada.training.checkpoint.save import drop_checkpoints, save_checkpoint
-from llada.training.checkpoint.state import Cursor
 from llada.training.ema import WeightAverage, averaged_weights
 from llada.training.events import (
     CheckpointDue,
@@ -36,10 +34,10 @@ from llada.training.events import (
     RunStarted,
     Sampled,
     StepDone,
-    StepSkipped,
     Validated,
 )
-from llada.training.metrics import Throughput, add_up, mean_by_noise, peak_flops, peak_memory
+from llada.training.ledger import CHECKPOINT, LOG, VALIDATION, Ledger
+from llada.training.metrics import Throughput, mean_by_noise, peak_flops, peak_memory
 from llada.training.optim import build_optimizers, lr_factor, set_lr, step_all
 from llada.training.parallel import (
     all_sum,
@@ -53,7 +51,7 @@ from llada.training.parallel import (
     world,
 )
 from llada.training.profile import StepProfiler
-from llada.training.run import RunConfig, TrainConfig, open_splits, run_identity, run_length
+from llada.training.run import RunConfig, open_splits, run_identity, run_length
 from llada.training.validation import Validation
 
 
@@ -163,14 +161,19 @@ def train(
         "set train.num_steps (or num_epochs) to more, or choose another output folder",
     )
 
-    def emit(event: Event) -> None:
-        if rank == 0 and report:
-            report(event)
+    last_step = num_steps if stop_at is None else min(stop_at, num_steps)
+    ledger = Ledger(config.train, cursor, num_steps, last_step)
 
-    def emit_start() -> None:
+    def emit(*events: Event) -> None:
+        if rank == 0 and report is not None:
+            for event in events:
+                report(event)
+
+    def begin() -> Generator[StepBatch, None, None]:
+        """Say from where the run goes on; the batches from there."""
         emit(
             RunStarted(
-                first_step=cursor.step,
+                first_step=ledger.cursor.step,
                 num_steps=num_steps,
                 parameters=model_config.num_parameters,
                 unigram_loss=unigram_loss,
@@ -178,65 +181,36 @@ def train(
                 workers=num_workers,
             )
         )
+        return stream.batches(ledger.cursor.step, last_step, pinned=device.type == "cuda")
 
     def validate() -> float:
         with averaged_weights(optimizers):
             return validation(model, device, dtype)
 
-    emit_start()
-    for skip in skipped:
-        emit(skip)
-    last_step = num_steps if stop_at is None else min(stop_at, num_steps)
+    batches = begin()
+    emit(*skipped)
     flops = model_config.training_flops_per_token(dataset.row_length)
     clock = Throughput(flops, peak_flops(device, dtype), num_workers)
-    started = time.perf_counter() - cursor.seconds
-    validation_loss = float("nan")
-    model.train()
-    gone_back_to: int | None = None
-    intervals = {
-        "log": config.train.log_every,
-        "validation": config.train.validate_every,
-        "checkpoint": config.train.checkpoint_every,
-    }
-    # (tokens, norm, what `train_step` returns) of the steps that nobody has waited for yet.
-    unseen: list[Tensor] = []
     profiler = StepProfiler(profile_to, device) if profile_to and rank == 0 else None
-    batches = stream.batches(cursor.step, last_step, pinned=device.type == "cuda")
+    validation_loss = float("nan")
+    gone_back_to: int | None = None
+    model.train()
     while (batch := next(batches, None)) is not None:
-        step = batch.step + 1
-        set_lr(optimizers, cursor.lr_scale * lr_factor(batch.step, num_steps, config.optim))
+        set_lr(optimizers, ledger.cursor.lr_scale * lr_factor(batch.step, num_steps, config.optim))
         sums = train_step(model, batch.to(device), num_workers, dtype)
-        norm_now = clip_gradients(model, config.optim.grad_clip).double()
-        step_all(optimizers, skipped=(~torch.isfinite(sums[0] + norm_now)).float())
-        unseen.append(torch.cat([torch.full_like(sums[:1], batch.tokens), norm_now[None], sums]))
+        norm = clip_gradients(model, config.optim.grad_clip).double()
+        step_all(optimizers, skipped=(~torch.isfinite(sums[0] + norm)).float())
+        ledger.note(batch.tokens, norm, sums)
         clock.add(batch.tokens)
         if profiler:
             profiler.step()
-        if step < last_step and not cursor.bad_steps and all(step % every for every in intervals.values()):
+        if not ledger.must_look():
             continue
-        for num_tokens, norm, loss, *by_noise in torch.stack(unseen).tolist():
-            is_bad, last_sound = not np.isfinite(loss + norm), cursor.step - cursor.bad_steps
-            cursor = replace(
-                cursor,
-                step=cursor.step + 1,
-                tokens=cursor.tokens + int(num_tokens),
-                seconds=time.perf_counter() - started,
-                interval_loss=cursor.interval_loss + (0.0 if is_bad else loss),
-                interval_steps=cursor.interval_steps + (not is_bad),
-                interval_noise=cursor.interval_noise if is_bad else add_up(cursor.interval_noise, by_noise),
-                bad_steps=cursor.bad_steps + 1 if is_bad else 0,
-                skipped_steps=cursor.skipped_steps + is_bad,
-            )
-            if is_bad:
-                emit(StepSkipped(cursor.step, loss, norm))
-            if cursor.bad_steps >= config.train.max_bad_steps:
-                break
-        unseen.clear()
+        emit(*ledger.look())
+        step, is_bad = ledger.cursor.step, ledger.cursor.bad_steps > 0
         # Whether the weights are to blame or one batch, the next steps show; behind the last one, the validation.
-        if cursor.bad_steps >= config.train.max_bad_steps or (
-            is_bad and step == num_steps and not np.isfinite(validate())
-        ):
-            before = _choose_rollback(checkpoints, cursor, config.train, gone_back_to, loss, norm)
+        if ledger.is_lost or (is_bad and step == num_steps and not np.isfinite(validate())):
+            before = _choose_rollback(checkpoints, ledger, gone_back_to)
             batches.close()
             restored, skipped = restore(
                 checkpoints,
@@ -248,41 +222,20 @@ def train(
                 before=before,
             )
             drop_checkpoints(checkpoints, after=restored.step)
-            gone_back_to, diverged_at = restored.step, cursor.step
-            cursor = replace(
-                restored,
-                bad_steps=0,
-                skipped_steps=cursor.skipped_steps,
-                rollbacks=cursor.rollbacks + 1,
-                lr_scale=cursor.lr_scale * config.train.rollback_lr_scale,
-            )
-            for skip in skipped:
-                emit(skip)
-            emit(RolledBack(cursor.step, diverged_at, cursor.lr_scale))
-            emit_start()
-            batches = stream.batches(cursor.step, last_step, pinned=device.type == "cuda")
+            ledger.go_back(restored)
+            gone_back_to = restored.step
+            emit(*skipped, RolledBack(restored.step, step, ledger.cursor.lr_scale))
+            batches = begin()
             continue
-        if not is_bad or step == num_steps:  # what was due at skipped steps is due at the next sound one
-            due = {
-                name
-                for name, every in intervals.items()
-                if step // every > last_sound // every or step == num_steps
-            }
-        else:
-            due = set()
-        if step == last_step:
-            due.add("checkpoint")
-        if "log" in due and cursor.interval_steps:
-            train_loss = cursor.interval_loss / cursor.interval_steps
-            lr = optimizers[0].param_groups[0]["lr"]
+        due = ledger.due()
+        if LOG in due and ledger.cursor.interval_steps:
+            levels = mean_by_noise(ledger.cursor.interval_noise)
+            ledger.close_interval()
+            cursor, lr = ledger.cursor, optimizers[0].param_groups[0]["lr"]
             speed, memory = clock.read(stream.read_wait()), peak_memory(device)
-            levels = mean_by_noise(cursor.interval_noise)
             figures = (*speed, *memory, cursor.skipped_steps, *levels)
-            emit(StepDone(step, train_loss, lr, norm, cursor.tokens, *figures))
-            cursor = replace(
-                cursor, train_loss=train_loss, interval_loss=0.0, interval_steps=0, interval_noise=()
-            )
-        if "validation" in due:
+            emit(StepDone(step, cursor.train_loss, lr, ledger.grad_norm, cursor.tokens, *figures))
+        if VALIDATION in due:
             validation_loss = validate()
             is_average = config.train.ema_decay is not None
             emit(Validated(step, validation_loss, validation_loss / unigram_loss, is_average))
@@ -290,11 +243,11 @@ def train(
                 with averaged_weights(optimizers), evaluating(model, device, dtype):
                     texts = tuple(write_samples(model))
                 emit(Sampled(step, texts))
-        if "checkpoint" in due:
+        if CHECKPOINT in due:
             emit(CheckpointDue(step))
             save_checkpoint(
                 checkpoints,
-                cursor,
+                ledger.cursor,
                 identity,
                 model,
                 optimizers,
@@ -308,6 +261,7 @@ def train(
     for optimizer in optimizers:
         if isinstance(optimizer, WeightAverage):
             optimizer.swap()  # for good
+    cursor = ledger.cursor
     return TrainResult(
         num_steps=cursor.step,
         tokens=cursor.tokens,
@@ -322,26 +276,22 @@ def train(
     )
 
 
-def _choose_rollback(
-    checkpoints: str,
-    cursor: Cursor,
-    config: TrainConfig,
-    gone_back_to: int | None,
-    loss: float,
-    norm: float,
-) -> int | None:
+def _choose_rollback(checkpoints: str, ledger: Ledger, gone_back_to: int | None) -> int | None:
     """The step before which the checkpoint is to be that the run goes back to; None: the newest.
 
     That one may hold the very weights that have no loss: where it was gone back to already, an earlier one is better.
 
     Raises DivergenceError where there is none, or the run has gone back often enough.
     """
-    fault = f"the loss ({loss}) or its gradient ({norm}) is not finite at step {cursor.step}"
+    cursor = ledger.cursor
+    fault = (
+        f"the loss ({ledger.loss}) or its gradient ({ledger.grad_norm}) is not finite at step {cursor.step}"
+    )
     remedy = "with a lower learning rate (--optim.lr, --optim.muon-lr)"
     steps = complete_checkpoints(checkpoints)
     if not steps:
         raise DivergenceError(f"{fault}, before the first checkpoint: start again {remedy}")
-    if cursor.rollbacks >= config.max_rollbacks:
+    if cursor.rollbacks >= ledger.config.max_rollbacks:
         often = f" and going back to a checkpoint {cursor.rollbacks} times has not helped"
         raise DivergenceError(
             f"{fault}{often if cursor.rollbacks else ''}: run the same command {remedy} to go on from the last checkpoint"
