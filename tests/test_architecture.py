@@ -118,7 +118,7 @@ ROOMS: dict[str, set[str]] = {
         "llada.sampling",
         "llada.training",
     },
-    "llada.plan": {"llada.config", "llada.hardware"},
+    "llada.plan": {"llada.config", "llada.hardware", "llada.training"},
 }
 FACADE = "llada"  # its lazy imports reach everywhere
 # Inside pipelines: commands -> corpus, serving, runners -> stage.

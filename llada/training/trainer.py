@@ -37,6 +37,7 @@ from llada.training.events import (
     Validated,
 )
 from llada.training.ledger import CHECKPOINT, LOG, VALIDATION, Ledger
+from llada.training.memory import explains_out_of_memory
 from llada.training.metrics import Throughput, mean_by_noise, peak_flops, peak_memory
 from llada.training.optim import build_optimizers, lr_factor, set_lr, step_all
 from llada.training.parallel import (
@@ -83,6 +84,7 @@ class DivergenceError(UserError, FloatingPointError):
     """The loss or its gradient is no longer finite, and going back to a checkpoint has not helped."""
 
 
+@explains_out_of_memory
 def train(
     model_config: ModelConfig,
     config: RunConfig,
@@ -112,6 +114,7 @@ def train(
         UserError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's.
         DivergenceError: the loss is no longer finite, and there is no checkpoint to go back to, or it was done
             `max_rollbacks` times; a checkpoint from before is left.
+        OutOfMemoryError: a device, or a CPU's host, has no memory left.
     """
     rank, num_workers = world()
     device = training_device()

@@ -13,17 +13,28 @@ from llada.presets import get_preset
 
 def test_llada_8b_costs_what_was_published():
     """0.13 M H800 hours for 2.3 T tokens is about 4,900 tokens/s per GPU, 24 % of 989 TFLOP/s by 6·N (attention apart)."""
-    # Attention adds 9 % to 6·N.
-    estimate = estimate_cost(get_preset("llada_8b"), gpus=266, gpu="h800", mfu=0.26)
-    assert estimate.days * 24 * 266 == pytest.approx(0.13e6, rel=0.05)
+    # Attention adds 9 % to 6·N. Of how many GPUs is not told; 64 share out 1280 rows without a filler.
+    estimate = estimate_cost(get_preset("llada_8b"), gpus=64, gpu="h800", mfu=0.26)
+    assert estimate.days * 24 * 64 == pytest.approx(0.13e6, rel=0.05)
     assert estimate.tokens_per_second_per_gpu == pytest.approx(4900, rel=0.05)
     assert estimate.fits
+
+
+def test_rows_that_only_fill_up_cost_time() -> None:
+    """96 GPUs: 14 rows each in 4 micro-batches of 4, 1536 for 1280."""
+    even, odd = (estimate_cost(get_preset("llada_8b"), gpus=gpus, gpu="h800", mfu=0.26) for gpus in (64, 96))
+    assert (even.micro_batches, even.micro_rows, even.filler) == (5, 4, 0)
+    assert (odd.micro_batches, odd.micro_rows) == (4, 4)
+    assert odd.filler == pytest.approx(1 - 1280 / 1536)
+    assert odd.days * 96 == pytest.approx(even.days * 64 / (1 - odd.filler))
+    assert "16.7% of all rows only fill up" in format_cost(odd)
+    assert "fill up" not in format_cost(even)
 
 
 def test_one_gpu_cannot_train_8b_and_the_text_says_so():
     estimate = estimate_cost(get_preset("llada_8b"), gpus=1, gpu="h100", mfu=0.35)
     assert not estimate.fits
-    assert "does not fit" in format_cost(estimate)
+    assert "does not fit; what lowers it most: workers 1 → 2" in format_cost(estimate)
 
 
 def test_unknown_gpu():

@@ -1,0 +1,308 @@
+"""What a step holds in the memory of one worker, counted tensor by tensor: for `llada plan`, and for the message of a run that
+has no more of it.
+
+A step is fullest at one of a few moments, and at which depends on the shape. What blocks keep for the backward pass is what
+autograd saves of `Block.forward` as it is written (torch.compile fuses some of it away; FlexAttention's and FSDP's buffers are
+counted as torch 2.13 has them). tests/benchmarks/plan_memory.py compares the count with measured peaks.
+
+Shape legend: T tokens of a micro-batch (rows × length), N predicted positions among them, D model width, F of the SwiGLU, V
+vocabulary rows, c bytes of a number in the compute dtype.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+
+from llada.data.tokens.manifest import load_dataset_entry
+from llada.diffusion.cross_entropy import SLICE
+from llada.errors import UserError
+from llada.model.transformer import ModelConfig
+from llada.training.batches import PREFETCHED, cut_evenly
+from llada.training.parallel import resolve_precision, training_device, world
+from llada.training.run import RunConfig, TrainConfig
+
+Train = TypeVar("Train", bound=Callable[..., Any])
+GIB = 1024**3
+_FP32 = 4
+_GATHERED_LAYERS = 2
+"""Held whole at a time under FSDP: the one that computes and the one that is fetched meanwhile."""
+
+Moment = Literal["head", "last block", "first block", "embedding", "optimizer", "validation"]
+
+
+class OutOfMemoryError(UserError, MemoryError):
+    """A worker has no memory left; the message names the settings that lower its need most."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of the workers of a run, as far as its memory depends on it."""
+
+    num_workers: int = 1
+    """Of the run."""
+    dtype: torch.dtype = torch.bfloat16
+    """Of the forward pass."""
+    device: Literal["cpu", "cuda"] = "cuda"
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one worker at a moment of its step."""
+
+    moment: Moment
+    """The loss, the backward pass of the last block, of the first, of the embedding; the optimizer's step; a validation."""
+    weights: float
+    """Its shard of the float32 masters."""
+    optimizer: float
+    """Its shard of the moments, and of the weights' average."""
+    gradients: float
+    """Its shard, float32."""
+    copies: float
+    """Weights in the compute dtype: gathered from all workers, or cast."""
+    activations: float
+    """What the blocks keep for the backward pass."""
+    workspace: float
+    """What is gone after the moment: a slice of logits, gradients on their way."""
+
+    @property
+    def state(self) -> float:
+        """What does not depend on the micro-batch."""
+        return self.weights + self.optimizer + self.gradients + self.copies
+
+    @property
+    def total(self) -> float:
+        return self.state + self.activations + self.workspace
+
+
+def micro_batches(train: TrainConfig, row_length: int, num_workers: int) -> tuple[int, int]:
+    """(number, rows) of the equal micro-batches that each worker runs in a step."""
+    global_rows = train.global_batch_tokens // row_length
+    return cut_evenly(-(-global_rows // num_workers), train.micro_batch_rows)
+
+
+def step_memory(
+    model: ModelConfig, run: RunConfig, worker: Worker, *, row_length: int, predicted: float = 1.0
+) -> list[StepMemory]:
+    """Each moment of a step, the fullest first.
+
+    Args:
+        predicted: N / T of the fullest micro-batch. One row's noise level can mask nearly all of it.
+    """
+    number, rows = micro_batches(run.train, row_length, worker.num_workers)
+    D, F, V, c = model.d_model, model.ffn_dim, model.vocab_size, worker.dtype.itemsize
+    T = rows * row_length
+    fed = T if model.block_length is None else 2 * T  # block diffusion runs a row noised and clean
+    N = predicted * T  # at the most
+    cast = 0 if c == _FP32 else c  # bytes of a copy in the compute dtype, where it is another
+    is_sharded = worker.num_workers > 1
+    sharing = run.train.shard_workers or worker.num_workers
+    table, layer = V * D, (model.num_non_embedding_parameters - D) / model.num_layers
+
+    weights = _FP32 * model.num_parameters / sharing
+    optimizer = _optimizer_bytes(model, run) / sharing
+    tables: float
+    if is_sharded:
+        tables = c * table * (2 - model.tie_embeddings)
+        copies = own_copies = tables + _GATHERED_LAYERS * layer * c
+    else:  # autocast casts what is multiplied, and the graph keeps it
+        tables, copies = 0.0, model.num_layers * layer * cast
+        own_copies = layer * cast
+
+    seen = _mask_numbers(model, run, worker, rows, row_length)
+    whole = _block_bytes(model, fed, c) + seen * c  # the mask as numbers that are added to the scores
+    recomputed = run.train.activation_checkpointing
+    kept = whole if recomputed == "none" else _kept_bytes(model, recomputed == "selective", fed, c)
+
+    # What the last norm keeps; a slice of logits in float32, then its error; the gradients of the head and of what goes into it.
+    logits = min(N, max(1, SLICE[worker.device] // V)) * V
+    head: float = T * D * (_FP32 + c) + logits * (_FP32 + cast) + 2 * N * D * c + table * (_FP32 + cast)
+    if not is_sharded:
+        head += table * cast  # its weight
+    if worker.device == "cpu" and cast:
+        head += table * _FP32  # the kernel that adds numbers of two kinds
+
+    # In a block's backward pass: the gradients of its output and of two tensors of the SwiGLU, that of the largest matrix; or,
+    # whole, those of a sharded block on their way to the workers.
+    block: float = fed * (D + 2 * F) * c
+    block += layer * (c + _FP32) if is_sharded else _FP32 * D * F * (number == 1)
+    # A head that is the embedding has its gradient wait for the other one; else it is on its way meanwhile.
+    waiting = table * (c if is_sharded else _FP32) if model.tie_embeddings else 0.0
+    sent = 0.0 if model.tie_embeddings or not is_sharded else table * _FP32
+
+    # The gradients of earlier micro-batches are there already; the only one's come into being from the last block to the first.
+    at_last = at_first = weights
+    if number == 1:
+        at_last = 0.0 if model.tie_embeddings else _FP32 * table / sharing
+        at_first = weights - _FP32 * (table + layer) / sharing
+    embedding: float = fed * D * c
+    if is_sharded:
+        embedding += table * (c + _FP32) + waiting
+    elif number > 1 or model.tie_embeddings:
+        embedding += table * _FP32 + waiting * (number > 1)
+    updates = 0.0
+    if run.optim.optimizer == "muon":  # of all matrices, before and behind their orthogonalisation
+        updates = 2 * _FP32 * model.num_layers * layer / sharing
+    if run.optim.moments == "bf16":  # the largest parameter's, in float32
+        updates = max(updates, 6 * _FP32 * table / sharing)
+
+    def at(
+        moment: Moment, gradients: float, copies: float, activations: float, workspace: float
+    ) -> StepMemory:
+        return StepMemory(moment, weights, optimizer, gradients, copies, activations + seen, workspace)
+
+    return sorted(
+        [
+            at("head", weights * (number > 1), copies, model.num_layers * kept, head),
+            at(
+                "last block",
+                at_last,
+                copies if recomputed == "none" else own_copies,
+                (model.num_layers - 1) * kept + whole,
+                block + waiting + sent,
+            ),
+            at("first block", at_first, own_copies, whole, block + waiting),
+            at("embedding", weights, tables, 0.0, embedding),
+            at("optimizer", weights, 0.0, 0.0, updates),
+            at("validation", 0.0, copies, 0.0, whole + N * V * c + 2 * _FP32 * logits),
+        ],
+        key=lambda memory: -memory.total,
+    )
+
+
+def _mask_numbers(model: ModelConfig, run: RunConfig, worker: Worker, rows: int, length: int) -> int:
+    """Of the dense mask on a CPU; on CUDA FlexAttention has tiles."""
+    if worker.device == "cuda" or not (run.objective.document_mask or model.block_length is not None):
+        return 0
+    columns = length if model.block_length is None else 2 * length
+    return (rows if run.objective.document_mask else 1) * columns**2
+
+
+def _block_bytes(model: ModelConfig, fed: int, c: int) -> float:
+    """All that a block keeps of so many tokens: of each norm its input in float32, what it normed and its result; queries,
+    keys, values, what the heads saw and a number a head; four tensors of the SwiGLU."""
+    q, kv = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
+    norms = 2 * model.d_model * (_FP32 + 2 * c) + (q + kv) * (_FP32 + c) * model.qk_norm
+    return fed * ((2 * q + 2 * kv + 4 * model.ffn_dim) * c + norms + _FP32 * model.num_heads)
+
+
+def _kept_bytes(model: ModelConfig, is_selective: bool, fed: int, c: int) -> float:
+    """What is left of that until the backward pass: the block's input, and with selective recomputation the attention's result
+    and every other product (queries, values, gate and output)."""
+    if not is_selective:
+        return fed * model.d_model * c
+    q, kv = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
+    return fed * ((2 * model.d_model + 2 * q + kv + model.ffn_dim) * c + _FP32 * model.num_heads)
+
+
+def host_memory(
+    model: ModelConfig, run: RunConfig, worker: Worker, *, row_length: int
+) -> tuple[float, float]:
+    """Bytes of a worker's host: (the batches that are made ahead of time, a copy of its part of a checkpoint)."""
+    number, rows = micro_batches(run.train, row_length, worker.num_workers)
+    tokens = number * rows * row_length
+    of_token = 8 + 4 * run.objective.document_mask + 8 * (model.block_length is not None)
+    of_position = 8 + 8 + 8  # where, what, how much it counts
+    predicted = 1.0 if run.objective.kind == "autoregressive" else 0.5
+    ahead = PREFETCHED * tokens * (of_token + predicted * of_position)
+    return ahead, checkpoint_bytes(model, run) / (run.train.shard_workers or worker.num_workers)
+
+
+def checkpoint_bytes(model: ModelConfig, run: RunConfig) -> float:
+    """Of a resumable checkpoint in its store: weights and optimizer state as they are trained."""
+    return _FP32 * model.num_parameters + _optimizer_bytes(model, run)
+
+
+def _optimizer_bytes(model: ModelConfig, run: RunConfig) -> float:
+    """AdamW's two moments, or Muon's one of the blocks' matrices; the average of the weights."""
+    matrices = 0
+    if run.optim.optimizer == "muon":
+        matrices = model.num_non_embedding_parameters - model.d_model
+    of_adamw = 2 * (torch.bfloat16.itemsize if run.optim.moments == "bf16" else _FP32)
+    average = _FP32 * model.num_parameters * (run.train.ema_decay is not None)
+    return of_adamw * (model.num_parameters - matrices) + _FP32 * matrices + average
+
+
+def remedies(
+    model: ModelConfig, run: RunConfig, worker: Worker, *, row_length: int
+) -> list[tuple[str, float]]:
+    """(what to change, bytes that it saves) of the settings that change nothing of what is learned, the best first."""
+    train = run.train
+    _, rows = micro_batches(train, row_length, worker.num_workers)
+    changes: list[tuple[str, TrainConfig, Worker]] = []
+
+    def change(name: str, old: object, new: object, worker: Worker = worker) -> None:
+        setting: dict[str, Any] = {name: new}
+        changes.append((f"train.{name} {old} → {new}", replace(train, **setting), worker))
+
+    if rows > 1:
+        change("micro_batch_rows", train.micro_batch_rows, rows // 2)
+    for name in ("selective", "full"):
+        if train.activation_checkpointing not in (name, "full"):
+            change("activation_checkpointing", train.activation_checkpointing, name)
+    if worker.dtype == torch.float32 and worker.device == "cuda":
+        change("precision", train.precision, "bf16", replace(worker, dtype=torch.bfloat16))
+    if train.shard_workers is not None and train.shard_workers < worker.num_workers:
+        change("shard_workers", train.shard_workers, worker.num_workers)
+    doubled = replace(worker, num_workers=2 * worker.num_workers)
+    changes.append((f"workers {worker.num_workers} → {doubled.num_workers}", train, doubled))
+
+    def need(train: TrainConfig, worker: Worker) -> float:
+        return step_memory(model, replace(run, train=train), worker, row_length=row_length)[0].total
+
+    saved = [(text, need(train, worker) - need(new, place)) for text, new, place in changes]
+    return sorted((pair for pair in saved if pair[1] > 0), key=lambda pair: -pair[1])
+
+
+def out_of_memory_message(model: ModelConfig, run: RunConfig, worker: Worker, *, row_length: int) -> str:
+    """One line: what a step needs, and the three settings that lower it most."""
+    memory = step_memory(model, run, worker, row_length=row_length)[0]
+    best = [
+        f"{text}: −{_size(saved)}" for text, saved in remedies(model, run, worker, row_length=row_length)[:3]
+    ]
+    return (
+        f"out of memory: a worker needs about {_size(memory.total)} ({_size(memory.state)} of weights, gradients and moments, "
+        f"{_size(memory.activations + memory.workspace)} for {micro_batches(run.train, row_length, worker.num_workers)[1]} rows "
+        f"of {row_length}); what lowers it most: {'; '.join(best)}"
+    )
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 1024**2:.1f} MiB"
+
+
+def explains_out_of_memory(train: Train) -> Train:
+    """`train` whose worker says which settings need less, where there is no memory left."""
+
+    @functools.wraps(train)
+    def explained(model_config: ModelConfig, config: RunConfig, data: str, **options: Any) -> Any:
+        try:
+            return train(model_config, config, data, **options)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            device = training_device()
+            worker = Worker(
+                num_workers=world()[1],
+                dtype=resolve_precision(config.train.precision, device),
+                device="cuda" if device.type == "cuda" else "cpu",
+            )
+            row_length = load_dataset_entry(data).row_length
+            message = out_of_memory_message(model_config, config, worker, row_length=row_length)
+            raise OutOfMemoryError(message) from error
+
+    return cast(Train, explained)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or a host, has no memory left. torch's allocator for CPUs only says so."""
+    if isinstance(error, UserError):
+        return False
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "can't allocate memory" in str(error).lower()
+    )
