@@ -60,6 +60,25 @@ def test_published_schedules():
     assert lr(2.3e12 - run.train.global_batch_tokens) == pytest.approx(1e-5, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "length", "tokens"),
+    [
+        ("mdlm_small", 512, 1024, 524e9),
+        ("mdlm_lm1b", 512, 128, 65.5e9),
+        ("llada_1b", 1280, 4096, 400e9),
+        ("llada_8b", 1280, 4096, 2.3e12),
+        ("illada_8b", 640, 8192, 12e12),
+    ],
+)
+def test_published_batches_and_tokens(name, rows, length, tokens):
+    recipe = get_preset(name)
+    train = recipe.pretrain.train
+    assert recipe.prepare.row_length == length == recipe.model.max_length
+    assert train.global_batch_tokens == rows * length
+    assert train.num_steps * train.global_batch_tokens == pytest.approx(tokens, rel=2e-3)
+    assert train.ema_decay == (0.9999 if name.startswith("mdlm") else None)
+
+
 def test_the_fine_tuning_of_illada():
     """12 epochs at 5e-6, the last tenth linear to 5e-7; prompts are learned too."""
     run = get_preset("illada_8b").sft
@@ -77,7 +96,8 @@ def test_twins_differ_in_the_objective_alone(name, kind):
     model = dataclasses.replace(recipe.model, causal=kind == "ar")
     assert other.model == model
     for run, changed in ((recipe.pretrain, other.pretrain), (recipe.sft, other.sft)):
-        assert (changed.optim, changed.train) == (run.optim, run.train)
+        samples = run.train.samples if kind == "bert" else 0
+        assert (changed.optim, changed.train) == (run.optim, dataclasses.replace(run.train, samples=samples))
         assert changed.objective.document_mask == run.objective.document_mask
         if kind == "ar":
             assert changed.objective.kind == "autoregressive"

@@ -40,6 +40,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         {"optimizer": "muon", "random_length": 0.4, "random_split": 0.3, "ema_decay": 0.7},
         {"optimizer": "adamw", "tie_embeddings": True},
         {"data": "sft"},
+        {"data": "unified", "micro_batch_rows": 3},
         {"kind": "autoregressive", "causal": True},
         {"kind": "block_diffusion", "block_length": 4},
         {"moments": "bf16", "attention_annealing_steps": 7, "qk_norm": True, "qkv_bias": True},
@@ -51,11 +52,13 @@ def test_resuming_equals_never_stopping(
     run_here: Callable,
     pretrain_folder: Any,
     sft_folder: Any,
+    unified_folder: Any,
     tmp_path: Path,
     knobs: dict[str, Any],
 ) -> None:
     changes = dict(knobs)
-    folder = sft_folder if changes.pop("data", "") == "sft" else pretrain_folder
+    folders = {"sft": sft_folder, "unified": unified_folder}
+    folder = folders.get(changes.pop("data", ""), pretrain_folder)
     configs = make_config(**changes, num_steps=9, log_every=3, checkpoint_every=2, validate_every=4)
     whole = run_here(configs, folder, tmp_path / "whole")
     first = run_here(configs, folder, tmp_path / "parts", stop_at=4)  # in the middle of a log interval
