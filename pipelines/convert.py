@@ -54,6 +54,8 @@ class ConvertArgs:
     the first behind the vocabulary, which grows; its tokenizer gets the token."""
     mask_noise: float | None = None
     """How far the mask's row is drawn from the mean of all rows, in their spread (1)."""
+    shift: bool = False
+    """With a mask: a position is still predicted from the one before it, as the autoregressive network did (DiffuLLaMA)."""
     tokenizer: str | None = None
     """Folder of the tokenizer that made the Megatron data."""
     row_length: int | None = None
@@ -83,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
                 layout=args.layout,
                 mask_token_id=args.mask_token_id,
                 mask_noise=args.mask_noise,
+                shift=args.shift,
             )
         )
 
@@ -94,14 +97,15 @@ def convert_checkpoint(
     layout: Layout | None,
     mask_token_id: int | None,
     mask_noise: float | None = None,
+    shift: bool = False,
 ) -> str:
     """Rewrite a checkpoint folder in another layout, bit for bit; a line that says what was written."""
     local = local_path(target)
     if file_sizes(target):
         raise UserError(f"{target} is not empty; choose another target")
     require(
-        mask_noise is None or mask_token_id is not None,
-        "mask_noise is for the row of a mask: give --mask-token-id",
+        (mask_noise is None and not shift) or mask_token_id is not None,
+        "mask_noise and shift are for a checkpoint that gets a mask: give --mask-token-id",
     )
     origin = fetch_folder(source)
     tokenizer = None
@@ -114,6 +118,7 @@ def convert_checkpoint(
             layout=layout,
             mask_token_id=mask_token_id,
             mask_noise=1.0 if mask_noise is None else mask_noise,
+            shift=shift,
         )
         if tokenizer is not None:
             save_tokenizer(tokenizer, local or folder)

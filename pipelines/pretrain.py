@@ -63,7 +63,8 @@ class PretrainArgs:
     train: TrainConfig
     start: Annotated[str | None, tyro.conf.arg(name="model")] = None
     """Checkpoint folder to start from instead of random weights; it brings its network, but for --model.block-length. An
-    autoregressive one (Llama, Qwen) becomes bidirectional or block-causal, as the objective asks, and learns the mask."""
+    autoregressive one (Llama, Qwen) becomes bidirectional or block-causal, as the objective asks, and learns the mask; with
+    --model.shift a position is still predicted from the one before it."""
     mask_noise: float | None = None
     """How far the row of a mask that such a checkpoint has not is drawn from the mean of all rows, in their spread (1)."""
     profile: bool = False
@@ -79,8 +80,9 @@ def main(argv: Sequence[str]) -> None:
     args = parse(PretrainArgs, words, "pretrain <preset>", **defaults)
     require(
         args.start is None
-        or replace(args.model, block_length=None) == replace(recipe.model, block_length=None),
-        f"--model {args.start} brings its own network: leave out the settings --model.… but --model.block-length",
+        or replace(args.model, block_length=None, shift=False)
+        == replace(recipe.model, block_length=None, shift=False),
+        f"--model {args.start} brings its own network: leave out the settings --model.… but block-length and shift",
     )
     recipe = replace(recipe, model=args.model, pretrain=RunConfig(args.objective, args.optim, args.train))
     manifest = run_stage(
@@ -177,13 +179,19 @@ def start_network(source: ModelConfig, recipe: Recipe, data: DatasetEntry) -> Mo
     )
     blocks = source.block_length if blocks is None else blocks
     if not source.causal or kind == "autoregressive":
+        require(
+            not recipe.model.shift or source.shift,
+            "model.shift is kept from an autoregressive network that becomes another: leave it out",
+        )
         return replace(source, block_length=blocks)
     mask_token_id = data.mask_token_id if source.mask_token_id is None else source.mask_token_id
     if mask_token_id is None:
         raise UserError(
             "neither the data nor the model has a mask token: prepare the data with `llada prepare`"
         )
-    return diffusion_start(source, mask_token_id, vocab_size=data.vocab_size, block_length=blocks)
+    return diffusion_start(
+        source, mask_token_id, vocab_size=data.vocab_size, block_length=blocks, shift=recipe.model.shift
+    )
 
 
 def pretrain_worker(

@@ -27,14 +27,27 @@ _CHUNK = 8192
 
 
 def diffusion_start(
-    source: ModelConfig, mask_token_id: int, *, vocab_size: int = 0, block_length: int | None = None
+    source: ModelConfig,
+    mask_token_id: int,
+    *,
+    vocab_size: int = 0,
+    block_length: int | None = None,
+    shift: bool = False,
 ) -> ModelConfig:
-    """The network that starts from `source`: not causal, with this mask, and rows for it and for `vocab_size` tokens."""
+    """The network that starts from `source`: not causal, with this mask, and rows for it and for `vocab_size` tokens.
+
+    With `shift`, and for as long as it is given causal attention, it predicts of a position what `source` does.
+    """
     rows = max(source.vocab_size, vocab_size, mask_token_id + 1)
     if rows > source.vocab_size:
         rows = -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
     return replace(
-        source, causal=False, block_length=block_length, vocab_size=rows, mask_token_id=mask_token_id
+        source,
+        causal=False,
+        block_length=block_length,
+        shift=shift,
+        vocab_size=rows,
+        mask_token_id=mask_token_id,
     )
 
 

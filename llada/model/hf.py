@@ -329,6 +329,7 @@ def convert(
     mask_token_id: int | None = None,
     mask_noise: float = 1.0,
     seed: int = 0,
+    shift: bool = False,
 ) -> ModelConfig:
     """Rewrite a checkpoint folder in another layout, bit for bit.
 
@@ -338,6 +339,7 @@ def convert(
             bidirectional, and this row of the vocabulary the mask, of mean and noise where there was none; with the first
             id behind the vocabulary, this grows (adapt.py).
         mask_noise, seed: of that row, see `start_state`.
+        shift: predict a position from the one before it, as the autoregressive network did.
 
     Raises:
         UserError: `target` is `source` (whose files are being read while the target is written), or what loading refuses.
@@ -354,7 +356,9 @@ def convert(
             f"{source}: mask_token_id {mask_token_id} lies outside the {config.vocab_size} vocabulary rows, and is not the "
             f"first behind them, {config.vocab_size}",
         )
-        start = diffusion_start(config, mask_token_id, block_length=config.block_length)
+        start = diffusion_start(
+            config, mask_token_id, block_length=config.block_length, shift=config.shift or shift
+        )
         rows = start_state(state, config, start, mask_noise=mask_noise, seed=seed)
         state, config = {name: tensor[:] for name, tensor in rows.items()}, start
     save_state(target, state, config, layout=layout, end_ids=end_ids)

@@ -35,6 +35,7 @@ class Family:
     causal: bool
     qkv_bias: bool = False
     qk_norm: bool = False
+    shift: bool = False
     rms_norm_eps: float = 1e-6
     """Where the config says none."""
     head_dim: int | None = None
@@ -53,6 +54,8 @@ FAMILIES = {
     "a2d-llama": Family("A2DLlamaLMHeadModel", causal=False),
     "a2d-qwen2": Family("A2DQwen2LMHeadModel", causal=False, qkv_bias=True),
     "a2d-qwen3": Family("A2DQwen3LMHeadModel", causal=False, qk_norm=True, head_dim=128),
+    # Dream, DiffuCoder.
+    "Dream": Family("DreamModel", causal=False, qkv_bias=True, shift=True),
 }
 
 
@@ -167,6 +170,11 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
         values.allow_only(_LLAMA_ONLY)
         family = _family(config["model_type"])
         assert family is not None
+        if config["model_type"] == "Dream" and config.get("architectures", ["DreamModel"]) != ["DreamModel"]:
+            # Others of that type have no shift, and no biases.
+            raise UserError(
+                f"{file}: architectures = {config['architectures']} is not supported, only DreamModel"
+            )
         if family.qkv_bias or family.qk_norm:
             values.pop(
                 "sliding_window", None
@@ -191,6 +199,7 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
             head_width=width if width is not None and width * heads != d_model else None,
             qkv_bias=family.qkv_bias,
             qk_norm=family.qk_norm,
+            shift=family.shift,
             mask_token_id=config.get("mask_token_id", family.mask_token_id),
             **shared,
         )
@@ -295,12 +304,13 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
         found = [
             name
             for name, family in FAMILIES.items()
-            if (family.causal, family.qkv_bias, family.qk_norm)
-            == (config.causal, config.qkv_bias, config.qk_norm)
+            if (family.causal, family.qkv_bias, family.qk_norm, family.shift)
+            == (config.causal, config.qkv_bias, config.qk_norm, config.shift)
         ]
         if not found:
             raise UserError(
-                "a network with qkv_bias and qk_norm has no place in the layout llama: keep it in ours"
+                "no network with standard tensor names is known with these of causal, qkv_bias, qk_norm and shift: keep it in "
+                "our layout"
             )
         return {
             "architectures": [FAMILIES[found[0]].architecture],
@@ -326,9 +336,9 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
         }
     if config.causal:
         raise UserError("a causal network has no place in LLaDA's layout: convert it with --layout llama")
-    if config.qk_norm or config.head_width is not None:
+    if config.qk_norm or config.shift or config.head_width is not None:
         raise UserError(
-            "qk_norm and head_width have no place in LLaDA's layout: convert it with --layout llama or ours"
+            "qk_norm, shift and head_width have no place in LLaDA's layout: convert it with --layout llama or ours"
         )
     return {
         "activation_type": "silu",

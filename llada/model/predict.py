@@ -19,8 +19,9 @@ Model = Callable[..., Tensor]
 
 
 def takes_packed_rows(model: Model) -> TypeGuard[Transformer]:
-    """Is it a network of ours, which takes rows laid end to end, and any part of a row?"""
-    return isinstance(model, Transformer)
+    """Is it a network of ours, which takes rows laid end to end, and any part of a row? One with a shift reads the position
+    before a part, and takes whole rows alone."""
+    return isinstance(model, Transformer) and not model.config.shift
 
 
 def network_block(model: Model) -> int | None:

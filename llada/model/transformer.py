@@ -59,6 +59,8 @@ class ModelConfig:
     """The projections to queries, keys and values add a bias (Qwen2)."""
     qk_norm: bool = False
     """Each head's queries and keys have RMS norms of their own before they are rotated (Qwen3)."""
+    shift: bool = False
+    """What a position predicts is read at the one before it, as an autoregressive network learned it (DiffuLLaMA, Dream)."""
     mask_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -77,6 +79,11 @@ class ModelConfig:
         require(
             self.block_length is None or not self.causal,
             f"model: block_length={self.block_length} and causal=True contradict each other: leave one out",
+        )
+        require(
+            self.block_length is None or not self.shift,
+            f"model: block_length={self.block_length} and shift=True contradict each other: what the first position of a block "
+            "predicts would be read in the block before it; leave one out",
         )
         require(
             self.block_length is None or self.block_length <= self.max_length,
@@ -128,7 +135,7 @@ class ModelConfig:
 
 
 # Settings of networks that not all have: files and hashes of the others do not know them.
-OPTIONAL = frozenset({"block_length", "head_width", "qkv_bias", "qk_norm"})
+OPTIONAL = frozenset({"block_length", "head_width", "qkv_bias", "qk_norm", "shift"})
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What the heads see, (T, H, E), from the fed tokens' q (T, H, E), k and v (T, K, E)."""
@@ -169,6 +176,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     x32 = x.float()
     left, right = x32.chunk(2, dim=-1)
     return (x32 * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+
+
+def from_before(x: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor:
+    """x (B, L, …) of the position before each one; at the first of a row, and of a document in it, its own, as Dream has it."""
+    is_first = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    is_first[:, 0] = True
+    if attention_mask is not None:
+        is_first[:, 1:] |= ~attention_mask[:, :-1].bool()
+    if segment_ids is not None:
+        is_first[:, 1:] |= segment_ids[:, 1:] != segment_ids[:, :-1]
+    return torch.where(is_first[..., None], x, x.roll(1, 1))
 
 
 class Block(nn.Module):
@@ -293,10 +311,13 @@ class Transformer(nn.Module):
         """
         if layer_step is not None:
             assert positions is not None
+            assert not self.config.shift
             x = self._walk(input_ids, positions, layer_step)
             x = x if logits_at is None else x[logits_at]
             return self._head(x) if head_step is None else head_step(self._head, x)
         x = self.norm(self._attend_densely(input_ids, attention_mask, segment_ids, context, lookahead))
+        if self.config.shift:
+            x = from_before(x, attention_mask, segment_ids)
         if logits_at is not None:
             x = x[logits_at] if logits_at.dim() == 2 else x.flatten(0, 1).index_select(0, logits_at)
         return self.lm_head(x, read_out)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
-from llada.model.predict import Model
+from llada.model.predict import Model, takes_packed_rows
 from llada.model.transformer import Block, Transformer
 from llada.sampling.graphs import Recorded, Recorder, capture_on
 from llada.settings import require
@@ -90,8 +90,11 @@ def compile_network(model: Model) -> None:
 
 def _compile(model: Model) -> None:
     require(
-        type(model) is Transformer and all(type(layer) is Block for layer in model.layers),
-        "compiled: it needs a network of ours, whose layers it compiles; leave it out for a plain function",
+        type(model) is Transformer
+        and takes_packed_rows(model)
+        and all(type(layer) is Block for layer in model.layers),
+        "compiled: it needs a network of ours, whose layers it compiles; leave it out for a plain function and a network with a "
+        "shift",
     )
     network = cast(Transformer, model)
     _check_compiler(network.embed.weight.device)

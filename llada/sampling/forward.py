@@ -58,7 +58,7 @@ def check_cache(model: Model, config: SamplingConfig) -> None:
         takes_packed_rows(model)
         or (config.cache is None and config.suffix_window is None and not config.shared_depth),
         "sampling: cache, suffix_window and shared_depth need a network of ours, which takes a part of a row; leave them "
-        "out for a plain function",
+        "out for a plain function and a network with a shift",
     )
     for name in ("cache", "shared_depth"):
         value = getattr(config, name)
@@ -72,7 +72,8 @@ def check_invariance(model: Model, batch_invariant: bool) -> None:
     """Raise UserError when it is asked for and the products of the model are not ours to shape."""
     require(
         not batch_invariant or takes_packed_rows(model),
-        "sampling: batch_invariant needs a network of ours, whose products it shapes; leave it out for a plain function",
+        "sampling: batch_invariant needs a network of ours, whose products it shapes; leave it out for a plain function "
+        "and a network with a shift",
     )
 
 

@@ -116,6 +116,10 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
         f"objective.kind {config.objective.kind} and model.causal={model.causal} do not go together",
     )
     require(
+        not (model.causal and model.shift),
+        "model.shift is for what is learned by masks: an autoregressive network reads the position before without it",
+    )
+    require(
         (config.objective.kind == "block_diffusion") == (model.block_length is not None),
         f"objective.kind {config.objective.kind} and model.block_length={model.block_length} do not go together: a "
         "block-causal network learns by block_diffusion, and no other does",

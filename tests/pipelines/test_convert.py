@@ -42,6 +42,8 @@ def test_an_autoregressive_checkpoint_gets_a_mask(llada, tmp_path):
     )
     code, _, err = llada("convert", str(tmp_path / "ar"), str(tmp_path / "no"), "--mask-noise", "0.5")
     assert (code, "give --mask-token-id" in err) == (1, True)
+    code, _, err = llada("convert", str(tmp_path / "ar"), str(tmp_path / "no"), "--shift")
+    assert (code, "give --mask-token-id" in err) == (1, True)
     code, _, err = llada("convert", str(tmp_path / "ar"), str(tmp_path / "no"), "--mask-token-id", "30")
     assert (code, "no token with the id 30; the next that it could give the mask is 20" in err) == (1, True)
     code, _, err = llada("convert", str(tmp_path / "ar"), str(tmp_path / "start"), "--mask-token-id", "20")

@@ -128,13 +128,22 @@ def test_an_autoregressive_checkpoint_becomes_the_start_of_a_diffusion_one(stage
     network = start_network(source.config, recipe, entry)
     rows = -(-entry.vocab_size // 64) * 64
     assert network == replace(source.config, causal=False, mask_token_id=1, vocab_size=rows)
-    pretrain_worker(network, recipe.pretrain, stages.data, output, start, 1.0, report=lambda event: None)
+    pretrain_worker(
+        network,
+        recipe.pretrain,
+        stages.data,
+        output,
+        start,
+        1.0,
+        report=lambda event: None,
+        sampling=recipe.sampling,
+    )
     trained, _ = llada.load(output)
     assert trained.config == network
     llada.generate(trained, [[5, 6]], gen_length=4, steps=2, block_length=4)
     state = state_of(start, network, mask_noise=1.0, seed=0)
-    assert torch.equal(state["layers.0.q_proj.bias"], source.layers[0].q_proj.bias)
-    moved = [(trained.state_dict()[name] - state[name]).abs().max() for name in state]
+    assert torch.equal(state["layers.0.q_proj.bias"][:], source.layers[0].q_proj.bias)
+    moved = [(trained.state_dict()[name] - state[name][:]).abs().max() for name in state]
     assert 0 < max(moved) < 0.1  # two steps away from these weights
     options = {"data": stages.data, "cluster": stages.cluster, "model": output, "progress": False}
     with pytest.raises(UserError, match="mask_noise is for the mask of an autoregressive checkpoint"):
@@ -155,6 +164,10 @@ def test_what_a_checkpoint_becomes_follows_from_the_objective(stages):
     ar = replace(plain, causal=True, mask_token_id=None)
     assert becomes(ar, "autoregressive") == ar
     assert becomes(ar, "masked_diffusion") == plain
+    assert becomes(ar, "masked_diffusion", shift=True) == replace(plain, shift=True)
+    assert becomes(replace(plain, shift=True), "masked_diffusion").shift
+    with pytest.raises(UserError, match=r"model\.shift is kept from an autoregressive network"):
+        becomes(plain, "masked_diffusion", shift=True)
     assert becomes(ar, "block_diffusion", block_length=8) == replace(plain, block_length=8)
     assert becomes(plain, "masked_diffusion") == plain
     assert becomes(replace(plain, block_length=4), "block_diffusion").block_length == 4

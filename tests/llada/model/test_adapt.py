@@ -32,6 +32,7 @@ def adapt(start: ModelConfig, noise: float, seed: int = 0, **matrices: Tensor) -
 def test_the_start_is_bidirectional_and_has_rows_for_all_tokens() -> None:
     assert diffusion_start(AR, 7) == dataclasses.replace(AR, causal=False, mask_token_id=7)
     assert diffusion_start(AR, 7, block_length=4).block_length == 4
+    assert diffusion_start(AR, 7, shift=True).shift
     assert diffusion_start(AR, 3000).vocab_size == 3008  # a multiple of 64
     assert diffusion_start(AR, 3000, vocab_size=3009).vocab_size == 3072
 

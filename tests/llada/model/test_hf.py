@@ -233,7 +233,15 @@ def test_autoregressive_llama_becomes_a_masked_start(make_model: MakeModel, tmp_
 
 
 QWEN = {"d_model": 24, "num_heads": 4, "qk_norm": True, "head_width": 16}
-KINDS: list[dict] = [{}, {"qkv_bias": True}, QWEN, {"qkv_bias": True, "qk_norm": True}]
+DREAM = {"qkv_bias": True, "shift": True}
+KINDS: list[dict] = [
+    {},
+    {"qkv_bias": True},
+    QWEN,
+    {"qkv_bias": True, "qk_norm": True},
+    {"shift": True},
+    DREAM,
+]
 
 
 @pytest.mark.parametrize("layout", ["ours", "llada", "llama"])
@@ -246,9 +254,13 @@ def test_biases_head_norms_and_widths_are_kept_or_refused(
     for name, parameter in model.named_parameters():
         if name.endswith((".bias", "q_norm.weight", "k_norm.weight")):
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
-    unheard_of = kind in KINDS[2:] if layout == "llada" else kind == KINDS[3] and layout == "llama"
-    if unheard_of or (causal and layout == "llada"):
-        with pytest.raises(UserError, match="no place in"):
+    unheard_of = {
+        "ours": False,
+        "llada": kind in KINDS[2:] or causal,
+        "llama": kind in KINDS[3:5] or (kind == DREAM and causal),
+    }
+    if unheard_of[layout]:
+        with pytest.raises(UserError, match=r"no place in|keep it in our layout"):
             save_model(model, tmp_path, layout=layout)
         return
     save_model(model, tmp_path, layout=layout)
@@ -293,6 +305,14 @@ def test_networks_of_transformers_give_the_same_logits(tmp_path: Path, family: s
         causal = Transformer(dataclasses.replace(start.config, causal=True)).eval()
         causal.load_state_dict(start.state_dict())
         assert torch.equal(causal(tokens)[..., :22], ours(tokens)[..., :22])  # all but the mask's
+
+        convert(tmp_path / "theirs", tmp_path / "shifted", mask_token_id=22, shift=True)
+        shifted = load_model(tmp_path / "shifted")
+        causal = Transformer(dataclasses.replace(shifted.config, causal=True)).eval()
+        causal.load_state_dict(shifted.state_dict())
+        # What each position predicts of itself is what the autoregressive network says of it, from those before.
+        torch.testing.assert_close(causal(tokens)[:, 1:, :22], expected[:, :-1, :22], atol=1e-5, rtol=0)
+        assert torch.equal(causal(tokens)[:, 1:, :22], ours(tokens)[:, :-1, :22])
 
 
 def test_causal_network_has_no_place_in_lladas_layout(make_model: MakeModel, tmp_path: Path) -> None:

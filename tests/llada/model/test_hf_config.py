@@ -108,6 +108,16 @@ def test_what_says_the_same_or_nothing_is_taken(
     assert torch.equal(load_model(tmp_path)(TOKENS), model(TOKENS))
 
 
+def test_others_of_dreams_type_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    save_model(make_model(qkv_bias=True, shift=True), tmp_path, layout="llama")
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "Dream"
+    edit(tmp_path, architectures=["DreamForCausalLM"])
+    with pytest.raises(
+        UserError, match=r"architectures = \['DreamForCausalLM'\] is not supported, only DreamModel"
+    ):
+        load_model(tmp_path)
+
+
 def test_qwens_window_counts_for_nothing_unless_used(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(causal=True, qk_norm=True, head_width=128)
     save_model(model, tmp_path, layout="llama")

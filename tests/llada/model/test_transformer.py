@@ -41,7 +41,7 @@ ILLADA = ModelConfig(
     mask_token_id=5,
 )
 
-SIGHTS: list[dict] = [{}, {"causal": True}, {"block_length": 3}]
+SIGHTS: list[dict] = [{}, {"causal": True}, {"block_length": 3}, {"shift": True}]
 
 
 def random_tokens(*shape: int, seed: int = 0) -> Tensor:
@@ -171,9 +171,20 @@ def test_lookahead_opens_from_causal_to_both_sides(make_model: MakeModel) -> Non
         changed[0, i] = (changed[0, i] + 1) % 22
         moved = (make_model(num_layers=1)(changed, lookahead=2) - base)[0].abs().amax(-1) > 1e-5
         assert torch.equal(moved, torch.arange(6) >= i - 2), i
-    for sight in SIGHTS[1:]:
+    for sight in SIGHTS[1:3]:
         with pytest.raises(ValueError, match="lookahead is for a network that sees both sides"):
             make_model(**sight)(tokens, lookahead=2)
+
+
+def test_with_a_shift_a_position_is_read_at_the_one_before(make_model: MakeModel) -> None:
+    """So that with causal attention, predictions are those of the autoregressive network, to the bit."""
+    tokens = random_tokens(2, 7)
+    for sight in SIGHTS[:2]:
+        plain, shifted = make_model(**sight)(tokens), make_model(**sight, shift=True)(tokens)
+        assert torch.equal(shifted[:, 1:], plain[:, :-1])
+        assert torch.equal(shifted[:, 0], plain[:, 0])
+        where = torch.tensor([[True, False, True, True, False, False, False]] * 2)
+        torch.testing.assert_close(make_model(**sight, shift=True)(tokens, logits_at=where), shifted[where])
 
 
 @pytest.mark.parametrize("sight", SIGHTS, ids=str)
@@ -280,18 +291,21 @@ def test_initial_weights_have_the_configured_spread() -> None:
 def test_blocks_are_refused_where_they_mean_nothing() -> None:
     with pytest.raises(UserError, match="block_length=4 and causal=True contradict"):
         dataclasses.replace(LLADA_8B, block_length=4, causal=True)
+    with pytest.raises(UserError, match="block_length=4 and shift=True contradict"):
+        dataclasses.replace(LLADA_8B, block_length=4, shift=True)
     with pytest.raises(UserError, match="block_length 4097 is more than max_length 4096"):
         dataclasses.replace(LLADA_8B, block_length=4097)
 
 
 def test_of_what_a_network_has_not_nothing_is_said() -> None:
     """Hashes and files of plain networks must not know the settings of others."""
-    optional = ["block_length", "head_width", "qkv_bias", "qk_norm"]
+    optional = ["block_length", "head_width", "qkv_bias", "qk_norm", "shift"]
     assert LLADA_8B.content() == {
         name: value for name, value in dataclasses.asdict(LLADA_8B).items() if name not in optional
     }
     changes = {"block_length": 32, "head_width": 64, "qkv_bias": True, "qk_norm": True}
     assert dataclasses.replace(LLADA_8B, **changes).content() == {**LLADA_8B.content(), **changes}
+    assert dataclasses.replace(LLADA_8B, shift=True).content() == {**LLADA_8B.content(), "shift": True}
 
 
 def test_tied_head_is_one_parameter(make_model: MakeModel) -> None:

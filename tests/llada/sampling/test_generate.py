@@ -33,6 +33,25 @@ def test_seeds_make_rows_independent_and_repeatable(
         generate(model, prompt, seed=[1, 2], **settings)
 
 
+def test_a_network_with_a_shift_writes_what_its_logits_say(make_model: MakeModel) -> None:
+    """Whole rows at a time: as the network without it, whose logits somebody moves by one position."""
+    shifted, plain = make_model(2, shift=True), make_model(2)
+
+    def moved(tokens: torch.Tensor) -> torch.Tensor:
+        logits = plain(tokens)
+        return torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+
+    settings: dict = {"gen_length": 8, "steps": 4, "block_length": 4, "cfg_scale": 0.5}
+    prompts = [[3, 4, 5], [6]]
+    out = generate(shifted, prompts, **settings)
+    assert torch.equal(out.sequences, generate(moved, prompts, mask_id=MASK, eos_id=1, **settings).sequences)
+    assert not torch.equal(out.sequences, generate(plain, prompts, **settings).sequences)
+    with pytest.raises(
+        UserError, match="cache, .*leave them out for a plain function and a network with a shift"
+    ):
+        generate(shifted, prompts, cache="dual", **settings)
+
+
 def test_infill_fills_the_holes_and_nothing_else(
     make_model: MakeModel, random_prompt: RandomPrompt, keeping_rule: dict
 ) -> None:

@@ -27,6 +27,10 @@ from llada.training.run import TrainConfig, open_splits
         ({"causal": True}, "causal=True"),
         ({"kind": "autoregressive"}, "causal=False"),
         ({"block_length": 4}, "masked_diffusion and model.block_length=4 do not go together"),
+        (
+            {"kind": "autoregressive", "causal": True, "shift": True},
+            "model.shift is for what is learned by masks",
+        ),
         ({"kind": "block_diffusion"}, "block_diffusion and model.block_length=None"),
         ({"global_batch_tokens": 100}, "100 is not a multiple.*16"),
         ({"global_batch_tokens": 160_000}, r"\d\d training rows, fewer than the 10,000 .* to \d{3} or less"),
