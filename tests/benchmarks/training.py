@@ -78,6 +78,9 @@ class Setting:
     row_length: int
     threads: int
 
+    def write_data(self, folder: Path) -> TokenDataset:
+        return write_data(folder, self.model, 64 * self.rows, self.row_length)
+
     @property
     def model(self) -> ModelConfig:
         return ModelConfig(
@@ -93,25 +96,28 @@ class Setting:
         )
 
 
-def write_data(folder: Path, setting: Setting) -> TokenDataset:
-    """A prepared folder of random rows, of which nothing can be learned: only its shape counts."""
-    number = 64 * setting.rows
+def write_data(
+    folder: Path, model: ModelConfig, rows: int, row_length: int, documents: int = 1
+) -> TokenDataset:
+    """A prepared folder of random tokens, of which nothing can be learned: only the shape counts. In each row so many
+    documents of one length."""
     random = np.random.default_rng(0)
+    ends = np.linspace(0, row_length, documents + 1).astype(np.uint32)
     packed = PackedRows(
-        random.integers(2, setting.vocabulary, (number, setting.row_length), dtype=np.uint32),
-        np.tile(np.array([0, 0, setting.row_length], np.uint32), (number, 1)),
-        np.arange(number + 1, dtype=np.uint64),
+        random.integers(2, model.vocab_size - 1, (rows, row_length), dtype=np.uint32),
+        np.tile(np.stack([ends[:-1], ends[:-1], ends[1:]], axis=1), (rows, 1)),
+        np.arange(rows + 1, dtype=np.uint64) * documents,
     )
     entry = write_shard(str(folder), "train", "0", packed)
     write_index(f"{folder}/train.parquet", [entry])
     dataset = {
         "kind": "pretrain",
-        "row_length": setting.row_length,
-        "vocab_size": setting.vocabulary,
-        "mask_token_id": 1,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        "splits": {"train": {"rows": number, "tokens": entry.tokens, "indexes": ["train.parquet"]}},
+        "row_length": row_length,
+        "vocab_size": model.vocab_size,
+        "mask_token_id": model.mask_token_id,
+        "eos_token_id": model.eos_token_id,
+        "pad_token_id": model.pad_token_id,
+        "splits": {"train": {"rows": rows, "tokens": entry.tokens, "indexes": ["train.parquet"]}},
     }
     (folder / "manifest.json").write_text(json.dumps({"dataset": dataset}))
     return TokenDataset(str(folder), "train")
@@ -194,7 +200,7 @@ class Ours:
         self.batches = self.stream.batches(0, 1 << 40)
 
     def step(self) -> float:
-        loss = train_step(self.model, next(self.batches), 1, self.dtype)
+        loss = train_step(self.model, next(self.batches), 1, self.dtype)[0]
         norm = clip_gradients(self.model, OPTIM.grad_clip).double()
         step_all(self.optimizers, skipped=(~torch.isfinite(loss + norm)).float())
         return float(loss)
@@ -219,7 +225,7 @@ def check_equality(plain: Plain, ours: Ours) -> dict[str, float]:
     mask_prob = noisy.mask_prob[:, None].expand(batch.tokens.shape).float()
     expected = plain.loss(batch.tokens, noisy.tokens, noisy.masked, mask_prob)
     expected.backward()
-    loss = train_step(ours.model, ours.stream.prepare(0), 1, ours.dtype)
+    loss = train_step(ours.model, ours.stream.prepare(0), 1, ours.dtype)[0]
     tolerance = 1e-5 if ours.dtype == torch.float32 else 2e-2
     torch.testing.assert_close(loss, expected.detach().double(), rtol=tolerance, atol=0.0)
     theirs = dict(plain.model.named_parameters())
@@ -276,9 +282,9 @@ def peak_bytes() -> int:
 def measure_memory(name: str, setting: Setting) -> int:
     """The peak of three steps of this process, above what it has now."""
     with tempfile.TemporaryDirectory() as folder:
-        dataset = write_data(Path(folder), setting)
+        dataset = setting.write_data(Path(folder))
         small = Setting(512, setting.dtype, 64, 1, 2, 32, setting.threads)
-        warm = write_data(Path(folder) / "warm", small)
+        warm = small.write_data(Path(folder) / "warm")
         CONTESTANTS[name](small, warm).step()  # the libraries are loaded
         before = peak_bytes()
         contestant = CONTESTANTS[name](setting, dataset)
@@ -350,7 +356,7 @@ def main() -> None:
     if arguments.profile:
         for setting in settings.values():
             with tempfile.TemporaryDirectory() as folder:
-                write_profile(arguments.profile, setting, write_data(Path(folder), setting))
+                write_profile(arguments.profile, setting, setting.write_data(Path(folder)))
         return
     report: dict[str, Any] = {
         "machine": machine() | {"transformers": transformers.__version__},
@@ -366,7 +372,7 @@ def main() -> None:
         peaks[label, name] = int(done.stdout.splitlines()[-1])
     for label, setting in settings.items():
         with tempfile.TemporaryDirectory() as folder:
-            dataset = write_data(Path(folder), setting)
+            dataset = setting.write_data(Path(folder))
             rows = race(setting, dataset, names, arguments.turns, arguments.steps)
         # Weights, gradients and two moments, all in float32.
         state = 16 * setting.model.num_parameters
