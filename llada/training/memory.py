@@ -2,8 +2,8 @@
 has no more of it.
 
 A step is fullest at one of a few moments, and at which depends on the shape. What blocks keep for the backward pass is what
-autograd saves of `Block.forward` as it is written (torch.compile fuses some of it away; FlexAttention's and FSDP's buffers are
-counted as torch 2.13 has them). tests/benchmarks/plan_memory.py compares the count with measured peaks.
+autograd saves of `Block.forward` as it is written; torch.compile fuses some of it away. tests/benchmarks/plan_memory.py
+compares the count with the measured peaks of one worker. Of several, it also depends on how long a message is on its way.
 
 Shape legend: T tokens of a micro-batch (rows × length), N predicted positions among them, D model width, F of the SwiGLU, V
 vocabulary rows, c bytes of a number in the compute dtype.
@@ -126,13 +126,13 @@ def step_memory(
     if worker.device == "cpu" and cast:
         head += table * _FP32  # the kernel that adds numbers of two kinds
 
-    # In a block's backward pass: the gradients of its output and of two tensors of the SwiGLU, that of the largest matrix; or,
-    # whole, those of a sharded block on their way to the workers.
-    block: float = fed * (D + 2 * F) * c
-    block += layer * (c + _FP32) if is_sharded else _FP32 * D * F * (number == 1)
-    # A head that is the embedding has its gradient wait for the other one; else it is on its way meanwhile.
+    # In a block's backward pass: the gradients of its output, of two tensors of the SwiGLU and of its matrix. What lies behind
+    # the block is on its way to the workers meanwhile, in float32.
+    sent = _FP32 * is_sharded
+    block: float = fed * (D + 2 * F) * c + D * F * (c if is_sharded else _FP32 * (number == 1))
+    # A head that is the embedding has its gradient wait for the other one.
     waiting = table * (c if is_sharded else _FP32) if model.tie_embeddings else 0.0
-    sent = 0.0 if model.tie_embeddings or not is_sharded else table * _FP32
+    sent_head = 0.0 if model.tie_embeddings else table * sent
 
     # The gradients of earlier micro-batches are there already; the only one's come into being from the last block to the first.
     at_last = at_first = weights
@@ -163,9 +163,9 @@ def step_memory(
                 at_last,
                 copies if recomputed == "none" else own_copies,
                 (model.num_layers - 1) * kept + whole,
-                block + waiting + sent,
+                block + waiting + sent_head,
             ),
-            at("first block", at_first, own_copies, whole, block + waiting),
+            at("first block", at_first, own_copies, whole, block + waiting + layer * sent),
             at("embedding", weights, tables, 0.0, embedding),
             at("optimizer", weights, 0.0, 0.0, updates),
             at("validation", 0.0, copies, 0.0, whole + N * V * c + 2 * _FP32 * logits),
