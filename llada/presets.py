@@ -342,9 +342,13 @@ def twin(recipe: Recipe, kind: Twin) -> Recipe:
             kind="autoregressive" if is_causal else "masked_diffusion",
             schedule=run.objective.schedule if is_causal else "bert",
             time=TimeConfig(),
+            attention_annealing_steps=0 if is_causal else run.objective.attention_annealing_steps,
         )
         train = replace(run.train, samples=0) if is_causal else run.train  # it does not write by unmasking
         return replace(run, objective=objective, train=train)
 
-    model = replace(recipe.model, causal=is_causal, block_length=None)
+    # Who reads the next token at each position has nothing to shift.
+    model = replace(
+        recipe.model, causal=is_causal, block_length=None, shift=recipe.model.shift and not is_causal
+    )
     return replace(recipe, model=model, pretrain=learn(recipe.pretrain), sft=learn(recipe.sft))

@@ -109,6 +109,22 @@ def test_twins_differ_in_the_objective_alone(name, kind):
     assert (other.prepare, other.sft_prepare) == (recipe.prepare, recipe.sft_prepare)
 
 
+@pytest.mark.parametrize("kind", ["ar", "bert"])
+def test_the_twin_of_what_began_autoregressive_is_one_that_can_be_trained(kind):
+    recipe = get_preset("tiny")
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, shift=True),
+        pretrain=dataclasses.replace(
+            recipe.pretrain,
+            objective=dataclasses.replace(recipe.pretrain.objective, attention_annealing_steps=10),
+        ),
+    )
+    other = twin(recipe, kind)
+    assert other.model.shift == (kind == "bert")
+    assert other.pretrain.objective.attention_annealing_steps == (10 if kind == "bert" else 0)
+
+
 @pytest.mark.parametrize(
     ("preset", "vocabulary", "special"),
     [
