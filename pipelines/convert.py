@@ -23,7 +23,8 @@ from llada.data.tokens.packing import Packing
 from llada.data.tokens.shards import write_unigram_counts
 from llada.errors import UserError
 from llada.files import exists, file_sizes, join, local_path, read_bytes
-from llada.model.hf import Layout, convert
+from llada.model.hf import Layout, convert, read_config
+from llada.model.peft import load_adapter
 from llada.settings import require
 from llada.tokenizer import (
     declare_mask,
@@ -41,14 +42,15 @@ from pipelines.stage.tracking import default_tracking_uri
 
 @dataclass(frozen=True)
 class ConvertArgs:
-    """Rewrite a checkpoint folder in another layout, bit for bit; or token data from and to Megatron's .idx/.bin."""
+    """Rewrite a checkpoint folder in another layout, bit for bit, or with an adapter merged into its weights; or token data
+    from and to Megatron's .idx/.bin."""
 
     source: tyro.conf.Positional[str]
     """A checkpoint folder or models:/…, a prepared folder, or PREFIX.idx of Megatron data."""
     target: tyro.conf.Positional[str]
     """A folder; of Megatron data a prefix, completed by -train.idx and so on."""
     layout: Layout | None = None
-    """Of the target: ours, llada (GSAI-ML/LLaDA), llama (standard names). Default: the other one."""
+    """Of the target: ours, llada (GSAI-ML/LLaDA), llama (standard names). Default: the other one; with --merge the source's."""
     mask_token_id: int | None = None
     """Makes an autoregressive checkpoint bidirectional, with this row as the mask: one that no token of the tokenizer has, or
     the first behind the vocabulary, which grows; its tokenizer gets the token."""
@@ -56,6 +58,8 @@ class ConvertArgs:
     """How far the mask's row is drawn from the mean of all rows, in their spread (1)."""
     shift: bool = False
     """With a mask: a position is still predicted from the one before it, as the autoregressive network did (DiffuLLaMA)."""
+    merge: str | None = None
+    """A folder of the peft library with a LoRA adapter of the source, which is merged into the weights."""
     tokenizer: str | None = None
     """Folder of the tokenizer that made the Megatron data."""
     row_length: int | None = None
@@ -68,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse(ConvertArgs, argv, "convert")
     source = model_folder(args.source, default_tracking_uri(args.target))
     if is_tokens(source):
+        require(args.merge is None, f"--merge is for checkpoints, and {source} is token data: leave it out")
         print(
             convert_tokens(
                 source,
@@ -86,6 +91,7 @@ def main(argv: Sequence[str]) -> None:
                 mask_token_id=args.mask_token_id,
                 mask_noise=args.mask_noise,
                 shift=args.shift,
+                merge=args.merge,
             )
         )
 
@@ -98,8 +104,10 @@ def convert_checkpoint(
     mask_token_id: int | None,
     mask_noise: float | None = None,
     shift: bool = False,
+    merge: str | None = None,
 ) -> str:
-    """Rewrite a checkpoint folder in another layout, bit for bit; a line that says what was written."""
+    """Rewrite a checkpoint folder in another layout, bit for bit, or with the adapter folder `merge` merged into its
+    weights, in its own; a line that says what was written."""
     local = local_path(target)
     if file_sizes(target):
         raise UserError(f"{target} is not empty; choose another target")
@@ -111,6 +119,10 @@ def convert_checkpoint(
     tokenizer = None
     if mask_token_id is not None and has_tokenizer(origin):
         tokenizer = declare_mask(load_tokenizer(origin), mask_token_id)
+    adapters = None
+    if merge is not None:
+        network, own_layout = read_config(origin)
+        adapters, layout = load_adapter(fetch_folder(merge), network, own_layout), layout or own_layout
     with tempfile.TemporaryDirectory() as folder:
         config = convert(
             origin,
@@ -119,6 +131,7 @@ def convert_checkpoint(
             mask_token_id=mask_token_id,
             mask_noise=1.0 if mask_noise is None else mask_noise,
             shift=shift,
+            adapters=adapters,
         )
         if tokenizer is not None:
             save_tokenizer(tokenizer, local or folder)

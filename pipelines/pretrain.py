@@ -84,7 +84,11 @@ def main(argv: Sequence[str]) -> None:
         == replace(recipe.model, block_length=None, shift=False),
         f"--model {args.start} brings its own network: leave out the settings --model.… but block-length and shift",
     )
-    recipe = replace(recipe, model=args.model, pretrain=RunConfig(args.objective, args.optim, args.train))
+    recipe = replace(
+        recipe,
+        model=args.model,
+        pretrain=replace(run, objective=args.objective, optim=args.optim, train=args.train),
+    )
     manifest = run_stage(
         "pretrain",
         pretrain,
@@ -124,6 +128,7 @@ def pretrain(
 
     Raises UserError: data not prepared, or not fit for the model; output of another run; Ray not reachable.
     """
+    require(recipe.pretrain.lora.rank is None, "lora is for sft: leave pretrain.lora out of the recipe")
     data, output = resolve_snapshot(absolute(data)), absolute(output)
     network, inputs = recipe.model, [folder_input("data", data)]
     config, gets_mask = asdict(recipe.pretrain), False
@@ -222,7 +227,7 @@ def pretrain_worker(
         profile_to=join(output, PROFILE) if profile else None,
         write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
     )
-    save_weights(output, result, config.train, start=start)
+    save_weights(output, result, config, start=start)
     return result
 
 

@@ -18,6 +18,7 @@ from llada.diffusion.objective import ObjectiveConfig
 from llada.errors import UserError
 from llada.files import absolute, join
 from llada.model.hf import read_config
+from llada.model.lora import LoraConfig
 from llada.model.transformer import ModelConfig
 from llada.sampling.config import SamplingConfig
 from llada.training.events import EventSink
@@ -57,6 +58,7 @@ class SftArgs:
     objective: ObjectiveConfig
     optim: OptimConfig
     train: TrainConfig
+    lora: LoraConfig
     profile: bool = False
     """Trace some steps of the first worker: profile/trace.json.gz in the output, and the dearest operations beside it."""
 
@@ -66,9 +68,9 @@ def main(argv: Sequence[str]) -> None:
     recipe, words = take_recipe(argv, "sft")
     recipe = take_baseline(recipe, words, "sft")
     run = recipe.sft
-    defaults = {"objective": run.objective, "optim": run.optim, "train": run.train}
+    defaults = {"objective": run.objective, "optim": run.optim, "train": run.train, "lora": run.lora}
     args = parse(SftArgs, words, "sft <preset>", **defaults)
-    recipe = replace(recipe, sft=RunConfig(args.objective, args.optim, args.train))
+    recipe = replace(recipe, sft=RunConfig(args.objective, args.optim, args.train, args.lora))
     manifest = run_stage(
         "sft",
         sft,
@@ -150,7 +152,7 @@ def sft_worker(
         profile_to=join(output, PROFILE) if profile else None,
         write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
     )
-    save_weights(output, result, config.train, start=start)
+    save_weights(output, result, config, start=start)
     return result
 
 

@@ -34,6 +34,7 @@ from llada.model.hf_config import (
     read_object,
 )
 from llada.model.initial import Rows
+from llada.model.lora import MergedWeights
 from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
 
@@ -330,10 +331,12 @@ def convert(
     mask_noise: float = 1.0,
     seed: int = 0,
     shift: bool = False,
+    adapters: tuple[Mapping[str, Tensor], float] | None = None,
 ) -> ModelConfig:
     """Rewrite a checkpoint folder in another layout, bit for bit.
 
     Args:
+        adapters: merged into the weights (`MergedWeights`): the matrices, and what their product counts.
         layout: of the target. None: ours, or LLaDA's if the source is already ours.
         mask_token_id: turns an autoregressive checkpoint into the start of a masked-diffusion one: attention becomes
             bidirectional, and this row of the vocabulary the mask, of mean and noise where there was none; with the first
@@ -350,6 +353,8 @@ def convert(
     if layout is None:
         layout = "ours" if source_layout != "ours" else ("llama" if config.causal else "llada")
     state, end_ids = load_state(source, config, source_layout), read_end_ids(source, config)
+    if adapters is not None:
+        state = dict(MergedWeights(state, *adapters))
     if mask_token_id is not None:
         require(
             0 <= mask_token_id <= config.vocab_size,

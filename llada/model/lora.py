@@ -10,8 +10,7 @@ LLaDA-8B with rank 64 has T = 168 M, 18.7 GB instead of 128 GB.
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llada.errors import hint
-from llada.model.initial import copy_full_
+from llada.model.initial import Rows, draw_normal_
 from llada.model.transformer import Block, ModelConfig, Transformer
 from llada.settings import check_limits, limited, require
 
@@ -118,7 +117,7 @@ class LoRALinear(nn.Linear):
 def add_adapters(model: Transformer, config: LoraConfig, dtype: torch.dtype) -> None:
     """Freeze the network and give its linear layers adapters, which `init_adapters` fills.
 
-    The frozen matrices are kept in `dtype`, that of the forward pass, which would round them to it all the same.
+    The frozen matrices are kept in `dtype`, that of the forward pass, which rounds them to it all the same.
 
     Raises UserError where the rank is beyond that of a layer.
     """
@@ -129,40 +128,61 @@ def add_adapters(model: Transformer, config: LoraConfig, dtype: torch.dtype) -> 
         for name in config.targets:
             setattr(layer, name, LoRALinear(getattr(layer, name), config.rank, config.scale))
     for module in model.modules():
-        # The embedding's rounding is not the forward's to make; a tied head is the embedding.
-        if isinstance(module, nn.Linear) and module.weight is not model.embed.weight:
+        if isinstance(module, nn.Linear | nn.Embedding):
             module.weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+    if model.config.tie_embeddings:
+        model.lm_head.weight = model.embed.weight
 
 
 @torch.no_grad()
 def init_adapters(model: Transformer, seed: int) -> None:
-    """A uniform within ±1/√in, as in LoRA's reference code and peft; B zero.
+    """A normal with std 1/√(3·in), the spread of LoRA's reference code and of peft; B zero.
 
-    Every A draws from its own generator, seeded by (seed, name): the same on any number of workers.
+    Numbers are functions of the seed, the layer's name and the row (initial.py): of any number of workers each draws its own.
     """
     for name, parameter in model.named_parameters():
         if name.endswith("lora_A"):
-            bound = 1 / math.sqrt(parameter.shape[1])
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-            full = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            copy_full_(parameter, full)
+            draw_normal_(parameter, seed, name, 1 / math.sqrt(3 * parameter.shape[1]))
         elif name.endswith("lora_B"):
             parameter.zero_()
 
 
-def merge_adapters(
-    state: Mapping[str, Tensor], adapters: Mapping[str, Tensor], scale: float
-) -> dict[str, Tensor]:
-    """The weights of a plain network that computes what the frozen weights `state` (our parameter names) and the `adapters`
-    (`<linear layer>.lora_A` and `.lora_B`) compute together. Sums are float32, results of the weights' own types."""
-    merged = dict(state)
-    for name, A in adapters.items():
-        layer = name.removesuffix(".lora_A")
-        if layer != name:
-            weight, B = state[f"{layer}.weight"], adapters[f"{layer}.lora_B"]
-            product = B.to(weight.device).float() @ A.to(weight.device).float()
-            merged[f"{layer}.weight"] = (weight.float() + scale * product).to(weight.dtype)
-    return merged
+class MergedWeights(Mapping[str, Tensor]):
+    """The weights of a plain network that computes what frozen weights and adapters compute together, by our parameter names.
+    Each is computed when it is asked for: the sum in float32, the result of the frozen weight's type.
+
+    Args:
+        frozen: our parameter names -> tensors, in memory or in a file.
+        adapters: `<linear layer>.lora_A` and `.lora_B` -> matrices.
+        scale: what their product counts.
+    """
+
+    def __init__(self, frozen: Mapping[str, Rows], adapters: Mapping[str, Tensor], scale: float) -> None:
+        self.frozen, self.adapters, self.scale = frozen, adapters, scale
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight, layer = self.frozen[name][:], name.removesuffix(".weight")
+        if f"{layer}.lora_A" not in self.adapters:
+            return weight
+        A, B = (self.adapters[f"{layer}.lora_{matrix}"].to(weight.device).float() for matrix in "AB")
+        return (weight.float() + self.scale * B @ A).to(weight.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.frozen)
+
+    def __len__(self) -> int:
+        return len(self.frozen)
+
+
+def training_flops(model: ModelConfig, config: LoraConfig, row_length: int) -> float:
+    """Forward and backward FLOPs of one token (see `ModelConfig.training_flops_per_token`); with adapters, frozen weights
+    need no gradient of their own: 4 per weight instead of 6."""
+    if config.rank is None:
+        return model.training_flops_per_token(row_length)
+    of_weights = model.training_flops_per_token(0)
+    copies = 1 if model.block_length is None else 2
+    adapters = 6.0 * copies * num_adapter_parameters(config, model)
+    return model.training_flops_per_token(row_length) - of_weights / 3 + adapters
 
 
 def num_adapter_parameters(config: LoraConfig, model: ModelConfig) -> int:

@@ -77,9 +77,13 @@ def save_adapter(
 
 
 def _modules(model: ModelConfig, layout: Layout) -> dict[str, str]:
-    """Our name of every matrix -> the layout's name of its module."""
+    """Our name of every module with a weight -> the layout's name of it."""
     names = tensor_names(model, layout)
-    return {ours.removesuffix(".weight"): theirs.removesuffix(".weight") for ours, theirs in names.items()}
+    return {
+        ours.removesuffix(".weight"): theirs.removesuffix(".weight")
+        for ours, theirs in names.items()
+        if ours.endswith(".weight")
+    }
 
 
 def _target_modules(config: LoraConfig, model: ModelConfig, layout: Layout) -> list[str] | str:

@@ -213,23 +213,25 @@ def _rows_of(total: int, rank: int, world: int) -> int:
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """The optimizers over the network's (possibly sharded) parameters, each group with its peak rate as `peak_lr`."""
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if p.ndim == 2 and name.startswith("layers.")]
     in_muon = {id(p) for p in matrices} if config.optimizer == "muon" else set()
     decayed = [p for _, p in named if p.ndim == 2 and id(p) not in in_muon]
     norms = [p for _, p in named if p.ndim != 2]
     adamw = functools.partial(torch.optim.AdamW, fused=True) if config.moments == "fp32" else Bf16AdamW
-    optimizers: list[torch.optim.Optimizer] = [
-        adamw(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": norms, "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
+    optimizers: list[torch.optim.Optimizer] = []
+    if decayed or norms:  # of adapters, Muon moves all
+        optimizers.append(
+            adamw(
+                [
+                    {"params": decayed, "weight_decay": config.weight_decay},
+                    {"params": norms, "weight_decay": 0.0},
+                ],
+                lr=config.lr,
+                betas=config.betas,
+                eps=config.eps,
+            )
         )
-    ]
     if in_muon:
         optimizers.append(
             ShardedMuon(

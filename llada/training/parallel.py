@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from llada.errors import UserError
+from llada.model.lora import LoraConfig, add_adapters
 from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
 
@@ -74,6 +75,7 @@ def build_parallel(
     compiled: bool = False,
     float8: bool = False,
     shard_workers: int | None = None,
+    lora: LoraConfig | None = None,
 ) -> Transformer:
     """An uninitialised network on `device`, sharded over all workers: `restore` (checkpoint/restore.py) fills it.
 
@@ -85,6 +87,7 @@ def build_parallel(
         compiled: each block by itself, so that one compilation serves all.
         float8: the blocks' products through torchao, with one scale for each tensor; emulated where the device has none.
         shard_workers: workers that share one copy of the weights, a divisor of their number; None: all.
+        lora: with a rank, everything but the adapters is frozen, its matrices kept in `dtype`.
     """
     _, num_workers = world()
     require(
@@ -93,6 +96,8 @@ def build_parallel(
     )
     with torch.device("meta"):
         model = Transformer(config)
+    if lora is not None and lora.rank is not None:
+        add_adapters(model, lora, dtype)
     for layer in model.layers:
         if float8:
             _use_float8(layer, device)
@@ -231,8 +236,13 @@ def full_tensor(shard: Tensor, *, wanted: bool = True) -> Tensor:
 
 
 def full_state(model: Transformer) -> dict[str, Tensor]:
-    """Our parameter names -> copies of the whole tensors, on the CPU of every worker: for small networks. A collective."""
-    return {name: full_tensor(parameter.detach()).clone() for name, parameter in model.named_parameters()}
+    """Our names of the trained parameters -> copies of the whole tensors, on the CPU of every worker: for small networks, and
+    for adapters. A collective."""
+    return {
+        name: full_tensor(parameter.detach()).clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def all_sum(values: Tensor) -> Tensor:

@@ -3,12 +3,16 @@ on."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.objective import ObjectiveConfig
+from llada.model.initial import Rows
+from llada.model.lora import LoraConfig, adapted_linears
 from llada.model.transformer import ModelConfig
 from llada.settings import check_limits, limited, require
 from llada.training.optim import OptimConfig, schedule_faults
@@ -82,6 +86,13 @@ class RunConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    lora: LoraConfig = LoraConfig()
+
+    def __post_init__(self) -> None:
+        require(
+            self.lora.rank is None or not self.train.float8,
+            "train.float8 and lora.rank do not go together: torchao would replace the layers with adapters; leave one out",
+        )
 
 
 def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[TokenDataset, TokenDataset]:
@@ -133,6 +144,8 @@ def open_splits(data: str, model: ModelConfig, config: RunConfig) -> tuple[Token
         f"train.global_batch_tokens {config.train.global_batch_tokens} is not a multiple of the rows' length "
         f"{dataset.row_length}",
     )
+    if config.lora.rank is not None:
+        adapted_linears(config.lora, model)
     require(len(dataset) > 0, f"{where} has no training rows")
     global_rows = config.train.global_batch_tokens // dataset.row_length
     require(
@@ -157,9 +170,15 @@ def run_length(config: RunConfig, dataset: TokenDataset) -> int:
     return config.train.num_steps or max(1, round(config.train.num_epochs * len(dataset) / global_rows))
 
 
-def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -> dict[str, Any]:
-    """What must not change when a run goes on: the network, the data, the noise and the batch. Learning rates may."""
-    return {
+def run_identity(
+    model: ModelConfig,
+    config: RunConfig,
+    dataset: TokenDataset,
+    initial_state: Mapping[str, Rows] | None = None,
+) -> dict[str, Any]:
+    """What must not change when a run goes on: the network, the data, the noise and the batch. Learning rates may. Of
+    adapters also what they are put onto (`initial_state`, see `train`)."""
+    identity = {
         "model": model.content(),
         "objective": _jsonable(config.objective.content()),
         "optimizer": config.optim.optimizer,
@@ -167,6 +186,21 @@ def run_identity(model: ModelConfig, config: RunConfig, dataset: TokenDataset) -
         "global_batch_tokens": config.train.global_batch_tokens,
         "data": dataset.fingerprint,
     }
+    if config.lora.rank is not None:
+        require(
+            initial_state is not None, "lora: adapters need a trained network to be put onto: name a model"
+        )
+        assert initial_state is not None
+        identity["lora"] = {**config.lora.content(), "base": weights_id(initial_state)}
+    return identity
+
+
+def weights_id(state: Mapping[str, Rows]) -> str:
+    """16 hex digits that change with any matrix that training has moved: of the names and the first rows."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name][:1].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _jsonable(value: Any) -> Any:

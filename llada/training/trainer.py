@@ -19,6 +19,7 @@ from llada.diffusion.batch import NOISE_BUCKETS
 from llada.diffusion.objective import objective_loss
 from llada.errors import UserError
 from llada.model.initial import Rows
+from llada.model.lora import training_flops
 from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
 from llada.training.batches import BatchStream, StepBatch
@@ -150,11 +151,12 @@ def train(
         compiled=config.train.compile,
         float8=config.train.float8,
         shard_workers=config.train.shard_workers,
+        lora=config.lora,
     )
     optimizers = build_optimizers(model, config.optim)
     if config.train.ema_decay is not None:
         optimizers.append(WeightAverage(model, config.train.ema_decay))
-    identity = run_identity(model_config, config, dataset)
+    identity = run_identity(model_config, config, dataset, initial_state)
     cursor, skipped = restore(
         checkpoints, identity, model, optimizers, initial_state=initial_state, seed=seed
     )
@@ -192,7 +194,7 @@ def train(
 
     batches = begin()
     emit(*skipped)
-    flops = model_config.training_flops_per_token(dataset.row_length)
+    flops = training_flops(model_config, config.lora, dataset.row_length)
     clock = Throughput(flops, peak_flops(device, dtype), num_workers)
     profiler = StepProfiler(profile_to, device) if profile_to and rank == 0 else None
     validation_loss = float("nan")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,13 +22,16 @@ from llada.model.adapt import start_state
 from llada.model.hf import open_state
 from llada.model.hf_config import read_config, read_end_ids
 from llada.model.initial import Rows
+from llada.model.lora import MergedWeights
+from llada.model.peft import save_adapter
 from llada.model.transformer import ModelConfig
 from llada.presets import Twin, twin
 from llada.settings import flatten_settings
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import StepDone, Validated
 from llada.training.export import export_weights
-from llada.training.run import RunConfig, TrainConfig
+from llada.training.parallel import full_state, world
+from llada.training.run import RunConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import (
     Manifest,
@@ -45,6 +49,7 @@ from pipelines.stage.tracking import Tracker
 CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
 LOSS_PLOT = "loss.png"
+ADAPTER = "adapter"
 # Settings that an unfinished run may go on with changed, as LLaDA's did after a NaN ...
 MAY_CHANGE = (
     "optim.lr",
@@ -146,6 +151,8 @@ def settings_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
         idle += [name for name in settings if name.startswith("objective.time.")]
     if settings["objective.time.density"] != "bell":
         idle += [name for name in settings if name.startswith("objective.time.bell_")]
+    if settings["lora.rank"] is None:
+        idle += [name for name in settings if name.startswith("lora.") and name != "lora.rank"]
     return {name: value for name, value in settings.items() if name not in idle}
 
 
@@ -166,16 +173,26 @@ def state_of(
     return start_state(state, config, network, mask_noise=mask_noise, seed=seed)
 
 
-def save_weights(output: str, result: TrainResult, config: TrainConfig, *, start: str | None = None) -> None:
-    """Write the trained network into the folder, as `llada.load` reads it. What ended a text for the checkpoint `start` still
-    does. A collective of the workers."""
+def save_weights(output: str, result: TrainResult, config: RunConfig, *, start: str | None = None) -> None:
+    """Write the trained network into the folder, as `llada.load` reads it; adapters merged into the checkpoint `start`, and in
+    the folder ADAPTER by themselves. What ended a text for `start` still does. A collective of the workers."""
     assert result.model is not None
     network = result.model.config
+    weights: Mapping[str, torch.Tensor] = dict(result.model.named_parameters())
+    if config.lora.rank is not None:
+        assert start is not None
+        base, adapters = fetch_folder(start), full_state(result.model)
+        _, layout = read_config(base)
+        if world()[0] == 0:
+            with tempfile.TemporaryDirectory() as local:
+                save_adapter(local, adapters, config.lora, network, layout=layout, base=start)
+                put_folder(local, join(output, ADAPTER))
+        weights = MergedWeights(open_state(base, network, layout), adapters, config.lora.scale)
     export_weights(
         output,
-        dict(result.model.named_parameters()),
+        weights,
         network,
-        dtype=getattr(torch, config.export_dtype),
+        dtype=getattr(torch, config.train.export_dtype),
         end_ids=read_end_ids(fetch_folder(start), network) if start else (),
     )
 

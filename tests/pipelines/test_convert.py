@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from llada import load
 from llada.data.tokens.shards import TokenDataset
-from llada.model.hf import save_model
+from llada.model.hf import load_state, read_config, save_model
+from llada.model.lora import LoraConfig, adapted_linears
+from llada.model.peft import save_adapter
 from llada.model.transformer import ModelConfig, Transformer
 from pipelines.stage.delivery import Delivery
 
@@ -55,6 +57,28 @@ def test_an_autoregressive_checkpoint_gets_a_mask(llada, tmp_path):
     assert torch.equal(model.embed.weight[:20], network.embed.weight[:20])
 
 
+def test_an_adapter_is_merged_in_the_layout_of_its_base(llada, tmp_path, golden_dir):
+    golden, adapter, out = golden_dir / "llada_gqa", tmp_path / "adapter", tmp_path / "merged"
+    network, layout = read_config(golden)
+    config = LoraConfig(rank=2, targets=("down_proj",))
+    matrices = {
+        f"{name}.lora_{matrix}": torch.full(shape, 0.1)
+        for name, (rows, columns) in adapted_linears(config, network).items()
+        for matrix, shape in (("A", (2, columns)), ("B", (rows, 2)))
+    }
+    save_adapter(adapter, matrices, config, network, layout=layout, base=str(golden))
+    assert llada("convert", str(golden), str(out), "--merge", str(adapter))[0] == 0
+    assert json.loads((out / "config.json").read_text())["model_type"] == "llada"
+    before, after = load_state(golden, network, layout), load_state(out, *read_config(out))
+    for name, weight in after.items():
+        added = 0.04 if "down_proj" in name else 0.0  # two by 0.1 · 0.1, twice
+        torch.testing.assert_close(weight, before[name] + added, rtol=1e-6, atol=1e-6)
+    code, _, err = llada("convert", str(golden), str(tmp_path / "other"), "--merge", str(golden))
+    assert code == 1
+    assert "is no adapter: it has no adapter_config.json" in err
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.integration
 def test_a_registered_model_is_a_source(llada, tmp_path, golden_dir, monkeypatch):
     pytest.importorskip("mlflow")
@@ -84,6 +108,9 @@ def test_megatron_there_and_back(llada, tmp_path, stages):
     rows = np.arange(len(two))
     assert two.lengths(rows).sum() == one.lengths(np.arange(len(one))).sum()
     assert np.array_equal(two.rows(rows[:-1]).tokens, one.rows(rows[:-1]).tokens)
+    code, _, err = llada("convert", stages.data, str(tmp_path / "other"), "--merge", stages.model)
+    assert code == 1
+    assert "--merge is for checkpoints" in err
     code, _, err = llada("convert", str(tmp_path / "corpus-train.idx"), str(tmp_path / "other"))
     assert code == 1
     assert "needs --tokenizer" in err

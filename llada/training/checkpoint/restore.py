@@ -13,6 +13,7 @@ import torch
 
 from llada.errors import UserError
 from llada.model.initial import Rows, copy_full_
+from llada.model.lora import init_adapters
 from llada.model.transformer import Transformer
 from llada.training.checkpoint.checksums import find_fault
 from llada.training.checkpoint.folder import (
@@ -44,12 +45,17 @@ def restore(
 
     Args:
         identity: JSON values of what must not change when a run goes on, by the name of what it is.
-        initial_state: our parameter names -> full tensors, in memory or in a file, the same on every worker.
+        initial_state: our parameter names -> full tensors, in memory or in a file, the same on every worker. Frozen
+            parameters are filled from it in any case: checkpoints do not hold them.
         before: the checkpoints of this step and later ones are of no use.
 
     Raises:
         UserError: the checkpoints are another run's, or do not fit the network and its optimizers; or all are damaged.
     """
+    is_adapted = not all(p.requires_grad for p in model.parameters())
+    if is_adapted:
+        assert initial_state is not None
+        _copy_weights(model, initial_state, frozen=True)
     complete = complete_checkpoints(folder)
     skipped = [
         CheckpointSkipped(step, f"{checkpoint_url(folder, step)} has no {STATE_FILE} (an interrupted write)")
@@ -61,7 +67,9 @@ def restore(
         try:
             state = read_state(folder, step)
             stored = state.pop("identity")
-            different = sorted(key for key in identity if stored.get(key) != identity[key])
+            different = sorted(
+                key for key in identity.keys() | stored.keys() if stored.get(key) != identity.get(key)
+            )
             if different:
                 raise UserError(
                     f"the checkpoints in {folder} are of another run ({', '.join(different)} differ): "
@@ -81,13 +89,21 @@ def restore(
             f"no checkpoint in {folder} is whole ({skipped[-1].reason}): delete that folder to train from the start"
         )
     _warn(skipped, "training from the start")
-    if initial_state is None:
+    if is_adapted:
+        init_adapters(model, seed)
+    elif initial_state is None:
         model.init_weights(seed)
     else:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                copy_full_(parameter, initial_state[name])
+        _copy_weights(model, initial_state, frozen=False)
     return Cursor(), skipped
+
+
+@torch.no_grad()
+def _copy_weights(model: Transformer, state: Mapping[str, Rows], *, frozen: bool) -> None:
+    """Fill either the frozen parameters or the others."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad != frozen:
+            copy_full_(parameter, state[name])
 
 
 def _warn(skipped: list[CheckpointSkipped], consequence: str) -> None:

@@ -28,9 +28,10 @@ _UPLOADS = 4
 
 
 def named_tensors(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Everything that must survive, under stable names: `model.<parameter>`, `optim.<parameter>.<slot>`."""
+    """Everything that must survive, under stable names: `model.<parameter>`, `optim.<parameter>.<slot>`. Frozen parameters
+    need not: they are those that the run started from."""
     names = {id(p): name for name, p in model.named_parameters()}
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     for optimizer in optimizers:
         for parameter, slots in optimizer.state.items():
             for slot, value in slots.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llada.errors import UserError
 from llada.model.hf import save_model
-from llada.model.lora import LoraConfig, add_adapters, init_adapters, merge_adapters
+from llada.model.lora import LoraConfig, MergedWeights, add_adapters, init_adapters
 from llada.model.peft import load_adapter, save_adapter
 from llada.model.transformer import Transformer
 
@@ -37,14 +37,20 @@ def random_adapters(model: Transformer, config: LoraConfig) -> dict[str, Tensor]
 @torch.no_grad()
 def merged_logits(model: Transformer, adapters: dict[str, Tensor], scale: float) -> Tensor:
     merged = Transformer(model.config)
-    merged.load_state_dict(merge_adapters(model.state_dict(), adapters, scale))
+    merged.load_state_dict(MergedWeights(model.state_dict(), adapters, scale))
     return merged(TOKENS)
 
 
-@pytest.fixture
-def causal(make_model: Callable, tmp_path: Path) -> Transformer:
+@pytest.fixture(
+    params=[{}, {"qkv_bias": True}, {"qk_norm": True, "head_width": 8}], ids=["llama", "qwen2", "qwen3"]
+)
+def causal(request: pytest.FixtureRequest, make_model: Callable, tmp_path: Path) -> Transformer:
     """A network that transformers knows too; its folder is `base`."""
-    model = make_model(causal=True)
+    model = make_model(causal=True, **request.param)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(generator=torch.Generator().manual_seed(3))
     save_model(model, tmp_path / "base", layout="llama")
     return model
 
@@ -63,13 +69,15 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     ],
     ids=str,
 )
-def test_peft_puts_our_adapter_onto_a_llama(causal: Transformer, tmp_path: Path, config: LoraConfig) -> None:
+def test_peft_puts_our_adapter_onto_transformers_network(
+    causal: Transformer, tmp_path: Path, config: LoraConfig
+) -> None:
     adapters = random_adapters(causal, config)
     save_adapter(
         tmp_path / "adapter", adapters, config, causal.config, layout="llama", base=str(tmp_path / "base")
     )
-    llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    adapted = peft.PeftModel.from_pretrained(llama, tmp_path / "adapter")
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = peft.PeftModel.from_pretrained(network, tmp_path / "adapter")
     expected = merged_logits(causal, adapters, config.scale)
     with torch.no_grad():
         torch.testing.assert_close(adapted(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
@@ -81,11 +89,11 @@ def test_peft_puts_our_adapter_onto_a_llama(causal: Transformer, tmp_path: Path,
 
 
 def test_an_adapter_that_peft_has_made_is_merged(causal: Transformer, tmp_path: Path) -> None:
-    llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     settings = peft.LoraConfig(
         r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "up_proj"], init_lora_weights=False
     )
-    theirs = peft.get_peft_model(llama, settings)
+    theirs = peft.get_peft_model(network, settings)
     theirs.save_pretrained(tmp_path / "theirs")
     adapters, scale = load_adapter(tmp_path / "theirs", causal.config, "llama")
     assert scale == 5 / 3**0.5

@@ -19,6 +19,7 @@ from llada.data.tokens.manifest import write_index
 from llada.data.tokens.packing import PackedRows, answer_tokens, concatenate_and_cut, one_per_row
 from llada.data.tokens.shards import write_shard
 from llada.diffusion.objective import ObjectiveConfig
+from llada.model.lora import LoraConfig
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.events import Event, StepDone
 from llada.training.optim import OptimConfig
@@ -127,6 +128,18 @@ def unified_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 @pytest.fixture(scope="session")
+def random_weights() -> Callable[[ModelConfig], dict[str, torch.Tensor]]:
+    """What a fine-tuning starts from, by our names."""
+
+    def weights(config: ModelConfig) -> dict[str, torch.Tensor]:
+        model = Transformer(config)
+        model.init_weights(123)
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    return weights
+
+
+@pytest.fixture(scope="session")
 def poisoned() -> Callable[[tuple[ModelConfig, RunConfig], int], dict[str, torch.Tensor]]:
     """Random weights whose embedding of a token is no number: a forward that is fed it has no loss."""
 
@@ -169,18 +182,22 @@ def make_config() -> Callable[..., tuple[ModelConfig, RunConfig]]:
             "validation_rows": 11,
             "checkpoint_every": 100,
         }
+        lora: dict[str, Any] = {}
         kinds: list[tuple[type, dict]] = [
             (ModelConfig, model),
             (ObjectiveConfig, objective),
             (OptimConfig, optim),
             (TrainConfig, run),
+            (LoraConfig, lora),
         ]
         for name, value in changes.items():
             (target,) = [
                 values for kind, values in kinds if name in {f.name for f in dataclasses.fields(kind)}
             ]
             target[name] = value
-        config = RunConfig(ObjectiveConfig(**objective), OptimConfig(**optim), TrainConfig(**run))
+        config = RunConfig(
+            ObjectiveConfig(**objective), OptimConfig(**optim), TrainConfig(**run), LoraConfig(**lora)
+        )
         return ModelConfig(**model), config
 
     return make

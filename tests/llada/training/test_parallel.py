@@ -36,6 +36,14 @@ JOBS: dict[str, dict[str, Any]] = {
         "num_steps": 2,
     },
     "fine-tuning": {"data": "sft"},
+    "adapters, activation checkpointing": {"data": "sft", "rank": 4, "activation_checkpointing": "full"},
+    "adapters, bf16, tied": {
+        "data": "sft",
+        "rank": 4,
+        "precision": "bf16",
+        "tie_embeddings": True,
+        "num_steps": 2,
+    },
     "autoregressive": {"kind": "autoregressive", "causal": True},
     "block diffusion": {
         "kind": "block_diffusion",
@@ -70,6 +78,7 @@ def both(
     sft_folder: Any,
     rare_folder: Any,
     poisoned: Callable,
+    random_weights: Callable,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Any, Any]:
     """Every job's answer of one worker and of several: {"one": …, 2: …, 3: …}."""
@@ -91,8 +100,9 @@ def both(
         knobs = dict(changes)
         folder = sft_folder if knobs.pop("data", "") == "sft" else pretrain_folder
         configs = make_config(**{"num_steps": 3, **knobs})
-        one[name] = run_here(configs, folder, home / "one" / name)
-        job(name, configs, folder)
+        options = {"initial_state": random_weights(configs[0])} if "rank" in knobs else {}
+        one[name] = run_here(configs, folder, home / "one" / name, **options)
+        job(name, configs, folder, **options)
     resumable = make_config(optimizer="muon", tie_embeddings=True, ema_decay=0.8)
     one["whole"] = run_here(resumable, pretrain_folder, home / "whole")
     run_here(resumable, pretrain_folder, home / "1 then 2", stop_at=3)
@@ -153,6 +163,14 @@ def assert_moved_alike(a: dict[str, Tensor], b: dict[str, Tensor], model: ModelC
         assert (a[name] - b[name]).norm() < 0.1 * moved, name
 
 
+def assert_adapters_alike(a: dict[str, Tensor], b: dict[str, Tensor], share: float) -> None:
+    """All that B has moved from zero, to within a share."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (a[name] - b[name]).norm() < share * b[name].norm(), name
+    assert len(a) == 2 * 2 * 7
+
+
 @pytest.mark.parametrize("name", list(JOBS))
 def test_two_workers_train_as_one(both: dict[Any, Any], name: str) -> None:
     alone = both["one"][name]
@@ -174,7 +192,9 @@ def test_two_workers_train_as_one(both: dict[Any, Any], name: str) -> None:
     )
     assert result.unigram_loss == alone.result.unigram_loss
     assert result.tokens == alone.result.tokens
-    if "Muon" in name or rounding:
+    if "adapters" in name:
+        assert_adapters_alike(state, alone.state, 0.1 if rounding else 1e-2)
+    elif "Muon" in name or rounding:
         assert_moved_alike(state, alone.state, alone.model)
     else:
         assert_close(state, alone.state, atol=4e-4)

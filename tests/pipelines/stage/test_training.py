@@ -13,7 +13,7 @@ from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.presets import get_preset, twin
 from llada.training.events import StepDone
-from llada.training.run import RunConfig, TrainConfig
+from llada.training.run import RunConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.metrics import METRICS_FILE, PARTS, MetricsRecord
@@ -44,7 +44,7 @@ def test_weights_picture_and_manifest_complete_the_folder(tmp_path):
     tokenizer.mkdir()
     (tokenizer / "tokenizer.json").write_text("{}")
     folder = open_output(str(tmp_path / "out"), stage="pretrain", config={"seed": 0}, inputs=[])
-    save_weights(folder.url, result, TrainConfig())
+    save_weights(folder.url, result, RunConfig())
     record = MetricsRecord(folder.url)
     record.add(step(8))
     record.close()
@@ -83,7 +83,7 @@ def test_what_ended_a_text_before_a_training_ends_it_behind(tmp_path):
     start, output = str(tmp_path / "start"), str(tmp_path / "out")
     save_model(model, start)
     result = TrainResult(8, 16384, 6.5, 6.0, 5.0, 1.5, 10922.7, model)
-    save_weights(output, result, TrainConfig(), start=start)
+    save_weights(output, result, RunConfig(), start=start)
     assert load_model(output).end_ids == (2, 7, 5)
 
 
@@ -111,6 +111,9 @@ def test_settings_in_force_are_those_with_a_meaning():
     assert "train.num_epochs" not in shown
     assert shown["optim.muon_lr"] == 3e-4
     assert not {name for name in shown if "bell" in name}
+    assert {name for name in shown if name.startswith("lora.")} == {"lora.rank"}
+    run["lora"]["rank"] = 8
+    assert settings_in_force(run)["lora.rslora"] is False
     run["objective"]["time"]["density"] = "bell"
     assert settings_in_force(run)["objective.time.bell_center"] == 0.5
     run["objective"]["kind"] = "autoregressive"
