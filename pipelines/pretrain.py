@@ -25,11 +25,10 @@ from llada.model.hf import read_config
 from llada.model.transformer import ModelConfig
 from llada.sampling.config import SamplingConfig
 from llada.settings import require
-from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
 from llada.training.run import RunConfig, TrainConfig, open_splits
 from llada.training.trainer import TrainResult, train
-from pipelines.runners.workers import run_workers
+from pipelines.runners.workers import WorkerHooks, run_workers
 from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
@@ -206,7 +205,7 @@ def pretrain_worker(
     output: str,
     start: str | None,
     mask_noise: float | None,
-    report: EventSink,
+    hooks: WorkerHooks,
     *,
     sampling: SamplingConfig,
     profile: bool = False,
@@ -223,7 +222,9 @@ def pretrain_worker(
         initial_state=None
         if start is None
         else state_of(start, model, mask_noise=mask_noise or 0.0, seed=config.train.seed),
-        report=report,
+        report=hooks.report,
+        should_stop=hooks.should_stop,
+        enter=hooks.enter,
         profile_to=join(output, PROFILE) if profile else None,
         write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
     )

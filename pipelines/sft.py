@@ -21,11 +21,10 @@ from llada.model.hf import read_config
 from llada.model.lora import LoraConfig
 from llada.model.transformer import ModelConfig
 from llada.sampling.config import SamplingConfig
-from llada.training.events import EventSink
 from llada.training.optim import OptimConfig
 from llada.training.run import RunConfig, TrainConfig, open_splits
 from llada.training.trainer import TrainResult, train
-from pipelines.runners.workers import run_workers
+from pipelines.runners.workers import WorkerHooks, run_workers
 from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
@@ -134,7 +133,7 @@ def sft_worker(
     data: str,
     output: str,
     start: str,
-    report: EventSink,
+    hooks: WorkerHooks,
     *,
     sampling: SamplingConfig,
     profile: bool = False,
@@ -148,7 +147,9 @@ def sft_worker(
         checkpoints=join(output, CHECKPOINTS),
         unigram_counts=load_unigram_counts(data),
         initial_state=state_of(start),
-        report=report,
+        report=hooks.report,
+        should_stop=hooks.should_stop,
+        enter=hooks.enter,
         profile_to=join(output, PROFILE) if profile else None,
         write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
     )

@@ -52,6 +52,7 @@ from llada.training.parallel import (
     training_device,
     world,
 )
+from llada.training.preemption import Departure, PreemptedError
 from llada.training.profile import StepProfiler
 from llada.training.run import RunConfig, open_splits, run_identity, run_length
 from llada.training.validation import Validation
@@ -98,6 +99,8 @@ def train(
     stop_at: int | None = None,
     profile_to: str | None = None,
     write_samples: Callable[[Transformer], list[str]] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    enter: Callable[[str], None] = lambda phase: None,
 ) -> TrainResult:
     """Train from the newest checkpoint in `checkpoints`, or from `initial_state`, or from random weights.
 
@@ -110,8 +113,11 @@ def train(
         stop_at: leave with a checkpoint after this many steps; the schedules still follow the whole run.
         write_samples: called at each validation; a collective. Its texts are told as `Sampled`.
         profile_to: folder for a trace of some steps of worker 0 (profile.py).
+        should_stop: asked on every worker at every step whether this one has to leave; all do then, behind a checkpoint.
+        enter: told on every worker what it is at: "step", "validation", "checkpoint", "restore" or "end".
 
     Raises:
+        PreemptedError: a worker had to leave.
         UserError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's.
         DivergenceError: the loss is no longer finite, and there is no checkpoint to go back to, or it was done
             `max_rollbacks` times; a checkpoint from before is left.
@@ -199,8 +205,11 @@ def train(
     profiler = StepProfiler(profile_to, device) if profile_to and rank == 0 else None
     validation_loss = float("nan")
     gone_back_to: int | None = None
+    departure = Departure(should_stop)
     model.train()
     while (batch := next(batches, None)) is not None:
+        enter("step")
+        is_leaving = departure.agreed()
         set_lr(optimizers, ledger.cursor.lr_scale * lr_factor(batch.step, num_steps, config.optim))
         sums = train_step(model, batch.to(device), num_workers, dtype)
         norm = clip_gradients(model, config.optim.grad_clip).double()
@@ -209,12 +218,13 @@ def train(
         clock.add(batch.tokens)
         if profiler:
             profiler.step()
-        if not ledger.must_look():
+        if not (ledger.must_look() or is_leaving):
             continue
         emit(*ledger.look())
         step, is_bad = ledger.cursor.step, ledger.cursor.bad_steps > 0
         # Whether the weights are to blame or one batch, the next steps show; behind the last one, the validation.
         if ledger.is_lost or (is_bad and step == num_steps and not np.isfinite(validate())):
+            enter("restore")
             before = _choose_rollback(checkpoints, ledger, gone_back_to)
             batches.close()
             restored, skipped = restore(
@@ -232,7 +242,7 @@ def train(
             emit(*skipped, RolledBack(restored.step, step, ledger.cursor.lr_scale))
             batches = begin()
             continue
-        due = ledger.due()
+        due = ledger.due() | ({CHECKPOINT} if is_leaving else set())
         if LOG in due and ledger.cursor.interval_steps:
             levels = mean_by_noise(ledger.cursor.interval_noise)
             ledger.close_interval()
@@ -241,6 +251,7 @@ def train(
             figures = (*speed, *memory, cursor.skipped_steps, *levels)
             emit(StepDone(step, cursor.train_loss, lr, ledger.grad_norm, cursor.tokens, *figures))
         if VALIDATION in due:
+            enter("validation")
             validation_loss = validate()
             is_average = config.train.ema_decay is not None
             emit(Validated(step, validation_loss, validation_loss / unigram_loss, is_average))
@@ -249,6 +260,7 @@ def train(
                     texts = tuple(write_samples(model))
                 emit(Sampled(step, texts))
         if CHECKPOINT in due:
+            enter("checkpoint")
             emit(CheckpointDue(step))
             save_checkpoint(
                 checkpoints,
@@ -259,6 +271,9 @@ def train(
                 keep=config.train.keep_checkpoints,
                 keep_every=config.train.keep_every,
             )
+        if is_leaving and step < last_step:
+            raise PreemptedError(f"the run was asked to leave, and has, behind the checkpoint of step {step}")
+    enter("end")
     if profiler:
         profiler.close()
     if np.isnan(validation_loss):  # resumed after the last step, or stopped early

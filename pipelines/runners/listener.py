@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +27,8 @@ from llada.training.events import (
     StepSkipped,
     Validated,
 )
+from llada.training.watch import Hang
+from pipelines.runners.worker_error import WorkerError
 from pipelines.stage.metrics import points_of, step_of
 from pipelines.stage.tracking import Tracker
 
@@ -35,11 +39,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Crash:
-    """An exception on a worker that Ray may try again."""
+class HungWorker:
+    """A worker that ends itself, because a step of it does not end."""
 
     rank: int
-    traceback: str
+    hang: Hang
+
+
+Said = Event | WorkerError | HungWorker
 
 
 class Reporter:
@@ -48,7 +55,7 @@ class Reporter:
     def __init__(self, events: Any) -> None:
         self.events, self.last = events, None
 
-    def tell(self, item: Event | Crash) -> None:
+    def tell(self, item: Said) -> None:
         with contextlib.suppress(Exception):
             self.last = self.events.actor.put_nowait.remote(item)
 
@@ -64,9 +71,12 @@ class Reporter:
 class Listener:
     """Drains the event queue on the driver while the trainer runs."""
 
-    def __init__(self, events: Any, tracker: Tracker | None, label: str, progress: bool) -> None:
+    def __init__(
+        self, events: Any, tracker: Tracker | None, label: str, *, progress: bool, log_folder: str
+    ) -> None:
         self.events, self.tracker, self.label, self.progress = events, tracker, label, progress
-        self.crash: Crash | None = None
+        self.hangs = os.path.join(log_folder, "hangs.log")
+        self._has_started = self._has_failed = self._goes_back = False
         self._bar: tqdm | None = None
         self._latest: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._drain, daemon=True)
@@ -97,14 +107,22 @@ class Listener:
                         log.exception("%s: cannot show %s", self.label, type(event).__name__)
                     failed.add(repr(error))
 
-    def _handle(self, event: Event | Crash) -> None:
+    def _handle(self, event: Said) -> None:
         self._track(event)
         match event:
-            case Crash():
+            case WorkerError():
                 # The first of an attempt: the other workers fail because this one has.
-                self.crash = self.crash or event
+                if not self._has_failed:
+                    log.warning("%s: worker %d: %s", self.label, event.rank, event.message)
+                self._has_failed = True
+            case HungWorker():
+                self._keep_stacks(event)
             case RunStarted():
-                self.crash = None
+                if self._has_started and not self._goes_back:
+                    log.warning(
+                        "%s: the workers have started again, behind step %d", self.label, event.first_step
+                    )
+                self._has_started, self._has_failed, self._goes_back = True, False, False
                 self._start(event)
             case CheckpointSkipped():
                 log.warning("%s: %s: going on from an older one", self.label, event.reason)
@@ -117,6 +135,7 @@ class Listener:
                     event.grad_norm,
                 )
             case RolledBack():
+                self._goes_back = True
                 log.warning(
                     "%s: after step %d back to the checkpoint of step %d, with the learning rates times %g",
                     self.label,
@@ -130,6 +149,24 @@ class Listener:
                 self._bar.write(
                     f"{self.label}: step {event.step:,} writes “{' '.join(event.texts[0].split())}”"
                 )
+
+    def _keep_stacks(self, event: HungWorker) -> None:
+        hang = event.hang
+        if not self._has_failed:
+            log.error(
+                "%s: a %s has not ended for %.0f s, and usually takes %.1f s: the workers are started again; what each of "
+                "them was at is in %s",
+                self.label,
+                hang.phase,
+                hang.seconds,
+                hang.usual_seconds,
+                self.hangs,
+            )
+        self._has_failed = True
+        with open(self.hangs, "a", encoding="utf-8") as file:
+            file.write(
+                f"{time.ctime()}: worker {event.rank}, {hang.phase} for {hang.seconds:.0f} s\n{hang.stacks}\n"
+            )
 
     def _start(self, event: RunStarted) -> None:
         if self._bar is not None:
@@ -151,7 +188,7 @@ class Listener:
                 progress_text(self._latest.get("StepDone"), self._latest.get("Validated"))
             )
 
-    def _track(self, event: Event | Crash) -> None:
+    def _track(self, event: Said) -> None:
         if self.tracker is None:
             return
         match event:

@@ -4,20 +4,18 @@ Ray starts the workers, joins them in a process group and starts them again afte
 llada.training.trainer.train, which finds its own newest checkpoint. Ray's dataset iterator and checkpoint store are not
 used: the iterator forgets its position at a restart (Ray 2.60), ours is arithmetic.
 
-What worker 0 reports goes into the record (stage/metrics.py) and to the driver, which shows the progress and talks to MLflow. A UserError of any worker ends the run; every other exception is tried again, and the last one reaches
-the terminal with its remote traceback.
+What worker 0 reports goes into the record (stage/metrics.py) and to the driver, which shows the progress and talks to
+MLflow. What only the user can mend ends the run; after every other failure the workers start again as long as they make
+progress (failure_budget.py), and the last one reaches the terminal with its remote traceback.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,19 +24,30 @@ from llada.errors import UserError
 from llada.files import join, local_path, storage_errors
 from llada.training.events import Event, EventSink
 from llada.training.trainer import TrainResult
-from pipelines.runners.listener import Crash, Listener, Reporter
-from pipelines.stage.cluster import ClusterConfig, connect, is_own_ray, require_room
+from llada.training.watch import Hang, HangWatch
+from pipelines.runners.listener import HungWorker, Listener, Reporter
+from pipelines.runners.worker_error import as_worker_error, worker_errors
+from pipelines.stage.cluster import ClusterConfig, connect, require_room
 from pipelines.stage.metrics import MetricsRecord
 from pipelines.stage.tracking import Tracker
+from pipelines.stage.training import CHECKPOINTS
 
-# Worker crashes survived in one run.
-MAX_FAILURES = 3
 # A GPU node may have to be started first; Ray's own limit is 60 s.
 WORKER_START_TIMEOUT_S = "1800"
+# All workers wait for one that hangs, and find it out at about the same time: so long each of them may take to say so.
+HANG_GRACE_S = 5.0
 
-log = logging.getLogger(__name__)
 
-TrainFunction = Callable[[EventSink], TrainResult]
+@dataclass(frozen=True)
+class WorkerHooks:
+    """What a worker's function gets from its runner; all of it goes to `train`."""
+
+    report: EventSink
+    should_stop: Callable[[], bool]
+    enter: Callable[[str], None]
+
+
+TrainFunction = Callable[[WorkerHooks], TrainResult]
 """What every worker runs, inside its process group. Picklable; it may be run again, and then goes on."""
 
 
@@ -54,26 +63,27 @@ def run_workers(
     """What `function` returned on worker 0, without the weights: it has to leave those in the folder `output`.
 
     Raises UserError for what the user can mend, and Ray's own exception with the worker's traceback for everything else
-    that has happened MAX_FAILURES + 1 times.
+    that has used up the cluster's `max_failures`.
     """
-    with storage_errors(output), connect(cluster, _log_folder(output)):
+    log_folder = _log_folder(output)
+    with storage_errors(output), connect(cluster, log_folder):
         import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
+        from ray.train.v2.api.config import RunConfig, ScalingConfig
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from pipelines.runners.failure_budget import FailureBudget
+        from pipelines.runners.ray_trainer import Trainer
 
         require_room("num_workers", cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker)
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
         # On the driver's node: what is lost with any other node must be replaceable.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        events, user_errors = (
-            Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}) for _ in range(2)
-        )
-        # Any: Ray's own types are those of its first version, where a training function returns nothing.
-        work: Any = partial(_work, function, output, _threads_per_worker(cluster), events, user_errors)
-        trainer: Any = TorchTrainer(
-            work,
+        events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        trainer = Trainer(
+            partial(_work, function, output, cluster, events),
+            budget=FailureBudget(join(output, CHECKPOINTS), cluster.max_failures, cluster.max_preemptions),
             torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=cluster.num_workers,
@@ -87,102 +97,70 @@ def run_workers(
                 # A name that was used before would make Ray resume its own snapshot of that run.
                 name=f"{label}-{time.time_ns():x}",
                 storage_path=_ray_storage(output),
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
-        # Private, because Ray has no setting for it: its handler of Ctrl-C ends the process by SystemExit, past all who
-        # would clean up and say how to go on.
-        trainer._register_sigint_handler = lambda controller: None
-        if is_own_ray():
-            _leave_out_cleaner(trainer)
-        listener = Listener(events, tracker, label, progress)
         try:
-            with listener:
-                result = trainer.fit().return_value
+            with Listener(events, tracker, label, progress=progress, log_folder=log_folder):
+                fitted: Any = trainer.fit()
         except Exception as error:
-            _raise_user_error(user_errors)
-            error.add_note(f"{label}: the last checkpoint is kept, run the same command again to go on")
-            if listener.crash is not None:  # Ray's own message cuts the traceback
-                error.add_note(f"On worker {listener.crash.rank}:\n{listener.crash.traceback}")
+            failures = worker_errors(error)
+            for failure in failures:
+                if failure.kind in ("user", "store"):
+                    raise UserError(failure.message) from error
+            error.add_note(
+                f"{label}: {cluster.max_failures + 1} failures without a new checkpoint in between are one too many "
+                "(max_failures of the cluster file); the last checkpoint is kept, run the same command again to go on"
+            )
+            if failures:  # Ray's own message cuts the traceback
+                error.add_note(f"On worker {failures[0].rank}:\n{failures[0].trace}")
             raise
-        else:
-            _raise_user_error(user_errors)
-        finally:
-            with contextlib.suppress(Exception):  # Ray itself may be gone, and the queue with it
-                user_errors.shutdown()
-        if result is None:
-            raise RuntimeError(f"{label}: the workers ended without a result; run the same command again")
-        return result
+        return fitted.return_value
 
 
-def _leave_out_cleaner(trainer: Any) -> None:
-    """Without Ray's process that frees the workers' places when the controller has died.
-
-    It asks for the controller not the Ray that it runs on but the one that was last started on this machine with
-    `ray start`. Where that is gone, each run waits 12 s for it at the end; where it runs, it knows no such controller, and
-    the places of workers at work would be freed.
-    """
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-
-    create = trainer._create_default_callbacks  # private, because Ray has no setting for it
-    trainer._create_default_callbacks = lambda: [
-        callback for callback in create() if not isinstance(callback, PlacementGroupCleanerCallback)
-    ]
-
-
-def _raise_user_error(user_errors: Any) -> None:
-    if _has_given_up(user_errors):
-        raise UserError(user_errors.get())
-
-
-def _has_given_up(user_errors: Any) -> bool:
-    """Whether a worker has found what starting again cannot mend."""
-    from ray.exceptions import RayError
-
-    with contextlib.suppress(RayError):
-        return not user_errors.empty()
-    return False
-
-
-def _work(
-    function: TrainFunction, output: str, threads: int, events: Any, user_errors: Any
-) -> TrainResult | None:
+def _work(function: TrainFunction, output: str, cluster: ClusterConfig, events: Any) -> TrainResult:
     """Runs on every worker; what worker 0 returns arrives at the driver."""
     import torch
 
-    if _has_given_up(user_errors):
-        return None
+    from pipelines.runners.preemption import is_asked_to_leave
+
+    rank, num_workers = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
     if not torch.cuda.is_available():
-        torch.set_num_threads(threads)
+        torch.set_num_threads(_threads_per_worker(cluster, num_workers))
     record, reporter = MetricsRecord(output), Reporter(events)
 
     def report(event: Event) -> None:
         record.add(event)
         reporter.tell(event)
 
-    rank = int(os.environ.get("RANK", 0))
+    watch = HangWatch(partial(_end_hung, rank, reporter), floor_s=cluster.hang_timeout_s)
     try:
         with storage_errors(output):
-            result = function(report)
+            result = function(WorkerHooks(report, is_asked_to_leave, watch.enter))
         return replace(result, model=None)
-    except UserError as error:
-        # Raised all the same, so that Ray ends the other workers: they may not have found it (a shard that only this
-        # one reads) and wait for this one in a collective.
-        with contextlib.suppress(Exception):
-            user_errors.put(str(error))
-        raise
-    except Exception:
-        reporter.tell(Crash(rank, traceback.format_exc()))
-        raise
+    except Exception as error:
+        failure = as_worker_error(error, rank)
+        reporter.tell(failure)
+        raise failure from None
     finally:
+        watch.close()
         record.close()
         reporter.flush()
 
 
-def _threads_per_worker(cluster: ClusterConfig) -> int:
+def _end_hung(rank: int, reporter: Reporter, hang: Hang) -> None:
+    """End this process, whose training thread can be ended in no other way; Ray starts the workers again."""
+    reporter.tell(HungWorker(rank, hang))
+    reporter.flush()
+    time.sleep(HANG_GRACE_S)
+    os._exit(1)
+
+
+def _threads_per_worker(cluster: ClusterConfig, num_workers: int) -> int:
     """PyTorch threads of one CPU worker: its share of a Ray started here, else the CPUs it reserves."""
     if cluster.address is None:
-        return max(1, (cluster.num_cpus or os.cpu_count() or 1) // cluster.num_workers)
+        return max(1, (cluster.num_cpus or os.cpu_count() or 1) // num_workers)
     return max(1, int(cluster.cpus_per_worker))
 
 

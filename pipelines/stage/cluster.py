@@ -61,6 +61,12 @@ class ClusterConfig:
     """Training workers; with GPUs, one for each GPU."""
     cpus_per_worker: float = limited(1, low=0)
     gpus_per_worker: float = limited(0, low=0)
+    max_failures: int = limited(3, low=0)
+    """So often in a row, without a new checkpoint in between, training workers may fail; then the run ends."""
+    max_preemptions: int | None = limited(None, low=0)
+    """So often machines may be taken away from a training; None: any number of times."""
+    hang_timeout_s: float = limited(60, above=0)
+    """A training step that takes so long, and ten times what one usually takes, hangs: its workers are started again."""
 
     data_workers: int | None = limited(None, low=1)
     """Data preparation workers at the most; None uses every free CPU."""
@@ -282,7 +288,7 @@ def _patient_start() -> Iterator[None]:
             try:
                 return ask(gcs_address, node_id)
             except RuntimeError:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or _has_died("raylet"):
                     raise
                 time.sleep(0.5)
 
@@ -291,6 +297,14 @@ def _patient_start() -> Iterator[None]:
         yield
     finally:
         services.get_node = ask
+
+
+def _has_died(name: str) -> bool:
+    """Whether a child of this process with this name has ended, and none is there that has not."""
+    import psutil
+
+    children = [child for child in psutil.Process().children() if child.name() == name]
+    return bool(children) and all(child.status() == psutil.STATUS_ZOMBIE for child in children)
 
 
 @contextlib.contextmanager

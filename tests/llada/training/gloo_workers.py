@@ -60,6 +60,8 @@ def work(rank: int, num_workers: int, folder: Path, jobs: dict[str, dict[str, An
         if "weights" in job or "micro" in job:
             answers[name] = (run_muon if "weights" in job else run_gradients)(**job)
             continue
+        if "asked" in job:  # which worker is asked to leave, in each step
+            job["should_stop"] = iter(job.pop("asked")[rank]).__next__
         events: list[Event] = []
         try:
             export = job.pop("export", None)

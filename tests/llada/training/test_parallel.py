@@ -109,6 +109,8 @@ def both(
     job("1 then 2", resumable, pretrain_folder, checkpoints=str(home / "1 then 2"))
     job("2 then 1", resumable, pretrain_folder, checkpoints=str(home / "2 then 1"), stop_at=3)
     jobs[2]["1 then 2"]["export"] = str(home / "exported")
+    asked = [[False] * 6, [False, True, *[False] * 4]]
+    job("asked to leave", make_config(), pretrain_folder, checkpoints=str(home / "left"), asked=asked)
     folder, rare = rare_folder
     initial = poisoned(make_config(), rare)
     for optimizer in ("adamw", "muon"):
@@ -140,6 +142,7 @@ def both(
     job("uneven", make_config(shard_workers=2), pretrain_folder, 3)
     several = run_on_workers(jobs)
     one["2 then 1"] = run_here(resumable, pretrain_folder, home / "2 then 1")
+    one["asked to leave"] = run_here(make_config(), pretrain_folder, home / "left")
     return {"one": one, "exported": home / "exported", **several}
 
 
@@ -220,6 +223,14 @@ def test_what_several_workers_export_is_their_network(both: dict[Any, Any]) -> N
     exported = load_state(both["exported"], *read_config(both["exported"]))
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[name], state[name]) for name in state)
+
+
+def test_all_workers_leave_at_the_same_step_when_one_of_them_is_asked(both: dict[Any, Any]) -> None:
+    """Worker 1 is asked in the second step; worker 0 hears it in the third."""
+    assert both[2]["asked to leave"].startswith("PreemptedError(")
+    assert "behind the checkpoint of step 3" in both[2]["asked to leave"]
+    assert both["one"]["asked to leave"].events[0].first_step == 3
+    assert both["one"]["asked to leave"].result.num_steps == 6
 
 
 @pytest.mark.parametrize("workers", [3, 4, 5])

@@ -18,6 +18,7 @@ from llada.training.batches import BatchStream
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import CheckpointDue, RolledBack, StepDone, StepSkipped, Validated
 from llada.training.parallel import build_parallel
+from llada.training.preemption import PreemptedError
 from llada.training.run import RunConfig
 from llada.training.trainer import DivergenceError, train_step
 
@@ -81,6 +82,31 @@ def test_resuming_equals_never_stopping(
     assert_equal(done.state, whole.state)
     assert done.result.validation_loss == whole.result.validation_loss
     assert complete_checkpoints(str(tmp_path / "parts")) == [8, 9]
+
+
+def test_leaving_when_asked_equals_never_stopping(
+    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+) -> None:
+    """In the middle of a log interval, behind a checkpoint of that step; in the last step there is nothing to leave."""
+    configs = make_config(num_steps=6, log_every=3, checkpoint_every=2, validate_every=4)
+    whole = run_here(configs, pretrain_folder, tmp_path / "whole")
+    asked = iter([False, False, False, False, True])
+    phases: list[str] = []
+    options = {"should_stop": asked.__next__, "enter": phases.append}
+    with pytest.raises(PreemptedError, match="step 5"):
+        run_here(configs, pretrain_folder, tmp_path / "parts", **options)
+    assert complete_checkpoints(str(tmp_path / "parts"))[-1] == 5
+    assert phases == [
+        "step",
+        *("step", "checkpoint"),
+        "step",
+        *("step", "validation", "checkpoint"),
+        *("step", "checkpoint"),
+    ]
+    rest = run_here(configs, pretrain_folder, tmp_path / "parts", should_stop=lambda: True)
+    assert rest.events[0].first_step == 5
+    assert_equal(rest.state, whole.state)
+    assert rest.losses == whole.losses[1:]
 
 
 def test_events_tell_the_story(

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from llada.training.events import Event, RolledBack, RunStarted, StepDone, StepSkipped, Validated
-from pipelines.runners.listener import Crash, Listener, Reporter
+from llada.training.watch import Hang
+from pipelines.runners.listener import HungWorker, Listener, Reporter
+from pipelines.runners.worker_error import WorkerError
 from pipelines.stage.delivery import EXPERIMENT, open_client
 from pipelines.stage.metrics import MetricsRecord, merge_metrics, read_metrics
 from pipelines.stage.tracking import Tracker
@@ -38,7 +40,8 @@ class Worker:
 
 
 def attend(output: Path, uri: str) -> Listener:
-    return Listener(queue.Queue(), Tracker(uri, "sft", str(output)), "toy", progress=False)
+    tracker = Tracker(uri, "sft", str(output))
+    return Listener(queue.Queue(), tracker, "toy", progress=False, log_folder=str(output))
 
 
 def history(output: Path, uri: str, name: str) -> list[tuple[int, float]]:
@@ -87,11 +90,27 @@ def test_what_is_done_again_in_another_way_is_told_again(tmp_path, caplog):
     assert "after step 7 back to the checkpoint of step 4" in caplog.text
 
 
-def test_what_cannot_be_shown_holds_nothing_up(tmp_path, caplog):
-    with Listener(queue.Queue(), None, "toy", progress=False) as listener:
-        for event in (start(0), "no event", 3, Crash(1, "why"), Crash(0, "because of that")):
+def test_what_went_wrong_is_told_once_an_attempt_and_what_cannot_be_shown_holds_nothing_up(tmp_path, caplog):
+    def failed(rank: int, message: str) -> WorkerError:
+        return WorkerError(rank, "fault", message, "Traceback", 0.0)
+
+    with Listener(queue.Queue(), None, "toy", progress=False, log_folder=str(tmp_path)) as listener:
+        for event in (start(0), "no event", 3, failed(1, "IndexError: 7"), failed(0, "connection closed")):
             listener.events.put(event)
-    assert listener.crash == Crash(1, "why")
+        for rank in (0, 1):
+            listener.events.put(HungWorker(rank, Hang("step", 61.0, 0.5, f"stacks of {rank}")))
+        listener.events.put(start(4))
+        listener.events.put(HungWorker(0, Hang("step", 62.0, 0.5, "stacks again")))
+    assert [record.getMessage() for record in caplog.records] == [
+        "toy: worker 1: IndexError: 7",
+        "toy: the workers have started again, behind step 4",
+        "toy: a step has not ended for 62 s, and usually takes 0.5 s: the workers are started again; what each of them "
+        f"was at is in {tmp_path}/hangs.log",
+    ]
+    kept = (tmp_path / "hangs.log").read_text()
+    assert all(
+        text in kept for text in ("worker 0, step for 61 s\nstacks of 0", "stacks of 1", "stacks again")
+    )
 
 
 def test_a_worker_without_a_driver_goes_on():

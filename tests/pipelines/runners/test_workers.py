@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,12 +22,13 @@ from llada.config import Recipe
 from llada.errors import UserError
 from llada.model.hf import load_state, read_config
 from llada.settings import to_json
-from llada.training.events import EventSink, RunStarted, StepDone
+from llada.store_errors import StoreError
+from llada.training.events import RunStarted, StepDone
+from llada.training.preemption import Departure, PreemptedError
 from llada.training.trainer import TrainResult
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
-from pipelines.runners import workers
-from pipelines.runners.workers import run_workers
+from pipelines.runners.workers import TrainFunction, WorkerHooks, run_workers
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.training import read_metrics
 
@@ -218,11 +220,9 @@ def test_a_damaged_shard_that_one_worker_reads_ends_the_run_with_its_name(stages
 RESULT = TrainResult(1, 64, 2.0, 2.5, 3.0, 1.0, 64.0, None)
 
 
-def run(function: Callable[[EventSink], TrainResult], output: Path, num_workers: int = 1) -> TrainResult:
+def run(function: TrainFunction, output: Path, **cluster: Any) -> TrainResult:
     options = {"tracker": None, "label": "toy", "progress": False}
-    return run_workers(
-        function, output=str(output), cluster=ClusterConfig(num_workers=num_workers), **options
-    )
+    return run_workers(function, output=str(output), cluster=ClusterConfig(**cluster), **options)
 
 
 def attempts(file: Path) -> int:
@@ -230,15 +230,15 @@ def attempts(file: Path) -> int:
 
 
 def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(local_ray, tmp_path):
-    def function(report: EventSink) -> TrainResult:
+    def function(hooks: WorkerHooks) -> TrainResult:
         rank = int(os.environ["RANK"])
         (tmp_path / f"rank{rank}").write_text(os.environ["WORLD_SIZE"])
         if rank == 0:
             there = (process.info for process in psutil.process_iter(["ppid", "cmdline"]))
             siblings = [info["cmdline"] or [] for info in there if info["ppid"] == os.getppid()]
             (tmp_path / "titles").write_text(" ".join(word for words in siblings for word in words))
-            report(RunStarted(0, 1, 10, 3.0, "float32", 2))
-            report(StepDone(1, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
+            hooks.report(RunStarted(0, 1, 10, 3.0, "float32", 2))
+            hooks.report(StepDone(1, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
         return replace(RESULT, state={"w": torch.zeros(2)})
 
     assert run(function, tmp_path / "out", num_workers=2) == RESULT
@@ -251,7 +251,7 @@ def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(l
 
 
 def test_what_the_user_can_mend_is_not_tried_again(local_ray, tmp_path):
-    def function(report: EventSink) -> TrainResult:
+    def function(hooks: WorkerHooks) -> TrainResult:
         with open(tmp_path / "attempts", "a") as file:
             file.write("x")
         raise UserError("optim.lr is too high: lower it")
@@ -261,25 +261,25 @@ def test_what_the_user_can_mend_is_not_tried_again(local_ray, tmp_path):
     assert attempts(tmp_path / "attempts") == 1
 
 
-def test_a_fault_of_ours_is_tried_again_and_keeps_its_remote_traceback(local_ray, tmp_path, monkeypatch):
+def test_a_fault_of_ours_is_tried_again_and_keeps_its_remote_traceback(local_ray, tmp_path):
     """A ValueError that is no UserError must neither become one line nor lose where it was raised."""
-    monkeypatch.setattr(workers, "MAX_FAILURES", 1)
 
     def deep_down(depth: int) -> TrainResult:
         if depth:
             return deep_down(depth - 1)
         raise ValueError("operands could not be broadcast together")
 
-    def function(report: EventSink) -> TrainResult:
+    def function(hooks: WorkerHooks) -> TrainResult:
         with open(tmp_path / "attempts", "a") as file:
             file.write("x")
         return deep_down(30)  # longer than what Ray shows of a traceback
 
     with pytest.raises(Exception, match="operands could not be broadcast") as caught:
-        run(function, tmp_path / "out")
+        run(function, tmp_path / "out", max_failures=1)
     assert not isinstance(caught.value, UserError)
     assert attempts(tmp_path / "attempts") == 2
     notes = "\n".join(caught.value.__notes__)
+    assert "2 failures without a new checkpoint in between" in notes
     assert "run the same command again" in notes
     assert "On worker 0:\nTraceback (most recent call last)" in notes
     assert "in function" in notes
@@ -287,29 +287,108 @@ def test_a_fault_of_ours_is_tried_again_and_keeps_its_remote_traceback(local_ray
     assert notes.rstrip().endswith("ValueError: operands could not be broadcast together")
 
 
-def test_a_second_attempt_can_succeed(local_ray, tmp_path):
-    def function(report: EventSink) -> TrainResult:
+def test_failures_count_only_without_a_new_checkpoint_and_a_store_may_come_back(local_ray, tmp_path):
+    """Four attempts fail, of which no two in a row make no checkpoint: by an exception that cannot be pickled, a store that
+    is away for a moment, a killed process, and because the worker was asked to leave."""
+    output = tmp_path / "out"
+
+    class OddError(Exception):
+        def __init__(self, one: str, two: str) -> None:
+            super().__init__(one)
+
+    def function(hooks: WorkerHooks) -> TrainResult:
         with open(tmp_path / "attempts", "a") as file:
             file.write("x")
-        if (tmp_path / "attempts").read_text() == "x":
-            raise ConnectionResetError("the network was away")
+        number = len((tmp_path / "attempts").read_text())
+        if number in (1, 3):
+            checkpoint = output / "checkpoints" / f"step-{number:08d}"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "state.json").write_text("{}")
+        if number == 1:
+            raise OddError("the network", "was away")
+        if number == 2:
+            error = StoreError("s3://bucket: the store is overloaded; run the same command again")
+            error.may_pass = True
+            raise error
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == 4:
+            raise PreemptedError
         return RESULT
 
-    assert run(function, tmp_path / "out") == RESULT
-    assert attempts(tmp_path / "attempts") == 2
+    assert run(function, output, max_failures=1) == RESULT
+    assert attempts(tmp_path / "attempts") == 5
+
+
+def test_a_store_that_does_not_come_back_is_one_line(local_ray, tmp_path):
+    def function(hooks: WorkerHooks) -> TrainResult:
+        error = StoreError("s3://bucket: the store is overloaded; run the same command again")
+        error.may_pass = True
+        raise error
+
+    with pytest.raises(UserError, match="^s3://bucket: the store is overloaded"):
+        run(function, tmp_path / "out", max_failures=0)
+
+
+def test_a_worker_that_is_asked_to_leave_does_so_in_good_order(local_ray, tmp_path):
+    """SIGTERM to one of two workers; both leave, and start again."""
+
+    def function(hooks: WorkerHooks) -> TrainResult:
+        with open(tmp_path / "attempts", "a") as file:
+            file.write("x")
+        departure = Departure(hooks.should_stop)
+        if attempts(tmp_path / "attempts") > 2:
+            return RESULT
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        while not departure.agreed():
+            time.sleep(0.01)
+        raise PreemptedError
+
+    assert run(function, tmp_path / "out", num_workers=2, max_failures=0) == RESULT
+    assert attempts(tmp_path / "attempts") == 4
+
+
+def test_a_worker_that_hangs_is_reported_with_all_stacks_and_started_again(
+    local_ray, tmp_path, caplog, monkeypatch
+):
+    """Worker 0 waits in a collective for worker 1, which sleeps."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+    def sleep_forever() -> None:
+        while True:
+            time.sleep(0.1)
+
+    def function(hooks: WorkerHooks) -> TrainResult:
+        with open(tmp_path / "attempts", "a") as file:
+            file.write("x")
+        if attempts(tmp_path / "attempts") > 2:
+            return RESULT
+        for number in range(20):
+            hooks.enter("step")
+            if number == 10 and os.environ["RANK"] == "1":
+                sleep_forever()
+            torch.distributed.all_reduce(torch.zeros(1))
+        return RESULT
+
+    assert run(function, tmp_path / "out", num_workers=2, max_failures=1, hang_timeout_s=1) == RESULT
+    assert caplog.text.count("a step has not ended for") == 1
+    stacks = (tmp_path / "out" / "logs" / "hangs.log").read_text()
+    assert "in sleep_forever" in stacks
+    assert "in all_reduce" in stacks
 
 
 def test_a_driver_that_hears_nothing_fails_no_step(local_ray, tmp_path):
     """The queue that leads to it dies in the middle: steps are done, their log is kept, the result arrives."""
 
-    def function(report: EventSink) -> TrainResult:
-        report(RunStarted(0, 2, 10, 3.0, "float32", 1))
+    def function(hooks: WorkerHooks) -> TrainResult:
+        hooks.report(RunStarted(0, 2, 10, 3.0, "float32", 1))
         (reporter,) = (
-            cell.cell_contents for cell in report.__closure__ if hasattr(cell.cell_contents, "tell")
+            cell.cell_contents for cell in hooks.report.__closure__ if hasattr(cell.cell_contents, "tell")
         )
         ray.kill(reporter.events.actor)
         for number in (1, 2):
-            report(StepDone(number, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
+            hooks.report(StepDone(number, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
         return RESULT
 
     assert run(function, tmp_path / "out") == RESULT
@@ -332,14 +411,14 @@ others = [cluster.add_node(num_cpus=0) for _ in range(2)]  # where no worker has
 cluster.wait_for_nodes()
 reset_ray_address()  # written for the whole machine: whoever joins a Ray without an address would look for this one
 
-def function(report):
-    report(RunStarted(0, 100, 10, 3.0, "float32", 1))
+def function(hooks):
+    hooks.report(RunStarted(0, 100, 10, 3.0, "float32", 1))
     open(folder + "/begun", "w").close()
     while not os.path.exists(folder + "/lost"):
         time.sleep(0.1)
     with open(folder + "/attempts", "a") as file:
         file.write("x")
-    report(StepDone(1, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
+    hooks.report(StepDone(1, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
     return TrainResult(1, 64, 2.0, 2.5, 3.0, 1.0, 64.0, None)
 
 def lose():

@@ -137,27 +137,35 @@ def start_ray(folder: Path, preparation: str, **environment: str) -> subprocess.
 @pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_a_slow_start_is_waited_for(tmp_path):
-    """A node that registers 40 s late, as on a machine with other work: Ray itself gives up after 30."""
-    late = "ray::rpc::NodeInfoGcsService.grpc_client.RegisterNode=40000000:40000000"
-    done = start_ray(tmp_path, "", RAY_testing_asio_delay_us=late)
+    """A raylet that stands still for 35 s, as on a machine with other work: Ray itself gives up after 30."""
+    begin = time.monotonic()
+    done = start_ray(
+        tmp_path, AS_SOON_AS_THERE_IS_A_RAYLET.format("suspend(); time.sleep(35); process.resume()")
+    )
     assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+    assert time.monotonic() - begin > 35
+
+
+# What is done to a process of that name.
+AS_SOON_AS_THERE_IS_A_RAYLET = """
+import threading, time, psutil
+def handle():
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "raylet":
+                process.{}
+                return
+        time.sleep(0.01)
+threading.Thread(target=handle, daemon=True).start()
+"""
 
 
 @pytest.mark.integration
 @pytest.mark.timeout(600)
-def test_a_start_that_hangs_is_one_line(tmp_path):
-    """The raylet is stopped as soon as it is there."""
-    preparation = """
-import threading, time, psutil
-cluster.START_TIMEOUT_S = 5
-def stop_raylet():
-    while True:
-        for process in psutil.Process().children(recursive=True):
-            if process.name() == "raylet":
-                return process.suspend()
-        time.sleep(0.01)
-threading.Thread(target=stop_raylet, daemon=True).start()
-"""
+@pytest.mark.parametrize(("what", "patience_s"), [("suspend()", 5), ("kill()", 500)])
+def test_a_start_that_hangs_or_fails_is_one_line(tmp_path, what, patience_s):
+    """The raylet is stopped as soon as it is there; or it dies, for which nobody waits."""
+    preparation = f"cluster.START_TIMEOUT_S = {patience_s}\n{AS_SOON_AS_THERE_IS_A_RAYLET.format(what)}"
     done = start_ray(tmp_path, preparation)
     assert done.returncode == 1, done.stdout
     assert done.stderr.startswith("llada prepare: Ray did not start on this machine: "), done.stderr

@@ -1,0 +1,23 @@
+"""What our trainer changes of Ray's is private: it must still be what Ray calls."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from ray.train.v2._internal.execution import callback
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from pipelines.runners.preemption import LeaveOnSigterm
+from pipelines.runners.ray_trainer import Trainer
+
+pytestmark = pytest.mark.integration
+
+
+def test_what_is_overridden_is_there():
+    for name in vars(Trainer):
+        if name.startswith("_") and not name.startswith("__"):
+            assert hasattr(TorchTrainer, name), name
+    assert "failure_policy=" in inspect.getsource(TorchTrainer.fit)
+    for name in vars(LeaveOnSigterm):
+        assert hasattr(callback.WorkerCallback, name), name
