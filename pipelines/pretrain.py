@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -166,6 +167,7 @@ def pretrain(
         mask_noise,
         profile=profile,
         sampling=recipe.sampling,
+        run_id=uuid.uuid4().hex,
     )
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="pretrain", progress=progress
@@ -209,6 +211,7 @@ def pretrain_worker(
     *,
     sampling: SamplingConfig,
     profile: bool = False,
+    run_id: str | None = None,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`, or
     from random ones."""
@@ -227,6 +230,7 @@ def pretrain_worker(
         enter=hooks.enter,
         profile_to=join(output, PROFILE) if profile else None,
         write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
+        run_id=run_id,
     )
     save_weights(output, result, config, start=start)
     return result

@@ -6,6 +6,7 @@ the answers, one to a row (LLaDA); of kind "unified" all tokens of whole dialogu
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -119,7 +120,15 @@ def sft(
         return folder.manifest
     open_splits(data, model_config, recipe.sft)  # refuses what does not fit before Ray is started
     function = partial(
-        sft_worker, model_config, recipe.sft, data, output, model, profile=profile, sampling=recipe.sampling
+        sft_worker,
+        model_config,
+        recipe.sft,
+        data,
+        output,
+        model,
+        profile=profile,
+        sampling=recipe.sampling,
+        run_id=uuid.uuid4().hex,
     )
     result = run_workers(
         function, output=output, cluster=cluster, tracker=tracker, label="sft", progress=progress
@@ -137,6 +146,7 @@ def sft_worker(
     *,
     sampling: SamplingConfig,
     profile: bool = False,
+    run_id: str | None = None,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`."""
     number = config.train.samples
@@ -152,6 +162,7 @@ def sft_worker(
         enter=hooks.enter,
         profile_to=join(output, PROFILE) if profile else None,
         write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
+        run_id=run_id,
     )
     save_weights(output, result, config, start=start)
     return result

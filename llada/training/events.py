@@ -108,7 +108,8 @@ class Sampled:
 
 @dataclass(frozen=True)
 class CheckpointDue:
-    """A checkpoint is about to be written: a record of events must never be behind a checkpoint."""
+    """A checkpoint is about to be complete: a record of events must never be behind a checkpoint. If the sink raises, there
+    will be none."""
 
     name: ClassVar[str] = "checkpoint"
     step: int
@@ -124,8 +125,25 @@ class CheckpointSkipped:
     """Names its file."""
 
 
+@dataclass(frozen=True)
+class CheckpointFailed:
+    """A checkpoint could not be written; training goes on, and the next one is written when it is due."""
+
+    name: ClassVar[str] = "checkpoint_failed"
+    step: int
+    reason: str
+
+
 Event = (
-    RunStarted | CheckpointSkipped | StepDone | StepSkipped | RolledBack | Validated | Sampled | CheckpointDue
+    RunStarted
+    | CheckpointSkipped
+    | StepDone
+    | StepSkipped
+    | RolledBack
+    | Validated
+    | Sampled
+    | CheckpointDue
+    | CheckpointFailed
 )
 EventSink = Callable[[Event], None]
 """What a training loop tells its events to."""

@@ -25,10 +25,9 @@ from llada.settings import require
 from llada.training.batches import BatchStream, StepBatch
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.checkpoint.restore import restore
-from llada.training.checkpoint.save import drop_checkpoints, save_checkpoint
+from llada.training.checkpoint.save import Checkpoints
 from llada.training.ema import WeightAverage, averaged_weights
 from llada.training.events import (
-    CheckpointDue,
     Event,
     EventSink,
     RolledBack,
@@ -101,6 +100,7 @@ def train(
     write_samples: Callable[[Transformer], list[str]] | None = None,
     should_stop: Callable[[], bool] | None = None,
     enter: Callable[[str], None] = lambda phase: None,
+    run_id: str | None = None,
 ) -> TrainResult:
     """Train from the newest checkpoint in `checkpoints`, or from `initial_state`, or from random weights.
 
@@ -109,20 +109,60 @@ def train(
         checkpoints: folder (any fsspec URL that all workers reach) of the resumable checkpoints.
         unigram_counts: int64 (V,) token counts of the training split, for the baseline.
         initial_state: our parameter names -> full tensors, in memory or in a file (`open_state`), the same on every worker.
-        report: called on worker 0 with every event (events.py).
+        report: called on worker 0 with every event (events.py), with CheckpointDue from the thread that writes checkpoints.
         stop_at: leave with a checkpoint after this many steps; the schedules still follow the whole run.
         write_samples: called at each validation; a collective. Its texts are told as `Sampled`.
         profile_to: folder for a trace of some steps of worker 0 (profile.py).
         should_stop: asked on every worker at every step whether this one has to leave; all do then, behind a checkpoint.
         enter: told on every worker what it is at: "step", "validation", "checkpoint", "restore" or "end".
+        run_id: what the attempts of one run share: a new one takes over the checkpoints at once, as no other process may.
 
     Raises:
         PreemptedError: a worker had to leave.
-        UserError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's.
+        UserError: model and data do not fit (vocabulary, length, mask id), or the checkpoints are another run's, which may be
+            at work on them.
         DivergenceError: the loss is no longer finite, and there is no checkpoint to go back to, or it was done
             `max_rollbacks` times; a checkpoint from before is left.
         OutOfMemoryError: a device, or a CPU's host, has no memory left.
     """
+    with Checkpoints(
+        checkpoints,
+        keep=config.train.keep_checkpoints,
+        keep_every=config.train.keep_every,
+        run_id=run_id,
+        report=report,
+    ) as written:
+        return _train(
+            model_config,
+            config,
+            data,
+            written,
+            unigram_counts,
+            initial_state,
+            report,
+            stop_at,
+            profile_to,
+            write_samples,
+            should_stop,
+            enter,
+        )
+
+
+def _train(
+    model_config: ModelConfig,
+    config: RunConfig,
+    data: str,
+    checkpoints: Checkpoints,
+    unigram_counts: np.ndarray,
+    initial_state: Mapping[str, Rows] | None,
+    report: EventSink | None,
+    stop_at: int | None,
+    profile_to: str | None,
+    write_samples: Callable[[Transformer], list[str]] | None,
+    should_stop: Callable[[], bool] | None,
+    enter: Callable[[str], None],
+) -> TrainResult:
+    """See `train`."""
     rank, num_workers = world()
     device = training_device()
     dtype = resolve_precision(config.train.precision, device)
@@ -164,11 +204,11 @@ def train(
         optimizers.append(WeightAverage(model, config.train.ema_decay))
     identity = run_identity(model_config, config, dataset, initial_state)
     cursor, skipped = restore(
-        checkpoints, identity, model, optimizers, initial_state=initial_state, seed=seed
+        checkpoints.folder, identity, model, optimizers, initial_state=initial_state, seed=seed
     )
     require(
         cursor.step <= num_steps,
-        f"the checkpoints in {checkpoints} are at step {cursor.step}, beyond a run of {num_steps}: "
+        f"the checkpoints in {checkpoints.folder} are at step {cursor.step}, beyond a run of {num_steps}: "
         "set train.num_steps (or num_epochs) to more, or choose another output folder",
     )
 
@@ -225,10 +265,11 @@ def train(
         # Whether the weights are to blame or one batch, the next steps show; behind the last one, the validation.
         if ledger.is_lost or (is_bad and step == num_steps and not np.isfinite(validate())):
             enter("restore")
-            before = _choose_rollback(checkpoints, ledger, gone_back_to)
+            checkpoints.wait()
+            before = _choose_rollback(checkpoints.folder, ledger, gone_back_to)
             batches.close()
             restored, skipped = restore(
-                checkpoints,
+                checkpoints.folder,
                 identity,
                 model,
                 optimizers,
@@ -236,7 +277,7 @@ def train(
                 seed=seed,
                 before=before,
             )
-            drop_checkpoints(checkpoints, after=restored.step)
+            checkpoints.drop(after=restored.step)
             ledger.go_back(restored)
             gone_back_to = restored.step
             emit(*skipped, RolledBack(restored.step, step, ledger.cursor.lr_scale))
@@ -261,17 +302,9 @@ def train(
                 emit(Sampled(step, texts))
         if CHECKPOINT in due:
             enter("checkpoint")
-            emit(CheckpointDue(step))
-            save_checkpoint(
-                checkpoints,
-                ledger.cursor,
-                identity,
-                model,
-                optimizers,
-                keep=config.train.keep_checkpoints,
-                keep_every=config.train.keep_every,
-            )
+            checkpoints.save(ledger.cursor, identity, model, optimizers)
         if is_leaving and step < last_step:
+            checkpoints.wait()
             raise PreemptedError(f"the run was asked to leave, and has, behind the checkpoint of step {step}")
     enter("end")
     if profiler:

@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llada.training.events import (
+    CheckpointFailed,
     CheckpointSkipped,
     Event,
     RolledBack,
@@ -126,6 +127,8 @@ class Listener:
                 self._start(event)
             case CheckpointSkipped():
                 log.warning("%s: %s: going on from an older one", self.label, event.reason)
+            case CheckpointFailed():
+                log.warning("%s: %s; training goes on", self.label, event.reason)
             case StepSkipped():
                 log.warning(
                     "%s: step %d is skipped: its loss (%s) or gradient (%s) is not finite",

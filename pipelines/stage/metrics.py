@@ -18,6 +18,7 @@ from dataclasses import asdict
 from llada.files import exists, file_sizes, filesystem, join, read_bytes, storage_errors, write_bytes
 from llada.training.events import (
     CheckpointDue,
+    CheckpointFailed,
     CheckpointSkipped,
     Event,
     RolledBack,
@@ -67,7 +68,7 @@ class MetricsRecord:
         match event:
             case CheckpointDue():
                 self.flush()
-            case CheckpointSkipped():
+            case CheckpointSkipped() | CheckpointFailed():
                 pass
             case _ if self._said - self._written >= BUFFERED_LINES:
                 self._warn(f"{self.url} cannot be written and the buffer is full: metrics are dropped")

@@ -234,8 +234,7 @@ def run_here() -> Callable[..., Run]:
             folder.url,
             checkpoints=str(checkpoints),
             unigram_counts=folder.counts,
-            report=events.append,
-            **options,
+            **{"report": events.append, **options},
         )
         return Run(configs[0], result, events)
 

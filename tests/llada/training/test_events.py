@@ -7,6 +7,7 @@ import pytest
 
 from llada.training.events import (
     CheckpointDue,
+    CheckpointFailed,
     Event,
     RolledBack,
     RunStarted,
@@ -52,6 +53,10 @@ LINES: list[tuple[Event, str]] = [
         '{"event": "rolled_back", "step": 4, "diverged_at": 9, "lr_scale": 0.5}',
     ),
     (CheckpointDue(4), '{"event": "checkpoint", "step": 4}'),
+    (
+        CheckpointFailed(4, "the store is away"),
+        '{"event": "checkpoint_failed", "step": 4, "reason": "the store is away"}',
+    ),
 ]
 
 
