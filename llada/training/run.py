@@ -170,6 +170,10 @@ def run_length(config: RunConfig, dataset: TokenDataset) -> int:
     return config.train.num_steps or max(1, round(config.train.num_epochs * len(dataset) / global_rows))
 
 
+# Settings of training and optimizer that no run may go on with changed. Of those of the other groups none may.
+IDENTITY_SETTINGS = ("optim.optimizer", "train.seed", "train.global_batch_tokens")
+
+
 def run_identity(
     model: ModelConfig,
     config: RunConfig,

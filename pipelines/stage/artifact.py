@@ -44,6 +44,17 @@ class Input(TypedDict):
     id: str
 
 
+class Change(TypedDict):
+    """A stage has gone on with other settings."""
+
+    step: int
+    """How far it was."""
+    at: str
+    """UTC, ISO 8601."""
+    changed: dict[str, tuple[Any, Any]]
+    """By dotted name: before and since; "unset" where there was no such setting."""
+
+
 class Manifest(TypedDict):
     """manifest.json: what a finished folder holds, and what it was made from."""
 
@@ -68,6 +79,8 @@ class Manifest(TypedDict):
     """Of "tokens": the newest snapshot's folder, relative."""
     results: NotRequired[dict[str, Any]]
     """Of "evaluation": the content of results.json."""
+    history: NotRequired[list[Change]]
+    """Of a stage that went on with other settings; `config` holds the last ones."""
 
 
 @dataclasses.dataclass
@@ -79,6 +92,8 @@ class Output:
     config: dict[str, Any]
     inputs: list[Input]
     manifest: Manifest | None = None
+    history: list[Change] = dataclasses.field(default_factory=list)
+    """As `Manifest`'s; also in stage.json, from the moment on when the stage goes on."""
 
     @property
     def is_complete(self) -> bool:
@@ -115,10 +130,11 @@ class Output:
             "inputs": self.inputs,
             "counts": dict(counts),
             **sections,
+            **({"history": self.history} if self.history else {}),
             "files": dict(files or {}),
             "git_commit": git_commit(),
             "versions": _package_versions(),
-            "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "created_at": _now(),
             "mlflow_run_id": mlflow_run_id,
         }
         return cast(Manifest, manifest)
@@ -139,13 +155,15 @@ def open_output(
     may_extend: Collection[str] = (),
     extend: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    done: int = 0,
 ) -> Output:
     """Open (or create) the output folder of a stage for one configuration and its inputs.
 
     An input is {"url", "id"}; only the ids are compared. `may_change` names settings (dotted) that an unfinished folder
     may go on with changed, `may_extend` those that also a finished one may when `extend` asks for it: it then counts as
     unfinished until its new manifest replaces the old. `defaults` are what settings (dotted) stand for in folders that were
-    begun before there were such settings. Raises UserError when the folder belongs to other work.
+    begun before there were such settings. What has changed is recorded in `history`, from the step `done` on, which says how
+    far the stage is. Raises UserError when the folder belongs to other work.
     """
     defaults = json.loads(json.dumps(defaults or {}))
     plain = json.loads(json.dumps(config))  # tuples become lists, as they will be when read back
@@ -177,7 +195,41 @@ def open_output(
         is_same = not _differences(earlier, output, (), defaults)
         if manifest and is_same and _has_files(url, manifest):
             output.manifest = cast(Manifest, manifest)
+        else:
+            _record_change(output, defaults, done)
     return output
+
+
+def _record_change(output: Output, defaults: Mapping[str, Any], done: int) -> None:
+    """Bring stage.json up to date with the settings that the stage goes on with."""
+    url = join(output.url, "stage.json")
+    begun = _read_json(url)
+    if begun is None:
+        return
+    output.history = begun.get("history", [])
+    now = _settings_by_name(output.config)
+    before = _settings_before(begun, now, defaults)
+    changed = {
+        name: (before.get(name, "unset"), now.get(name, "unset"))
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name, "unset") != now.get(name, "unset")
+    }
+    if changed:
+        output.history = [*output.history, {"step": done, "at": _now(), "changed": changed}]
+        described = {"config": output.config, "config_hash": config_hash(output.config)}
+        write_bytes(url, to_json({**begun, **described, "history": output.history}))
+
+
+def _settings_before(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """{dotted name of today: value} of a folder, which may be older than some of the settings of now."""
+    known = {name: value for name, value in defaults.items() if name in now}
+    return known | _settings_by_name(earlier.get("config", {}))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _differences(
@@ -185,8 +237,8 @@ def _differences(
 ) -> str:
     if earlier.get("stage") != output.stage:
         return f"the output of stage {earlier.get('stage')!r}, not {output.stage!r}"
-    before, now = _settings_by_name(earlier.get("config", {})), _settings_by_name(output.config)
-    before = {name: value for name, value in defaults.items() if name in now} | before
+    now = _settings_by_name(output.config)
+    before = _settings_before(earlier, now, defaults)
     changed = [
         f"{key} {before.get(key, 'unset')!r} (now {now.get(key, 'unset')!r})"
         for key in sorted(before.keys() | now.keys())

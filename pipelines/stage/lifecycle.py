@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llada.files import join
-from pipelines.stage.artifact import Manifest, Output, find_manifest, folder_id, open_output
+from llada.settings import flatten_settings
+from pipelines.stage.artifact import Change, Manifest, Output, find_manifest, folder_id, open_output
 from pipelines.stage.tracking import Tracker
 
 
@@ -47,7 +48,8 @@ def begin_stage(
     **may: Any,
 ) -> Output:
     """Open the output folder (`may`: see `open_output`); unless it is complete, tell MLflow the settings and the inputs.
-    `in_force` are those of the settings that this configuration makes use of; None: all."""
+    `in_force` are those of the settings that this configuration makes use of; None: all. MLflow's parameters cannot change:
+    those of settings that did keep the first value, and tags tell the rest."""
     folder = open_output(
         output,
         stage=stage,
@@ -56,10 +58,21 @@ def begin_stage(
         **may,
     )
     if tracker and not folder.is_complete:
-        tracker.log_params(config if in_force is None else in_force)
+        changed = {name for change in folder.history for name in change["changed"]}
+        params = flatten_settings(config) if in_force is None else in_force
+        tracker.log_params({name: value for name, value in params.items() if name not in changed})
+        if folder.history:
+            tracker.set_tags(
+                {f"changed.step_{change['step']}": told_change(change) for change in folder.history}
+            )
         for entry in inputs:
             tracker.log_input(entry.url, context=entry.role, manifest=entry.manifest)
     return folder
+
+
+def told_change(change: Change) -> str:
+    """ "optim.lr 0.001 -> 0.0005, train.compile False -> True"."""
+    return ", ".join(f"{name} {before} -> {now}" for name, (before, now) in change["changed"].items())
 
 
 def finish_stage(

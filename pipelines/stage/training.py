@@ -31,7 +31,7 @@ from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import StepDone, Validated
 from llada.training.export import export_weights
 from llada.training.parallel import full_state, world
-from llada.training.run import RunConfig
+from llada.training.run import IDENTITY_SETTINGS, RunConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import (
     Manifest,
@@ -41,7 +41,7 @@ from pipelines.stage.artifact import (
     put_folder,
 )
 from pipelines.stage.command import parse_known
-from pipelines.stage.lifecycle import StageInput, begin_stage
+from pipelines.stage.lifecycle import StageInput, begin_stage, told_change
 from pipelines.stage.loss_by_noise import NOISE_PLOT, plot_loss_by_noise
 from pipelines.stage.metrics import METRICS_FILE, merge_metrics, read_metrics
 from pipelines.stage.tracking import Tracker
@@ -50,16 +50,7 @@ CHECKPOINTS = "checkpoints"
 PROFILE = "profile"
 LOSS_PLOT = "loss.png"
 ADAPTER = "adapter"
-# Settings that an unfinished run may go on with changed, as LLaDA's did after a NaN ...
-MAY_CHANGE = (
-    "optim.lr",
-    "optim.muon_lr",
-    "train.ema_decay",
-    "train.max_bad_steps",
-    "train.max_rollbacks",
-    "train.rollback_lr_scale",
-)
-# ... and those of its length and schedule, with which also a finished one may be extended.
+# Settings of a run's length and schedule, with which also a finished one may be extended.
 SCHEDULE = (
     "train.num_steps",
     "train.num_epochs",
@@ -103,7 +94,9 @@ def begin_training(
     finished = find_manifest(output) if extend else None
     if finished is not None and _lengths(finished["config"]) == _lengths(config):
         finished = None
-    if finished is not None and not complete_checkpoints(join(output, CHECKPOINTS)):
+    with storage_errors(output):
+        checkpoints = complete_checkpoints(join(output, CHECKPOINTS))
+    if finished is not None and not checkpoints:
         raise UserError(
             f"{output} has no checkpoints any more to go on from: start from its weights, "
             f"llada pretrain … --model {output} --output <another folder>"
@@ -115,13 +108,17 @@ def begin_training(
         inputs=inputs,
         tracker=tracker,
         in_force=settings_in_force(config),
-        may_change=MAY_CHANGE,
+        may_change=may_change(config),
         may_extend=SCHEDULE,
         defaults=flatten_settings(asdict(RunConfig())),
+        done=checkpoints[-1] if checkpoints else 0,
         extend=extend and (finished is not None or find_manifest(output) is None),
     )
     if tracker and not folder.is_complete:
         tracker.log_record()
+    if folder.history and not folder.is_complete:
+        last = folder.history[-1]
+        log.warning("%s: since step %d: %s", stage, last["step"], told_change(last))
     if finished is not None:
         log.warning(
             "%s: the finished run goes on behind its %s steps; the learning rate is from there on that of the schedule "
@@ -130,6 +127,16 @@ def begin_training(
             f"{finished['counts']['num_steps']:,}",
         )
     return folder
+
+
+def may_change(config: Mapping[str, Any]) -> list[str]:
+    """Settings that an unfinished run may go on with changed, as LLaDA's did with another rate after a NaN: those of training
+    and optimizer that are no part of what the run is. (Its schedule must be asked for by `extend`.)"""
+    return [
+        name
+        for name in flatten_settings(config)
+        if name.startswith(("train.", "optim.")) and name not in (*IDENTITY_SETTINGS, *SCHEDULE)
+    ]
 
 
 def _lengths(config: Mapping[str, Any]) -> tuple[Any, ...]:

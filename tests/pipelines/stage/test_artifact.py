@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +190,36 @@ def test_only_named_settings_may_change_and_only_before_the_end(tmp_path):
     assert reopen(2.0, may_change=("optim.lr",)).finish({}, kind="x")["config"]["optim"]["lr"] == 2.0
     with pytest.raises(UserError, match=r"optim\.lr 2\.0 \(now 3\.0\)"):
         reopen(3.0, may_change=("optim.lr",))
+
+
+def test_what_a_stage_goes_on_with_is_recorded_from_which_step_on(tmp_path):
+    def reopen(done: int, lr: float, rows: int, **kwargs: object) -> Output:
+        config = {"optim": {"lr": lr}, "train": {"rows": rows, "new": 1}}
+        allowed = {"may_change": ("optim.lr", "train.rows"), "defaults": {"train.new": 1}}
+        return open_output(
+            str(tmp_path), stage="pretrain", config=config, inputs=[], done=done, **allowed, **kwargs
+        )
+
+    older = {"optim": {"lr": 1.0}, "train": {"rows": 8}}
+    assert open_output(str(tmp_path), stage="pretrain", config=older, inputs=[]).history == []
+    assert reopen(0, 1.0, 8).history == []
+    assert len(reopen(500, 0.5, 4).history) == 1
+    assert len(reopen(700, 0.5, 4).history) == 1  # nothing new
+    folder = reopen(900, 0.5, 2)
+    steps = [(change["step"], change["changed"]) for change in folder.history]
+    assert steps == [(500, {"optim.lr": [1.0, 0.5], "train.rows": [8, 4]}), (900, {"train.rows": (4, 2)})]
+    begun = json.loads((tmp_path / "stage.json").read_text())
+    assert begun["config"] == folder.config
+    assert [change["step"] for change in begun["history"]] == [500, 900]
+    manifest = folder.finish({}, kind="checkpoint")
+    assert [change["step"] for change in manifest["history"]] == [500, 900]
+    finished = reopen(1000, 0.5, 2)
+    assert finished.is_complete
+    # A finished one that is extended goes on with the same record.
+    again = reopen(1000, 0.25, 2, extend=True)
+    assert not again.is_complete
+    assert [change["step"] for change in again.history] == [500, 900, 1000]
+    assert len(reopen(1100, 0.25, 2, extend=True).history) == 3
 
 
 @pytest.mark.parametrize("finished", [False, True])

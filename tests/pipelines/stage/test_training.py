@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from llada.errors import UserError
 from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.presets import get_preset, twin
+from llada.settings import flatten_settings
 from llada.training.events import StepDone
-from llada.training.run import RunConfig
+from llada.training.run import RunConfig, TrainConfig, run_identity
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.metrics import METRICS_FILE, PARTS, MetricsRecord
+from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import (
+    SCHEDULE,
+    begin_training,
     finish_training,
+    may_change,
     plot_losses,
     save_weights,
     settings_in_force,
@@ -119,3 +126,82 @@ def test_settings_in_force_are_those_with_a_meaning():
     run["objective"]["kind"] = "autoregressive"
     idle = {"objective.schedule", "objective.carry_over", "objective.time.t_min"}
     assert not idle & settings_in_force(run).keys()
+
+
+def changed_setting(config: RunConfig, name: str) -> RunConfig:
+    """The run with another value of a number or switch of this name."""
+    group, field = name.split(".")
+    settings = getattr(config, group)
+    value = getattr(settings, field)
+    other = not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 1e-3)
+    return replace(config, **{group: replace(settings, **{field: other})})
+
+
+def test_a_run_may_go_on_with_whatever_is_not_its_identity():
+    """What the stage lets through, the checkpoints take, and the other way round."""
+    model, data = ModelConfig(vocab_size=11, d_model=8, num_layers=1, num_heads=2, ffn_dim=12), "fingerprint"
+    run = RunConfig()
+    settings = flatten_settings({"model": asdict(model), **asdict(run)})
+    allowed = may_change({"model": asdict(model), **asdict(run)})
+    assert {
+        "train.micro_batch_rows",
+        "train.compile",
+        "train.precision",
+        "optim.moments",
+        "optim.weight_decay",
+    } <= {*allowed}
+    assert not {name for name in allowed if name.startswith(("model.", "objective."))}
+    identity = run_identity(model, run, SimpleNamespace(fingerprint=data))
+    numbers = [
+        n for n in settings if n.startswith(("train.", "optim.")) and isinstance(settings[n], int | float)
+    ]
+    assert len(numbers) > 15
+    for name in numbers:
+        if name in ("train.rollback_lr_scale", "optim.final_lr_ratio"):
+            continue  # at their limits
+        same = run_identity(model, changed_setting(run, name), SimpleNamespace(fingerprint=data)) == identity
+        assert same == (name in allowed or name in SCHEDULE), name
+
+
+def test_changed_settings_are_tags_in_mlflow_and_its_parameters_keep_the_first_values(tmp_path):
+    calls: list[tuple[str, dict]] = []
+
+    class Told(Tracker):
+        """Keeps what MLflow would be told."""
+
+        def _put(self, call, /, **values):
+            calls.append((call, values))
+
+    def begin(**train):
+        tracker = Told(f"sqlite:///{tmp_path}/unused.db", "pretrain", str(tmp_path / "out"))
+        config = {"model": {"d_model": 8}, **asdict(RunConfig(train=TrainConfig(num_steps=9, **train)))}
+        return begin_training(
+            "pretrain", str(tmp_path / "out"), config=config, inputs=[], tracker=tracker, extend=False
+        )
+
+    begin()
+    checkpoint = tmp_path / "out" / "checkpoints" / "step-00000006"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    calls.clear()
+    begin(micro_batch_rows=4, compile=True)
+    told = dict(calls)
+    assert told["tags"]["values"] == {
+        "changed.step_6": "train.compile False -> True, train.micro_batch_rows 8 -> 4"
+    }
+    assert not {"train.compile", "train.micro_batch_rows"} & told["params"]["values"].keys()
+    assert told["params"]["values"]["train.num_steps"] == "9"
+    with pytest.raises(UserError, match=r"train\.seed 0 \(now 1\)"):
+        begin(seed=1)
+    with pytest.raises(UserError, match=r"train\.num_steps 9 .*with --resume"):
+        begin_training(
+            "pretrain",
+            str(tmp_path / "out"),
+            config={
+                "model": {"d_model": 8},
+                **asdict(RunConfig(train=TrainConfig(num_steps=12, micro_batch_rows=4, compile=True))),
+            },
+            inputs=[],
+            tracker=None,
+            extend=False,
+        )
