@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from llada.errors import UserError
 from llada.files import filesystem
 from llada.model.transformer import Transformer
-from llada.store_errors import may_pass
+from llada.store_errors import may_pass, told
 from llada.training.checkpoint.folder import (
     begun_checkpoints,
     checkpoint_url,
@@ -219,7 +219,9 @@ class Checkpoints:
             answer = call()
         except Exception as error:
             self._cause = error
-            fault = (f"{type(error).__name__}: {error}", may_pass(error))
+            problem = told(error, self.folder)  # a full disk, say, is the user's to mend
+            passes = may_pass(error) if problem is None else problem.may_pass
+            fault = (f"{type(error).__name__}: {error}", passes)
         everyones = from_all((answer, fault), self._group)
         if faults := [fault for _, fault in everyones if fault is not None]:
             raise _WriteError(faults[0][0], all(passes for _, passes in faults))

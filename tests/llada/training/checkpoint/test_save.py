@@ -1,5 +1,6 @@
 """Writing checkpoints beside the steps: what is kept, that a write sees its own step, and what becomes of one that fails."""
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -163,8 +164,9 @@ def test_training_goes_on_while_the_store_is_away(
         ([AWAY] * 3, "the store is away"),  # also for the attempts at the end
         ([ValueError("a fault of ours")], "a fault of ours"),
         ([PermissionError(13, "denied")], "denied"),
+        ([OSError(errno.ENOSPC, "No space left on device")], "No space"),
     ],
-    ids=["away for good", "fault", "denied"],
+    ids=["away for good", "fault", "denied", "full"],
 )
 def test_a_last_checkpoint_that_cannot_be_written_is_raised(
     network: Any, tmp_path: Path, gate: Gate, failures: list[Exception], words: str
