@@ -45,7 +45,7 @@ from llada.model.transformer import ModelConfig
 from llada.presets import llada_1b, llada_8b
 from llada.training.batches import BatchStream
 from llada.training.checkpoint.restore import restore
-from llada.training.checkpoint.save import save_checkpoint
+from llada.training.checkpoint.save import Checkpoints
 from llada.training.checkpoint.state import Cursor
 from llada.training.metrics import peak_flops, peak_memory
 from llada.training.optim import OptimConfig, build_optimizers, step_all
@@ -157,7 +157,8 @@ class Checks:
             identity = run_identity(SMALL, RunConfig(optim=optim), self.dataset)
             for step in range(2):
                 run.step(step)
-            save_checkpoint(folder, Cursor(step=2), identity, run.model, run.optimizers)
+            with Checkpoints(folder) as written:
+                written.save(Cursor(step=2), identity, run.model, run.optimizers)
             again = self.run(optim=optim)
             cursor, skipped = restore(
                 folder, identity, again.model, again.optimizers, initial_state=None, seed=1
