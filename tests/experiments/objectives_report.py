@@ -85,10 +85,10 @@ def plot(report: dict[str, Any], target: Path) -> None:
     left.axvline(report["unigram"], color="grey", linestyle="--", linewidth=1, label="unigram")
     left.set_yticks(list(places), [row["arm"] for row in rows])
     left.set_xlabel("bound on held-out text, nats per byte (| mean)")
-    left.legend(loc="lower right")
+    left.legend(loc="lower left")
     right.set_xscale("log")
     right.set_xlabel("variance of the gradient / its mean squared")
-    right.legend(loc="lower right")
+    right.legend(loc="upper right")
     for axis in (left, right):
         axis.grid(axis="x", alpha=0.3)
     target.parent.mkdir(parents=True, exist_ok=True)

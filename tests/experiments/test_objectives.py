@@ -109,3 +109,7 @@ def test_the_variance_of_a_gradient_is_unbiased_and_so_is_its_error(objectives: 
     values, errors = torch.tensor(estimates, dtype=torch.float64).T
     assert values.mean().item() == pytest.approx(5.0, rel=0.15)
     assert errors.median().item() == pytest.approx(values.std().item(), rel=0.3)
+
+
+def test_the_readme_shows_the_committed_result(objectives: ModuleType):
+    assert objectives.table(read(HERE / "results")) in (HERE.parents[1] / "README.md").read_text()
