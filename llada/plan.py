@@ -36,8 +36,9 @@ class RunCost:
     micro_batches: int
     """Of one GPU in a step."""
     micro_rows: int
+    """Of the largest."""
     filler: float
-    """Share of all rows that only fill up the micro-batches: they cost time and teach nothing."""
+    """Share of all rows that only fill up where the batch does not divide: they cost time and teach nothing."""
     memory: StepMemory
     """Of one GPU, where a step is fullest."""
     fits: bool
@@ -73,7 +74,8 @@ def estimate_cost(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> RunCost
     rate = gpus * accelerator.bf16_flops * mfu
 
     number, rows = micro_batches(run.train, length, gpus)
-    filler = 1 - run.train.global_batch_tokens / length / (number * rows * gpus)
+    global_rows = run.train.global_batch_tokens // length
+    filler = 1 - global_rows / (-(-global_rows // gpus) * gpus)
     worker = Worker(num_workers=gpus)
     memory = step_memory(model, run, worker, row_length=length)[0]
     best = remedies(model, run, worker, row_length=length)
@@ -109,7 +111,7 @@ def format_cost(cost: RunCost) -> str:
             f"training FLOPs        {cost.flops:.3g}",
             f"time on {cost.gpus} × {cost.gpu:<10} {cost.days:,.1f} days at {cost.mfu:.0%} MFU "
             f"({cost.tokens_per_second_per_gpu:,.0f} tokens/s per GPU, {cost.days * 24 * cost.gpus:,.0f} GPU-hours)",
-            f"a step per GPU        {cost.micro_batches} micro-batches of {cost.micro_rows} rows"
+            f"a step per GPU        {cost.micro_batches} micro-batches of at most {cost.micro_rows} rows"
             + (f", {cost.filler:.1%} of all rows only fill up" if cost.filler else ""),
             f"memory per GPU        {memory.total / GIB:.1f} of {cost.memory_gib:.0f} GiB, fullest at the {memory.moment} "
             f"({memory.state / GIB:.1f} state, {memory.activations / GIB:.1f} activations, "

@@ -3,7 +3,8 @@ what becomes of them, `MicroBatch`: all that a forward and its loss need, and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,10 +46,10 @@ class Batch:
         """Some of the rows; they keep their slots and ids."""
         return self.map(lambda tensor: tensor[rows])
 
-    def split(self, rows: int) -> Iterator[Batch]:
-        """Micro-batches of at most this many rows."""
-        for start in range(0, len(self.tokens), rows):
-            yield self.select(slice(start, start + rows))
+    def split(self, sizes: Sequence[int]) -> Iterator[Batch]:
+        """Micro-batches of so many rows each, which are all of them."""
+        for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
+            yield self.select(slice(end - size, end))
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""

@@ -1,8 +1,8 @@
 """From the step number to a worker's rows, noised and ready for its device: pure arithmetic, no state to save.
 
 Slot s of step k is stream position k · G + s (G rows in a global batch), whose row follows from the seed. Worker r of W takes
-the slots r, r + W, …; nothing else depends on r or W. All workers run as many micro-batches, of as many rows: those that have
-no slot of their own left fill up with rows of which nothing is learned.
+the slots r, r + W, …; nothing else depends on r or W. All workers run as many micro-batches, of the same sizes: those that
+have no slot of their own left fill up with a row of which nothing is learned.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class StepBatch:
         return replace(self, micro=[micro.map(Tensor.pin_memory) for micro in self.micro], counted=counted)
 
 
-def cut_evenly(rows: int, at_most: int) -> tuple[int, int]:
-    """(number, size) of equal micro-batches of at most so many rows that hold `rows`, with as few to spare as can be."""
+def cut_evenly(rows: int, at_most: int) -> list[int]:
+    """The sizes of as few micro-batches as hold so many rows, of at most `at_most`, the larger ones by one row first."""
     number = max(1, -(-rows // at_most))
-    return number, max(1, -(-rows // number))
+    return [rows // number + (i < rows % number) for i in range(number)]
 
 
 class BatchStream:
@@ -79,7 +79,8 @@ class BatchStream:
     ) -> None:
         self.dataset, self.config, self.model, self.seed = dataset, config, model, seed
         self.global_rows, self.rank, self.num_workers = global_rows, rank, num_workers
-        self.num_micro, self.micro_rows = cut_evenly(-(-global_rows // num_workers), micro_rows)
+        self.rows = -(-global_rows // num_workers)
+        self.sizes = cut_evenly(self.rows, micro_rows)
         self._waited = 0.0
 
     def batches(
@@ -122,7 +123,7 @@ class BatchStream:
         batch = self.load(step)
         counts = predicted_positions(batch, self.config.kind).sum(1)
         per_row = counts.clamp(min=1) * batch.global_rows if batch.per_row else torch.ones_like(counts)
-        pieces = zip(batch.split(self.micro_rows), per_row.split(self.micro_rows), strict=True)
+        pieces = zip(batch.split(self.sizes), per_row.split(self.sizes), strict=True)
         return StepBatch(
             step=step,
             micro=[
@@ -146,7 +147,7 @@ class BatchStream:
         epochs, ids = stream_indices(len(self.dataset), self.seed, step * G, G)
         mine = np.arange(self.rank, G, self.num_workers)
         own = len(mine)
-        mine = np.resize(mine if own else np.zeros(1, dtype=np.int64), self.num_micro * self.micro_rows)
+        mine = np.resize(mine if own else np.zeros(1, dtype=np.int64), self.rows)
         sft = self.dataset.kind == "sft"
         # LLaDA pads a mini-batch with EOS to its longest row. Here it is the global batch, so that the padding, which
         # is learned, does not depend on how rows are spread over workers.

@@ -80,9 +80,10 @@ class StepMemory:
 
 
 def micro_batches(train: TrainConfig, row_length: int, num_workers: int) -> tuple[int, int]:
-    """(number, rows) of the equal micro-batches that each worker runs in a step."""
+    """(number, rows of the largest) of the micro-batches that each worker runs in a step."""
     global_rows = train.global_batch_tokens // row_length
-    return cut_evenly(-(-global_rows // num_workers), train.micro_batch_rows)
+    sizes = cut_evenly(-(-global_rows // num_workers), train.micro_batch_rows)
+    return len(sizes), sizes[0]
 
 
 def step_memory(

@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from llada.diffusion.batch import Batch
 from llada.diffusion.objective import ObjectiveConfig, corrupt
 from llada.model.transformer import ModelConfig
-from llada.training.batches import StepBatch
+from llada.training.batches import StepBatch, cut_evenly
 from llada.training.memory import Worker, step_memory
 from llada.training.optim import OptimConfig, build_optimizers, step_all
 from llada.training.parallel import Recomputed, build_parallel, clip_gradients
@@ -145,7 +145,7 @@ def step_batch(case: Case) -> StepBatch:
     )
     micro = [
         corrupt(rows, case.run.objective, seed=0, mask_id=MASK, block_length=model.block_length)
-        for rows in batch.split(case.rows)
+        for rows in batch.split(cut_evenly(n, case.rows))
     ]
     return StepBatch(step=0, micro=micro, counted=torch.tensor(n * case.length), tokens=n * case.length)
 

@@ -54,7 +54,9 @@ def test_rows_and_noise_do_not_depend_on_the_workers(pretrain_folder: Any, sampl
                 part = stream(pretrain_folder, rank=rank, workers=workers).load(step)
                 assert torch.equal(part.tokens, whole.tokens[rank::workers])
                 assert torch.equal(part.sample_ids, whole.sample_ids[rank::workers])
-                pieces = [add_noise(micro, config, 0, MASK) for micro in part.split(3)]
+                pieces = [
+                    add_noise(micro, config, 0, MASK) for micro in part.split(cut_evenly(len(part.tokens), 3))
+                ]
                 for name in ("tokens", "masked", "mask_prob", "weight"):
                     joined = torch.cat([getattr(piece, name) for piece in pieces])
                     assert torch.equal(joined, getattr(noisy, name)[rank::workers]), name
@@ -163,13 +165,11 @@ def test_random_length_cuts_some_steps_the_same_everywhere(pretrain_folder: Any)
 def test_any_number_of_workers_shares_out_a_batch(
     pretrain_folder: Any, sft_folder: Any, data: str, workers: int
 ) -> None:
-    """Each has as many micro-batches of one size, and every row is learned from once, by whatever it counts."""
+    """Each has as many micro-batches of the same sizes, and every row is learned from once, by whatever it counts."""
     folder = pretrain_folder if data == "pretrain" else sft_folder
     (alone,) = stream(folder).prepare(3).micro
     parts = [stream(folder, rank=r, workers=workers, micro_rows=2).prepare(3) for r in range(workers)]
-    shapes = {tuple(micro.tokens.shape for micro in part.micro) for part in parts}
-    assert len(shapes) == 1
-    assert len(set(shapes.pop())) == 1
+    assert len({tuple(micro.tokens.shape for micro in part.micro) for part in parts}) == 1
     learned = [
         (int(target), float(scale), tuple(micro.tokens[int(position) // micro.tokens.shape[1]].tolist()))
         for micro in [alone, *(micro for part in parts for micro in part.micro)]
@@ -182,13 +182,14 @@ def test_any_number_of_workers_shares_out_a_batch(
         assert sum(int(part.counted) for part in parts) == 8 * L
 
 
-def test_micro_batches_are_cut_with_as_little_to_spare_as_can_be() -> None:
+def test_micro_batches_are_cut_evenly() -> None:
     for rows in range(1, 30):
         for at_most in range(1, 12):
-            number, size = cut_evenly(rows, at_most)
-            assert size <= at_most
-            assert rows <= number * size < rows + number
-            assert number == -(-rows // at_most)
+            sizes = cut_evenly(rows, at_most)
+            assert sum(sizes) == rows
+            assert len(sizes) == -(-rows // at_most)
+            assert max(sizes) - min(sizes) <= 1
+            assert sizes == sorted(sizes, reverse=True)
 
 
 def test_a_row_that_fails_to_load_fails_the_loop(pretrain_folder: Any, tmp_path: Path) -> None:
