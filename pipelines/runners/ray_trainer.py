@@ -12,7 +12,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipelines.runners.failure_budget import FailureBudget
-from pipelines.runners.preemption import LeaveOnSigterm
+from pipelines.runners.preemption import LeaveBeforeResize, LeaveOnSigterm
 from pipelines.stage.cluster import is_own_ray
 
 
@@ -42,4 +42,4 @@ class Trainer(TorchTrainer):
         callbacks = super()._create_default_callbacks()
         left_out = (DatasetsCallback, *([PlacementGroupCleanerCallback] if is_own_ray() else []))
         kept = [each for each in callbacks if not isinstance(each, left_out)]
-        return [*kept, LeaveOnSigterm()]
+        return [*kept, LeaveOnSigterm(), LeaveBeforeResize()]

@@ -32,8 +32,10 @@ from pipelines.stage.metrics import MetricsRecord
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import CHECKPOINTS
 
-# A GPU node may have to be started first; Ray's own limit is 60 s.
+# A GPU node may have to be started first; Ray's own limit is 60 s ...
 WORKER_START_TIMEOUT_S = "1800"
+# ... which is enough for a group that takes what is there, and looks again where a machine is gone that Ray still counts.
+ELASTIC_START_TIMEOUT_S = "60"
 # All workers wait for one that hangs, and find it out at about the same time: so long each of them may take to say so.
 HANG_GRACE_S = 5.0
 
@@ -76,8 +78,10 @@ def run_workers(
         from pipelines.runners.failure_budget import FailureBudget
         from pipelines.runners.ray_trainer import Trainer
 
-        require_room("num_workers", cluster.num_workers, cluster.cpus_per_worker, cluster.gpus_per_worker)
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", WORKER_START_TIMEOUT_S)
+        require_room("num_workers", cluster.min_workers, cluster.cpus_per_worker, cluster.gpus_per_worker)
+        is_elastic = cluster.min_workers < cluster.max_workers
+        timeout_s = ELASTIC_START_TIMEOUT_S if is_elastic else WORKER_START_TIMEOUT_S
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", timeout_s)
         # On the driver's node: what is lost with any other node must be replaceable.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -87,6 +91,7 @@ def run_workers(
             torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=cluster.num_workers,
+                elastic_resize_monitor_interval_s=cluster.resize_every_s,
                 use_gpu=cluster.gpus_per_worker > 0,
                 resources_per_worker={
                     "CPU": cluster.cpus_per_worker,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llada.errors import UserError
-from llada.settings import check_limits, from_dict, limited, load_yaml
+from llada.settings import check_limits, from_dict, limited, load_yaml, require
 from pipelines.stage.interruption import handlers_kept
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -57,10 +57,13 @@ class ClusterConfig:
     runtime_env: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Ray's runtime environment for every task: env_vars, working_dir, pip ..."""
 
-    num_workers: int = limited(1, low=1)
-    """Training workers; with GPUs, one for each GPU."""
+    num_workers: int | tuple[int, int] = limited(1, low=1)
+    """Training workers; with GPUs, one for each GPU. [least, most]: as many of them as there is room for. A training goes on
+    with fewer when a machine is lost, and with more when one comes."""
     cpus_per_worker: float = limited(1, low=0)
     gpus_per_worker: float = limited(0, low=0)
+    resize_every_s: float = limited(60, above=0)
+    """Between two looks whether there is room for more training workers."""
     max_failures: int = limited(3, low=0)
     """So often in a row, without a new checkpoint in between, training workers may fail; then the run ends."""
     max_preemptions: int | None = limited(None, low=0)
@@ -83,6 +86,18 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         check_limits(self, "cluster")
+        low, high = self.min_workers, self.max_workers
+        require(low <= high, f"cluster: num_workers are [least, most], not [{low}, {high}]")
+
+    @property
+    def min_workers(self) -> int:
+        """With fewer a training waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """More it does not take."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 def load_cluster(path: str | Path | None) -> ClusterConfig:

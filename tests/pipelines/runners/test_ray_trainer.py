@@ -8,7 +8,7 @@ import pytest
 from ray.train.v2._internal.execution import callback
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from pipelines.runners.preemption import LeaveOnSigterm
+from pipelines.runners.preemption import LeaveBeforeResize, LeaveOnSigterm
 from pipelines.runners.ray_trainer import Trainer
 
 pytestmark = pytest.mark.integration
@@ -19,5 +19,8 @@ def test_what_is_overridden_is_there():
         if name.startswith("_") and not name.startswith("__"):
             assert hasattr(TorchTrainer, name), name
     assert "failure_policy=" in inspect.getsource(TorchTrainer.fit)
-    for name in vars(LeaveOnSigterm):
-        assert hasattr(callback.WorkerCallback, name), name
+    ours = {*vars(LeaveOnSigterm), *vars(LeaveBeforeResize)}
+    for name in ours:
+        if not name.startswith("_"):
+            kinds = (callback.WorkerCallback, callback.ControllerCallback, callback.WorkerGroupCallback)
+            assert any(hasattr(kind, name) for kind in kinds), name

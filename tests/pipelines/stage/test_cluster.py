@@ -28,8 +28,10 @@ def test_shipped_files_load():
     [
         ("num_worker: 2", "unknown setting .*mine.yaml: num_worker; did you mean 'num_workers'"),
         ("learning_rate: 1", "unknown setting .*mine.yaml: learning_rate; known: address,"),
-        ("num_workers: two", "num_workers must be int, not 'two'"),
-        ("num_workers: true", "num_workers must be int, not True"),
+        ("num_workers: two", r"num_workers must be int or \(int, int\), not 'two'"),
+        ("num_workers: [3, 1]", r"num_workers are \[least, most\], not \[3, 1\]"),
+        ("num_workers: [0, 1]", "num_workers must be at least 1, not 0"),
+        ("num_workers: true", r"num_workers must be int or \(int, int\), not True"),
         ("runtime_env: [1]", "runtime_env must be"),
         ("- 1", "must hold 'key: value' lines"),
         ("a: b: c", "is not YAML"),
