@@ -249,8 +249,9 @@ def remedies(
         change("precision", train.precision, "bf16", replace(worker, dtype=torch.bfloat16))
     if train.shard_workers is not None and train.shard_workers < worker.num_workers:
         change("shard_workers", train.shard_workers, worker.num_workers)
-    doubled = replace(worker, num_workers=2 * worker.num_workers)
-    changes.append((f"workers {worker.num_workers} → {doubled.num_workers}", train, doubled))
+    if run.lora.rank is None:  # adapters have hardly any state to share out
+        doubled = replace(worker, num_workers=2 * worker.num_workers)
+        changes.append((f"workers {worker.num_workers} → {doubled.num_workers}", train, doubled))
 
     def need(train: TrainConfig, worker: Worker) -> float:
         return step_memory(model, replace(run, train=train), worker, row_length=row_length)[0].total
@@ -265,6 +266,8 @@ def out_of_memory_message(model: ModelConfig, run: RunConfig, worker: Worker, *,
     best = [
         f"{text}: −{_size(saved)}" for text, saved in remedies(model, run, worker, row_length=row_length)[:3]
     ]
+    if run.lora.rank is not None:  # of which the state is not counted here, but the same of activations
+        return f"out of memory; what lowers it most: {'; '.join(best) or 'shorter rows'}"
     return (
         f"out of memory: a worker needs about {_size(memory.total)} ({_size(memory.state)} of weights, gradients and moments, "
         f"{_size(memory.activations + memory.workspace)} for {micro_batches(run.train, row_length, worker.num_workers)[1]} rows "

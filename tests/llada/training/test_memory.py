@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from llada.errors import UserError
+from llada.model.lora import LoraConfig
 from llada.presets import get_preset
 from llada.training.memory import (
     GIB,
@@ -19,6 +20,7 @@ from llada.training.memory import (
     checkpoint_bytes,
     host_memory,
     micro_batches,
+    out_of_memory_message,
     remedies,
     step_memory,
 )
@@ -132,3 +134,10 @@ def test_a_run_without_memory_names_the_settings_that_need_less(
     assert re.match(r"out of memory: a worker needs about [\d.]+ GiB", message)
     for text in ("train.micro_batch_rows 4 → 2: −", "→ full: −", "workers 1 → 2: −"):
         assert text in message
+
+
+def test_adapters_are_not_counted_as_if_all_weights_were_trained() -> None:
+    run = dataclasses.replace(LLADA.pretrain, lora=LoraConfig(rank=8))
+    message = out_of_memory_message(LLADA.model, run, Worker(), row_length=4096)
+    assert message.startswith("out of memory; what lowers it most: train.micro_batch_rows 4 → 2: −")
+    assert "workers 1" not in message
