@@ -73,7 +73,7 @@ def test_its_first_screen_shows_a_real_run():
 @pytest.mark.timeout(600)
 def test_its_commands_run_in_order(tmp_path, monkeypatch, local_ray):
     words = ["the", "model", "reads", "a", "row", "of", "tokens", "and", "restores", "what", "was", "masked"]
-    texts = [{"text": " ".join(words[i % 7 :] + words[: i % 5]) + f" {i}"} for i in range(120)]
+    texts = [{"text": " ".join(words[i % 7 :] + words[: i % 5]) + f" {i}"} for i in range(600)]
     pairs = [{"prompt": f"What is {i}?", "response": f"The number {i}."} for i in range(40)]
     prompts = [{"prompt": "The model"}, {"messages": [{"role": "user", "content": "What is 3?"}]}]
     for name, records in (("text", texts), ("chat", pairs), ("prompts", prompts)):

@@ -21,6 +21,7 @@ import torch
 from llada.config import Recipe
 from llada.errors import UserError
 from llada.model.hf import load_state, read_config
+from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import to_json
 from llada.store_errors import StoreError
 from llada.training.events import RunStarted, StepDone
@@ -239,8 +240,10 @@ def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(l
             (tmp_path / "titles").write_text(" ".join(word for words in siblings for word in words))
             hooks.report(RunStarted(0, 1, 10, 3.0, "float32", 2))
             hooks.report(StepDone(1, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
-        return replace(RESULT, state={"w": torch.zeros(2)})
+        return replace(RESULT, model=network)
 
+    with torch.device("meta"):
+        network = Transformer(ModelConfig(vocab_size=4, d_model=4, num_layers=1, num_heads=1, ffn_dim=4))
     assert run(function, tmp_path / "out", num_workers=2) == RESULT
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["2", "2"]
     # Who asks the Ray that was started last on this machine whether the run goes on, and would take the workers' places.
