@@ -11,10 +11,10 @@ vocabulary rows, c bytes of a number in the compute dtype.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import torch
 
@@ -26,7 +26,6 @@ from llada.training.batches import PREFETCHED, cut_evenly
 from llada.training.parallel import resolve_precision, training_device, world
 from llada.training.run import RunConfig, TrainConfig
 
-Train = TypeVar("Train", bound=Callable[..., Any])
 GIB = 1024**3
 _FP32 = 4
 _GATHERED_LAYERS = 2
@@ -279,27 +278,22 @@ def _size(count: float) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 1024**2:.1f} MiB"
 
 
-def explains_out_of_memory(train: Train) -> Train:
-    """`train` whose worker says which settings need less, where there is no memory left."""
-
-    @functools.wraps(train)
-    def explained(model_config: ModelConfig, config: RunConfig, data: str, **options: Any) -> Any:
-        try:
-            return train(model_config, config, data, **options)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            device = training_device()
-            worker = Worker(
-                num_workers=world()[1],
-                dtype=resolve_precision(config.train.precision, device),
-                device="cuda" if device.type == "cuda" else "cpu",
-            )
-            row_length = load_dataset_entry(data).row_length
-            message = out_of_memory_message(model_config, config, worker, row_length=row_length)
-            raise OutOfMemoryError(message) from error
-
-    return cast(Train, explained)
+@contextlib.contextmanager
+def explaining_out_of_memory(model: ModelConfig, run: RunConfig, data: str) -> Iterator[None]:
+    """A worker that has no memory left says which settings need less. Raises OutOfMemoryError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        device = training_device()
+        worker = Worker(
+            num_workers=world()[1],
+            dtype=resolve_precision(run.train.precision, device),
+            device="cuda" if device.type == "cuda" else "cpu",
+        )
+        row_length = load_dataset_entry(data).row_length
+        raise OutOfMemoryError(out_of_memory_message(model, run, worker, row_length=row_length)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

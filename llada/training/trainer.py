@@ -37,7 +37,7 @@ from llada.training.events import (
     Validated,
 )
 from llada.training.ledger import CHECKPOINT, LOG, VALIDATION, Ledger
-from llada.training.memory import explains_out_of_memory
+from llada.training.memory import explaining_out_of_memory
 from llada.training.metrics import Throughput, mean_by_noise, peak_flops, peak_memory
 from llada.training.optim import build_optimizers, lr_factor, set_lr, step_all
 from llada.training.parallel import (
@@ -85,7 +85,6 @@ class DivergenceError(UserError, FloatingPointError):
     """The loss or its gradient is no longer finite, and going back to a checkpoint has not helped."""
 
 
-@explains_out_of_memory
 def train(
     model_config: ModelConfig,
     config: RunConfig,
@@ -125,13 +124,16 @@ def train(
             `max_rollbacks` times; a checkpoint from before is left.
         OutOfMemoryError: a device, or a CPU's host, has no memory left.
     """
-    with Checkpoints(
-        checkpoints,
-        keep=config.train.keep_checkpoints,
-        keep_every=config.train.keep_every,
-        run_id=run_id,
-        report=report,
-    ) as written:
+    with (
+        explaining_out_of_memory(model_config, config, data),
+        Checkpoints(
+            checkpoints,
+            keep=config.train.keep_checkpoints,
+            keep_every=config.train.keep_every,
+            run_id=run_id,
+            report=report,
+        ) as written,
+    ):
         return _train(
             model_config,
             config,

@@ -51,7 +51,7 @@ class Change(TypedDict):
     """How far it was."""
     at: str
     """UTC, ISO 8601."""
-    changed: dict[str, tuple[Any, Any]]
+    changed: dict[str, list[Any]]
     """By dotted name: before and since; "unset" where there was no such setting."""
 
 
@@ -210,7 +210,7 @@ def _record_change(output: Output, defaults: Mapping[str, Any], done: int) -> No
     now = _settings_by_name(output.config)
     before = _settings_before(begun, now, defaults)
     changed = {
-        name: (before.get(name, "unset"), now.get(name, "unset"))
+        name: [before.get(name, "unset"), now.get(name, "unset")]
         for name in sorted(before.keys() | now.keys())
         if before.get(name, "unset") != now.get(name, "unset")
     }

@@ -21,6 +21,7 @@ from llada.training.events import StepDone, Validated
 from llada.training.parallel import full_state
 from llada.training.trainer import train
 from pipelines.pretrain import pretrain, pretrain_worker, start_network
+from pipelines.runners.workers import WorkerHooks
 from pipelines.stage.artifact import read_manifest
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.training import read_metrics, state_of
@@ -135,7 +136,7 @@ def test_an_autoregressive_checkpoint_becomes_the_start_of_a_diffusion_one(stage
         output,
         start,
         1.0,
-        report=lambda event: None,
+        WorkerHooks(lambda event: None, lambda: False, lambda phase: None),
         sampling=recipe.sampling,
     )
     trained, _ = llada.load(output)

@@ -7,17 +7,19 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType, FunctionType
 
 import pytest
 
 from llada.data import prepare
-from llada.diffusion.objective import forward_process
+from llada.diffusion.objective import objective_loss
 from llada.sampling.config import SamplingConfig
 from llada.sampling.sampler import commit
 from pipelines import prepare as command
 from pipelines.pretrain import pretrain_worker
+from pipelines.runners.workers import WorkerHooks
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.replica import Denoiser
 
@@ -54,13 +56,12 @@ def way_to(goal: Callable, run: Callable[[], object]) -> list[str]:
 
 
 @pytest.mark.integration
-def test_from_the_command_to_the_noise(stages, tmp_path):
-    run = stages.recipe.pretrain
+def test_from_the_command_to_the_loss(stages, tmp_path):
+    recipe, hooks = stages.recipe, WorkerHooks(lambda event: None, lambda: False, lambda phase: None)
+    worker = partial(pretrain_worker, sampling=recipe.sampling)
     way = way_to(
-        forward_process,
-        lambda: pretrain_worker(
-            stages.recipe.model, run, stages.data, str(tmp_path), None, lambda event: None
-        ),
+        objective_loss,
+        lambda: worker(recipe.model, recipe.pretrain, stages.data, str(tmp_path), None, None, hooks),
     )
     assert way == ["pipelines/pretrain.py", "llada/training/trainer.py", "llada/diffusion/objective.py"]
 

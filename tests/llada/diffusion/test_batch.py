@@ -21,7 +21,7 @@ def batch_of(rows: int) -> Batch:
 
 def test_split_keeps_slots_and_ids() -> None:
     whole = batch_of(5)
-    parts = list(whole.split(2))
+    parts = list(whole.split([2, 2, 1]))
     assert [len(part.tokens) for part in parts] == [2, 2, 1]
     for name in ("tokens", "maskable", "slots", "epochs", "sample_ids"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))

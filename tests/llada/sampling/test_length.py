@@ -115,7 +115,7 @@ def random_case(seed: int) -> tuple[list[int], SamplingConfig]:
 def test_rows_grow_as_the_definition_says(make_model: MakeModel) -> None:
     lengths, insertions, looks, ended = set(), 0, 0, 0
     for scale, sharpness in ((2.0, 1.0), (1.0, 0.4), (3.0, 0.4)):
-        model = eager(make_model(3), scale, sharpness)
+        model = eager(make_model(4), scale, sharpness)
         for seed in range(50):
             prompt, config = random_case(seed)
             text, nfe = by_definition(model, prompt, config)

@@ -207,7 +207,7 @@ def test_what_a_stage_goes_on_with_is_recorded_from_which_step_on(tmp_path):
     assert len(reopen(700, 0.5, 4).history) == 1  # nothing new
     folder = reopen(900, 0.5, 2)
     steps = [(change["step"], change["changed"]) for change in folder.history]
-    assert steps == [(500, {"optim.lr": [1.0, 0.5], "train.rows": [8, 4]}), (900, {"train.rows": (4, 2)})]
+    assert steps == [(500, {"optim.lr": [1.0, 0.5], "train.rows": [8, 4]}), (900, {"train.rows": [4, 2]})]
     begun = json.loads((tmp_path / "stage.json").read_text())
     assert begun["config"] == folder.config
     assert [change["step"] for change in begun["history"]] == [500, 900]

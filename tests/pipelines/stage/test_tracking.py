@@ -205,7 +205,8 @@ def test_stages_are_runs_with_links(stages):
         name: {a.path for a in client.list_artifacts(r.info.run_id)} for name, r in by_output.items()
     }
     assert artifacts["data"] == {"manifest.json", "report.html"}
-    assert artifacts["model"] == {"manifest.json", "loss.png", "loss_by_noise.png", "metrics.jsonl"}
+    written = {"manifest.json", "loss.png", "loss_by_noise.png", "metrics.jsonl", "samples"}
+    assert artifacts["model"] == written
 
 
 def test_what_could_not_be_delivered_is_delivered_by_the_next_attempt(tmp_path, caplog):
