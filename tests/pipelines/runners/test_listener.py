@@ -116,4 +116,5 @@ def test_what_went_wrong_is_told_once_an_attempt_and_what_cannot_be_shown_holds_
 def test_a_worker_without_a_driver_goes_on():
     reporter = Reporter(None)
     reporter.tell(step(1))
-    reporter.flush()
+    reporter.flush()  # nor does it wait for an answer
+    assert reporter.last is None

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from pipelines.runners import preemption
-from pipelines.runners.preemption import LeaveBeforeResize, LeaveOnSigterm
+from pipelines.runners.preemption import LeaveOnSigterm
 
 pytestmark = pytest.mark.integration
 
@@ -27,7 +27,3 @@ def test_the_first_sigterm_asks_and_the_second_does_what_it_did(monkeypatch):
         assert others == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def test_a_first_group_waits_for_nobody():
-    LeaveBeforeResize().before_controller_execute_resize_decision(None)
