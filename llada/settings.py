@@ -87,15 +87,30 @@ def load_text(url: str | Path, noun: str) -> str:
 
 def load_yaml(url: str | Path, noun: str) -> dict[str, Any]:
     """The settings in a YAML file; an empty one holds none. Raises UserError naming the file, which is called a `noun`."""
+    documents = parse_yaml(load_text(url, noun), str(url))
+    if len(documents) > 1 or not all(isinstance(values, dict) for values in documents):
+        raise UserError(f"{url} must hold 'key: value' lines")
+    return documents[0] if documents else {}
+
+
+def parse_yaml(text: str, place: str) -> list[Any]:
+    """The documents of a YAML text, without empty ones. Raises UserError naming the `place`, also for a key that is given
+    twice, of which YAML's usual readers silently take the last."""
     import yaml
 
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: list[Any] = []
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                require(key.value not in seen, f"{place}, line {line}: {shorten(key.value)} is given twice")
+                seen.append(key.value)
+            return super().construct_mapping(node, deep)
+
     try:
-        values = yaml.safe_load(load_text(url, noun))
+        return [document for document in yaml.load_all(text, Strict) if document is not None]
     except yaml.YAMLError as error:
-        raise UserError(f"{url} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{url} must hold 'key: value' lines")
-    return values or {}
+        raise UserError(f"{place} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _parse(kind: Any, value: Any, path: str) -> Any:

@@ -24,6 +24,7 @@ COMMANDS = {
     "convert": "layouts: checkpoints (LLaDA, iLLaDA, Llama), token data (Megatron)",
     "train-classifier": "labelled documents to a quality filter for prepare",
     "track": "to MLflow, what stages could not deliver",
+    "check": "files for a cluster: Serve configurations, KubeRay's objects, cluster files",
 }
 # The names of llada.presets.PRESETS, which takes seconds to import.
 PRESETS = ("tiny", "mdlm_small", "mdlm_lm1b", "llada_1b", "llada_8b", "illada_8b")

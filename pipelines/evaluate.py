@@ -53,7 +53,7 @@ class EvaluateArgs:
 
 def main(argv: Sequence[str]) -> None:
     """`llada evaluate …`"""
-    args = parse(EvaluateArgs, argv, "evaluate")
+    args = parse_words(argv)
     manifest = run_stage("evaluate", evaluate, args.common, args.config, model=args.model, data=args.data)
     results = manifest["results"]
     for name, value in results.items():
@@ -61,6 +61,11 @@ def main(argv: Sequence[str]) -> None:
             print(f"{name:<24}{value:,.4f}" if isinstance(value, float) else f"{name:<24}{value:,}")
     for sample in results.get("samples", []):
         print(f"--- {sample['prompt']}\n{sample['text']}")
+
+
+def parse_words(argv: Sequence[str]) -> EvaluateArgs:
+    """The arguments."""
+    return parse(EvaluateArgs, argv, "evaluate")
 
 
 def evaluate(

@@ -80,7 +80,7 @@ class GenerateArgs:
 
 def main(argv: Sequence[str]) -> None:
     """`llada generate …`"""
-    args = parse(GenerateArgs, argv, "generate")
+    args = parse_words(argv)
     manifest = run_stage(
         "generate", generate, args.common, args.config, model=args.model, prompts=args.prompts
     )
@@ -89,6 +89,11 @@ def main(argv: Sequence[str]) -> None:
     print(f"{answers}: {counts['prompts']:,} answers, {counts['tokens']:,} tokens")
     if counts["refused"]:
         raise UserError(f'{counts["refused"]} prompts were refused; their lines carry an "error"')
+
+
+def parse_words(argv: Sequence[str]) -> GenerateArgs:
+    """The arguments."""
+    return parse(GenerateArgs, argv, "generate")
 
 
 # A line of the prompts: "prompt" (text or messages) and whatever else stands in it.

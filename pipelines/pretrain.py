@@ -73,22 +73,7 @@ class PretrainArgs:
 
 def main(argv: Sequence[str]) -> None:
     """`llada pretrain <preset> …`"""
-    recipe, words = take_recipe(argv, "pretrain")
-    recipe = take_baseline(recipe, words, "pretrain")
-    run = recipe.pretrain
-    defaults = {"model": recipe.model, "objective": run.objective, "optim": run.optim, "train": run.train}
-    args = parse(PretrainArgs, words, "pretrain <preset>", **defaults)
-    require(
-        args.start is None
-        or replace(args.model, block_length=None, shift=False)
-        == replace(recipe.model, block_length=None, shift=False),
-        f"--model {args.start} brings its own network: leave out the settings --model.… but block-length and shift",
-    )
-    recipe = replace(
-        recipe,
-        model=args.model,
-        pretrain=replace(run, objective=args.objective, optim=args.optim, train=args.train),
-    )
+    args, recipe = parse_words(argv)
     manifest = run_stage(
         "pretrain",
         pretrain,
@@ -102,6 +87,26 @@ def main(argv: Sequence[str]) -> None:
         profile=args.profile,
     )
     print(f"{args.common.output}: {training_summary(manifest)}")
+
+
+def parse_words(argv: Sequence[str]) -> tuple[PretrainArgs, Recipe]:
+    """(the arguments, the recipe that they and the preset make together)."""
+    recipe, words = take_recipe(argv, "pretrain")
+    recipe = take_baseline(recipe, words, "pretrain")
+    run = recipe.pretrain
+    defaults = {"model": recipe.model, "objective": run.objective, "optim": run.optim, "train": run.train}
+    args = parse(PretrainArgs, words, "pretrain <preset>", **defaults)
+    require(
+        args.start is None
+        or replace(args.model, block_length=None, shift=False)
+        == replace(recipe.model, block_length=None, shift=False),
+        f"--model {args.start} brings its own network: leave out the settings --model.… but block-length and shift",
+    )
+    return args, replace(
+        recipe,
+        model=args.model,
+        pretrain=replace(run, objective=args.objective, optim=args.optim, train=args.train),
+    )
 
 
 def pretrain(

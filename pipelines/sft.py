@@ -65,12 +65,7 @@ class SftArgs:
 
 def main(argv: Sequence[str]) -> None:
     """`llada sft <preset> …`"""
-    recipe, words = take_recipe(argv, "sft")
-    recipe = take_baseline(recipe, words, "sft")
-    run = recipe.sft
-    defaults = {"objective": run.objective, "optim": run.optim, "train": run.train, "lora": run.lora}
-    args = parse(SftArgs, words, "sft <preset>", **defaults)
-    recipe = replace(recipe, sft=RunConfig(args.objective, args.optim, args.train, args.lora))
+    args, recipe = parse_words(argv)
     manifest = run_stage(
         "sft",
         sft,
@@ -83,6 +78,16 @@ def main(argv: Sequence[str]) -> None:
         profile=args.profile,
     )
     print(f"{args.common.output}: {training_summary(manifest)}")
+
+
+def parse_words(argv: Sequence[str]) -> tuple[SftArgs, Recipe]:
+    """(the arguments, the recipe that they and the preset make together)."""
+    recipe, words = take_recipe(argv, "sft")
+    recipe = take_baseline(recipe, words, "sft")
+    run = recipe.sft
+    defaults = {"objective": run.objective, "optim": run.optim, "train": run.train, "lora": run.lora}
+    args = parse(SftArgs, words, "sft <preset>", **defaults)
+    return args, replace(recipe, sft=RunConfig(args.objective, args.optim, args.train, args.lora))
 
 
 def sft(

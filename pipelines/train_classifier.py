@@ -26,11 +26,16 @@ class TrainClassifierArgs:
 
 def main(argv: Sequence[str]) -> None:
     """`llada train-classifier …`"""
-    args = parse(TrainClassifierArgs, argv, "train-classifier")
+    args = parse_words(argv)
     labels = read_labels(args.input, args.text_field, args.label_field)
     classifier, figures = train_classifier(labels, args.config)
     classifier.save(args.output)
     print(f"{args.output}: " + ", ".join(f"{name} {value:,.3f}" for name, value in figures.items()))
+
+
+def parse_words(argv: Sequence[str]) -> TrainClassifierArgs:
+    """The arguments."""
+    return parse(TrainClassifierArgs, argv, "train-classifier")
 
 
 if __name__ == "__main__":

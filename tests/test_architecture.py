@@ -130,8 +130,9 @@ SHARED = {
     "pipelines.runners": {"pipelines.stage"},
     "pipelines.corpus": {"pipelines.stage", "pipelines.runners"},
     "pipelines.serving": {"pipelines.stage"},
+    "pipelines.manifests": {"pipelines.stage"},
 }
-KNOWS_ALL_COMMANDS = {"pipelines.quickstart"}
+KNOWS_ALL_COMMANDS = {"pipelines.quickstart", "pipelines.check"}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import io
 import logging
 import os
 import select
@@ -111,6 +112,35 @@ def exit_codes(name: str, output: str | None = None) -> Iterator[None]:
             file=sys.stderr,
         )
         raise SystemExit(1) from None
+
+
+def parse_entrypoint(line: str) -> None:
+    """Read a command line of a stage, `llada prepare …` or `python -m pipelines.prepare …`, as the stage itself would, and go
+    no further. Raises UserError with what is wrong in it."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UserError(f"is no command line ({error})") from None
+    match words:
+        case ["llada", name, *arguments]:
+            pass
+        case [python, "-m", module, *arguments] if os.path.basename(python).startswith("python"):
+            name = module.removeprefix("pipelines.").replace("_", "-")
+        case _:
+            raise UserError("is neither `llada <stage> …` nor `python -m pipelines.<stage> …`")
+    parse_words = None
+    if (Path(__file__).parents[1] / f"{name.replace('-', '_')}.py").exists():
+        command = importlib.import_module(f"pipelines.{name.replace('-', '_')}")
+        parse_words = getattr(command, "parse_words", None)
+    if parse_words is None:
+        raise UserError(f"names no stage that a job can run: {name!r}")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            parse_words(arguments)
+    except SystemExit:
+        text = " ".join(said.getvalue().translate(str.maketrans("╭╮╰╯─│", "      ")).split())
+        raise UserError(f"does not parse: {text}") from None
 
 
 def _reader_has_gone() -> bool:

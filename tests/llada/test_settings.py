@@ -142,6 +142,8 @@ def test_a_yaml_file_is_read_or_named(tmp_path: Path) -> None:
         (b"- a\n", "must hold 'key: value' lines"),
         (b"a: [", "is not YAML"),
         (b"\xff", "UTF-8"),
+        (b"a: 1\n---\nb: 2\n", "must hold 'key: value' lines"),
+        (b"a: 1\nb: {c: 1,\n  c: 2}\n", "line 3: 'c' is given twice"),
     ):
         file.write_bytes(content)
         with pytest.raises(UserError, match=message):
