@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _untied(config: ModelConfig) -> ModelConfig:
-    return ModelConfig(**{**asdict(config), "tie_embeddings": False})
+    return replace(config, tie_embeddings=False)
 
 
 def _meta_network(config: ModelConfig) -> Transformer:

@@ -15,8 +15,10 @@ from typing import Any, Literal
 import torch
 
 from llada.errors import UserError
+from llada.model.hf_rope import ROPE_KEYS, read_rope, write_rope
+from llada.model.rotary import RopeScaling
 from llada.model.transformer import ModelConfig
-from llada.settings import shorten
+from llada.settings import from_dict, require, shorten
 
 
 class MissingCheckpointError(UserError, FileNotFoundError):
@@ -129,14 +131,32 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
         unknown = sorted(set(config) - known - {"model_type"})
         if unknown:
             raise UserError(f"{file}: unknown keys {unknown}")
-        return ModelConfig(**{k: v for k, v in config.items() if k in known})
+        settings = {k: v for k, v in config.items() if k in known}
+        if "rope_scaling" in settings:
+            scaling = settings["rope_scaling"]
+            require(
+                isinstance(scaling, dict), f"model.rope_scaling must hold settings, not {shorten(scaling)}"
+            )
+            settings["rope_scaling"] = from_dict(RopeScaling, scaling, "model.rope_scaling.")
+        return ModelConfig(**settings)
     values = _Values(config, file)
+    is_llada = layout == "llada"
+    max_length = values.pop("max_sequence_length" if is_llada else "max_position_embeddings")
+    theta, scaling = read_rope(
+        {key: values.pop(key, None) for key in ROPE_KEYS},
+        file,
+        default_theta=None if is_llada else 10_000.0,
+        max_length=max_length,
+        can_scale=not is_llada,
+    )
     shared: dict[str, Any] = {
-        "rope_theta": values.rope_theta(10_000.0 if layout == "llama" else None),
+        "max_length": max_length,
+        "rope_theta": theta,
+        "rope_scaling": scaling,
         "eos_token_id": next(iter(_as_ids(config.get("eos_token_id"), file)), None),
         "pad_token_id": config.get("pad_token_id"),
     }
-    if layout == "llada":
+    if is_llada:
         values.allow_only(_LLADA_ONLY)
         tied = values.pop("weight_tying")
         if values.pop("tie_word_embeddings", tied) != tied:
@@ -159,7 +179,6 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
             num_heads=heads,
             num_kv_heads=heads if kv_heads is None else kv_heads,
             ffn_dim=values.pop("mlp_hidden_size", None) or config["mlp_ratio"] * d_model,
-            max_length=values.pop("max_sequence_length"),
             rms_norm_eps=values.pop("rms_norm_eps", 1e-5),
             tie_embeddings=tied,
             qkv_bias=bool(values.pop("include_qkv_bias", False)),
@@ -192,7 +211,6 @@ def parse_config(config: dict[str, Any], layout: Layout, folder: Path) -> ModelC
             num_heads=heads,
             num_kv_heads=values.pop("num_key_value_heads", None) or heads,
             ffn_dim=values.pop("intermediate_size"),
-            max_length=values.pop("max_position_embeddings"),
             rms_norm_eps=values.pop("rms_norm_eps", family.rms_norm_eps),
             tie_embeddings=values.pop("tie_word_embeddings", False),
             causal=family.causal,
@@ -222,28 +240,6 @@ class _Values:
             found = self.pop(key, value)
             if found != value and not (found is None and value is False):
                 raise UserError(f"{self._file}: {key} = {found!r} is not supported, only {value!r}")
-
-    def rope_theta(self, default: float | None) -> float:
-        """The base of the rotary positions, wherever transformers' versions have put it."""
-        found = {"rope_theta": self.pop("rope_theta", None)}
-        for name in ("rope_parameters", "rope_scaling"):
-            rope = self.pop(name, None) or {}
-            scaled = {
-                key: value
-                for key, value in rope.items()
-                if not (key in ("rope_type", "type") and value == "default") and key != "rope_theta"
-            }
-            if any(value not in (None, 1, 1.0) for value in scaled.values()):
-                raise UserError(f"{self._file}: scaled rotary positions ({name} = {rope}) are not supported")
-            found[f"{name}.rope_theta"] = rope.get("rope_theta")
-        stated = {name: theta for name, theta in found.items() if theta is not None}
-        if len(set(stated.values())) > 1:
-            raise UserError(
-                f"{self._file}: {' and '.join(f'{n} = {t}' for n, t in stated.items())} contradict each other"
-            )
-        if not stated and default is None:
-            raise KeyError("rope_theta")
-        return next(iter(stated.values()), default)  # type: ignore[return-value]
 
     def refuse_rest(self) -> None:
         for key, value in self._rest.items():
@@ -324,7 +320,7 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
             "head_dim": config.head_dim,
             "vocab_size": config.vocab_size,
             "max_position_embeddings": config.max_length,
-            "rope_theta": config.rope_theta,
+            **write_rope(config.rope_theta, config.rope_scaling),
             "rms_norm_eps": config.rms_norm_eps,
             "tie_word_embeddings": config.tie_embeddings,
             "attention_bias": False,
@@ -336,9 +332,10 @@ def format_config(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> di
         }
     if config.causal:
         raise UserError("a causal network has no place in LLaDA's layout: convert it with --layout llama")
-    if config.qk_norm or config.shift or config.head_width is not None:
+    if config.qk_norm or config.shift or config.head_width is not None or config.rope_scaling.kind != "none":
         raise UserError(
-            "qk_norm, shift and head_width have no place in LLaDA's layout: convert it with --layout llama or ours"
+            "qk_norm, shift, head_width and rope_scaling have no place in LLaDA's layout: convert it with --layout llama or "
+            "ours"
         )
     return {
         "activation_type": "silu",

@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from llada.model.attention import AttentionMask, masked_attention, row_positions
 from llada.model.initial import draw_normal_
+from llada.model.rotary import UNSCALED, RopeScaling, rotary_table, rotate
 from llada.settings import check_limits, limited, require
 
 
@@ -45,6 +46,7 @@ class ModelConfig:
     """Positions; longer inputs are refused."""
     rope_theta: float = limited(500_000.0, above=0)
     """Base of the rotary positions' wavelengths."""
+    rope_scaling: RopeScaling = UNSCALED
     rms_norm_eps: float = limited(1e-5, low=0)
     tie_embeddings: bool = False
     """The head is the embedding."""
@@ -89,6 +91,10 @@ class ModelConfig:
             self.block_length is None or self.block_length <= self.max_length,
             f"model: block_length {self.block_length} is more than max_length {self.max_length}: leave it out",
         )
+        require(
+            self.rope_scaling.kind != "yarn" or self.rope_theta > 1,
+            f"model: rope_theta {self.rope_theta} must be above 1 for rope_scaling of kind yarn",
+        )
         for name in ("mask_token_id", "eos_token_id", "pad_token_id"):
             token = getattr(self, name)
             require(
@@ -98,7 +104,8 @@ class ModelConfig:
 
     def content(self) -> dict[str, Any]:
         """The settings as files, hashes and a run's identity hold them: all, but of `OPTIONAL` those that ask for nothing."""
-        return {name: value for name, value in asdict(self).items() if value or name not in OPTIONAL}
+        settings = asdict(self) | {"rope_scaling": self.rope_scaling.content()}
+        return {name: value for name, value in settings.items() if value or name not in OPTIONAL}
 
     @property
     def kv_heads(self) -> int:
@@ -135,7 +142,7 @@ class ModelConfig:
 
 
 # Settings of networks that not all have: files and hashes of the others do not know them.
-OPTIONAL = frozenset({"block_length", "head_width", "qkv_bias", "qk_norm", "shift"})
+OPTIONAL = frozenset({"rope_scaling", "block_length", "head_width", "qkv_bias", "qk_norm", "shift"})
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What the heads see, (T, H, E), from the fed tokens' q (T, H, E), k and v (T, K, E)."""
@@ -159,23 +166,6 @@ class RMSNorm(nn.Module):
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return self.weight.to(x.dtype) * normed.to(x.dtype)
-
-
-def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (…, E) float32, of the positions (…) in the rotate-half layout."""
-    frequency = theta ** (
-        -torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    )
-    angle = positions[..., None].float() * frequency
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (…, H, E), computed in float32 and cast back."""
-    x32 = x.float()
-    left, right = x32.chunk(2, dim=-1)
-    return (x32 * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
 
 
 def from_before(x: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None) -> Tensor:
@@ -374,7 +364,9 @@ class Transformer(nn.Module):
 
     def _rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (…, 1, E) of the positions (…), for all heads."""
-        cos, sin = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotary_table(
+            positions, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling
+        )
         return cos[..., None, :], sin[..., None, :]
 
     @torch.no_grad()

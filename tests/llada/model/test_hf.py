@@ -15,6 +15,7 @@ import llada
 from llada.errors import UserError
 from llada.model import hf
 from llada.model.hf import convert, find_dtype, load_model, load_state, open_state, read_config, save_model
+from llada.model.rotary import RopeScaling
 from llada.model.transformer import ModelConfig, Transformer
 
 MakeModel = Callable[..., Transformer]
@@ -170,7 +171,7 @@ def test_folders_that_are_no_checkpoints_are_refused(make_model: MakeModel, tmp_
         ("llada", {"rope": False}),
         ("llama", {"hidden_act": "gelu"}),
         ("llama", {"attention_bias": True}),
-        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}),
     ],
     ids=str,
 )
@@ -232,6 +233,7 @@ def test_autoregressive_llama_becomes_a_masked_start(make_model: MakeModel, tmp_
     assert_same(dict(load_model(tmp_path / "renamed").state_dict()), dict(masked.state_dict()))
 
 
+LINEAR = RopeScaling("linear", factor=2.0)
 QWEN = {"d_model": 24, "num_heads": 4, "qk_norm": True, "head_width": 16}
 DREAM = {"qkv_bias": True, "shift": True}
 KINDS: list[dict] = [
@@ -241,6 +243,7 @@ KINDS: list[dict] = [
     {"qkv_bias": True, "qk_norm": True},
     {"shift": True},
     DREAM,
+    {"rope_scaling": LINEAR},
 ]
 
 
@@ -270,16 +273,48 @@ def test_biases_head_norms_and_widths_are_kept_or_refused(
     assert torch.equal(loaded(TOKENS), model(TOKENS))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
-def test_networks_of_transformers_give_the_same_logits(tmp_path: Path, family: str, tied: bool) -> None:
+# Of a context of 12 positions; of 8 pairs of columns the first is kept, the next two lie in between.
+SCALED_ROPE: dict[str, dict] = {
+    "linear": {"factor": 3.0},
+    "llama3": {
+        "factor": 8.0,
+        "original_max_position_embeddings": 12,
+        "low_freq_factor": 0.1,
+        "high_freq_factor": 1.0,
+    },
+    "yarn": {
+        "factor": 8.0,
+        "original_max_position_embeddings": 12,
+        "beta_fast": 1.0,
+        "beta_slow": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "tied"),
+    [
+        ("Llama", "default", False),
+        ("Llama", "llama3", True),
+        ("Qwen2", "default", True),
+        ("Qwen2", "yarn", False),
+        ("Qwen3", "default", False),
+        ("Qwen3", "linear", True),
+    ],
+)
+def test_networks_of_transformers_give_the_same_logits(
+    tmp_path: Path, family: str, rope: str, tied: bool
+) -> None:
     """Read from its folder, and read by transformers from ours; and made a start for diffusion, at step 0 and as long as
-    attention is causal, the autoregressive network to the bit."""
+    attention is causal, the autoregressive network to the bit. Scaled rotary positions go beyond their original context."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     shape = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 2, "vocab_size": 23}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
     heads |= {"head_dim": 16} if family == "Qwen3" else {}
+    if rope != "default":
+        shape["hidden_size"] = 64  # heads of 16
+        heads["rope_parameters"] = {"rope_type": rope, "rope_theta": 1e4, **SCALED_ROPE[rope]}
     settings = {"bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": tied, "initializer_range": 0.3}
     config = getattr(transformers, f"{family}Config")(**shape, **heads, **settings)
     theirs = getattr(transformers, f"{family}ForCausalLM")(config).eval()
@@ -293,6 +328,12 @@ def test_networks_of_transformers_give_the_same_logits(tmp_path: Path, family: s
         ours = load_model(tmp_path / "theirs")
         torch.testing.assert_close(ours(tokens), expected, atol=1e-5, rtol=0)
         assert expected.std() > 0.1
+        if rope != "default":
+            plain = Transformer(dataclasses.replace(ours.config, rope_scaling=RopeScaling())).eval()
+            plain.load_state_dict(ours.state_dict())
+            assert not torch.allclose(plain(tokens), expected, atol=1e-2)
+            save_model(ours, tmp_path / "ours")
+            assert torch.equal(load_model(tmp_path / "ours")(tokens), ours(tokens))
 
         save_model(ours, tmp_path / "back", layout="llama")
         back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()

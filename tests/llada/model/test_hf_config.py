@@ -12,7 +12,7 @@ import torch
 
 from llada.errors import UserError
 from llada.model.hf import convert, load_model, save_model
-from llada.model.hf_config import read_config, read_end_ids
+from llada.model.hf_config import format_config, read_config, read_end_ids
 from llada.model.transformer import Transformer
 
 MakeModel = Callable[..., Transformer]
@@ -69,11 +69,19 @@ def edit(folder: Path, *without: str, **changes: Any) -> None:
         ("llama", {"sliding_window": 4096}, "sliding_window = 4096"),
         ("llama", {"layer_types": ["sliding_attention"]}, "layer_types"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ("llama", {"rope_parameters": {**DEFAULT_ROPE, "rope_type": "llama3"}}, "llama3"),
+        ("llama", {"rope_parameters": {**DEFAULT_ROPE, "rope_type": "llama3"}}, "llama3.*needs factor"),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic.*not supported"),
         ("llama", {"rope_parameters": {"full_attention": DEFAULT_ROPE}}, "rope_parameters"),
         ("llama", {"logit_scale": 0.1}, "logit_scale = 0.1"),
         ("llama", {"qk_layernorm": True}, "qk_layernorm = True"),
-        ("ours", {"rope_scaling": None}, "unknown keys.*rope_scaling"),
+        ("ours", {"rope_factor": None}, "unknown keys.*rope_factor"),
+        ("ours", {"rope_scaling": None}, "model.rope_scaling must hold settings, not None"),
+        (
+            "ours",
+            {"rope_scaling": {"kind": "linear", "faktor": 2}},
+            "unknown setting model.rope_scaling.faktor",
+        ),
+        ("ours", {"rope_scaling": {"kind": "linear"}}, "kind linear needs factor"),
     ],
     ids=str,
 )
@@ -106,6 +114,48 @@ def test_what_says_the_same_or_nothing_is_taken(
     save_model(model, tmp_path, layout=layout)
     edit(tmp_path, *without, **change)
     assert torch.equal(load_model(tmp_path)(TOKENS), model(TOKENS))
+
+
+def test_llama_3_2_is_read_as_it_is_published(tmp_path: Path) -> None:
+    rope = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "rope_type": "llama3"}
+    published = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 8,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {**rope, "original_max_position_embeddings": 8192},
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.45.0.dev0",
+        "use_cache": True,
+        "vocab_size": 128256,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    config, layout = read_config(tmp_path)
+    assert config.num_parameters == 1_235_814_400
+    written = format_config(config, layout, torch.bfloat16)
+    assert {key: value for key, value in published.items() if key in written} == {
+        key: value for key, value in written.items() if key in published
+    }
+    assert {"rope_theta", "rope_scaling", "max_position_embeddings"} <= written.keys()
+    ours = format_config(config, "ours", torch.bfloat16)
+    (tmp_path / "config.json").write_text(json.dumps(ours))
+    assert read_config(tmp_path) == (config, "ours")
 
 
 def test_others_of_dreams_type_are_refused(make_model: MakeModel, tmp_path: Path) -> None:

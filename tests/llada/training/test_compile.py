@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from llada.model.transformer import rotary_table
+from llada.model.rotary import rotary_table
 from llada.training.parallel import Recomputed, build_parallel
 
 
