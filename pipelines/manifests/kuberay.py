@@ -12,6 +12,8 @@ from typing import Any
 KINDS = ("RayCluster", "RayJob", "RayService", "RayCronJob")
 # The operator adds a suffix of its own to the names of what it makes.
 NAME_LENGTHS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36}
+# The label with which Kueue takes a job into its hands.
+QUEUE = "kueue.x-k8s.io/queue-name"
 # Ray's first release that knows a token.
 TOKEN_SINCE = (2, 52, 0)
 
@@ -19,7 +21,9 @@ TOKEN_SINCE = (2, 52, 0)
 def find_mistakes(manifest: Mapping[str, Any]) -> list[str]:
     """What KubeRay's operator would find wrong in an object of KINDS, a line each."""
     kind, spec = manifest["kind"], manifest.get("spec") or {}
-    name = str((manifest.get("metadata") or {}).get("name", ""))
+    metadata = manifest.get("metadata") or {}
+    # Kubernetes adds five characters to a generateName.
+    name = str(metadata.get("name") or f"{metadata.get('generateName', '')}abcde")
     mistakes = []
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         mistakes.append(f"metadata.name {name!r} must be letters, digits and hyphens, a letter first")
@@ -28,7 +32,8 @@ def find_mistakes(manifest: Mapping[str, Any]) -> list[str]:
     if kind == "RayCronJob":
         return [*mistakes, *_of_job(spec.get("jobTemplate") or {}, "spec.jobTemplate")]
     if kind == "RayJob":
-        return [*mistakes, *_of_job(spec, "spec")]
+        queued = QUEUE in (metadata.get("labels") or {})
+        return [*mistakes, *_of_job(spec, "spec"), *(_of_queued_job(spec) if queued else [])]
     if kind == "RayService":
         return [*mistakes, *_of_service(spec)]
     return [*mistakes, *_of_cluster(spec, "spec")]
@@ -66,6 +71,16 @@ def _of_job(job: Mapping[str, Any], path: str) -> Iterator[str]:
             yield f"{path}.{name} must be positive"
     if mode != "InteractiveMode" and not job.get("entrypoint"):
         yield f"{path}.entrypoint is missing"
+
+
+def _of_queued_job(job: Mapping[str, Any]) -> Iterator[str]:
+    """What Kueue refuses: it must know what a job takes, and be able to suspend it."""
+    if not job.get("shutdownAfterJobFinishes"):
+        yield f"spec: the label {QUEUE} needs shutdownAfterJobFinishes: true"
+    if job.get("clusterSelector"):
+        yield f"spec: the label {QUEUE} needs a cluster of the job's own, not clusterSelector"
+    if (job.get("rayClusterSpec") or {}).get("enableInTreeAutoscaling"):
+        yield f"spec.rayClusterSpec: the label {QUEUE} and enableInTreeAutoscaling exclude each other"
 
 
 def _of_service(spec: Mapping[str, Any]) -> Iterator[str]:

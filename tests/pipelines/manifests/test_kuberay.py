@@ -59,6 +59,8 @@ def test_a_good_one_has_no_mistake(kind: str):
 def test_names_leave_room_for_the_operators_suffix(kind: str, longest: int):
     for name, mistakes in (("a" * longest, 0), ("a" * (longest + 1), 1), ("1a", 1), ("a_b", 1), ("a-", 1)):
         manifest = {"kind": kind, "metadata": {"name": name}, "spec": GOOD[kind]}
+        if len(name) > 5 and name.endswith("aaaaa"):
+            manifest["metadata"] = {"generateName": name[:-5]}
         assert len(find_mistakes(manifest)) == mistakes, name
 
 
@@ -136,6 +138,22 @@ def test_what_needs_a_cluster_that_is_shut_down(place: str, value: Any, mistake:
     del manifest["spec"]["shutdownAfterJobFinishes"]
     (found,) = find_mistakes(manifest)
     assert found.startswith(mistake)
+
+
+def test_what_kueue_refuses():
+    manifest = with_change("RayJob", "backoffLimit", 1)
+    manifest["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "q"}
+    (found,) = find_mistakes(manifest)
+    assert found.startswith(
+        "spec.rayClusterSpec: the label kueue.x-k8s.io/queue-name and enableInTreeAutoscaling"
+    )
+    del manifest["spec"]["rayClusterSpec"]
+    del manifest["spec"]["shutdownAfterJobFinishes"]
+    manifest["spec"] |= {"clusterSelector": {"a": "b"}, "backoffLimit": 0}
+    assert [line.split(" needs ")[1] for line in find_mistakes(manifest)] == [
+        "shutdownAfterJobFinishes: true",
+        "a cluster of the job's own, not clusterSelector",
+    ]
 
 
 def test_a_job_on_a_standing_cluster_is_not_started_again():

@@ -1,0 +1,36 @@
+"""What has a linter is linted: shell scripts, the GitHub workflow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def lint(*words: str | Path) -> tuple[int, str]:
+    """(exit code, what it says) of a linter of the `dev` extra."""
+    command = [BIN / words[0], *words[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_shell_scripts():
+    scripts = [*sorted((ROOT / "infra").rglob("*.sh")), ROOT / ".ci" / "run"]
+    assert len(scripts) >= 3
+    # 1090: what a script reads in stands on another machine.
+    assert lint("shellcheck", "--exclude=SC1090", *scripts) == (0, "")
+
+
+def test_the_workflow():
+    """Its schema too, and that no action can change under its name."""
+    code, said = lint("zizmor", "--offline", "--no-progress", ".github")
+    assert code == 0, said
+
+
+def test_a_workflow_with_a_misspelt_key_is_refused(tmp_path: Path):
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    (tmp_path / "ci.yml").write_text(text.replace("    steps:", "    stepz:"))
+    assert lint("zizmor", "--offline", "--no-progress", tmp_path / "ci.yml")[0] != 0
