@@ -42,6 +42,7 @@ from pipelines.stage.training import (
     Baseline,
     begin_training,
     finish_training,
+    require_copies,
     save_weights,
     state_of,
     take_baseline,
@@ -151,6 +152,7 @@ def pretrain(
     if gets_mask:
         mask_noise = 1.0 if mask_noise is None else mask_noise
         config["mask_noise"] = mask_noise
+    require_copies(recipe.pretrain, cluster)
     folder = begin_training(
         "pretrain",
         output,

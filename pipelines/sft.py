@@ -38,6 +38,7 @@ from pipelines.stage.training import (
     Baseline,
     begin_training,
     finish_training,
+    require_copies,
     save_weights,
     state_of,
     take_baseline,
@@ -113,6 +114,7 @@ def sft(
     local = fetch_folder(model)
     require_same_tokenizer(model, data)
     model_config, _ = read_config(local)
+    require_copies(recipe.sft, cluster)
     folder = begin_training(
         "sft",
         output,

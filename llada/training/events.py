@@ -127,7 +127,8 @@ class CheckpointSkipped:
 
 @dataclass(frozen=True)
 class CheckpointFailed:
-    """A checkpoint could not be written; training goes on, and the next one is written when it is due."""
+    """A checkpoint could not be written, or older ones not be deleted; training goes on, and the next one is written when it
+    is due."""
 
     name: ClassVar[str] = "checkpoint_failed"
     step: int

@@ -23,7 +23,7 @@ from llada.diffusion.cross_entropy import SLICE
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig
 from llada.training.batches import PREFETCHED, cut_evenly
-from llada.training.parallel import resolve_precision, training_device, world
+from llada.training.parallel import copy_size, resolve_precision, training_device, world
 from llada.training.run import RunConfig, TrainConfig
 
 GIB = 1024**3
@@ -100,7 +100,7 @@ def step_memory(
     N = predicted * T  # at the most
     cast = 0 if c == _FP32 else c  # bytes of a copy in the compute dtype, where it is another
     is_sharded = worker.num_workers > 1
-    sharing = run.train.shard_workers or worker.num_workers
+    sharing = copy_size(worker.num_workers, run.train.shard_workers)
     table, layer = V * D, (model.num_non_embedding_parameters - D) / model.num_layers
 
     weights = _FP32 * model.num_parameters / sharing
@@ -209,7 +209,7 @@ def host_memory(
     of_position = 8 + 8 + 8  # where, what, how much it counts
     predicted = 1.0 if run.objective.kind == "autoregressive" else 0.5
     ahead = PREFETCHED * tokens * (of_token + predicted * of_position)
-    return ahead, checkpoint_bytes(model, run) / (run.train.shard_workers or worker.num_workers)
+    return ahead, checkpoint_bytes(model, run) / copy_size(worker.num_workers, run.train.shard_workers)
 
 
 def checkpoint_bytes(model: ModelConfig, run: RunConfig) -> float:
@@ -246,7 +246,7 @@ def remedies(
             change("activation_checkpointing", train.activation_checkpointing, name)
     if worker.dtype == torch.float32 and worker.device == "cuda":
         change("precision", train.precision, "bf16", replace(worker, dtype=torch.bfloat16))
-    if train.shard_workers is not None and train.shard_workers < worker.num_workers:
+    if copy_size(worker.num_workers, train.shard_workers) < worker.num_workers:
         change("shard_workers", train.shard_workers, worker.num_workers)
     if run.lora.rank is None:  # adapters have hardly any state to share out
         doubled = replace(worker, num_workers=2 * worker.num_workers)

@@ -8,6 +8,7 @@ compute dtype, while norms and rotary positions are computed, and gradients redu
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -22,11 +23,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from llada.errors import UserError
 from llada.model.lora import LoraConfig, add_adapters
 from llada.model.transformer import ModelConfig, Transformer
-from llada.settings import require
 
 Precision = Literal["auto", "fp32", "bf16"]
 Recomputed = Literal["none", "selective", "full"]
 """What of a block is computed again in the backward pass."""
+
+log = logging.getLogger(__name__)
 
 
 def world() -> tuple[int, int]:
@@ -34,6 +36,12 @@ def world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def copy_size(num_workers: int, shard_workers: int | None) -> int:
+    """How many of the workers share one copy of weights and optimizer state: `shard_workers`, or all where that is None, or no
+    divisor of their number. (A group that has lost a machine may be of any size, and must go on.)"""
+    return num_workers if shard_workers is None or num_workers % shard_workers else shard_workers
 
 
 def training_device() -> torch.device:
@@ -86,14 +94,15 @@ def build_parallel(
         recomputed: "selective" keeps of a block what the attention and every other product give.
         compiled: each block by itself, so that one compilation serves all.
         float8: the blocks' products through torchao, with one scale for each tensor; emulated where the device has none.
-        shard_workers: workers that share one copy of the weights, a divisor of their number; None: all.
+        shard_workers: see `copy_size`.
         lora: with a rank, everything but the adapters is frozen, its matrices kept in `dtype`.
     """
-    _, num_workers = world()
-    require(
-        shard_workers is None or num_workers % shard_workers == 0,
-        f"train.shard_workers {shard_workers} does not divide the {num_workers} workers: choose a divisor, or leave it out",
-    )
+    rank, num_workers = world()
+    sharing = copy_size(num_workers, shard_workers)
+    if rank == 0 and shard_workers not in (None, sharing):
+        log.warning(
+            "train.shard_workers %s does not divide the %d workers: all share", shard_workers, num_workers
+        )
     with torch.device("meta"):
         model = Transformer(config)
     if lora is not None and lora.rank is not None:
@@ -106,7 +115,7 @@ def build_parallel(
         if compiled:
             layer.compile(fullgraph=True)
     if num_workers > 1:
-        _shard(model, device, dtype, num_workers, shard_workers or num_workers)
+        _shard(model, device, dtype, num_workers, sharing)
     if dtype != torch.float32:  # where the residual stream begins
         model.embed.register_forward_hook(lambda module, args, rows: rows.to(dtype))
     model.to_empty(device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -14,10 +15,12 @@ SETTLING, RECORDED = 4, 3
 """Steps of an attempt that go by first, of which the last ones warm the profiler; and those that are traced."""
 TRACE_FILE, TABLE_FILE = "trace.json.gz", "operations.txt"
 
+log = logging.getLogger(__name__)
+
 
 class StepProfiler:
     """Traces RECORDED steps of one worker into a folder (any fsspec URL): `trace.json.gz` for chrome://tracing or Perfetto,
-    and `operations.txt`, the dearest operations."""
+    and `operations.txt`, the dearest operations. What cannot be written is told, and the run goes on."""
 
     def __init__(self, folder: str, device: torch.device) -> None:
         self.folder, self.device = folder, device
@@ -49,6 +52,12 @@ class StepProfiler:
             self._profile.stop()
 
     def _write(self, traced: profile) -> None:
+        try:
+            self._write_trace(traced)
+        except Exception as error:  # the run is worth more than its trace
+            log.warning("the trace could not be written into %s: %s", self.folder, error)
+
+    def _write_trace(self, traced: profile) -> None:
         with tempfile.TemporaryDirectory() as local:
             path = Path(local) / TRACE_FILE
             traced.export_chrome_trace(str(path))

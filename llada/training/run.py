@@ -73,7 +73,8 @@ class TrainConfig:
     """The blocks' matrix products in float8 through torchao (the extra `float8`): faster on H100s and later GPUs, and coarser."""
     shard_workers: int | None = limited(None, low=1)
     """Workers that share one copy of weights and optimizer state, a divisor of their number; None: all. With the GPUs of one
-    node only gradients, once a step, go from node to node (HSDP). Changes memory and speed only."""
+    node only gradients, once a step, go from node to node (HSDP). Changes memory and speed only. Where the number of workers
+    changes to one that it does not divide, all share."""
 
     def __post_init__(self) -> None:
         check_limits(self, "train")

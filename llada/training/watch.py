@@ -8,8 +8,9 @@ import threading
 import time
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import CodeType
 
 # A phase is known after so many of its kind; the first one compiles, and reads cold files.
 KNOWN_AFTER = 3
@@ -17,6 +18,11 @@ REMEMBERED = 32
 FACTOR = 10.0
 # Files of torch in which a thread is only while it compiles, which takes as long as it takes.
 _COMPILERS = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py")
+# So long a store may be away, or slow, before that is a hang too: for the phases that wait for one, and for any other while
+# a thread of the process asks it again and again (rows are waited for so, which keeps the other workers waiting).
+STORE_S = 3600.0
+STORE_PHASES = frozenset({"checkpoint"})
+_ASKING = ("llada/files.py", "with_retries")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Hang:
 
 class HangWatch:
     """Calls `on_hang`, in a thread of its own, when a phase takes ten times as long as those of its kind have taken, and at
-    least `floor_s`. One that is compiled in is left alone.
+    least `floor_s`. One that is compiled in is left alone, and for STORE_S one that waits for a store.
 
     `enter` is told of each phase at its beginning; the one before ends with it.
     """
@@ -65,13 +71,16 @@ class HangWatch:
         if len(taken) < KNOWN_AFTER:
             return None
         # Where a device works off a queue, most steps return at once and one waits for them all: the mean knows.
-        return max(self.floor_s, FACTOR * max(statistics.median(taken), statistics.fmean(taken)))
+        limit = max(self.floor_s, FACTOR * max(statistics.median(taken), statistics.fmean(taken)))
+        return max(limit, STORE_S) if phase in STORE_PHASES else limit
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.floor_s / 10)):
             phase, since = now = self._now or ("", 0.0)
             limit, seconds = self.limit_s(phase), time.monotonic() - since
             if limit is None or seconds < limit or _is_compiling() or now is not self._now:
+                continue
+            if seconds < STORE_S and _asks_a_store():
                 continue
             self.on_hang(Hang(phase, seconds, statistics.median(self._taken[phase]), stacks_of_all_threads()))
             return
@@ -87,8 +96,16 @@ def stacks_of_all_threads() -> str:
 
 
 def _is_compiling() -> bool:
+    return any(code.co_filename.endswith(_COMPILERS) for code in _running())
+
+
+def _asks_a_store() -> bool:
+    file, function = _ASKING
+    return any(code.co_name == function and code.co_filename.endswith(file) for code in _running())
+
+
+def _running() -> Iterator[CodeType]:
+    """What the threads of this process are in."""
     for frame in sys._current_frames().values():
         for each, _ in traceback.walk_stack(frame):
-            if each.f_code.co_filename.endswith(_COMPILERS):
-                return True
-    return False
+            yield each.f_code

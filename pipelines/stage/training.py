@@ -26,11 +26,11 @@ from llada.model.lora import MergedWeights
 from llada.model.peft import save_adapter
 from llada.model.transformer import ModelConfig
 from llada.presets import Twin, twin
-from llada.settings import flatten_settings
+from llada.settings import flatten_settings, require
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.events import StepDone, Validated
 from llada.training.export import export_weights
-from llada.training.parallel import full_state, world
+from llada.training.parallel import copy_size, full_state, world
 from llada.training.run import IDENTITY_SETTINGS, RunConfig
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import (
@@ -40,6 +40,7 @@ from pipelines.stage.artifact import (
     find_manifest,
     put_folder,
 )
+from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import parse_known
 from pipelines.stage.lifecycle import StageInput, begin_stage, told_change
 from pipelines.stage.loss_by_noise import NOISE_PLOT, plot_loss_by_noise
@@ -137,6 +138,15 @@ def may_change(config: Mapping[str, Any]) -> list[str]:
         for name in flatten_settings(config)
         if name.startswith(("train.", "optim.")) and name not in (*IDENTITY_SETTINGS, *SCHEDULE)
     ]
+
+
+def require_copies(config: RunConfig, cluster: ClusterConfig) -> None:
+    """Refuse copies of the weights that a group of this size cannot form. (One that changes its size then has a single one.)"""
+    workers, sharing = cluster.num_workers, config.train.shard_workers
+    require(
+        not isinstance(workers, int) or copy_size(workers, sharing) == (sharing or workers),
+        f"train.shard_workers {sharing} does not divide the {workers} workers: choose a divisor, or leave it out",
+    )
 
 
 def _lengths(config: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -230,6 +230,8 @@ class TokenDataset:
         )
         segments = [np.frombuffer(piece, _ID).reshape(-1, 3) for piece in pieces[: len(rows)]]
         tokens = np.frombuffer(b"".join(pieces[len(rows) :]), _ID).reshape(len(rows), columns)
+        # On a GPU an id without a row in the embedding would end the process, and not say where it is from.
+        self._require_sound(shards, tokens.max(1, initial=0) < (self.info.vocab_size or 1 << 32))
         if segments:
             start, answer_start, end = np.concatenate(segments).T
             is_ordered = (start <= answer_start) & (answer_start <= end) & (start < end)
@@ -255,7 +257,7 @@ class TokenDataset:
     def _require_sound(self, shards: np.ndarray, is_sound: np.ndarray) -> None:
         if not is_sound.all():
             url = self._shard_url(shards[np.argmin(is_sound)])
-            raise ShardError(f"{url} is damaged: what it says of its rows makes no sense; {REMEDY}")
+            raise ShardError(f"{url} is damaged: what it holds of its rows makes no sense; {REMEDY}")
 
     def _shard_url(self, number: int) -> str:
         return join(self._root, self._names[int(number)].as_py())

@@ -60,9 +60,9 @@ def retain_checkpoints(folder: str, *, keep: int, keep_every: int | None) -> Non
 
 
 def delete_checkpoint(folder: str, step: int) -> None:
-    """Delete one, if it is there."""
+    """Delete one, if it is there, and whatever else stands in its place."""
     fs, root = filesystem(folder)
     path = checkpoint_url(root, step)
     for what in (join(path, STATE_FILE), path):  # the mark first: what is half deleted is no checkpoint
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm(what, recursive=what == path)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            fs.rm(what, recursive=True)

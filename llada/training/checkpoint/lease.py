@@ -56,6 +56,8 @@ class Holder:
     since: str
     """UTC, ISO 8601, as `renewed`."""
     renewed: str
+    number: int = 0
+    """Of the attempts of one run, in their order: it stands on no machine's clock."""
 
 
 class Lease:
@@ -83,6 +85,8 @@ class Lease:
         found = self._read()
         if found is not None and found.run_id != self.holder.run_id and self._is_alive(found):
             raise UserError(f"{_described(found)} trains into {self.folder}: choose another output folder")
+        if found is not None and found.run_id == self.holder.run_id:
+            self.holder = replace(self.holder, number=found.number + 1)
         self._write()
         if local_path(self.url) is None:
             time.sleep(_SETTLE_S)
@@ -94,7 +98,7 @@ class Lease:
         found = self._read()
         if found is None or found.attempt == self.holder.attempt:
             return
-        if found.run_id == self.holder.run_id and found.since < self.holder.since:
+        if found.run_id == self.holder.run_id and found.number < self.holder.number:
             return  # an older attempt that does not know of this one yet
         raise LeaseLostError(
             f"{_described(found)} has begun to train into {self.folder}: this one has ended; choose another output folder"

@@ -74,7 +74,7 @@ class Checkpoints:
     Args:
         keep, keep_every: see `kept_checkpoints`.
         run_id: what the attempts of one run share (see `Lease`).
-        report: is told, on worker 0, of those that could not be written.
+        report: is told, on worker 0, of those that could not be written or deleted.
     """
 
     def __init__(
@@ -210,7 +210,13 @@ class Checkpoints:
             self.report(CheckpointDue(write.cursor.step))
         named = {name: entry for some in files for name, entry in some.items()}
         write_state(self.folder, write.cursor, write.identity, named)
-        retain_checkpoints(self.folder, keep=self.keep, keep_every=self.keep_every)
+        try:
+            retain_checkpoints(self.folder, keep=self.keep, keep_every=self.keep_every)
+        except Exception as error:  # this one is whole; without the right to delete, say, all are kept
+            log.warning("cannot delete old checkpoints", exc_info=True)
+            if self.report:
+                reason = f"cannot delete old checkpoints in {self.folder}: {type(error).__name__}: {error}"
+                self.report(CheckpointFailed(write.cursor.step, reason))
 
     def _on_all(self, call: Callable[[], T]) -> list[T]:
         """What each worker's call returns. Raises _WriteError on all of them where one fails."""

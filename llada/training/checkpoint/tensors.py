@@ -45,11 +45,14 @@ def write_tensors(
     """Write this worker's shards of the tensors; {name: [bytes, CRC-32]} of the files that it wrote. A collective of the
     group (None: of all workers, in their own group). Raises what went wrong here or on another worker."""
     local = local_path(folder)
+    # The tensors are on the CPU: where DCP copies ahead of its writing, it waits before each for all that the GPU has to do.
     # Syncing is for disks: a remote stream has no number, and torch would sync all disks of the machine instead.
     writer = (
-        FileSystemWriter(checkpoint_url(local, step))
+        FileSystemWriter(checkpoint_url(local, step), per_thread_copy_ahead=0)
         if local is not None
-        else FsspecWriter(checkpoint_url(folder, step), sync_files=False, thread_count=_UPLOADS)
+        else FsspecWriter(
+            checkpoint_url(folder, step), sync_files=False, thread_count=_UPLOADS, per_thread_copy_ahead=0
+        )
     )
     watched = Watched(writer)
     try:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llada.training.profile import RECORDED, SETTLING, TABLE_FILE, TRACE_FILE
 
 
@@ -31,3 +33,19 @@ def test_a_run_too_short_to_be_traced_ends_all_the_same(
     )
     assert run.result.num_steps == 2
     assert not (tmp_path / "profile").exists()
+
+
+def test_a_trace_that_cannot_be_written_ends_no_run(
+    make_config: Callable,
+    run_here: Callable,
+    pretrain_folder: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "profile").write_text("a file in the way")
+    steps = SETTLING + RECORDED + 1
+    run = run_here(
+        make_config(num_steps=steps), pretrain_folder, tmp_path / "run", profile_to=str(tmp_path / "profile")
+    )
+    assert run.result.num_steps == steps
+    assert "the trace could not be written into" in caplog.text

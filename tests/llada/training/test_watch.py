@@ -6,8 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
 import torch
 
+from llada.files import with_retries
+from llada.training import watch as watch_module
 from llada.training.watch import Hang, HangWatch
 
 FOUND_S = 30.0
@@ -114,3 +117,36 @@ def test_a_compilation_is_no_hang():
     thread.join()
     assert compiling == []
     assert alarm.told.wait(FOUND_S)  # and behind it one is found as before
+
+
+def test_who_waits_for_a_store_hangs_no_sooner_than_the_store_may_be_away(monkeypatch: pytest.MonkeyPatch):
+    """Rows that are read again and again keep the others, who have theirs, waiting in their step; so does the checkpoint before
+    behind which the next one, or the end of a worker that is asked to leave, waits."""
+    alarm = Alarm()
+    watch = HangWatch(alarm, floor_s=0.02)
+    is_asking, answer = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        is_asking.set()
+        answer.wait(FOUND_S)
+
+    thread = threading.Thread(target=lambda: with_retries(ask, "memory://rows"))
+    thread.start()
+    assert is_asking.wait(FOUND_S)
+    steps(watch, 20)
+    watch.enter("step")
+    time.sleep(0.2)
+    waiting = list(alarm.hangs)
+    answer.set()
+    thread.join()
+    assert waiting == []
+    assert alarm.told.wait(FOUND_S)
+
+    monkeypatch.setattr(watch_module, "STORE_S", 0.2)
+    for phase, is_long in (("checkpoint", True), ("validation", False)):
+        each = HangWatch(Alarm(), floor_s=0.02)
+        steps(each, 5, phase)
+        limit = each.limit_s(phase)
+        assert limit is not None
+        assert (limit >= 0.2) == is_long
+        each.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from llada.training.events import StepDone
 from llada.training.run import RunConfig, TrainConfig, run_identity
 from llada.training.trainer import TrainResult
 from pipelines.stage.artifact import open_output, read_manifest
+from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.metrics import METRICS_FILE, PARTS, MetricsRecord
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import (
@@ -27,6 +29,7 @@ from pipelines.stage.training import (
     finish_training,
     may_change,
     plot_losses,
+    require_copies,
     save_weights,
     settings_in_force,
     take_baseline,
@@ -135,6 +138,21 @@ def changed_setting(config: RunConfig, name: str) -> RunConfig:
     value = getattr(settings, field)
     other = not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 1e-3)
     return replace(config, **{group: replace(settings, **{field: other})})
+
+
+@pytest.mark.parametrize(
+    ("workers", "sharing", "is_possible"),
+    [(8, None, True), (8, 4, True), (12, 8, False), (4, 8, False), ((8, 16), 8, True)],
+)
+def test_copies_that_no_group_could_form_are_refused(workers, sharing, is_possible):
+    """One that changes its size may have any later."""
+    config, cluster = RunConfig(train=TrainConfig(shard_workers=sharing)), ClusterConfig(num_workers=workers)
+    with (
+        nullcontext()
+        if is_possible
+        else pytest.raises(UserError, match=f"shard_workers {sharing} does not divide")
+    ):
+        require_copies(config, cluster)
 
 
 def test_a_run_may_go_on_with_whatever_is_not_its_identity():

@@ -260,6 +260,14 @@ def test_errors_name_the_file_and_the_remedy(tmp_path, verify_shards):
     assert TokenDataset(url).rows(np.array([0])).lengths.tolist() == [8]  # the others can still be read
 
 
+def test_a_token_that_is_none_is_damage(url):
+    """A flipped bit makes an id that no embedding has."""
+    write_dataset(url, "pretrain", SHARDS, vocab_size=70_003)
+    assert TokenDataset(url).rows(np.arange(3)).tokens.max() == 70_002
+    with pytest.raises(ShardError, match=r"train/2\.safetensors is damaged"):
+        TokenDataset(url).rows(np.arange(4))
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["pretrain", "sft"])
 def test_a_damaged_shard_in_a_store_is_named(s3_url, kind):

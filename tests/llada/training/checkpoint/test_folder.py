@@ -89,3 +89,12 @@ def test_a_deletion_that_breaks_off_leaves_no_checkpoint(
     delete_checkpoint(str(tmp_path), 1)
     delete_checkpoint(str(tmp_path), 1)  # already away
     assert begun_checkpoints(str(tmp_path)) == [2]
+
+
+def test_what_stands_in_the_place_of_a_checkpoint_goes_too(tmp_path: Path) -> None:
+    """Someone has made folders of its files, or a file of it."""
+    (tmp_path / "step-00000001" / "state.json").mkdir(parents=True)
+    (tmp_path / "step-00000002").write_text("no folder")
+    for step in (1, 2):
+        delete_checkpoint(str(tmp_path), step)
+    assert begun_checkpoints(str(tmp_path)) == []

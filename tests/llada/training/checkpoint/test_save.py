@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from torch.distributed.checkpoint import FileSystemReader
 
 from llada.model.transformer import Transformer
@@ -213,6 +214,26 @@ def test_a_record_that_cannot_be_written_leaves_no_checkpoint(network: Any, tmp_
             checkpoints.save(Cursor(step=step), IDENTITY, *network)
     assert complete_checkpoints(str(tmp_path)) == [2]
     assert [event.step for event in said if isinstance(event, CheckpointFailed)] == [1]
+
+
+def test_a_place_that_lets_nobody_delete_keeps_all_and_ends_no_run(
+    network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a bucket whose policy is so."""
+
+    def refuse(self: LocalFileSystem, path: str, **options: bool) -> None:
+        if Path(path).exists():
+            raise PermissionError(errno.EACCES, "no right to delete")
+
+    monkeypatch.setattr(LocalFileSystem, "rm", refuse)
+    said: list[Event] = []
+    with Checkpoints(str(tmp_path), keep=1, report=said.append) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(Cursor(step=step), IDENTITY, *network)
+    assert complete_checkpoints(str(tmp_path)) == [1, 2, 3]
+    told = [event for event in said if isinstance(event, CheckpointFailed)]
+    assert [event.step for event in told] == [2, 3]
+    assert "cannot delete old checkpoints" in told[0].reason
 
 
 def test_what_ends_a_run_is_not_hidden_by_its_checkpoint(network: Any, tmp_path: Path, gate: Gate) -> None:

@@ -1,6 +1,7 @@
 """The tensors of a checkpoint: where they are laid out, and what it means that they cannot be read."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from llada.model.transformer import Transformer
 from llada.training.checkpoint.state import DamagedError
-from llada.training.checkpoint.tensors import damage_or_fault, make_slots
+from llada.training.checkpoint.tensors import damage_or_fault, make_slots, write_tensors
 from llada.training.optim import build_optimizers
 
 
@@ -52,3 +53,12 @@ def test_state_is_laid_out_as_the_optimizer_lays_it_out(make_config: Callable, o
                     slot: (x.shape, x.dtype) for slot, x in made.items()
                 }
                 assert all(x.device == parameter.device for x in laid_out.values())
+
+
+def test_writing_does_not_wait_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is one, DCP's writer would sync with it before each tensor of some size: with all that the steps beside it
+    have queued there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for step, folder in enumerate((str(tmp_path), f"memory://{tmp_path.name}")):
+        files = write_tensors(folder, step, {"model.embed.weight": torch.ones(1 << 10, 1 << 10)})
+        assert {".metadata", "__0_0.distcp"} <= set(files)
