@@ -20,6 +20,7 @@ from llada.config import Recipe
 from llada.data.dedup.steps import DedupConfig
 from llada.data.work.config import PrepareConfig
 from llada.data.work.read_config import ReadConfig
+from llada.diffusion.embedding_noise import EmbeddingNoiseConfig
 from llada.diffusion.objective import ObjectiveConfig
 from llada.diffusion.time import TimeConfig
 from llada.model.transformer import ModelConfig
@@ -343,6 +344,7 @@ def twin(recipe: Recipe, kind: Twin) -> Recipe:
             schedule=run.objective.schedule if is_causal else "bert",
             time=TimeConfig(),
             attention_annealing_steps=0 if is_causal else run.objective.attention_annealing_steps,
+            embedding_noise=EmbeddingNoiseConfig() if is_causal else run.objective.embedding_noise,
         )
         train = replace(run.train, samples=0) if is_causal else run.train  # it does not write by unmasking
         return replace(run, objective=objective, train=train)

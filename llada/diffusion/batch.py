@@ -81,6 +81,9 @@ class MicroBatch:
     """Has no probability (MDLM's SUBS: the mask)."""
     lookahead: int | None = None
     """So many columns behind itself a token sees; None: all."""
+    embedding_noise_keys: Tensor | None = None
+    """(N,) int64, and `embedding_noise_std` (N,) float32, of the noise on the positions' embeddings (embedding_noise.py); None: none."""
+    embedding_noise_std: Tensor | None = None
     noise: Tensor | None = None
     """(N,) int64 in [0, NOISE_BUCKETS): which part of [0, 1] the mask probability of each position's row or block lies in;
     NOISE_BUCKETS at those that only fill up. None where nothing is masked."""

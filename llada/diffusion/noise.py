@@ -8,6 +8,7 @@ arithmetic is exact on every device.
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -50,6 +51,15 @@ def row_keys(key: int | Tensor, ids: Tensor) -> Tensor:
     return mix(mix(ids * GOLDEN + key) + key)
 
 
+def sample_keys(seed: int, purpose: str, epochs: Tensor, sample_ids: Tensor) -> Tensor:
+    """(B,) keys of the samples (B,) in their epochs (B,)."""
+    keys = torch.empty_like(sample_ids)
+    for epoch in epochs.unique().tolist():
+        here = epochs == epoch
+        keys[here] = row_keys(stream_key(seed, purpose, epoch), sample_ids[here])
+    return keys
+
+
 def row_uniforms(keys: Tensor, length: int) -> Tensor:
     """(B, length) float32 in [0, 1), 24 random bits each, one independent sequence per row key."""
     position = torch.arange(1, length + 1, device=keys.device, dtype=torch.int64) * GOLDEN
@@ -61,6 +71,13 @@ def wide_uniforms(keys: Tensor, length: int) -> Tensor:
     """(N, length) float64 in [0, 1), 53 random bits each, one independent sequence per key (N,)."""
     position = torch.arange(1, length + 1, device=keys.device, dtype=torch.int64) * GOLDEN
     return uniforms_of(mix(keys[:, None] + position))
+
+
+def normals(keys: Tensor, length: int, std: float) -> Tensor:
+    """(N, length) float64 of a normal distribution, cut at ±3 std and not widened again for it (std is that before the cut)."""
+    inside = math.erf(3 / math.sqrt(2))  # the share of the normal distribution that is not cut off
+    uniform = wide_uniforms(keys, length)
+    return uniform.mul_(2).sub_(1).mul_(inside).erfinv_().mul_(std * math.sqrt(2))
 
 
 def uniforms(key: int, ids: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from llada.diffusion.batch import NOISE_BUCKETS, Batch, MicroBatch
 from llada.diffusion.cross_entropy import token_cross_entropy, weighted_nats
-from llada.diffusion.noise import row_keys, row_uniforms, stream_key
+from llada.diffusion.embedding_noise import EmbeddingNoiseConfig, add_noise_at
+from llada.diffusion.noise import row_keys, row_uniforms, sample_keys
 from llada.diffusion.schedule import NoiseSchedule, get_schedule
 from llada.diffusion.time import TimeConfig, sample_uniform, time_and_weight
 from llada.model.attention import block_numbers
@@ -61,6 +62,7 @@ class ObjectiveConfig:
     attention_annealing_steps: int = limited(0, low=0)
     """Steps over which a network that began autoregressive opens its eyes (DiffuLLaMA, arXiv 2410.17891): the first is causal,
     then a token sees a growing share of the row behind it; 0: all at once. Validation sees all from the beginning."""
+    embedding_noise: EmbeddingNoiseConfig = EmbeddingNoiseConfig()
 
     def __post_init__(self) -> None:
         check_limits(self, "objective")
@@ -69,10 +71,14 @@ class ObjectiveConfig:
             self.attention_annealing_steps == 0 or self.kind == "masked_diffusion",
             f"objective: attention_annealing_steps is for kind masked_diffusion, not {self.kind}: leave it out",
         )
+        require(
+            self.embedding_noise.steps == 0 or self.kind != "autoregressive",
+            "objective: embedding_noise is for masked tokens, of which kind autoregressive has none: leave it out",
+        )
 
     def content(self) -> dict[str, Any]:
-        """The settings as a run's identity holds them: all, but those of a bell, a split or an annealing where there is none,
-        and carry-over where there is."""
+        """The settings as a run's identity holds them: all, but those of a bell, a split, an annealing or noise on embeddings
+        where there is none, and carry-over where there is."""
         settings = asdict(self)
         if self.carry_over:
             del settings["carry_over"]
@@ -80,6 +86,8 @@ class ObjectiveConfig:
             del settings["random_split"]
         if not self.attention_annealing_steps:
             del settings["attention_annealing_steps"]
+        if not self.embedding_noise.steps:
+            del settings["embedding_noise"]
         if self.time.density != "bell":
             for name in ("bell_center", "bell_width"):
                 del settings["time"][name]
@@ -117,6 +125,15 @@ def objective_loss(
     inputs: dict[str, Any] = {} if micro.context is None else {"context": micro.context}
     if micro.lookahead is not None:
         inputs["lookahead"] = micro.lookahead
+    if micro.embedding_noise_keys is not None:
+        assert micro.embedding_noise_std is not None
+        inputs["perturb"] = functools.partial(
+            add_noise_at,
+            positions=micro.positions,
+            keys=micro.embedding_noise_keys,
+            std=micro.embedding_noise_std,
+            length=micro.tokens.shape[1],
+        )
     return network(
         micro.tokens,
         segment_ids=micro.segment_ids,
@@ -168,6 +185,13 @@ def corrupt(
     positions = asked.flatten().nonzero()[:, 0]
     step = -(-asked.numel() // POSITION_STEPS)
     filler = -len(positions) % step
+    embedding_noise_keys = embedding_noise_std = None
+    if std := config.embedding_noise.std_at(batch.step):
+        assert mask_id is not None
+        rows, columns = asked.nonzero(as_tuple=True)
+        samples = sample_keys(seed, "mask-embedding", batch.epochs, batch.sample_ids)
+        embedding_noise_keys = F.pad(row_keys(samples[rows], columns), (0, filler))
+        embedding_noise_std = F.pad((tokens[asked] == mask_id).float() * std, (0, filler))
     return MicroBatch(
         tokens=tokens,
         segment_ids=batch.segment_ids,
@@ -177,6 +201,8 @@ def corrupt(
         scale=F.pad(scale, (0, filler)),
         excluded_id=mask_id if config.subs and config.kind != "autoregressive" else None,
         lookahead=annealed_lookahead(batch.step, config.attention_annealing_steps, batch.tokens.shape[1]),
+        embedding_noise_keys=embedding_noise_keys,
+        embedding_noise_std=embedding_noise_std,
         noise=None if noise is None else F.pad(noise, (0, filler), value=NOISE_BUCKETS),
     )
 
@@ -219,10 +245,7 @@ def add_noise(
         assert block_length is not None
         u = spread_over_blocks(u, batch, block_length)
     t, weight = time_and_weight(u, get_schedule(config.schedule), config.time)
-    keys = torch.empty_like(batch.sample_ids)
-    for epoch in batch.epochs.unique().tolist():
-        here = batch.epochs == epoch
-        keys[here] = row_keys(stream_key(seed, "train-mask", epoch), batch.sample_ids[here])
+    keys = sample_keys(seed, "train-mask", batch.epochs, batch.sample_ids)
     return forward_process(
         batch.tokens,
         t=t,

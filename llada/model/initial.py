@@ -6,13 +6,12 @@ that a worker draws are those of the whole, at any number of workers, on its own
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from llada.diffusion.noise import row_keys, stream_key, wide_uniforms
+from llada.diffusion.noise import normals, row_keys, stream_key
 
 # Numbers that are drawn at once, in float64.
 _CHUNK = 1 << 20
@@ -54,9 +53,7 @@ def draw_normal_(parameter: Tensor, seed: int, name: str, std: float) -> None:
     key = stream_key(seed, f"initial {name}")
     width = parameter.shape[1]
     step = max(1, _CHUNK // width)
-    inside = math.erf(3 / math.sqrt(2))  # the share of the normal distribution that is not cut off
     for first in range(0, len(rows), step):
         part = rows[first : first + step]
         ids = torch.arange(start + first, start + first + len(part), device=part.device)
-        uniform = wide_uniforms(row_keys(key, ids), width)
-        part.copy_(uniform.mul_(2).sub_(1).mul_(inside).erfinv_().mul_(std * math.sqrt(2)))
+        part.copy_(normals(row_keys(key, ids), width, std))

@@ -148,6 +148,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """What the heads see, (T, H, E), from the fed tokens' q (T, H, E), k and v (T, K, E)."""
 LayerStep = Callable[[int, "Block", Tensor, Tensor, Tensor], Tensor]
 """The residual stream (T, D) behind a layer from (its number, the layer, the stream before it, cos, sin)."""
+Perturb = Callable[[Tensor], Tensor]
+"""The embeddings (B, L, D) that the first layer reads, from those of the tokens; behind them stand the context's, if there is one."""
 ReadOut = Callable[[Tensor, Tensor], Tensor]
 """What is wanted of the head, from (the normed stream (N, D) behind the layers, its weight (V, D))."""
 HeadStep = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
@@ -266,6 +268,7 @@ class Transformer(nn.Module):
         segment_ids: Tensor | None = None,
         context: Tensor | None = None,
         lookahead: int | None = None,
+        perturb: Perturb | None = None,
         logits_at: Tensor | None = None,
         read_out: ReadOut | None = None,
         positions: Tensor | None = None,
@@ -285,6 +288,7 @@ class Transformer(nn.Module):
                 in place of their own tokens. So one forward gives what one for each block, on `context` before it,
                 would.
             lookahead: a position sees no farther than so many behind itself; None: all (a bidirectional network).
+            perturb: changes the tokens' embeddings.
             logits_at: (B, L) bool, or (N,) indices into the B · L or T positions; only these N get logits, in order. The head
                 is the widest matrix of the network, and a loss needs it at masked positions only.
             read_out: what is returned in place of logits, computed where the head's weight is at hand (FSDP).
@@ -302,10 +306,13 @@ class Transformer(nn.Module):
         if layer_step is not None:
             assert positions is not None
             assert not self.config.shift
+            assert perturb is None
             x = self._walk(input_ids, positions, layer_step)
             x = x if logits_at is None else x[logits_at]
             return self._head(x) if head_step is None else head_step(self._head, x)
-        x = self.norm(self._attend_densely(input_ids, attention_mask, segment_ids, context, lookahead))
+        x = self.norm(
+            self._attend_densely(input_ids, attention_mask, segment_ids, context, lookahead, perturb)
+        )
         if self.config.shift:
             x = from_before(x, attention_mask, segment_ids)
         if logits_at is not None:
@@ -322,6 +329,7 @@ class Transformer(nn.Module):
         segment_ids: Tensor | None,
         context: Tensor | None,
         lookahead: int | None,
+        perturb: Perturb | None,
     ) -> Tensor:
         L, device = input_ids.shape[1], input_ids.device
         if self.config.max_length < L:
@@ -351,6 +359,7 @@ class Transformer(nn.Module):
             positions = torch.cat([positions, positions], dim=-1)
         cos, sin = self._rotary(positions)
         x = self.embed(input_ids)
+        x = x if perturb is None else perturb(x)
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
         return x[:, :L]

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from llada.config import Recipe
+from llada.diffusion.embedding_noise import EmbeddingNoiseConfig
 from llada.diffusion.schedule import get_schedule
 from llada.diffusion.time import time_and_weight
 from llada.errors import UserError
@@ -117,12 +118,17 @@ def test_the_twin_of_what_began_autoregressive_is_one_that_can_be_trained(kind):
         model=dataclasses.replace(recipe.model, shift=True),
         pretrain=dataclasses.replace(
             recipe.pretrain,
-            objective=dataclasses.replace(recipe.pretrain.objective, attention_annealing_steps=10),
+            objective=dataclasses.replace(
+                recipe.pretrain.objective,
+                attention_annealing_steps=10,
+                embedding_noise=EmbeddingNoiseConfig(0.02, 10),
+            ),
         ),
     )
     other = twin(recipe, kind)
     assert other.model.shift == (kind == "bert")
     assert other.pretrain.objective.attention_annealing_steps == (10 if kind == "bert" else 0)
+    assert other.pretrain.objective.embedding_noise.steps == (10 if kind == "bert" else 0)
 
 
 @pytest.mark.parametrize(

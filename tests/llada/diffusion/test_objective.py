@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llada.diffusion.batch import Batch, MicroBatch
 from llada.diffusion.cross_entropy import weighted_nats
+from llada.diffusion.embedding_noise import EmbeddingNoiseConfig
 from llada.diffusion.objective import (
     NoisyBatch,
     ObjectiveConfig,
@@ -313,6 +314,99 @@ def test_at_the_first_step_of_annealing_the_loss_is_that_of_causal_attention() -
     assert not torch.allclose(loss(network, 9), loss(network, 0))
 
 
+def perturbation(batch: Batch, config: ObjectiveConfig, **changes: Any) -> tuple[Tensor, Tensor]:
+    """What is added to the embeddings (b, C, D) that the first layer reads, and the tokens (b, L) of the forward."""
+    shape = {"vocab_size": 6, "d_model": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 24, "max_length": 16}
+    network = Transformer(ModelConfig(**shape, mask_token_id=5, **changes))
+    network.init_weights(1)
+    read: list[Tensor] = []
+    network.layers[0].register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    micro = corrupt(batch, config, seed=5, mask_id=5, block_length=network.config.block_length)
+    objective_loss(network, micro)
+    columns = micro.tokens if micro.context is None else torch.cat([micro.tokens, micro.context], dim=1)
+    return (read[0] - network.embed(columns)).detach(), micro.tokens
+
+
+@pytest.mark.parametrize(
+    ("knobs", "changes"),
+    [
+        ({}, {}),
+        ({"carry_over": False}, {}),
+        ({"kind": "block_diffusion", "schedule": "loglinear", "subs": True}, {"block_length": 2}),
+    ],
+    ids=str,
+)
+def test_noise_is_on_the_embeddings_of_masked_tokens_alone(knobs: dict, changes: dict) -> None:
+    """Also where unmasked ones are predicted too, and where the clean tokens stand behind the noised ones."""
+    config = ObjectiveConfig(**knobs, embedding_noise=EmbeddingNoiseConfig(std=0.5, steps=10))
+    batch = counting_batch(step=0)
+    noise, tokens = perturbation(batch, config, **changes)
+    assert torch.equal(noise.any(-1)[:, :4], tokens == 5)
+    assert (tokens == 5).any()
+    assert not noise[:, 4:].any()
+    later, also = perturbation(replace(batch, step=6), config, **changes)
+    both = (tokens == 5) & (also == 5)
+    assert both.any()
+    torch.testing.assert_close(later[:, :4][both], 0.4 * noise[:, :4][both])
+    assert not perturbation(replace(batch, step=10), config, **changes)[0].any()
+
+
+def test_noise_on_embeddings_belongs_to_the_sample() -> None:
+    """Alone or in company, in another place of the batch; each epoch, sample, seed and column has its own."""
+    config = ObjectiveConfig(
+        schedule="loglinear",
+        time=TimeConfig(t_min=0.999),
+        embedding_noise=EmbeddingNoiseConfig(std=0.5, steps=10),
+    )
+    batch = counting_batch(step=0)
+    noise, _ = perturbation(batch, config)
+    assert noise.flatten(1).any(1).all()
+    for rows in (torch.tensor([1]), torch.tensor([1, 0])):
+        assert torch.equal(perturbation(batch.select(rows), config)[0], noise[rows])
+    drawn = [
+        perturbation(replace(batch, **changes), config)[0].flatten(0, 1)
+        for changes in ({}, {"epochs": batch.epochs + 1}, {"sample_ids": batch.sample_ids + 100})
+    ]
+    assert len({tuple(row) for row in torch.cat(drawn).tolist() if any(row)}) > 20
+
+
+def test_noise_on_embeddings_tames_the_gradient_of_a_mask_that_decayed_to_nothing() -> None:
+    shape = {
+        "vocab_size": 64,
+        "d_model": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "ffn_dim": 48,
+        "max_length": 64,
+    }
+    network = Transformer(ModelConfig(**shape, mask_token_id=5))
+    network.init_weights(1)
+    tokens = torch.randint(6, 64, (8, 64), generator=torch.Generator().manual_seed(0))
+    rows = {"slots": torch.arange(8), "epochs": torch.zeros(8).long(), "sample_ids": torch.arange(8)}
+    maskable = torch.ones(8, 64).bool()
+    batch = counting_batch(tokens=tokens, segment_ids=None, maskable=maskable, step=0, global_rows=8, **rows)
+
+    def gradient(noise: EmbeddingNoiseConfig) -> float:
+        micro = corrupt(batch, ObjectiveConfig(embedding_noise=noise), seed=5, mask_id=5)
+        (moved,) = torch.autograd.grad(objective_loss(network, micro, normalizer=512), network.embed.weight)
+        return float(moved[5].norm())
+
+    usual = gradient(EmbeddingNoiseConfig())
+    spread = float(network.embed.weight.detach().std())
+    torch.nn.init.zeros_(network.embed.weight[5].detach())
+    assert gradient(EmbeddingNoiseConfig()) > 50 * usual
+    assert gradient(EmbeddingNoiseConfig(spread, steps=10)) < 2 * usual
+
+
+def test_without_noise_on_embeddings_nothing_is_asked_of_the_network() -> None:
+    for config in (ObjectiveConfig(), ObjectiveConfig(embedding_noise=EmbeddingNoiseConfig(0.5, 4))):
+        micro = corrupt(counting_batch(step=4), config, seed=5, mask_id=5)
+        assert (micro.embedding_noise_keys, micro.embedding_noise_std) == (None, None)
+        objective_loss(Recorder(), micro)  # which knows no `perturb`
+    with pytest.raises(UserError, match="embedding_noise is for masked tokens"):
+        ObjectiveConfig(kind="autoregressive", embedding_noise=EmbeddingNoiseConfig(0.5, 4))
+
+
 BLOCKS = ObjectiveConfig(kind="block_diffusion", schedule="loglinear", subs=True)
 
 
@@ -481,3 +575,5 @@ def test_the_identity_of_a_run_does_not_name_what_it_does_not_use() -> None:
     content = ObjectiveConfig(time=TimeConfig(density="bell"), random_split=0.3, carry_over=False).content()
     assert (content["random_split"], content["carry_over"]) == (0.3, False)
     assert content["time"].keys() == {*times, "bell_center", "bell_width"}
+    content = ObjectiveConfig(embedding_noise=EmbeddingNoiseConfig(0.5, 4)).content()
+    assert content["embedding_noise"] == {"std": 0.5, "steps": 4}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llada.data.tokens.shards import TokenDataset
+from llada.diffusion.embedding_noise import EmbeddingNoiseConfig
 from llada.model.hf import load_state, read_config
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.batches import BatchStream
@@ -29,6 +30,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "subs": True,
         "document_mask": False,
         "num_kv_heads": 1,
+        "embedding_noise": EmbeddingNoiseConfig(0.2, 2),
     },
     "bf16, activation checkpointing": {
         "precision": "bf16",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llada.diffusion.embedding_noise import EmbeddingNoiseConfig
 from llada.diffusion.objective import add_noise, masked_diffusion_loss
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
@@ -43,7 +44,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         {"data": "sft"},
         {"data": "unified", "micro_batch_rows": 3},
         {"kind": "autoregressive", "causal": True},
-        {"kind": "block_diffusion", "block_length": 4},
+        {"kind": "block_diffusion", "block_length": 4, "embedding_noise": EmbeddingNoiseConfig(0.2, 7)},
         {"moments": "bf16", "attention_annealing_steps": 7, "qk_norm": True, "qkv_bias": True},
     ],
     ids=str,
