@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import json
 import os
 import ssl
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+import yaml
 
 from llada.data.tokens.manifest import load_dataset_entry, read_index, resolve_snapshot
 from llada.files import join, sha256
@@ -288,6 +293,62 @@ def local_ray(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     with connect(ClusterConfig(num_cpus=2), tmp_path_factory.mktemp("ray")) as log:
         yield log
+
+
+@pytest.fixture(scope="session")
+def scrape(local_ray: Path) -> Callable[..., dict[str, float]]:
+    """scrape(*names) is all that this Ray tells Prometheus, {name: a value}, as soon as these names are among it."""
+    import ray
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def get(*names: str) -> dict[str, float]:
+        (node,) = ray.nodes()
+        url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        deadline = time.monotonic() + 120
+        while True:
+            with urllib.request.urlopen(url, timeout=30) as answer:
+                text = answer.read().decode()
+            said = {
+                sample.name: sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
+            if set(names) <= said.keys():
+                return said
+            assert time.monotonic() < deadline, set(names) - said.keys()
+            time.sleep(0.5)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def metrics_shown() -> Callable[[str], set[str]]:
+    """metrics_shown(prefix): the names of that prefix in the queries of all dashboards and alerts."""
+    from promql_parser import VectorSelector, parse
+
+    folder = REPOSITORY / "infra" / "monitoring"
+    queries = [
+        rule["expr"]
+        for group in yaml.safe_load((folder / "alerts.yaml").read_text())["spec"]["groups"]
+        for rule in group["rules"]
+    ]
+    for path in (folder / "dashboards").glob("*.json"):
+        dashboard = json.loads(path.read_text())
+        queries += [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+        for variable in dashboard["templating"]["list"][1:]:
+            queries.append(variable["query"].removeprefix("label_values(").split(",")[0])
+
+    def names_in(node: Any) -> Iterator[str]:
+        if isinstance(node, VectorSelector):
+            yield node.name
+        for child in ("lhs", "rhs", "expr", "vector_selector", "args", "param"):
+            below = getattr(node, child, None)
+            for one in below if isinstance(below, list) else [below]:
+                if one is not None and not isinstance(one, str):
+                    yield from names_in(one)
+
+    names = {name for query in queries for name in names_in(parse(query))}
+    return lambda prefix: {name for name in names if name.startswith(prefix)}
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from llada.training.events import (
     Validated,
 )
 from llada.training.watch import Hang
+from pipelines.runners.gauges import TrainingGauges
 from pipelines.runners.worker_error import WorkerError
 from pipelines.stage.metrics import points_of, step_of
 from pipelines.stage.tracking import Tracker
@@ -77,6 +78,7 @@ class Listener:
     ) -> None:
         self.events, self.tracker, self.label, self.progress = events, tracker, label, progress
         self.hangs = os.path.join(log_folder, "hangs.log")
+        self.gauges = TrainingGauges(label)
         self._has_started = self._has_failed = self._goes_back = False
         self._bar: tqdm | None = None
         self._latest: dict[str, Any] = {}
@@ -110,6 +112,7 @@ class Listener:
 
     def _handle(self, event: Said) -> None:
         self._track(event)
+        self.gauges.show(event.hang if isinstance(event, HungWorker) else event)
         match event:
             case WorkerError():
                 # The first of an attempt: the other workers fail because this one has.

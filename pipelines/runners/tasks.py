@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines.runners.failures import Failure, as_failure
+from pipelines.runners.gauges import TaskGauges
 from pipelines.stage.cluster import ClusterConfig, require_room
 
 # Ray Data's bookkeeping is per block: a block of a long list holds many tasks.
@@ -62,7 +63,7 @@ class TaskRun:
     """Runs numbered tasks on the cluster, with a progress bar for each step."""
 
     def __init__(self, cluster: ClusterConfig, progress: bool) -> None:
-        self.cluster, self.progress = cluster, progress
+        self.cluster, self.progress, self.gauges = cluster, progress, TaskGauges()
 
     def map(
         self, label: str, function: Callable[[int], Any], numbers: Sequence[int]
@@ -70,9 +71,11 @@ class TaskRun:
         """(number, function(number)) for all numbers, as they finish."""
         bar = tqdm(total=len(numbers), desc=label, unit="task", disable=not self.progress, leave=False)
         with bar:
-            for number, result in map_tasks(function, numbers, self.cluster):
+            self.gauges.show(label, len(numbers), 0)
+            for done, (number, result) in enumerate(map_tasks(function, numbers, self.cluster), start=1):
                 yield number, result
                 bar.update(1)
+                self.gauges.show(label, len(numbers), done)
 
     def step(self, label: str, function: Callable[[int], Any], numbers: Sequence[int]) -> None:
         """Run function(number) for all numbers: a barrier."""

@@ -738,6 +738,20 @@ class TestRedeploying:
                 assert time.monotonic() < deadline
                 time.sleep(0.5)
 
+    def test_the_dashboard_shows_what_there_is(
+        self,
+        deploy: Callable[..., str],
+        random_model: Path,
+        metrics_shown: Callable[[str], set[str]],
+        scrape: Callable[..., dict[str, float]],
+    ) -> None:
+        deploy(model=str(random_model))
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            assert client.post("/v1/completions", json={**FAST, "prompt": "Go"}).status_code == 200
+        shown = metrics_shown("ray_serve_")
+        assert len(shown) >= 3
+        scrape(*shown)  # waits until they are all there
+
     def test_deleting_it_refuses_what_waits(self, deploy: Callable[..., str], random_model: Path) -> None:
         from ray import serve as ray_serve
 
