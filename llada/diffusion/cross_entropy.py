@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llada.model.predict import guide
+
 # Logits that are worked on at a time. A GPU wants products of some thousand rows; a CPU, what its caches hold.
 SLICE = {"cpu": 1 << 25, "cuda": 1 << 27}
 
@@ -135,13 +137,40 @@ def _by_slices(
     return total, grad_x, grad_weight
 
 
-def token_cross_entropy(logits: Tensor, targets: Tensor, *, excluded_id: int | None = None) -> Tensor:
-    """−log p of the targets (N,) in float32 from logits (N, V) of any precision (float64 stays)."""
-    size = max(1, SLICE["cuda" if logits.is_cuda else "cpu"] // logits.shape[1])
+def token_cross_entropy(
+    x: Tensor,
+    targets: Tensor,
+    weight: Tensor | None = None,
+    *,
+    excluded_id: int | None = None,
+    cfg_scale: float = 0.0,
+) -> Tensor:
+    """−log p of the targets (N,) in float32 (float64 stays), from logits of any precision, or from what the head is given.
+
+    Args:
+        x: (N, V) logits; with `weight` the head's (N, D), of which no more than a slice of logits is there at a time (unless
+            autograd keeps them: `weighted_nats` is for training).
+        weight: (V, D) of the head.
+        excluded_id: gets probability zero.
+        cfg_scale: with one, x is (2N, …), the unconditional half behind the other, and p is guided (`predict.guide`).
+    """
+    if weight is not None and torch.is_autocast_enabled(x.device.type):  # once, not slice by slice
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    N, V = len(targets), x.shape[1] if weight is None else len(weight)
+    size = max(1, SLICE["cuda" if x.is_cuda else "cpu"] // V)
     pieces = []
-    for piece, target in zip(logits.split(size), targets.split(size), strict=True):
-        wide = piece if piece.dtype == torch.float64 else piece.float()
+    for begin in range(0, max(N, 1), size):
+        target = targets[begin : begin + size]
+        given = x[begin : begin + len(target)]
+        if cfg_scale:
+            given = torch.cat([given, x[N + begin : N + begin + len(target)]])
+        logits = given if weight is None else F.linear(given, weight)
+        if cfg_scale:
+            logits = guide(logits, cfg_scale)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
         if excluded_id is not None:
-            wide = wide.index_fill(1, torch.tensor([excluded_id], device=wide.device), -torch.inf)
+            fill = Tensor.index_fill if weight is None else Tensor.index_fill_  # the caller's logits stay
+            wide = fill(wide, 1, torch.tensor([excluded_id], device=wide.device), -torch.inf)
         pieces.append(F.cross_entropy(wide, target, reduction="none"))
     return torch.cat(pieces)

@@ -65,8 +65,18 @@ def answer_nats(
     """
     masked = (noisy == mask_id) & answer
     context = None if network_block(model) is None else clean
-    logits = guided_predict(model, noisy, masked, ~answer, cfg_scale, mask_id, context)
-    return row_sums(token_cross_entropy(logits, clean[masked]), masked) * answer.sum(1) / masked.sum(1)
+    targets = clean[masked]
+    nats = guided_predict(
+        model,
+        noisy,
+        masked,
+        ~answer,
+        cfg_scale,
+        mask_id,
+        context,
+        read_out=lambda x, weight: token_cross_entropy(x, targets, weight, cfg_scale=cfg_scale),
+    )
+    return row_sums(nats, masked) * answer.sum(1) / masked.sum(1)
 
 
 def row_sums(values: Tensor, where: Tensor) -> Tensor:
@@ -188,13 +198,15 @@ def nelbo_rows(
     inputs = {} if segment_ids is None else {"segment_ids": segment_ids}
     if network_block(model) is not None:
         inputs["context"] = tokens
-    logits = predict(model, noisy, masked, **inputs)
-    logits[:, mask_id] = -torch.inf
-    return (
-        row_sums(token_cross_entropy(logits, tokens[masked]), masked)
-        * maskable.sum(1)
-        / masked.sum(1).clamp(min=1)
+    targets = tokens[masked]
+    nats = predict(
+        model,
+        noisy,
+        masked,
+        read_out=lambda x, weight: token_cross_entropy(x, targets, weight, excluded_id=mask_id),
+        **inputs,
     )
+    return row_sums(nats, masked) * maskable.sum(1) / masked.sum(1).clamp(min=1)
 
 
 @torch.no_grad()

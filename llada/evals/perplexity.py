@@ -17,6 +17,9 @@ from llada.errors import UserError
 from llada.evals.evaluation import Block, EvaluateConfig, Evaluation, Figures, OpenModel
 from llada.model.predict import device_of, resolve_mask_id
 
+FED_TOKENS = 1 << 15
+"""Of one forward, at the most, however many rows a block has: an 8B network needs about 4 GB for them beside its weights."""
+
 
 class RowBlock(Block):
     """Rows start .. end - 1 of the split."""
@@ -92,19 +95,24 @@ class RowScorer:
         masked = self.config.document_mask and self.dataset.kind != "sft"
         # SFT rows are stored with their padding; only the answer proper is scored.
         real = rows.maskable & (np.arange(rows.tokens.shape[1]) < rows.lengths[:, None])
-        nats = bound_samples(
-            self.model,
-            torch.from_numpy(rows.tokens).to(device),
-            torch.from_numpy(real).to(device),
-            torch.from_numpy(ids).to(device),
-            num_rows=self.num_rows,
-            num_samples=self.config.num_samples,
-            mask_id=resolve_mask_id(self.model, None),
-            segment_ids=torch.from_numpy(rows.segment_ids).to(device) if masked else None,
-            seed=self.config.seed,
-        )
+        tokens, maskable = torch.from_numpy(rows.tokens), torch.from_numpy(real)
+        segments = torch.from_numpy(rows.segment_ids) if masked else None
+        nats = [
+            bound_samples(
+                self.model,
+                tokens[some].to(device),
+                maskable[some].to(device),
+                torch.from_numpy(ids)[some].to(device),
+                num_rows=self.num_rows,
+                num_samples=self.config.num_samples,
+                mask_id=resolve_mask_id(self.model, None),
+                segment_ids=None if segments is None else segments[some].to(device),
+                seed=self.config.seed,
+            )
+            for some in torch.arange(len(ids)).split(max(1, FED_TOKENS // tokens.shape[1]))
+        ]
         return {
-            "nats": nats.tolist(),
+            "nats": torch.cat(nats, dim=1).tolist(),
             "tokens": real.sum(1).tolist(),
             "unigram_nats": float(self.unigram[rows.tokens[real]].sum()),
         }

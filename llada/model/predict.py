@@ -16,6 +16,9 @@ from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 
 Model = Callable[..., Tensor]
+Reading = Callable[[Tensor, Tensor | None], Tensor]
+"""What is wanted in place of logits, from what the head is given (N, D) and its weight (V, D); from a plain function's logits
+(N, V) and None."""
 
 
 def takes_packed_rows(model: Model) -> TypeGuard[Transformer]:
@@ -29,11 +32,14 @@ def network_block(model: Model) -> int | None:
     return model.config.block_length if takes_packed_rows(model) else None
 
 
-def predict(model: Model, tokens: Tensor, where: Tensor, **inputs: Tensor) -> Tensor:
-    """Logits (N, V) at the N positions of `where` (B, L) bool, in row-major order."""
+def predict(
+    model: Model, tokens: Tensor, where: Tensor, *, read_out: Reading | None = None, **inputs: Tensor
+) -> Tensor:
+    """Logits (N, V) at the N positions of `where` (B, L) bool, in row-major order, or what `read_out` makes in their place."""
     if isinstance(getattr(model, "config", None), ModelConfig):
-        return model(tokens, logits_at=where, **inputs)
-    return model(tokens, **inputs)[where]
+        return model(tokens, logits_at=where, read_out=read_out, **inputs)
+    logits = model(tokens, **inputs)[where]
+    return logits if read_out is None else read_out(logits, None)
 
 
 def guided_predict(
@@ -44,24 +50,33 @@ def guided_predict(
     cfg_scale: float | Tensor,
     mask_id: int,
     context: Tensor | None = None,
+    *,
+    read_out: Reading | None = None,
     **inputs: Tensor,
 ) -> Tensor:
-    """`predict` with unsupervised classifier-free guidance: un + (w + 1)(cond − un), `un` seeing no prompt.
+    """`predict` with unsupervised classifier-free guidance (`guide`), the unconditional copy seeing no prompt.
 
     Args:
         prompt: (B, L) bool, positions replaced by the mask in the unconditional copy.
         cfg_scale: w, one for all or (N, 1); 0.0 spares the copy.
         context: (B, L), what a block-causal network sees in the earlier blocks; the copy sees no prompt there either.
+        read_out: is given both copies' (2N, …), the unconditional half last, and guides them itself.
     """
     if context is not None:
         inputs["context"] = context
     if not isinstance(cfg_scale, Tensor) and cfg_scale == 0:
-        return predict(model, tokens, where, **inputs)
+        return predict(model, tokens, where, read_out=read_out, **inputs)
     doubled = torch.cat([tokens, torch.where(prompt, mask_id, tokens)])
     inputs = {name: torch.cat([value, value]) for name, value in inputs.items()}
     if context is not None:
         inputs["context"] = torch.cat([context, torch.where(prompt, mask_id, context)])
-    conditional, unconditional = predict(model, doubled, torch.cat([where, where]), **inputs).chunk(2)
+    both = predict(model, doubled, torch.cat([where, where]), read_out=read_out, **inputs)
+    return both if read_out is not None else guide(both, cfg_scale)
+
+
+def guide(both: Tensor, cfg_scale: float | Tensor) -> Tensor:
+    """un + (w + 1)(cond − un), (N, V), of logits (2N, V) with the unconditional half last."""
+    conditional, unconditional = both.chunk(2)
     return unconditional + (cfg_scale + 1) * (conditional - unconditional)
 
 

@@ -126,6 +126,9 @@ def step_memory(
     if worker.device == "cpu" and cast:
         head += table * _FP32  # the kernel that adds numbers of two kinds
 
+    # The same without gradients: a slice of logits, in float32 and normalised.
+    scoring = logits * (cast + 2 * _FP32) + table * cast * (not is_sharded)
+
     # In a block's backward pass: the gradients of its output, of two tensors of the SwiGLU and of its matrix. What lies behind
     # the block is on its way to the workers meanwhile, in float32.
     sent = _FP32 * is_sharded
@@ -168,7 +171,7 @@ def step_memory(
             at("first block", at_first, own_copies, whole, block + waiting + layer * sent),
             at("embedding", weights, tables, 0.0, embedding),
             at("optimizer", weights, 0.0, 0.0, updates),
-            at("validation", 0.0, copies, 0.0, whole + N * V * c + 2 * _FP32 * logits),
+            at("validation", 0.0, copies, 0.0, whole + scoring),
         ],
         key=lambda memory: -memory.total,
     )

@@ -85,8 +85,16 @@ class Validation:
         batch = self.batch.select(rows).to(device)
         predicted = predicted_positions(batch, self.config.kind)
         if self.config.kind == "autoregressive":
-            logits = model(batch.tokens, segment_ids=batch.segment_ids, logits_at=predictors(predicted))
-            nats = row_sums(token_cross_entropy(logits, batch.tokens[predicted]), predicted)
+            targets = batch.tokens[predicted]
+            nats = row_sums(
+                model(
+                    batch.tokens,
+                    segment_ids=batch.segment_ids,
+                    logits_at=predictors(predicted),
+                    read_out=lambda x, weight: token_cross_entropy(x, targets, weight),
+                ),
+                predicted,
+            )
         else:
             assert model.config.mask_token_id is not None
             nats = nelbo_rows(

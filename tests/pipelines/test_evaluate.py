@@ -13,6 +13,7 @@ import torch
 import llada
 from llada.data.tokens.shards import TokenDataset
 from llada.errors import UserError
+from llada.evals import perplexity
 from llada.evals.evaluation import EvaluateConfig
 from llada.evals.tasks import TASKS
 from llada.training.parallel import resolve_precision
@@ -56,6 +57,22 @@ def test_the_bound_equals_the_plain_function(stages, tmp_path):
     sample = results["samples"][0]
     assert sample["prompt"] == "The"
     assert "<|" not in sample["text"]
+
+
+def test_a_block_is_scored_in_forwards_of_a_bounded_size(stages, monkeypatch):
+    model, _ = llada.load(stages.pretrained, dtype=torch.float32)
+    fed = []
+    model.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape))
+    config = EvaluateConfig(num_samples=2, document_mask=True)
+    score = perplexity.RowScorer(lambda *, fast: (model, None), config, stages.data, 20)
+    whole = score({"name": "", "start": 3, "end": 10})
+    length = fed[-1][1]
+    monkeypatch.setattr(perplexity, "FED_TOKENS", 3 * length + 1)
+    fed.clear()
+    again = score({"name": "", "start": 3, "end": 10})
+    assert [rows for rows, _ in fed] == [3, 3, 3, 3, 1, 1]
+    torch.testing.assert_close(again["nats"], whole["nats"], rtol=1e-5, atol=1e-4)
+    assert again["tokens"] == whole["tokens"]
 
 
 def test_evaluation_refuses_other_data(stages, tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llada.diffusion import cross_entropy
 from llada.diffusion.cross_entropy import SLICE, token_cross_entropy, weighted_nats
+from llada.model.predict import guide
 
 N, D, V = 11, 6, 7
 
@@ -115,24 +117,12 @@ def test_autocast_multiplies_in_its_dtype_and_sums_in_float32(monkeypatch: pytes
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.03)  # bfloat16 has 8 bits
 
 
-class Largest(TorchDispatchMode):
-    """The most numbers that a tensor made under it has."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        made = out if isinstance(out, tuple | list) else [out]
-        self.numbers = max([self.numbers, *(x.numel() for x in made if isinstance(x, Tensor))])
-        return out
-
-
-def test_nothing_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyPatch, largest: Callable) -> None:
     monkeypatch.setitem(SLICE, "cpu", 50 * 400)
     x, weight = torch.randn(1000, 8, requires_grad=True), torch.randn(400, 8, requires_grad=True)
-    with Largest() as largest:
+    with largest() as seen:
         weighted_nats(x, weight, torch.arange(1000) % 400, torch.ones(1000)).backward()
-    assert largest.numbers <= 50 * 400
+    assert seen.numbers <= 50 * 400
 
 
 def test_cross_entropy_of_logits_in_pieces_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +135,32 @@ def test_cross_entropy_of_logits_in_pieces_equals_whole(monkeypatch: pytest.Monk
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, token_cross_entropy(logits.bfloat16().float(), targets))
     assert token_cross_entropy(logits.double(), targets).dtype == torch.float64
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_the_head_is_given_has_the_cross_entropy_of_its_logits(
+    monkeypatch: pytest.MonkeyPatch, largest: Callable, dtype: torch.dtype, cfg_scale: float
+) -> None:
+    """Bit for bit where all positions are one slice; with more slices as near as products of another shape are."""
+    generator = torch.Generator().manual_seed(0)
+    copies = 2 if cfg_scale else 1
+    x = torch.randn(copies * 60, 16, generator=generator)
+    weight, targets = torch.randn(50, 16, generator=generator), torch.arange(60) % 49
+
+    def nats(given: Tensor, weight: Tensor | None) -> Tensor:
+        return token_cross_entropy(given, targets, weight, excluded_id=49, cfg_scale=cfg_scale)
+
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = torch.nn.functional.linear(x, weight)
+        plain = guide(logits, cfg_scale) if cfg_scale else logits
+        plain = plain.float().index_fill(1, torch.tensor([49]), -torch.inf)
+        expected = torch.nn.functional.cross_entropy(plain, targets, reduction="none")
+        assert torch.equal(nats(logits, None), expected)
+        assert torch.equal(nats(x, weight), expected)
+        monkeypatch.setitem(SLICE, "cpu", 7 * 50)
+        with largest() as seen:
+            torch.testing.assert_close(nats(x, weight), expected)
+    assert seen.numbers <= max(copies * 7 * 50, x.numel()) < 60 * 50
+    nothing = token_cross_entropy(x[:0], targets[:0], weight, cfg_scale=cfg_scale)
+    assert nothing.shape == (0,)

@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from llada.diffusion import cross_entropy
 from llada.diffusion.likelihood import (
     answer_nats,
     log_likelihood,
@@ -351,6 +353,37 @@ def test_the_bound_of_a_block_causal_network_is_the_sum_of_its_blocks(cfg_scale:
     if cfg_scale == 0:
         bound = perplexity_bound(network, row[None], maskable=is_answer[None], num_samples=1000)
         assert 5 * bound.nats_per_token == pytest.approx(without_mask, rel=0.02)
+
+
+def test_a_network_of_ours_is_scored_as_its_logits_are_and_never_has_them_all(
+    monkeypatch: pytest.MonkeyPatch, largest: Callable
+) -> None:
+    """Bit for bit in one slice; a function of the same logits is handed them whole."""
+    V, L = 300, 24
+    network = Transformer(ModelConfig(V, 16, 1, 2, 24, mask_token_id=V - 1)).eval()
+    network.init_weights(0)
+    tokens = torch.randint(V - 1, (6, L), generator=torch.Generator().manual_seed(0))
+
+    def logits(tokens: Tensor) -> Tensor:
+        return network(tokens)
+
+    def figures(model: Any, cfg_scale: float) -> tuple[float, ...]:
+        answer = log_likelihood(
+            model, tokens[0, :4], tokens[0, 4:], num_samples=6, cfg_scale=cfg_scale, mask_id=V - 1
+        )
+        return answer, *perplexity_bound(model, tokens, num_samples=2, mask_id=V - 1)
+
+    for cfg_scale in (0.0, 1.5):
+        whole = figures(logits, cfg_scale)
+        assert figures(network, cfg_scale) == whole
+        with monkeypatch.context() as patch:
+            patch.setitem(cross_entropy.SLICE, "cpu", 16 * V)
+            with largest() as seen:
+                assert figures(network, cfg_scale) == pytest.approx(whole, rel=1e-5)
+            assert seen.numbers <= 2 * 16 * V
+            with largest() as seen:
+                figures(logits, cfg_scale)
+            assert seen.numbers >= 6 * L * V
 
 
 @pytest.mark.parametrize("name", ["layers.0.q_proj.weight", "layers.0.k_proj.weight"])

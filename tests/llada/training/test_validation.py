@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llada.data.tokens.shards import TokenDataset
+from llada.diffusion.cross_entropy import SLICE
 from llada.diffusion.objective import ObjectiveConfig
 from llada.errors import UserError
 from llada.model.transformer import Transformer
@@ -65,6 +66,26 @@ def test_repeated_calls_and_other_batches_give_the_same_number(
         assert validation(pretrain_folder, seed=1)(model, CPU, torch.float32) != pytest.approx(
             first, rel=1e-6
         )
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_it_never_has_all_logits(
+    pretrain_folder: Any,
+    make_config: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    largest: Callable,
+    is_causal: bool,
+) -> None:
+    """Of a vocabulary that is much wider than anything else."""
+    knobs = {"kind": "autoregressive"} if is_causal else {}
+    model, V = Transformer(make_config(causal=is_causal, vocab_size=2000)[0]), 2000
+    model.init_weights(0)
+    fixed = validation(pretrain_folder, rows=8, micro_rows=8, **knobs)
+    first = fixed(model, CPU, torch.float32)
+    monkeypatch.setitem(SLICE, "cpu", 5 * V)
+    with largest() as seen:
+        assert fixed(model, CPU, torch.float32) == pytest.approx(first, rel=1e-6)
+    assert seen.numbers <= model.embed.weight.numel() < 64 * V  # of 128 positions
 
 
 def test_validation_is_unbiased(pretrain_folder: Any, network: Transformer) -> None:
