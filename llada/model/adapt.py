@@ -2,7 +2,8 @@
 
 The mask token gets a row of the vocabulary that training has not touched, or a new one. Weight decay has driven rows without
 use towards zero, and the RMS norms then blow their gradients up (LLaDA2.0, arXiv 2512.15745, on the mask's embedding): the
-row is set to the mean of all plus noise of their spread, as long as a token's.
+row is set to the mean of all plus noise of their spread, as long as a token's. (The report's own remedy, which leaves a row that
+the source has as it is, is diffusion/embedding_noise.py.)
 """
 
 from __future__ import annotations

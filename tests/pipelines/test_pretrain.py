@@ -14,8 +14,10 @@ import llada
 from llada.config import Recipe
 from llada.data.tokens.manifest import load_dataset_entry
 from llada.data.tokens.shards import load_unigram_counts
+from llada.diffusion.embedding_noise import EmbeddingNoiseConfig
 from llada.errors import UserError
 from llada.model.hf import load_state, read_config, save_model
+from llada.model.rotary import RopeScaling
 from llada.model.transformer import Transformer
 from llada.training.events import StepDone, Validated
 from llada.training.parallel import full_state
@@ -118,14 +120,17 @@ def test_data_that_does_not_fit_the_model_is_refused_at_once(stages, tmp_path, c
 
 
 def test_an_autoregressive_checkpoint_becomes_the_start_of_a_diffusion_one(stages, tmp_path):
-    """Of a vocabulary that lacks the data's last tokens; the trained folder generates."""
+    """Of a vocabulary that lacks the data's last tokens, with stretched positions; the trained folder generates."""
     size = load_dataset_entry(stages.data).vocab_size
     shape = replace(stages.recipe.model, vocab_size=size - 9, causal=True, mask_token_id=None)
-    source = Transformer(replace(shape, qkv_bias=True, num_kv_heads=1))
+    stretched = RopeScaling("yarn", factor=4.0, original_length=16)
+    source = Transformer(replace(shape, qkv_bias=True, num_kv_heads=1, rope_scaling=stretched))
     source.init_weights(0)
     start, output = str(tmp_path / "start"), str(tmp_path / "out")
     save_model(source, start, layout="llama")
     recipe, entry = steps(stages.recipe, 2), load_dataset_entry(stages.data)
+    objective = replace(recipe.pretrain.objective, embedding_noise=EmbeddingNoiseConfig(std=0.02, steps=2))
+    recipe = replace(recipe, pretrain=replace(recipe.pretrain, objective=objective))
     network = start_network(source.config, recipe, entry)
     rows = -(-entry.vocab_size // 64) * 64
     assert network == replace(source.config, causal=False, mask_token_id=1, vocab_size=rows)
