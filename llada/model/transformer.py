@@ -212,11 +212,16 @@ class Block(nn.Module):
         sin: Tensor,
         mask: Tensor | BlockMask | None = None,
         attend: Attend | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """x (B, L, D); cos and sin (L, 1, E), or (B, L, 1, E) where rows begin at different columns. With `attend`, which
-        takes the place of the attention under `mask`, x is (T, D) with cos and sin (T, 1, E)."""
+        takes the place of the attention under `mask`, x is (T, D) with cos and sin (T, 1, E). `wanted` (N,) of the B · L
+        positions go on behind the attention: (N, D)."""
         q, k, v = self.project(x, cos, sin)
-        return self.mix(x, self.attention(q, k, v, mask) if attend is None else attend(q, k, v))
+        attended = self.attention(q, k, v, mask) if attend is None else attend(q, k, v)
+        if wanted is not None:
+            x, attended = (of_all.flatten(0, 1).index_select(0, wanted) for of_all in (x, attended))
+        return self.mix(x, attended)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (…, H, E), keys and values (…, K, E) of x (…, D), rotated."""
@@ -310,14 +315,15 @@ class Transformer(nn.Module):
             x = self._walk(input_ids, positions, layer_step)
             x = x if logits_at is None else x[logits_at]
             return self._head(x) if head_step is None else head_step(self._head, x)
-        x = self.norm(
-            self._attend_densely(input_ids, attention_mask, segment_ids, context, lookahead, perturb)
-        )
+        if logits_at is not None and logits_at.dim() == 2:
+            logits_at = logits_at.flatten().nonzero()[:, 0]
+        seen = (input_ids, attention_mask, segment_ids, context, lookahead, perturb)
         if self.config.shift:
-            x = from_before(x, attention_mask, segment_ids)
-        if logits_at is not None:
-            x = x[logits_at] if logits_at.dim() == 2 else x.flatten(0, 1).index_select(0, logits_at)
-        return self.lm_head(x, read_out)
+            x = from_before(self._attend_densely(*seen), attention_mask, segment_ids)
+            x = x if logits_at is None else x.flatten(0, 1).index_select(0, logits_at)
+        else:
+            x = self._attend_densely(*seen, logits_at)
+        return self.lm_head(self.norm(x), read_out)
 
     def _head(self, x: Tensor) -> Tensor:
         return self.lm_head(self.norm(x))
@@ -330,7 +336,10 @@ class Transformer(nn.Module):
         context: Tensor | None,
         lookahead: int | None,
         perturb: Perturb | None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
+        """The stream (B, L, D) behind the layers, or (N, D) of the `wanted` (N,) positions: the last layer is spared what
+        nobody asks for."""
         L, device = input_ids.shape[1], input_ids.device
         if self.config.max_length < L:
             raise ValueError(f"input of {L} tokens exceeds the model's max_length {self.config.max_length}")
@@ -360,9 +369,14 @@ class Transformer(nn.Module):
         cos, sin = self._rotary(positions)
         x = self.embed(input_ids)
         x = x if perturb is None else perturb(x)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, cos, sin, mask)
-        return x[:, :L]
+        if wanted is None:
+            return last(x, cos, sin, mask)[:, :L]
+        if context is not None:
+            wanted = wanted + wanted // L * L  # its columns stand behind each row's own
+        return last(x, cos, sin, mask, None, wanted)
 
     def _walk(self, input_ids: Tensor, positions: Tensor, layer_step: LayerStep) -> Tensor:
         cos, sin = self._rotary(positions)

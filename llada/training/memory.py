@@ -31,7 +31,7 @@ _FP32 = 4
 _GATHERED_LAYERS = 2
 """Held whole at a time under FSDP: the one that computes and the one that is fetched meanwhile."""
 
-Moment = Literal["head", "last block", "first block", "embedding", "optimizer", "validation"]
+Moment = Literal["head", "last block", "block before", "first block", "embedding", "optimizer", "validation"]
 
 
 class OutOfMemoryError(UserError, MemoryError):
@@ -54,7 +54,8 @@ class StepMemory:
     """Bytes of one worker at a moment of its step."""
 
     moment: Moment
-    """The loss, the backward pass of the last block, of the first, of the embedding; the optimizer's step; a validation."""
+    """The loss, the backward pass of the last block, of the one before, of the first, of the embedding; the optimizer's step; a
+    validation."""
     weights: float
     """Its shard of the float32 masters."""
     optimizer: float
@@ -117,10 +118,19 @@ def step_memory(
     whole = _block_bytes(model, fed, c) + seen * c  # the mask as numbers that are added to the scores
     recomputed = run.train.activation_checkpointing
     kept = whole if recomputed == "none" else _kept_bytes(model, recomputed == "selective", fed, c)
+    # Behind its attention the last block has the predicted positions only.
+    asked = fed if model.shift else N
+    whole_last = _block_bytes(model, fed, c, asked) + seen * c
+    kept_last = whole_last if recomputed == "none" else kept
 
     # What the last norm keeps; a slice of logits in float32, then its error; the gradients of the head and of what goes into it.
     logits = min(N, max(1, SLICE[worker.device] // V)) * V
-    head: float = T * D * (_FP32 + c) + logits * (_FP32 + cast) + 2 * N * D * c + table * (_FP32 + cast)
+    head: float = (
+        (T if model.shift else N) * D * (_FP32 + c)
+        + logits * (_FP32 + cast)
+        + 2 * N * D * c
+        + table * (_FP32 + cast)
+    )
     if not is_sharded:
         head += table * cast  # its weight
     if worker.device == "cpu" and cast:
@@ -132,7 +142,10 @@ def step_memory(
     # In a block's backward pass: the gradients of its output, of two tensors of the SwiGLU and of its matrix. What lies behind
     # the block is on its way to the workers meanwhile, in float32.
     sent = _FP32 * is_sharded
-    block: float = fed * (D + 2 * F) * c + D * F * (c if is_sharded else _FP32 * (number == 1))
+    of_matrix = D * F * (c if is_sharded else _FP32 * (number == 1))
+    block: float = fed * (D + 2 * F) * c + of_matrix
+    # The last block's: of the predicted positions; then of all, zeros for the most part, in its stream and of what its heads saw.
+    last = max(asked * (D + 2 * F) * c + of_matrix, fed * (D + model.num_heads * model.head_dim) * c)
     # A head that is the embedding has its gradient wait for the other one.
     waiting = table * (c if is_sharded else _FP32) if model.tie_embeddings else 0.0
     sent_head = 0.0 if model.tie_embeddings else table * sent
@@ -160,13 +173,20 @@ def step_memory(
 
     return sorted(
         [
-            at("head", weights * (number > 1), copies, model.num_layers * kept, head),
+            at("head", weights * (number > 1), copies, (model.num_layers - 1) * kept + kept_last, head),
             at(
                 "last block",
                 at_last,
                 copies if recomputed == "none" else own_copies,
-                (model.num_layers - 1) * kept + whole,
-                block + waiting + sent_head,
+                (model.num_layers - 1) * kept + whole_last,
+                last + waiting + sent_head,
+            ),
+            at(
+                "block before",
+                at_last + _FP32 * layer / sharing * (number == 1),
+                copies if recomputed == "none" else own_copies,
+                max(model.num_layers - 2, 0) * kept + whole,
+                block + waiting + layer * sent,
             ),
             at("first block", at_first, own_copies, whole, block + waiting + layer * sent),
             at("embedding", weights, tables, 0.0, embedding),
@@ -185,12 +205,18 @@ def _mask_numbers(model: ModelConfig, run: RunConfig, worker: Worker, rows: int,
     return (rows if run.objective.document_mask else 1) * columns**2
 
 
-def _block_bytes(model: ModelConfig, fed: int, c: int) -> float:
+def _block_bytes(model: ModelConfig, fed: int, c: int, asked: float | None = None) -> float:
     """All that a block keeps of so many tokens: of each norm its input in float32, what it normed and its result; queries,
-    keys, values, what the heads saw and a number a head; four tensors of the SwiGLU."""
+    keys, values, what the heads saw and a number a head; four tensors of the SwiGLU. The last block has a copy of what its
+    heads saw at the positions that are `asked` for, and its second half of these alone."""
     q, kv = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
-    norms = 2 * model.d_model * (_FP32 + 2 * c) + (q + kv) * (_FP32 + c) * model.qk_norm
-    return fed * ((2 * q + 2 * kv + 4 * model.ffn_dim) * c + norms + _FP32 * model.num_heads)
+    norm = model.d_model * (_FP32 + 2 * c)
+    attention = fed * (
+        norm + 2 * (q + kv) * c + (q + kv) * (_FP32 + c) * model.qk_norm + _FP32 * model.num_heads
+    )
+    if asked is None:
+        return attention + fed * (norm + 4 * model.ffn_dim * c)
+    return attention + asked * (norm + (q + 4 * model.ffn_dim) * c)
 
 
 def _kept_bytes(model: ModelConfig, is_selective: bool, fed: int, c: int) -> float:
