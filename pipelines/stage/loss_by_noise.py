@@ -13,6 +13,9 @@ from llada.training.events import StepDone, Validated
 NOISE_PLOT = "loss_by_noise.png"
 # Curves of one picture.
 _PARTS = 4
+# Share of a curve's masked tokens below which a level is not drawn: a bandwidth's edge brings a handful. Of uniform levels the
+# lowest tenth has 0.01.
+_LEAST_SHARE = 0.002
 
 
 def plot_loss_by_noise(events: Sequence[StepDone | Validated], output: str, title: str) -> bool:
@@ -46,9 +49,9 @@ def plot_loss_by_noise(events: Sequence[StepDone | Validated], output: str, titl
 
 
 def loss_curve(logged: Sequence[StepDone]) -> tuple[np.ndarray, np.ndarray]:
-    """(the middles of the noise levels of which there were tokens, the mean loss of their tokens), each (levels,)."""
+    """(the middles of the noise levels that had tokens enough, the mean loss of these), each (levels,)."""
     tokens = np.array([event.noise_tokens for event in logged], dtype=np.float64)
     sums = (np.array([event.noise_nats for event in logged]) * tokens).sum(0)
     middles, tokens = (np.arange(tokens.shape[1]) + 0.5) / tokens.shape[1], tokens.sum(0)
-    seen = tokens > 0
+    seen = tokens > _LEAST_SHARE * tokens.sum()
     return middles[seen], sums[seen] / tokens[seen]

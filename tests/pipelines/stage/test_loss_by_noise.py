@@ -21,6 +21,11 @@ def test_a_curve_is_the_mean_over_tokens_at_the_levels_that_came():
     assert nats.tolist() == pytest.approx([50 / 40, 4.0, 6.0])
 
 
+def test_a_level_with_a_handful_of_tokens_is_left_out():
+    levels, _ = loss_curve([step(1, (1.0, 2.0, 9.0, 0.0), (10, 990, 2, 0))])
+    assert levels.tolist() == [0.125, 0.375]
+
+
 @pytest.mark.parametrize("number", [1, 3, 9])
 def test_the_picture_of_a_run(tmp_path, number):
     events = [step(n, (1.0, 2.0), (3, 4)) for n in range(number)]
