@@ -45,6 +45,7 @@ bench: $(VENV)/.installed-dev  ## benchmarks, into RESULTS=build/benchmarks (QUI
 	$(BIN)/python tests/benchmarks/prepare_scale.py --results $(RESULTS) $(if $(QUICK),--quick)
 	$(BIN)/python tests/benchmarks/head_loss.py --results $(RESULTS) $(if $(QUICK),--quick)
 	$(BIN)/python tests/benchmarks/plan_memory.py --results $(RESULTS) $(if $(QUICK),--quick)
+	$(BIN)/python tests/benchmarks/checkpoint_metadata.py --results $(RESULTS) $(if $(QUICK),--quick)
 
 bench-sampler: $(VENV)/.installed-dev  ## train a small model for half an hour, then the sampler's benchmarks and their plot, two hours in all (TEXT=folder of .txt; DLMSERVE_PYTHON=…: beside dlmserve; QUICK=1)
 	test -e $(SMALL_MODEL)/trained || $(BIN)/python tests/benchmarks/sampling_model.py $(SMALL_MODEL) $(if $(TEXT),--text $(TEXT)) $(if $(QUICK),--quick)

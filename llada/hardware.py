@@ -15,18 +15,20 @@ class Accelerator:
     """Dense bfloat16 FLOP/s."""
     memory_gib: float
     """Device memory in GiB."""
+    bytes_per_second: float
+    """Between that memory and the cores."""
 
 
 ACCELERATORS: Registry[Accelerator] = Registry(
     "accelerator",
     {
-        "a100": Accelerator(312e12, 80),
-        "h100": Accelerator(989e12, 80),
-        "h800": Accelerator(989e12, 80),
-        "h200": Accelerator(989e12, 141),
-        "b200": Accelerator(2250e12, 180),
-        "l40s": Accelerator(362e12, 48),
-        "mi300x": Accelerator(1307e12, 192),
+        "a100": Accelerator(312e12, 80, 2.039e12),
+        "h100": Accelerator(989e12, 80, 3.35e12),
+        "h800": Accelerator(989e12, 80, 3.35e12),
+        "h200": Accelerator(989e12, 141, 4.8e12),
+        "b200": Accelerator(2250e12, 180, 8e12),
+        "l40s": Accelerator(362e12, 48, 864e9),
+        "mi300x": Accelerator(1307e12, 192, 5.3e12),
     },
 )
 """By name. A new one is a row."""

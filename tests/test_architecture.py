@@ -118,7 +118,14 @@ ROOMS: dict[str, set[str]] = {
         "llada.sampling",
         "llada.training",
     },
-    "llada.plan": {"llada.config", "llada.hardware", "llada.training"},
+    "llada.plan": {
+        "llada.config",
+        "llada.presets",
+        "llada.hardware",
+        "llada.model",
+        "llada.training",
+        "llada.data.report",
+    },
 }
 FACADE = "llada"  # its lazy imports reach everywhere
 # Inside pipelines: commands -> corpus, serving, runners -> stage.

@@ -1,4 +1,4 @@
-"""What a pretraining run needs before it is started: FLOPs, days, memory per GPU. Estimates, with their assumptions."""
+"""FLOPs, days and memory per GPU of a pretraining run. Estimates, with their assumptions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llada.config import Recipe
 from llada.errors import UserError
 from llada.hardware import ACCELERATORS
+from llada.plan.published import mfu_range
 from llada.training.memory import (
     GIB,
     StepMemory,
@@ -23,7 +24,7 @@ USABLE_MEMORY = 0.92
 
 
 @dataclass(frozen=True)
-class RunCost:
+class TrainingCost:
     """An estimate, for `gpus` devices of the kind `gpu` at the utilisation `mfu`."""
 
     parameters: int
@@ -32,6 +33,9 @@ class RunCost:
     """Trained on, all epochs."""
     flops: float
     days: float
+    """Of steps; failures come on top (failures.py)."""
+    days_range: tuple[float, float]
+    """By the utilisations of the published runs (published.py), and by `mfu`."""
     tokens_per_second_per_gpu: float
     micro_batches: int
     """Of one GPU in a step."""
@@ -57,7 +61,7 @@ class RunCost:
     """Of one GPU."""
 
 
-def estimate_cost(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> RunCost:
+def estimate_training(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> TrainingCost:
     """The cost of `recipe.pretrain` on `gpus` GPUs at an assumed utilisation.
 
     Rows are shared out as the trainer does it, and memory is counted as llada/training/memory.py says, at bf16.
@@ -72,19 +76,22 @@ def estimate_cost(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> RunCost
     tokens = run.train.num_steps * run.train.global_batch_tokens
     flops = model.training_flops_per_token(length) * tokens
     rate = gpus * accelerator.bf16_flops * mfu
+    lowest, highest = mfu_range()
 
     number, rows = micro_batches(run.train, length, gpus)
     global_rows = run.train.global_batch_tokens // length
     filler = 1 - global_rows / (-(-global_rows // gpus) * gpus)
+    days = flops / rate / (1 - filler) / 86_400
     worker = Worker(num_workers=gpus)
     memory = step_memory(model, run, worker, row_length=length)[0]
     best = remedies(model, run, worker, row_length=length)
-    return RunCost(
+    return TrainingCost(
         parameters=model.num_parameters,
         non_embedding_parameters=model.num_non_embedding_parameters,
         tokens=tokens,
         flops=flops,
-        days=flops / rate / (1 - filler) / 86_400,
+        days=days,
+        days_range=(days * mfu / max(highest, mfu), days * mfu / min(lowest, mfu)),
         tokens_per_second_per_gpu=rate * (1 - filler) / gpus / model.training_flops_per_token(length),
         micro_batches=number,
         micro_rows=rows,
@@ -98,26 +105,4 @@ def estimate_cost(recipe: Recipe, *, gpus: int, gpu: str, mfu: float) -> RunCost
         gpu=gpu.lower(),
         mfu=mfu,
         memory_gib=accelerator.memory_gib,
-    )
-
-
-def format_cost(cost: RunCost) -> str:
-    """The estimate as a few lines of text."""
-    memory = cost.memory
-    return "\n".join(
-        [
-            f"parameters            {cost.parameters:,} ({cost.non_embedding_parameters:,} without embeddings)",
-            f"tokens                {cost.tokens:,}",
-            f"training FLOPs        {cost.flops:.3g}",
-            f"time on {cost.gpus} × {cost.gpu:<10} {cost.days:,.1f} days at {cost.mfu:.0%} MFU "
-            f"({cost.tokens_per_second_per_gpu:,.0f} tokens/s per GPU, {cost.days * 24 * cost.gpus:,.0f} GPU-hours)",
-            f"a step per GPU        {cost.micro_batches} micro-batches of at most {cost.micro_rows} rows"
-            + (f", {cost.filler:.1%} of all rows only fill up" if cost.filler else ""),
-            f"memory per GPU        {memory.total / GIB:.1f} of {cost.memory_gib:.0f} GiB, fullest at the {memory.moment} "
-            f"({memory.state / GIB:.1f} state, {memory.activations / GIB:.1f} activations, "
-            f"{memory.workspace / GIB:.1f} workspace)"
-            + ("" if cost.fits else f" — does not fit; what lowers it most: {cost.remedy}"),
-            f"checkpoint            {cost.checkpoint_gib:,.1f} GiB",
-            f"host memory per GPU   {cost.host_gib:.1f} GiB",
-        ]
     )
