@@ -20,7 +20,7 @@ COMMANDS = {
     "generate": "batch inference over a file of prompts",
     "serve": "an OpenAI-compatible endpoint",
     "quickstart": "everything above on this machine, in minutes",
-    "plan": "memory and time of a pretraining run",
+    "plan": "days, dollars and memory of a run; what to train with a budget",
     "convert": "layouts: checkpoints (LLaDA, iLLaDA, Llama), token data (Megatron)",
     "train-classifier": "labelled documents to a quality filter for prepare",
     "track": "to MLflow, what stages could not deliver",

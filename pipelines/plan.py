@@ -21,7 +21,7 @@ from llada.files import write_bytes
 from llada.hardware import ACCELERATORS
 from llada.plan.budget import plan_budget
 from llada.plan.checkpoints import CheckpointPlan, plan_checkpoints
-from llada.plan.corpus import CorpusPlan, plan_corpus
+from llada.plan.corpus import CorpusPlan, plan_corpus, with_work
 from llada.plan.failures import MTBF_GPU_HOURS, Failures
 from llada.plan.limits import Demand, Drivers, prepare_demands, train_demands
 from llada.plan.prices import Dollars, PriceList, load_prices
@@ -219,7 +219,7 @@ def make_plan(recipe: Recipe, args: PlanArgs) -> Plan:
         step_s=step_s,
         days=(low, high),
         bill=prices.gpu_hours((low * 24 * args.gpus, high * 24 * args.gpus), cost.gpu),
-        corpus=plan_corpus(tokens, prices, cluster),
+        corpus=plan_corpus(tokens, prices, with_work(cluster, DRIVERS.data_blocks)),
         serving=serving,
         serving_hour=serving_hour,
         demands=[

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llada.config import Recipe
 from llada.training.memory import checkpoint_bytes
+from llada.training.parallel import copy_size
 
 COPY_RATE = 10e9
 """Bytes per second from a GPU to pinned memory of its host: a fifth of what PCIe 5.0 × 16 can do (an assumption)."""
@@ -18,9 +19,11 @@ STORE_RATES = (0.7e9, 2.5e9)
 """Bytes per second between one node and the object store: measured by Ray's users for uploads to S3 (ray-project/ray#38695),
 and four fifths of 25 Gbit/s."""
 
-PLAN_S, METADATA_BYTES, PLAN_BYTES = 46e-6, 155.0, 1600.0
-"""Of one shard of one tensor: worker 0's CPU seconds for its place in the checkpoint, its bytes in .metadata, and in worker 0's
-memory meanwhile (tests/benchmarks/results/checkpoint_metadata.json, 4096 workers)."""
+SENT_S, SHARD_S = 19e-6, 32e-6
+"""Worker 0's CPU seconds for each shard of a tensor that a worker tells it of, copies of others too, and on top for each that it
+keeps (tests/benchmarks/results/checkpoint_metadata.json, 4096 workers)."""
+METADATA_BYTES, PLAN_BYTES = 155.0, 1600.0
+"""Of a shard, in .metadata and in worker 0's memory meanwhile (there)."""
 _TENSORS_OF_A_LAYER = 9  # seven matrices, two norms
 
 
@@ -30,7 +33,7 @@ class CheckpointPlan:
 
     bytes: float
     shards: int
-    """Of all tensors: each is cut into as many as workers share it."""
+    """Of all tensors: each is cut into as many as workers share a copy."""
     kept: int
     """At the end of the run."""
     stall: float
@@ -58,7 +61,7 @@ def plan_checkpoints(
     """The checkpoints of `recipe.pretrain`, as it is trained; `rates` in bytes per second and node, slow and fast."""
     train, size = recipe.pretrain.train, checkpoint_bytes(recipe.model, recipe.pretrain)
     nodes = -(-gpus // gpus_per_node)
-    replicas = gpus // min(gpus, train.shard_workers or gpus)
+    replicas = gpus // copy_size(gpus, train.shard_workers)
     kept = min(train.keep_checkpoints, max(1, num_steps // train.checkpoint_every))
     if train.keep_every is not None:
         kept += num_steps // train.keep_every
@@ -67,7 +70,7 @@ def plan_checkpoints(
     copies = round(size / (4 * recipe.model.num_parameters))
     tensors = copies * (recipe.model.num_layers * _TENSORS_OF_A_LAYER + 3)
     shards = tensors * (gpus // replicas)
-    plan = shards * PLAN_S
+    plan = tensors * gpus * SENT_S + shards * SHARD_S
     return CheckpointPlan(
         bytes=size,
         shards=shards,

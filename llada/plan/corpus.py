@@ -42,12 +42,16 @@ class CorpusPlan:
     """A month of raw text and tokens."""
     nodes: int
     cores: int
-    """Of a node."""
+    """Of a node, as far as there is work for them."""
 
 
-def plan_corpus(tokens: float, prices: PriceList, cluster: Cluster | None = None) -> CorpusPlan:
+def with_work(cluster: Cluster, tasks: int) -> Cluster:
+    """The cluster with those of its cores for which there are so many tasks at a time."""
+    return replace(cluster, cores=min(cluster.cores, max(1, tasks // cluster.nodes)))
+
+
+def plan_corpus(tokens: float, prices: PriceList, cluster: Cluster) -> CorpusPlan:
     """To filter, deduplicate, tokenise and pack `tokens` tokens that are kept, from compressed text."""
-    cluster = cluster or Cluster()
     fast, slow = (estimate_cost(tokens, rates, prices.machines, cluster) for rates in (FAST, SLOW))
     raw = slow.text_bytes * SLOW.stored_ratio
     month = prices.machines.gigabyte_month / 1e9

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from llada.config import Recipe
 from llada.data.report.cost import Cluster, Prices, estimate_cost
 from llada.plan.checkpoints import METADATA_BYTES, PLAN_BYTES, STORE_RATES, CheckpointPlan
-from llada.plan.corpus import FAST
+from llada.plan.corpus import FAST, with_work
 from llada.plan.training import TrainingCost
 
 # The store: S3's documented rates under one prefix ("Best practices design patterns"), and what a request takes.
@@ -77,7 +77,7 @@ def first_to_break(demands: list[Demand]) -> list[Demand]:
 
 def prepare_demands(tokens: float, cluster: Cluster, drivers: Drivers) -> list[Demand]:
     """Of preparing so many tokens on a cluster of CPUs."""
-    cost = estimate_cost(tokens, FAST, Prices(), cluster)
+    cost = estimate_cost(tokens, FAST, Prices(), with_work(cluster, drivers.data_blocks))
     units = max(1.0, cost.text_bytes * FAST.stored_ratio / _UNIT_BYTES)
     cores, groups = cluster.nodes * cluster.cores, -(-units // _UNITS_PER_GROUP)
     running = min(cores, units, drivers.data_blocks)
@@ -151,7 +151,7 @@ def train_demands(
         demand("bytes of rows", fed * length * 4 / step_s, "bytes a second", nodes * STORE_RATES[0], "copy the shards to a disk of each node"),
         demand(
             "worker 0's plan of a checkpoint, beside its steps", checkpoints.plan, "s", _INTERPRETER_SHARE * interval_s,
-            f"{one_node}, or a larger train.checkpoint_every",
+            f"a larger train.checkpoint_every, and {one_node}",
         ),
         demand("worker 0's memory for that plan", checkpoints.shards * PLAN_BYTES, "bytes", 32 * 2.0**30, one_node),
         demand(

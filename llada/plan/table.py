@@ -114,7 +114,7 @@ def corpus_rows(plan: CorpusPlan, cost: TrainingCost) -> Rows:
         ),
         ("core-hours", _between(*(f"{hours:,.0f}" for hours in plan.core_hours))),
         (
-            f"{plan.nodes} nodes of {plan.cores} cores",
+            f"{plan.nodes} nodes, {plan.cores} busy cores each",
             f"{_between(*(duration(3600 * hours) for hours in plan.hours))}, most of it: {plan.bottleneck}",
         ),
         ("nodes and requests", str(plan.compute)),

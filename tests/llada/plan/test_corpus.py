@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llada.data.report.cost import Cluster, Rates, estimate_cost
-from llada.plan.corpus import FAST, SLOW, plan_corpus
+from llada.plan.corpus import FAST, SLOW, plan_corpus, with_work
 from llada.plan.prices import DEFAULT
 
 RESULTS = Path(__file__).parents[3] / "tests/benchmarks/results"
@@ -41,3 +41,12 @@ def test_ranges_and_storage_by_hand() -> None:
     assert plan.core_hours[1] == pytest.approx(sum(slow.core_hours.values()))
     assert plan.compute.high == pytest.approx(slow.dollars)
     assert plan.compute.prices == DEFAULT.label
+
+
+def test_cores_without_a_task_do_nothing_and_are_paid_all_the_same() -> None:
+    cluster = Cluster(nodes=1000, cores=64)
+    assert with_work(cluster, 4096) == Cluster(nodes=1000, cores=4)
+    assert with_work(Cluster(nodes=16, cores=64), 4096).cores == 64
+    all_busy, idle = (plan_corpus(1e12, DEFAULT, each) for each in (cluster, with_work(cluster, 4096)))
+    assert idle.core_hours == all_busy.core_hours
+    assert idle.compute.high > all_busy.compute.high
