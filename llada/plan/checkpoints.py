@@ -19,11 +19,11 @@ STORE_RATES = (0.7e9, 2.5e9)
 """Bytes per second between one node and the object store: measured by Ray's users for uploads to S3 (ray-project/ray#38695),
 and four fifths of 25 Gbit/s."""
 
-SENT_S, SHARD_S = 19e-6, 32e-6
-"""Worker 0's CPU seconds for each shard of a tensor that a worker tells it of, copies of others too, and on top for each that it
-keeps (tests/benchmarks/results/checkpoint_metadata.json, 4096 workers)."""
-METADATA_BYTES, PLAN_BYTES = 155.0, 1600.0
-"""Of a shard, in .metadata and in worker 0's memory meanwhile (there)."""
+SENT_S, SENT_BYTES = 20e-6, 960.0
+"""Worker 0's CPU seconds, and its memory, for each shard of a tensor that a worker tells it of, those of other copies too
+(tests/benchmarks/results/checkpoint_metadata.json, 4096 workers) ..."""
+SHARD_S, SHARD_BYTES, METADATA_BYTES = 26e-6, 1250.0, 155.0
+"""... and on top for each that it keeps, which takes so many bytes of .metadata (there)."""
 _TENSORS_OF_A_LAYER = 9  # seven matrices, two norms
 
 
@@ -40,6 +40,8 @@ class CheckpointPlan:
     """Seconds in which the steps stand still for one."""
     plan: float
     """Seconds in which worker 0 says where each shard goes, beside its steps."""
+    plan_bytes: float
+    """Of its memory meanwhile."""
     write: tuple[float, float]
     """With that."""
     read: tuple[float, float]
@@ -77,6 +79,7 @@ def plan_checkpoints(
         kept=kept,
         stall=size * replicas / gpus / COPY_RATE,
         plan=plan,
+        plan_bytes=tensors * gpus * SENT_BYTES + shards * SHARD_BYTES,
         write=(plan + size / nodes / fast, plan + size / nodes / slow),
         read=(size * (1 + replicas) / nodes / fast, size * (1 + replicas) / nodes / slow),
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llada.config import Recipe
 from llada.data.report.cost import Cluster, Prices, estimate_cost
-from llada.plan.checkpoints import METADATA_BYTES, PLAN_BYTES, STORE_RATES, CheckpointPlan
+from llada.plan.checkpoints import METADATA_BYTES, STORE_RATES, CheckpointPlan
 from llada.plan.corpus import FAST, with_work
 from llada.plan.training import TrainingCost
 
@@ -96,7 +96,7 @@ def prepare_demands(tokens: float, cluster: Cluster, drivers: Drivers) -> list[D
         demand("nodes of one Ray cluster", cluster.nodes, "nodes", RAY_NODES, "several clusters, a part of the input each"),
         demand(
             "cores for Ray Data's blocks", min(cores, units), "cores", drivers.data_blocks,
-            f"the rest stand idle: prepare {parts} parts of the input, each into its own output, or on fewer nodes",
+            f"the rest stand idle: fewer nodes, or {parts} parts of the input, each into its own output (not deduplicated against each other)",
         ),
         demand("tasks that run at a time", running, "tasks", RAY_TASKS, "a larger unit_bytes and cpus_per_data_worker"),
         demand("finished tasks at the driver", running / unit_s, "a second", DRIVER_TASKS_PER_S, "a larger unit_bytes"),
@@ -153,7 +153,7 @@ def train_demands(
             "worker 0's plan of a checkpoint, beside its steps", checkpoints.plan, "s", _INTERPRETER_SHARE * interval_s,
             f"a larger train.checkpoint_every, and {one_node}",
         ),
-        demand("worker 0's memory for that plan", checkpoints.shards * PLAN_BYTES, "bytes", 32 * 2.0**30, one_node),
+        demand("worker 0's memory for that plan", checkpoints.plan_bytes, "bytes", 32 * 2.0**30, one_node),
         demand(
             "what each node reads of its .metadata to go on", min(workers, gpus_per_node) * checkpoints.shards * METADATA_BYTES,
             "bytes", STORE_RATES[0] * 60, one_node,

@@ -54,7 +54,7 @@ def test_a_thousand_nodes_of_training_and_the_remedies() -> None:
     step_s = 1280 * 4096 / (cost.tokens_per_second_per_gpu * 8000)
     assert found["reads of rows from the store"].amount == pytest.approx(3 * 8000 / step_s)
     plan = found["worker 0's plan of a checkpoint, beside its steps"]
-    assert plan.amount == pytest.approx(3 * 291 * 8000 * (19e-6 + 32e-6))
+    assert plan.amount == pytest.approx(3 * 291 * 8000 * (20e-6 + 26e-6))
     broken = {demand.what for demand in first_to_break(list(found.values()))}
     assert broken == {
         "workers for the rows of a batch",
