@@ -35,8 +35,9 @@ FOLDER = ROOT / "infra" / "kubernetes"
 KUBERNETES = "1.34"
 CORE = "https://kubernetes.io/api/_definitions.json"
 RESOURCES = yaml.safe_load(Path(__file__).with_name("custom_resources.yaml").read_text())
-# Made by commands of infra/README.md, since what is in them stands in no file.
-SECRETS = {"mlflow-client", "redis"}
+README = (ROOT / "infra/README.md").read_text()
+# Made by commands, since what is in them stands in no file.
+SECRETS = set(re.findall(r"--namespace llada create secret generic ([\w-]+)", README))
 # Applied by themselves.
 ALONE = {"pretrain.yaml", "service.yaml", "nightly/rayjob.yaml", "nightly/raycronjob.yaml"}
 
@@ -156,6 +157,16 @@ def test_a_misspelt_field_is_found(file: str, kind: str, place: str, value: Any)
     assert len(find_mistakes(manifest)) == 1
 
 
+VALUES = yaml.safe_load(Path(__file__).with_name("helm_values.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "infra/helm").iterdir()), ids=lambda path: path.stem)
+def test_helm_values_are_those_that_the_chart_has(path: Path):
+    (values,) = parse_yaml(path.read_text(), str(path))
+    validator = jsonschema.Draft202012Validator(schema_of(VALUES[path.stem]), registry=core())
+    assert [f"{error.json_path}: {error.message}" for error in validator.iter_errors(values)] == []
+
+
 # --- What no schema says ----------------------------------------------------------------------------------------------
 
 
@@ -262,6 +273,46 @@ def test_kustomizations_name_every_file_once():
     applied = {FOLDER / name for name in ALONE if name != "nightly/rayjob.yaml"} | set(named)
     assert {path for path in FOLDER.rglob("*.yaml") if path.name != "kustomization.yaml"} <= applied
     assert len(set(named)) == len(named)
+
+
+def test_the_readme_puts_a_bucket_and_images_in_their_place(tmp_path: Path):
+    """By its own function, in all that is applied; and secrets of the charts are those that it makes."""
+    (function,) = re.findall(r"^ *(place\(\) .*)$", README, re.MULTILINE)
+    for path in [*FOLDER.glob("*.yaml"), *(FOLDER / "nightly").glob("*job.yaml")]:
+        done = subprocess.run(
+            ["bash", "-ec", f'{function}\nplace "$1"', "place", path],
+            env={"BUCKET": "mine", "REGISTRY": "registry.example", "AWS_REGION": "eu-west-1", "PATH": os.environ["PATH"]},
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert "llada-example" not in done.stdout
+        assert not re.search(r"image: llada:", done.stdout)
+        assert "us-east-1" not in done.stdout
+        assert list(yaml.safe_load_all(done.stdout))
+    of_charts = (ROOT / "infra/helm").glob("*.yaml")
+    asked = {
+        name
+        for path in of_charts
+        for found in re.findall(
+            r"existing\w*Secret: (?:{name: )?([\w-]+)|secrets: \[([\w-]+)\]", path.read_text()
+        )
+        for name in found
+        if name
+    }
+    made = set(re.findall(r"--namespace (?:mlflow|monitoring) create secret generic ([\w-]+)", README))
+    assert asked == made
+
+
+def test_the_readmes_commands_are_bash_and_name_what_is_there():
+    blocks = re.findall(r"^( *)```bash\n(.*?)^ *```", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 9
+    for indent, block in blocks:
+        text = "\n".join(line.removeprefix(indent) for line in block.splitlines())
+        subprocess.run(["bash", "-n", "-c", text], check=True, timeout=60)
+    for name in re.findall(r"\binfra/[\w./-]+[\w]", README):
+        assert (ROOT / name).exists(), name
+    for chart, version in re.findall(r"--install [\w-]+ \S*?([\w-]+) --version (\S+)", README):
+        values = ROOT / "infra" / "helm" / f"{chart}.yaml"
+        assert not values.exists() or f"--version {version}" in values.read_text(), chart
 
 
 # --- A night ----------------------------------------------------------------------------------------------------------
