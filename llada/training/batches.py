@@ -7,11 +7,11 @@ have no slot of their own left fill up with a row of which nothing is learned.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from llada.training.lengths import vary_lengths
 
 PREFETCHED = 6
 """Steps that are made ready ahead of time: a slow answer of an object store is not felt."""
+# How long the end of a run waits for the one that is being made, which a store that is away may take half an hour for.
+_CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,32 +84,43 @@ class BatchStream:
         self.rows = -(-global_rows // num_workers)
         self.sizes = cut_evenly(self.rows, micro_rows)
         self._waited = 0.0
+        self._making = threading.Lock()
 
     def batches(
         self, first_step: int, last_step: int, *, pinned: bool = False
     ) -> Generator[StepBatch, None, None]:
         """This worker's part of the steps [first_step, last_step), in pinned memory if asked."""
+        ready: SimpleQueue[StepBatch | Exception] = SimpleQueue()
+        room, over = threading.Semaphore(PREFETCHED), threading.Event()
 
-        def make(step: int) -> StepBatch:
-            batch = self.prepare(step)
-            return batch.pinned() if pinned else batch
+        def make_all() -> None:
+            try:
+                for step in range(first_step, last_step):
+                    room.acquire()
+                    with self._making:  # one that was left behind may still be at it
+                        if over.is_set():
+                            return
+                        batch = self.prepare(step)
+                        ready.put(batch.pinned() if pinned else batch)
+            except Exception as error:
+                ready.put(error)
 
-        steps = iter(range(first_step, last_step))
-        pool, ahead = ThreadPoolExecutor(1, thread_name_prefix="batches"), deque[Future[StepBatch]]()
+        # A daemon, for which the end of the process does not wait either.
+        thread = threading.Thread(target=make_all, name="batches", daemon=True)
+        thread.start()
         try:
-            while True:
-                for step in steps:
-                    ahead.append(pool.submit(make, step))
-                    if len(ahead) == PREFETCHED:
-                        break
-                if not ahead:
-                    return
+            for _ in range(first_step, last_step):
                 since = time.perf_counter()
-                batch = ahead.popleft().result()
+                batch = ready.get()
                 self._waited += time.perf_counter() - since
+                if isinstance(batch, Exception):
+                    raise batch
+                room.release()
                 yield batch
         finally:
-            pool.shutdown(cancel_futures=True)
+            over.set()
+            room.release()
+            thread.join(_CLOSE_TIMEOUT_S)
 
     def read_wait(self) -> float:
         """Seconds that `batches` has kept the loop waiting since the last reading."""

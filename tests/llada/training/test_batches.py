@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,30 @@ def test_a_row_that_fails_to_load_fails_the_loop(pretrain_folder: Any, tmp_path:
     shutil.rmtree(copy / "train")
     with pytest.raises(UserError, match="missing shard"):
         next(source.batches(0, 9))
+
+
+def test_an_end_does_not_wait_for_rows_that_do_not_come(pretrain_folder: Any) -> None:
+    """Neither that of the loop nor that of the process: a store that is away is waited for half an hour."""
+    script = """
+import sys, threading
+from llada.data.tokens.shards import TokenDataset
+from llada.diffusion.objective import ObjectiveConfig
+from llada.model.transformer import ModelConfig
+from llada.training.batches import BatchStream
+
+class Away(TokenDataset):
+    asked = threading.Event()
+
+    def rows(self, *indices):
+        if self.asked.is_set():
+            threading.Event().wait()
+        self.asked.set()
+        return super().rows(*indices)
+
+shape = dict(global_rows=2, micro_rows=2, seed=0, rank=0, num_workers=1)
+model = ModelConfig(12, 8, 1, 1, 8, mask_token_id=1)
+batches = BatchStream(Away(sys.argv[1]), ObjectiveConfig(), model, **shape).batches(0, 9)
+next(batches)
+batches.close()
+"""
+    subprocess.run([sys.executable, "-c", script, pretrain_folder.url], timeout=60, check=True)
