@@ -213,17 +213,23 @@ def _check_headers(request: Request) -> None:
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    """Raises RequestError 413 as soon as it is known that there are more than `limit` bytes."""
+    """Raises RequestError 413 as soon as it is known that there are more than `limit` bytes, and ClientDisconnect."""
     error = RequestError(413, f"the body has more than the {limit:,} bytes allowed", code="body_too_large")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise error
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise error
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                break
+            parts.append(part)
+    except Exception as gone:
+        # Ray's proxy passes the parts on, and breaks off as the client has: its own error may be here before the word of that.
+        raise ClientDisconnect from gone
+    if size > limit:
+        raise error
     return b"".join(parts)
 
 

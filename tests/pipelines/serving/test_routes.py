@@ -307,14 +307,18 @@ def test_json_may_be_declared_in_full() -> None:
     assert (answer.status_code, answer.json()["error"]["type"]) == (415, "invalid_request_error")
 
 
-def test_a_client_who_goes_during_its_upload_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
-    messages = [
-        {"type": "http.request", "body": b'{"prompt": ', "more_body": True},
-        {"type": "http.disconnect"},
-    ]
+@pytest.mark.parametrize("end", [{"type": "http.disconnect"}, RuntimeError("the call was cancelled")])
+def test_a_client_who_goes_during_its_upload_is_no_failure(
+    caplog: pytest.LogCaptureFixture, end: dict[str, Any] | Exception
+) -> None:
+    """Whatever of it is heard first: that it has gone, or that who passes its body on has broken off."""
+    messages = [{"type": "http.request", "body": b'{"prompt": ', "more_body": True}, end]
 
     async def receive() -> dict[str, Any]:
-        return messages.pop(0)
+        message = messages.pop(0)
+        if isinstance(message, Exception):
+            raise message
+        return message
 
     async def send(_: Any) -> None:
         pass
