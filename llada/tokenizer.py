@@ -4,6 +4,7 @@ They train a byte-level BPE, load and save a folder, turn plain text into ids an
 Two rules hold everywhere:
 * text is only text: a document or a chat message that spells `<|mdm_mask|>` gives ordinary tokens, never the mask id;
 * a tokenizer that comes out of here declares its mask, eos and pad token.
+transformers is imported where one is made: who only knows of tokenizers does not need the half second that it takes.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"  # ends a document; also the padding token
 MASK = "<|mdm_mask|>"
@@ -87,6 +90,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     smallest = len(SPECIAL_TOKENS) + 256
     if vocab_size < smallest:
         raise UserError(f"a byte-level vocabulary needs at least {smallest} entries, not {vocab_size}")
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -133,6 +138,8 @@ def load_tokenizer(
     """
     if not has_tokenizer(path):
         raise UserError(f"no tokenizer.json in {path}; a tokenizer is a folder that holds one")
+    from transformers import PreTrainedTokenizerFast
+
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), clean_up_tokenization_spaces=False)
     except OSError:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from llada.model.predict import guide
@@ -22,7 +23,9 @@ from llada.model.predict import guide
 SLICE = {"cpu": 1 << 25, "cuda": 1 << 27}
 
 
-@torch.compiler.disable  # whose loop over slices would be compiled anew for each number of positions
+# Or its loop over slices would be compiled anew for each number of positions. Private, because torch.compiler.disable imports
+# the compiler at once: a second, for everybody who reads settings.
+@_disable_dynamo
 def weighted_nats(
     x: Tensor,
     weight: Tensor,

@@ -9,7 +9,6 @@ from typing import Literal
 
 from llada.errors import UserError
 from llada.store_errors import may_pass
-from llada.training.preemption import PreemptedError
 
 Kind = Literal["fault", "user", "store", "preemption"]
 
@@ -35,6 +34,9 @@ class WorkerError(Exception):
 
 def as_worker_error(error: Exception, rank: int) -> WorkerError:
     """The failure to raise in place of an exception that is being handled."""
+    # Not above: it brings FSDP, and Ray's controller, which only reads what came of it, would import that too.
+    from llada.training.preemption import PreemptedError
+
     kind: Kind = "fault"
     if isinstance(error, PreemptedError):
         kind = "preemption"

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llada.data.document import Message
 from llada.tokenizer import END_HEADER, TemplateRefusalError, holds_words, render_chat, render_exchange
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TooLong = Literal["drop", "truncate_prompt"]
 

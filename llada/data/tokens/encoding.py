@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from llada.data.batching import batches
 from llada.data.document import Document, prompt_answer_pairs
@@ -22,6 +21,9 @@ from llada.data.tokens.chat import NO_WORDS, TooLong, encode_example
 from llada.data.tokens.fidelity import compare, is_sampled
 from llada.data.tokens.packing import Kind
 from llada.tokenizer import encode_texts, holds_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Turns = Literal["all", "random"]
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import unicodedata
 import zlib
 from collections import Counter
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from llada.tokenizer import encode_texts, unknown_token_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SAMPLE_CHARS = 2000
 """Of a document."""
