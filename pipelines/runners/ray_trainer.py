@@ -5,15 +5,56 @@ What is overridden is private, because Ray has no setting for it.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipelines.runners.failure_budget import FailureBudget
 from pipelines.runners.preemption import LeaveBeforeResize, LeaveOnSigterm
 from pipelines.stage.cluster import is_own_ray
+
+log = logging.getLogger(__name__)
+
+
+class UnscaledGroup(FixedScalingPolicy):
+    """Workers of a fixed number, on a Ray that no machine will join: Ray starts a process that asks for machines, and has it
+    import Ray Data."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Asks for nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Nor later."""
+
+
+class FreePlaces(ControllerCallback, WorkerGroupCallback):
+    """Frees the places of workers that die while their group starts: Ray has not taken the group on by then, and forgets it,
+    so that the next one might wait for those places for ever. Runs in the controller."""
+
+    def __init__(self) -> None:
+        self._starting: Any = None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """The workers are there."""
+        self._starting = worker_group
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """They are at work, and Ray looks after them."""
+        self._starting = None
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Something has failed; it may be the start."""
+        forgotten, self._starting = self._starting, None
+        if forgotten is not None:
+            try:
+                forgotten.shutdown()
+            except Exception:
+                log.warning("the places of workers that did not start are not free", exc_info=True)
 
 
 class Trainer(TorchTrainer):
@@ -24,7 +65,11 @@ class Trainer(TorchTrainer):
         self.budget = budget
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**options, "failure_policy": self.budget})
+        options["failure_policy"] = self.budget
+        if is_own_ray() and isinstance(self.scaling_config.num_workers, int):
+            scaling: Any = self.scaling_config  # that of Ray Train, in spite of its declared type
+            options["scaling_policy"] = UnscaledGroup(scaling)
+        return super()._initialize_and_run_controller(**options)
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ray's handler of Ctrl-C ends the process by SystemExit, past all who would clean up and say how to go on."""
@@ -42,4 +87,4 @@ class Trainer(TorchTrainer):
         callbacks = super()._create_default_callbacks()
         left_out = (DatasetsCallback, *([PlacementGroupCleanerCallback] if is_own_ray() else []))
         kept = [each for each in callbacks if not isinstance(each, left_out)]
-        return [*kept, LeaveOnSigterm(), LeaveBeforeResize()]
+        return [*kept, LeaveOnSigterm(), LeaveBeforeResize(), FreePlaces()]

@@ -6,10 +6,11 @@ import inspect
 
 import pytest
 from ray.train.v2._internal.execution import callback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipelines.runners.preemption import LeaveBeforeResize, LeaveOnSigterm
-from pipelines.runners.ray_trainer import Trainer
+from pipelines.runners.ray_trainer import FreePlaces, Trainer, UnscaledGroup
 
 pytestmark = pytest.mark.integration
 
@@ -18,8 +19,11 @@ def test_what_is_overridden_is_there():
     for name in vars(Trainer):
         if name.startswith("_") and not name.startswith("__"):
             assert hasattr(TorchTrainer, name), name
-    assert "failure_policy=" in inspect.getsource(TorchTrainer.fit)
-    ours = {*vars(LeaveOnSigterm), *vars(LeaveBeforeResize)}
+    for option in ("failure_policy=", "scaling_policy="):
+        assert option in inspect.getsource(TorchTrainer.fit)
+    for name in vars(UnscaledGroup):
+        assert hasattr(FixedScalingPolicy, name), name
+    ours = {*vars(LeaveOnSigterm), *vars(LeaveBeforeResize), *vars(FreePlaces)}
     for name in ours:
         if not name.startswith("_"):
             kinds = (callback.WorkerCallback, callback.ControllerCallback, callback.WorkerGroupCallback)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,27 @@ def test_failures_count_only_without_a_new_checkpoint_and_a_store_may_come_back(
 
     assert run(function, output, max_failures=1) == RESULT
     assert attempts(tmp_path / "attempts") == 5
+
+
+def test_workers_that_die_as_they_start_leave_their_places_to_the_next_ones(local_ray, tmp_path):
+    """All CPUs of this Ray are needed for a group."""
+
+    class DiesWhereItArrives:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return arrive, (tmp_path / "arrived",)
+
+    def arrive(file: Path) -> None:
+        with open(file, "a") as stream:
+            stream.write("x")
+        if attempts(file) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def function(cargo: object, hooks: WorkerHooks) -> TrainResult:
+        return RESULT
+
+    cargo = DiesWhereItArrives()
+    assert run(partial(function, cargo), tmp_path / "out", num_workers=2, max_failures=1) == RESULT
+    assert attempts(tmp_path / "arrived") > 2
 
 
 def test_a_store_that_does_not_come_back_is_one_line(local_ray, tmp_path):
