@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,9 +26,10 @@ from llada.model.transformer import ModelConfig
 from llada.sampling.config import SamplingConfig
 from llada.settings import require
 from llada.training.optim import OptimConfig
-from llada.training.run import RunConfig, TrainConfig, open_splits
+from llada.training.run import RunConfig, TrainConfig
 from llada.training.trainer import TrainResult, train
-from pipelines.runners.workers import WorkerHooks, run_workers
+from pipelines.runners.training import run_training
+from pipelines.runners.workers import WorkerHooks
 from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
@@ -40,9 +40,6 @@ from pipelines.stage.training import (
     CHECKPOINTS,
     PROFILE,
     Baseline,
-    begin_training,
-    finish_training,
-    require_copies,
     save_weights,
     state_of,
     take_baseline,
@@ -152,18 +149,6 @@ def pretrain(
     if gets_mask:
         mask_noise = 1.0 if mask_noise is None else mask_noise
         config["mask_noise"] = mask_noise
-    require_copies(recipe.pretrain, cluster)
-    folder = begin_training(
-        "pretrain",
-        output,
-        config={"model": network.content(), **config},
-        inputs=inputs,
-        tracker=tracker,
-        extend=extend,
-    )
-    if folder.manifest is not None:
-        return folder.manifest
-    open_splits(data, network, recipe.pretrain)  # refuses what does not fit before Ray is started
     function = partial(
         pretrain_worker,
         network,
@@ -172,14 +157,23 @@ def pretrain(
         output,
         model,
         mask_noise,
-        profile=profile,
         sampling=recipe.sampling,
-        run_id=uuid.uuid4().hex,
+        profile=profile,
     )
-    result = run_workers(
-        function, output=output, cluster=cluster, tracker=tracker, label="pretrain", progress=progress
+    return run_training(
+        "pretrain",
+        function,
+        network,
+        recipe.pretrain,
+        data=data,
+        output=output,
+        config={"model": network.content(), **config},
+        inputs=inputs,
+        cluster=cluster,
+        tracker=tracker,
+        extend=extend,
+        progress=progress,
     )
-    return finish_training(folder, result, tokenizer=join(data, "tokenizer"), tracker=tracker)
 
 
 def start_network(source: ModelConfig, recipe: Recipe, data: DatasetEntry) -> ModelConfig:
@@ -218,7 +212,6 @@ def pretrain_worker(
     *,
     sampling: SamplingConfig,
     profile: bool = False,
-    run_id: str | None = None,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`, or
     from random ones."""
@@ -237,7 +230,7 @@ def pretrain_worker(
         enter=hooks.enter,
         profile_to=join(output, PROFILE) if profile else None,
         write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
-        run_id=run_id,
+        run_id=hooks.run_id,
     )
     save_weights(output, result, config, start=start)
     return result

@@ -6,7 +6,6 @@ the answers, one to a row (LLaDA); of kind "unified" all tokens of whole dialogu
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,9 +22,10 @@ from llada.model.lora import LoraConfig
 from llada.model.transformer import ModelConfig
 from llada.sampling.config import SamplingConfig
 from llada.training.optim import OptimConfig
-from llada.training.run import RunConfig, TrainConfig, open_splits
+from llada.training.run import RunConfig, TrainConfig
 from llada.training.trainer import TrainResult, train
-from pipelines.runners.workers import WorkerHooks, run_workers
+from pipelines.runners.training import run_training
+from pipelines.runners.workers import WorkerHooks
 from pipelines.stage.artifact import Manifest, fetch_folder, require_same_tokenizer
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage, take_recipe
@@ -36,9 +36,6 @@ from pipelines.stage.training import (
     CHECKPOINTS,
     PROFILE,
     Baseline,
-    begin_training,
-    finish_training,
-    require_copies,
     save_weights,
     state_of,
     take_baseline,
@@ -114,18 +111,6 @@ def sft(
     local = fetch_folder(model)
     require_same_tokenizer(model, data)
     model_config, _ = read_config(local)
-    require_copies(recipe.sft, cluster)
-    folder = begin_training(
-        "sft",
-        output,
-        config=asdict(recipe.sft),
-        inputs=[folder_input("data", data), folder_input("model", model)],
-        tracker=tracker,
-        extend=extend,
-    )
-    if folder.manifest is not None:
-        return folder.manifest
-    open_splits(data, model_config, recipe.sft)  # refuses what does not fit before Ray is started
     function = partial(
         sft_worker,
         model_config,
@@ -133,14 +118,23 @@ def sft(
         data,
         output,
         model,
-        profile=profile,
         sampling=recipe.sampling,
-        run_id=uuid.uuid4().hex,
+        profile=profile,
     )
-    result = run_workers(
-        function, output=output, cluster=cluster, tracker=tracker, label="sft", progress=progress
+    return run_training(
+        "sft",
+        function,
+        model_config,
+        recipe.sft,
+        data=data,
+        output=output,
+        config=asdict(recipe.sft),
+        inputs=[folder_input("data", data), folder_input("model", model)],
+        cluster=cluster,
+        tracker=tracker,
+        extend=extend,
+        progress=progress,
     )
-    return finish_training(folder, result, tokenizer=join(data, "tokenizer"), tracker=tracker)
 
 
 def sft_worker(
@@ -153,7 +147,6 @@ def sft_worker(
     *,
     sampling: SamplingConfig,
     profile: bool = False,
-    run_id: str | None = None,
 ) -> TrainResult:
     """What every worker does: train from the newest checkpoint in `output`, or from the weights of the folder `start`."""
     number = config.train.samples
@@ -169,7 +162,7 @@ def sft_worker(
         enter=hooks.enter,
         profile_to=join(output, PROFILE) if profile else None,
         write_samples=text_sampler(data, sampling, number=number, seed=config.train.seed) if number else None,
-        run_id=run_id,
+        run_id=hooks.run_id,
     )
     save_weights(output, result, config, start=start)
     return result

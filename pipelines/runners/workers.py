@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class WorkerHooks:
     report: EventSink
     should_stop: Callable[[], bool]
     enter: Callable[[str], None]
+    run_id: str | None = None
+    """The same in all attempts of a run."""
 
 
 TrainFunction = Callable[[WorkerHooks], TrainResult]
@@ -61,6 +63,7 @@ def run_workers(
     tracker: Tracker | None,
     label: str,
     progress: bool,
+    run_id: str | None = None,
 ) -> TrainResult:
     """What `function` returned on worker 0, without the weights: it has to leave those in the folder `output`.
 
@@ -86,7 +89,7 @@ def run_workers(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         trainer = Trainer(
-            partial(_work, function, output, cluster, events),
+            partial(_work, function, output, cluster, events, run_id),
             budget=FailureBudget(join(output, CHECKPOINTS), cluster.max_failures, cluster.max_preemptions),
             torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
@@ -119,11 +122,14 @@ def run_workers(
             if failures:  # Ray's own message cuts the traceback
                 error.add_note(f"On worker {failures[0].rank}:\n{failures[0].trace}")
             raise
-        return fitted.return_value
+        return TrainResult(**fitted.return_value)
 
 
-def _work(function: TrainFunction, output: str, cluster: ClusterConfig, events: Any) -> TrainResult:
-    """Runs on every worker; what worker 0 returns arrives at the driver."""
+def _work(
+    function: TrainFunction, output: str, cluster: ClusterConfig, events: Any, run_id: str | None
+) -> dict[str, Any]:
+    """Runs on every worker; what worker 0 returns, a TrainResult's fields, arrives at the driver. As such, because Ray's
+    controller reads it on the way, and would import the trainer for it."""
     import torch
 
     from pipelines.runners.preemption import is_asked_to_leave
@@ -142,8 +148,8 @@ def _work(function: TrainFunction, output: str, cluster: ClusterConfig, events: 
     watch = HangWatch(partial(_end_hung, rank, reporter), floor_s=cluster.hang_timeout_s)
     try:
         with storage_errors(output):
-            result = function(WorkerHooks(report, is_asked_to_leave, watch.enter))
-        return replace(result, model=None)
+            result = function(WorkerHooks(report, is_asked_to_leave, watch.enter, run_id))
+        return asdict(replace(result, model=None))
     except Exception as error:
         failure = as_worker_error(error, rank)
         reporter.tell(failure)

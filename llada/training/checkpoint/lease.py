@@ -31,6 +31,8 @@ LEASE_FILE = "lease.json"
 RENEW_S = 10.0
 EXPIRY_S = 60.0
 _LOOK_S = 2.0
+# Workers whose command was killed follow it within seconds.
+_ENDING_S = 5.0
 # Until what two have written to a store at the same moment can be read there.
 _SETTLE_S = 1.0
 
@@ -61,7 +63,7 @@ class Holder:
 
 
 class Lease:
-    """The right to write checkpoints into a folder. `run_id`: what the attempts of one run share; None: there is but one."""
+    """The right to write checkpoints into a folder, for a `with` block too. `run_id`: what the attempts of one run share; None: there is but one."""
 
     def __init__(self, folder: str, run_id: str | None = None) -> None:
         now, process = _now(), os.getpid()
@@ -77,14 +79,24 @@ class Lease:
             now,
             now,
         )
+        self._gone: Holder | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
+    def __enter__(self) -> Lease:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def require_free(self) -> None:
+        """Raises UserError while another run holds it. Takes nothing, and writes nothing."""
+        self._find_free()
+
     def acquire(self) -> None:
         """Take it and renew it from now on. Raises UserError while another run holds it."""
-        found = self._read()
-        if found is not None and found.run_id != self.holder.run_id and self._is_alive(found):
-            raise UserError(f"{_described(found)} trains into {self.folder}: choose another output folder")
+        found = self._find_free()
         if found is not None and found.run_id == self.holder.run_id:
             self.holder = replace(self.holder, number=found.number + 1)
         self._write()
@@ -131,9 +143,24 @@ class Lease:
                     log.warning("%s could not be renewed: %s", self.url, error)
                 told = True
 
+    def _find_free(self) -> Holder | None:
+        """Who held it last, and does no more, if it was not given back; or an attempt of this run."""
+        found = self._read()
+        if found is None or found.run_id == self.holder.run_id or found == self._gone:
+            return found
+        if self._is_alive(found):
+            raise UserError(f"{_described(found)} trains into {self.folder}: choose another output folder")
+        self._gone = found
+        return found
+
     def _is_alive(self, found: Holder) -> bool:
         if found.machine == self.holder.machine:
-            return _start_of(found.process) == found.process_started
+            begun = time.monotonic()
+            while is_there := _start_of(found.process) == found.process_started:
+                if time.monotonic() - begun > _ENDING_S:
+                    break
+                time.sleep(_ENDING_S / 50)
+            return is_there
         log.info("%s holds %s: waiting whether it renews it", _described(found), self.url)
         begun = time.monotonic()
         while time.monotonic() - begun < EXPIRY_S:

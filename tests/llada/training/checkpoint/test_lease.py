@@ -22,7 +22,13 @@ from llada.training.checkpoint.lease import Lease, LeaseLostError
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"RENEW_S": 0.05, "EXPIRY_S": 0.6, "_LOOK_S": 0.02, "_SETTLE_S": 0.0}.items():
+    for name, seconds in {
+        "RENEW_S": 0.05,
+        "EXPIRY_S": 0.6,
+        "_LOOK_S": 0.02,
+        "_SETTLE_S": 0.0,
+        "_ENDING_S": 0.1,
+    }.items():
         monkeypatch.setattr(lease, name, seconds)
 
 
@@ -65,6 +71,31 @@ def test_another_run_is_refused_in_one_line_that_says_who(folder: str, held: Cal
     assert str(raised.value).endswith(f"trains into {folder}: choose another output folder")
     assert "\n" not in str(raised.value)
     first.check()
+
+
+def test_who_looks_whether_it_is_free_takes_nothing(folder: str, held: Callable[..., Lease]) -> None:
+    Lease(folder).require_free()
+    assert not fsspec.url_to_fs(folder)[0].exists(f"{folder}/lease.json")
+    first = held(folder, "run")
+    before = read(folder)["attempt"]
+    with pytest.raises(UserError, match="trains into"):
+        Lease(folder).require_free()
+    Lease(folder, "run").require_free()
+    assert read(folder)["attempt"] == before
+    first.check()
+
+
+def test_who_has_seen_that_a_holder_is_gone_does_not_wait_for_it_again(
+    folder: str, held: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held(folder).release()
+    Lease(folder)._write()  # by one that renews it no more
+    rewrite(folder, machine="elsewhere")
+    second = Lease(folder)
+    second.require_free()
+    monkeypatch.setattr(lease, "EXPIRY_S", 1000.0)
+    with second:
+        assert read(folder)["attempt"] == second.holder.attempt
 
 
 def test_what_is_given_back_can_be_taken(folder: str, held: Callable[..., Lease]) -> None:
