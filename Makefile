@@ -55,8 +55,9 @@ bench-sampler: $(VENV)/.installed-dev  ## train a small model for half an hour, 
 		$(if $(DLMSERVE_PYTHON),--dlmserve-python $(DLMSERVE_PYTHON))
 	$(BIN)/python tests/benchmarks/batch_invariance.py $(SMALL_MODEL) --results $(RESULTS) $(if $(QUICK),--quick)
 
-bench-training: $(VENV)/.installed-dev  ## a training step beside transformers', in CPU time and memory, about twenty minutes on a quiet machine (QUICK=1)
+bench-training: $(VENV)/.installed-dev  ## a training step beside transformers', in CPU time and memory, and beside one under Ray, about half an hour on a quiet machine (QUICK=1)
 	$(BIN)/python tests/benchmarks/training.py --results $(RESULTS) $(if $(QUICK),--quick)
+	$(BIN)/python tests/benchmarks/ray_overhead.py --results $(RESULTS) $(if $(QUICK),--quick)
 
 $(VENV)/.installed: pyproject.toml infra/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'

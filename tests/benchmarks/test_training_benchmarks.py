@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import socket
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +38,53 @@ def test_a_step_is_compared_with_the_plain_way(tmp_path: Path) -> None:
     result = training.race(setting, setting.write_data(tmp_path), ["plain", "ours"], turns=1, steps=1)
     assert result["ours"]["same_as_plain"]["gradient_error"] < 1e-5
     assert training.measure_memory("ours", setting) > 0
+
+
+def setting() -> Any:
+    return importlib.import_module("ray_overhead").Setting(64, 1, 2, 32, steps=2)
+
+
+def test_a_run_says_what_its_start_and_its_turns_have_used(tmp_path: Path) -> None:
+    overhead = importlib.import_module("ray_overhead")
+    (tmp_path / "data").mkdir()
+    overhead.write_folder(tmp_path / "data", setting())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        job = overhead.Job("plain", setting(), 1, str(tmp_path / "data"), str(tmp_path / "out"), port)
+        with overhead.running(server, job) as lines:
+            start = json.loads(lines.readline())
+            overhead._go_on(lines)
+            lines.readline()
+            overhead._go_on(lines)
+            turn = json.loads(lines.readline())
+    assert start["worker"] > turn["worker"] > 0
+    assert 0 < turn["seconds"] < start["seconds"]
+    assert sum(start[part] + turn[part] for part in overhead.PARTS[1:]) == 0
+
+
+def test_what_ray_adds_is_a_part_of_what_the_plain_run_takes() -> None:
+    overhead = importlib.import_module("ray_overhead")
+
+    def used(worker: float, *others: float) -> dict[str, float]:
+        return dict(zip(overhead.PARTS, (worker, *others), strict=True)) | {"seconds": 4.0}
+
+    turns = [
+        {"plain": used(2.0, 0, 0, 0, 0), "ray": used(2.0 + extra, 0.1, 0, 0, 0.1)} for extra in (0, 0.02, 0.5)
+    ]
+    found = overhead.summary({"turn": turns, "start": turns}, steps=2)
+    assert found["step"]["plain_cpu_s"] == {"median": 1.0, "least": 1.0, "most": 1.0}
+    assert found["step"]["added_in_worker"]["median"] == pytest.approx(0.01)
+    assert found["step"]["added_in_all"]["median"] == pytest.approx(0.11)
+    assert found["step"]["ray_others_cores"]["median"] == pytest.approx(0.05)
+    assert found["start"]["ray"]["cpu_s"]["most"] == pytest.approx(2.7)
+
+
+@pytest.mark.slow
+def test_ray_is_compared_with_a_plain_run(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("ray_overhead.py")
+    subprocess.run([sys.executable, script, "--quick", "--results", tmp_path], check=True)
+    report = json.loads((tmp_path / "ray_overhead.json").read_text())
+    assert len(report["measured"]["turn"]) == 2
+    assert all(
+        report["start"]["ray"][f"{part}_cpu_s"]["median"] > 0 for part in ("worker", "driver", "controller")
+    )

@@ -1,0 +1,369 @@
+"""What Ray adds to a training: CPU time of a step, and of a run before its first step.
+
+    python tests/benchmarks/ray_overhead.py [--turns N] [--steps N] [--starts N] [--width D] [--layers N] [--rows N]
+                                            [--row-length N] [--results FOLDER] [--quick]
+
+plain   `llada.training.trainer.train` in a process
+ray     what the command `pretrain` does with the same run: the worker's function on one worker of a Ray started for it, which
+        keeps the record of the run (metrics) and tells the driver of it
+
+A step: both train at once, in turns of some steps; who has no turn waits, so what else the machine does meets both alike. The
+process that trains is compared with the plain one; what all other processes of the run take meanwhile (driver, controller,
+Ray's actors and node) goes on with the time, not with the steps, and is also given as a part of one core.
+
+The start: CPU time of all processes of a run from their beginning until its first step, and the wall time, over several starts.
+
+Writes ray_overhead.json. --quick takes a tiny network, to see that it runs; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import psutil
+
+# Of the contestants' own imports each brings what it needs, and pays for it.
+
+HERE = Path(__file__).resolve().parent
+CONTESTANTS = ("plain", "ray")
+PARTS = ("worker", "driver", "controller", "actors", "node")
+# A Ray on a busy machine may take so long to start.
+PATIENCE_S = 300.0
+NEVER = 1 << 30
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both train."""
+
+    width: int
+    layers: int
+    rows: int
+    """Of a step, which is one micro-batch."""
+    row_length: int
+    steps: int
+    """Of a turn, logged at its end."""
+    vocabulary: int = 4096
+
+    def run(self, turns: int) -> tuple[Any, Any]:
+        """The network and the run: a turn to get warm, then `turns`."""
+        from llada.diffusion.objective import ObjectiveConfig
+        from llada.model.transformer import ModelConfig
+        from llada.training.optim import OptimConfig
+        from llada.training.run import RunConfig, TrainConfig
+
+        model = ModelConfig(
+            vocab_size=self.vocabulary,
+            d_model=self.width,
+            num_layers=self.layers,
+            num_heads=self.width // 64,
+            ffn_dim=self.width * 11 // 4,
+            max_length=self.row_length,
+            mask_token_id=1,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+        config = TrainConfig(
+            num_steps=(1 + turns) * self.steps,
+            global_batch_tokens=self.rows * self.row_length,
+            micro_batch_rows=self.rows,
+            precision="fp32",
+            log_every=self.steps,
+            validate_every=NEVER,
+            validation_rows=self.rows,
+            checkpoint_every=NEVER,
+        )
+        return model, RunConfig(ObjectiveConfig(document_mask=False), OptimConfig(warmup_steps=0), config)
+
+
+def write_folder(folder: Path, setting: Setting) -> None:
+    """A prepared folder of random tokens, the validation rows among those that are trained on."""
+    import numpy as np
+    from training import write_data
+
+    from llada.data.tokens.shards import write_unigram_counts
+
+    model, _ = setting.run(0)
+    write_data(folder, model, 64 * setting.rows, setting.row_length)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    splits = manifest["dataset"]["splits"]
+    splits["validation"] = splits["train"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_unigram_counts(str(folder), np.ones(setting.vocabulary, dtype=np.int64))
+
+
+# --- In the process that trains ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a contestant."""
+
+    contestant: str
+    setting: Setting
+    turns: int
+    folder: str
+    output: str
+    port: int
+    """Where it says what it has used, and is told to go on."""
+
+
+class Gate:
+    """Hears the events of a run: behind the start and behind each turn, it says what was used and waits to be told to go on."""
+
+    def __init__(self, port: int, root: psutil.Process) -> None:
+        self.root = root
+        self.lines = socket.create_connection(("127.0.0.1", port)).makefile("rw")
+        self.before: Mapping[str, float] = {}
+
+    def __call__(self, event: Any) -> None:
+        if event.name not in ("start", "step"):
+            return
+        # What it takes to look at the other processes is in no turn.
+        now = {"worker": time.process_time()} | used_by_others(self.root)
+        self.lines.write(json.dumps({name: now[name] - self.before.get(name, 0.0) for name in now}) + "\n")
+        self.lines.flush()
+        self.lines.readline()
+        self.before = used_by_others(self.root) | {"worker": time.process_time()}
+
+
+def used_by_others(root: psutil.Process) -> dict[str, float]:
+    """Seconds since the process `root` began, and seconds of CPU of it and of those below it, without this process."""
+    used = dict.fromkeys(PARTS[1:], 0.0)
+    for process in [root, *root.children(recursive=True)]:
+        try:
+            times, name = process.cpu_times(), (process.cmdline() or [process.name()])[0]
+        except psutil.Error:  # has ended meanwhile
+            continue
+        if process.pid == os.getpid():
+            continue
+        part = "driver" if process == root else _part_of(name)
+        used[part] += times.user + times.system
+    return used | {"seconds": time.time() - root.create_time()}
+
+
+def _part_of(name: str) -> str:
+    if not name.startswith("ray::") or "Agent" in name:
+        return "node"
+    return "controller" if "TrainController" in name else "actors"
+
+
+def train_plainly(job: Job) -> None:
+    from llada.data.tokens.shards import load_unigram_counts
+    from llada.training.trainer import train
+
+    model, config = job.setting.run(job.turns)
+    gate = Gate(job.port, psutil.Process())
+    counts = load_unigram_counts(job.folder)
+    train(
+        model, config, job.folder, checkpoints=f"{job.output}/checkpoints", unigram_counts=counts, report=gate
+    )
+
+
+def train_under_ray(job: Job) -> None:
+    import pipelines.pretrain  # noqa: F401 — what the command imports
+    from pipelines.runners.workers import run_workers
+    from pipelines.stage.cluster import ClusterConfig, until_exit
+
+    with until_exit():
+        run_workers(
+            partial(_work, job, os.getpid()),
+            output=job.output,
+            # Who waits for a turn does not hang.
+            cluster=ClusterConfig(num_cpus=1, hang_timeout_s=2 * PATIENCE_S),
+            tracker=None,
+            label="pretrain",
+            progress=False,
+        )
+
+
+def _work(job: Job, driver: int, hooks: Any) -> Any:
+    from llada.sampling.config import SamplingConfig
+    from pipelines.pretrain import pretrain_worker
+
+    model, config = job.setting.run(job.turns)
+    gate = Gate(job.port, psutil.Process(driver))
+
+    def report(event: Any) -> None:
+        hooks.report(event)
+        gate(event)
+
+    return pretrain_worker(
+        model,
+        config,
+        job.folder,
+        job.output,
+        None,
+        None,
+        replace(hooks, report=report),
+        sampling=SamplingConfig(),
+    )
+
+
+# --- In the process that compares -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(server: socket.socket, job: Job) -> Iterator[Any]:
+    """A contestant that has come to its first step; its lines. At the end of the block it has ended."""
+    job_text = json.dumps(asdict(job))
+    process = subprocess.Popen([sys.executable, __file__, "--job", job_text], stdout=subprocess.DEVNULL)
+    try:
+        connection, _ = server.accept()
+        with connection, connection.makefile("rw") as lines:
+            yield lines
+            _go_on(lines)  # where it waits behind its last turn
+            assert process.wait(PATIENCE_S) == 0, f"{job.contestant} has failed"
+    finally:
+        process.kill()
+
+
+def _go_on(lines: Any) -> None:
+    lines.write("\n")
+    lines.flush()
+
+
+def measure(setting: Setting, turns: int, starts: int) -> dict[str, list[dict[str, dict[str, float]]]]:
+    """What was used, {"start": and "turn": [{contestant: {part: seconds of CPU}}]}, of each start and each turn."""
+    found: dict[str, list[dict[str, dict[str, float]]]] = {"start": [], "turn": []}
+    with tempfile.TemporaryDirectory() as temporary, socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE_S)
+        folder = Path(temporary, "data")
+        folder.mkdir()
+        write_folder(folder, setting)
+
+        def job(name: str, number: int, turns: int) -> Job:
+            output = str(Path(temporary, f"{name}-{number}"))
+            return Job(name, setting, turns, str(folder), output, server.getsockname()[1])
+
+        for number in range(starts):
+            found["start"].append({})
+            for name in CONTESTANTS[:: 1 if number % 2 == 0 else -1]:
+                with running(server, job(name, number, 0)) as lines:
+                    found["start"][-1][name] = json.loads(lines.readline())
+                    _go_on(lines)
+                    lines.readline()
+        with (
+            running(server, job("plain", starts, turns)) as plain,
+            running(server, job("ray", starts, turns)) as ray,
+        ):
+            both = {"plain": plain, "ray": ray}
+            for lines in both.values():  # the start and the turn to get warm
+                lines.readline()
+                _go_on(lines)
+                lines.readline()
+            for turn in range(turns):
+                found["turn"].append({})
+                for name in CONTESTANTS[:: 1 if turn % 2 == 0 else -1]:
+                    _go_on(both[name])
+                    found["turn"][-1][name] = json.loads(both[name].readline())
+    return found
+
+
+def summary(found: dict[str, list[dict[str, dict[str, float]]]], steps: int) -> dict[str, Any]:
+    """Medians and ranges; of ratios, those of the turns."""
+    turns = found["turn"]
+    plain = [turn["plain"]["worker"] for turn in turns]
+    trains = [turn["ray"]["worker"] for turn in turns]
+    others = [sum(turn["ray"][part] for part in PARTS[1:]) for turn in turns]
+    seconds = [turn["ray"]["seconds"] for turn in turns]
+    starts = {name: [start[name] for start in found["start"]] for name in CONTESTANTS}
+    return {
+        "step": {
+            "plain_cpu_s": _spread([each / steps for each in plain]),
+            "ray_worker_cpu_s": _spread([each / steps for each in trains]),
+            "ray_others_cpu_s": _spread([each / steps for each in others]),
+            "ray_others_cores": _spread([a / b for a, b in zip(others, seconds, strict=True)]),
+            "added_in_worker": _spread([a / b - 1 for a, b in zip(trains, plain, strict=True)]),
+            "added_in_all": _spread([(a + c) / b - 1 for a, b, c in zip(trains, plain, others, strict=True)]),
+        },
+        "start": {
+            name: {
+                "cpu_s": _spread([sum(each[part] for part in PARTS) for each in rows]),
+                **{f"{part}_cpu_s": _spread([each[part] for each in rows]) for part in PARTS},
+                "seconds": _spread([each["seconds"] for each in rows]),
+            }
+            for name, rows in starts.items()
+        },
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10, help="of a turn")
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--row-length", type=int, default=256)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        words = json.loads(arguments.job)
+        job = Job(**words | {"setting": Setting(**words["setting"])})
+        {"plain": train_plainly, "ray": train_under_ray}[job.contestant](job)
+        return
+    if arguments.quick:
+        arguments.turns, arguments.steps, arguments.starts = 2, 5, 1
+        arguments.width, arguments.layers, arguments.rows, arguments.row_length = 64, 1, 2, 32
+    import ray
+    from sampling_model import machine
+
+    setting = Setting(
+        arguments.width, arguments.layers, arguments.rows, arguments.row_length, arguments.steps
+    )
+    report: dict[str, Any] = {
+        "machine": machine() | {"ray": ray.__version__},
+        "setting": asdict(setting) | {"turns": arguments.turns, "starts": arguments.starts},
+    }
+    found = measure(setting, arguments.turns, arguments.starts)
+    report |= summary(found, setting.steps) | {"measured": found}
+    report["machine"]["load_after"] = os.getloadavg()[0]
+    step, start = report["step"], report["start"]
+    print(f"a step, plain   {_told(step['plain_cpu_s'], 1e3)} ms of CPU")
+    print(f"  under Ray     {_told(step['ray_worker_cpu_s'], 1e3)} ms in the worker")
+    print(f"  added         {_told(step['added_in_worker'], 100)} % in the worker")
+    print(f"                {_told(step['added_in_all'], 100)} % with all other processes, which take")
+    print(f"                {_told(step['ray_others_cores'], 100)} % of a core")
+    for name, used in start.items():
+        print(f"the start, {name:5} {_told(used['cpu_s'], 1)} s of CPU in {_told(used['seconds'], 1)} s")
+    for part in PARTS:
+        print(f"  {part:13} {_told(start['ray'][f'{part}_cpu_s'], 1)} s")
+    target = arguments.results / "ray_overhead.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written: {target}")
+
+
+def _told(spread: dict[str, float], factor: float) -> str:
+    median, least, most = (spread[name] * factor for name in ("median", "least", "most"))
+    return f"{median:8.2f} ({least:.2f} to {most:.2f})"
+
+
+if __name__ == "__main__":
+    main()
