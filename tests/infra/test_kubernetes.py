@@ -42,12 +42,15 @@ SECRETS = set(re.findall(r"--namespace llada create secret generic ([\w-]+)", RE
 ALONE = {"pretrain.yaml", "service.yaml", "nightly/rayjob.yaml", "nightly/raycronjob.yaml"}
 
 
-def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
+@functools.cache
+def manifests() -> tuple[tuple[str, dict[str, Any]], ...]:
     """(file, document) of all Kubernetes manifests in infra/."""
-    for path in sorted((ROOT / "infra").rglob("*.yaml")):
-        for document in parse_yaml(path.read_text(), str(path)):
-            if "kind" in document:
-                yield str(path.relative_to(ROOT / "infra")), document
+    return tuple(
+        (str(path.relative_to(ROOT / "infra")), document)
+        for path in sorted((ROOT / "infra").rglob("*.yaml"))
+        for document in parse_yaml(path.read_text(), str(path))
+        if "kind" in document
+    )
 
 
 MANIFESTS = [
@@ -237,6 +240,30 @@ def test_entrypoints_name_cluster_files_that_are_in_the_image():
     ]
     assert len(files) >= 3
     assert all(load_cluster(ROOT / file).address == "auto" for file in files)
+
+
+@pytest.mark.parametrize("file", ["nightly/rayjob.yaml"])
+def test_a_jobs_machines_are_what_its_cluster_file_asks_for(file: str):
+    """The fewest workers fit, no GPU is left over, and the shell that reads the command knows its variables."""
+    (manifest,) = parse_yaml((FOLDER / file).read_text(), file)
+    job = manifest["spec"]
+    cluster = load_cluster(ROOT / re.search(r"--cluster (\S+)", job["entrypoint"])[1])
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    requests = container["resources"]["requests"]
+    machines, cpus = group["replicas"], float(requests["cpu"])
+    gpus = int(requests.get("nvidia.com/gpu", 0))
+    if "pretrain" in job["entrypoint"]:
+        workers = gpus // cluster.gpus_per_worker
+        assert workers * cluster.cpus_per_worker <= cpus
+        assert cluster.min_workers <= machines * workers <= cluster.max_workers
+    else:
+        memory = int(requests["memory"].removesuffix("Gi")) << 30
+        each = cluster.memory_bytes_per_data_worker or 0
+        assert cpus // cluster.cpus_per_data_worker * each <= 0.7 * memory  # the rest is Ray's object store
+    (submitter,) = job["submitterPodTemplate"]["spec"]["containers"]
+    assert set(re.findall(r"\$(\w+)", job["entrypoint"])) == {"LLADA_BUCKET"}
+    assert submitter["envFrom"] == [{"configMapRef": {"name": "llada"}}]
 
 
 def test_both_clocks_start_the_same_night():
