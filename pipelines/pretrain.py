@@ -40,6 +40,7 @@ from pipelines.stage.training import (
     CHECKPOINTS,
     PROFILE,
     Baseline,
+    require_sound,
     save_weights,
     state_of,
     take_baseline,
@@ -139,6 +140,7 @@ def pretrain(
         model = absolute(model)
         require_same_tokenizer(model, data)
         source, _ = read_config(fetch_folder(model))
+        require_sound(model)
         network = start_network(source, recipe, load_dataset_entry(data))
         gets_mask = source.mask_token_id is None and network.mask_token_id is not None
         inputs.append(folder_input("model", model))

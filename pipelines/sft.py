@@ -36,6 +36,7 @@ from pipelines.stage.training import (
     CHECKPOINTS,
     PROFILE,
     Baseline,
+    require_sound,
     save_weights,
     state_of,
     take_baseline,
@@ -111,6 +112,7 @@ def sft(
     local = fetch_folder(model)
     require_same_tokenizer(model, data)
     model_config, _ = read_config(local)
+    require_sound(model)
     function = partial(
         sft_worker,
         model_config,

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from llada.model.compilation import for_many_kinds
+
 # What FlexAttention's kernels multiply is at least so wide.
 MIN_TILE_WIDTH = 16
 
@@ -158,7 +160,7 @@ def _compiled(function: Callable) -> Any:
 
 @functools.cache
 def _compile(function: Callable) -> Any:
-    return torch.compile(function)
+    return torch.compile(function, **for_many_kinds())
 
 
 def _of_columns(values: Tensor | None, with_context: bool) -> Tensor | None:

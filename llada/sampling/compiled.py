@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llada.errors import UserError
+from llada.model.compilation import for_many_kinds
 from llada.model.predict import Model, takes_packed_rows
 from llada.model.transformer import Block, Transformer
 from llada.sampling.graphs import Recorded, Recorder, capture_on
@@ -145,7 +146,7 @@ def _is_packed(x: Tensor) -> bool:
 @functools.cache
 def _compiled(function: F) -> F:
     """Once for all networks: torch keeps what it has compiled by function, weights being arguments to it."""
-    return cast(F, torch.compile(function))
+    return cast(F, torch.compile(function, **for_many_kinds()))
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from llada.errors import UserError
+from llada.model.compilation import for_many_kinds
 from llada.model.lora import LoraConfig, add_adapters
 from llada.model.transformer import ModelConfig, Transformer
 
@@ -117,7 +118,7 @@ def build_parallel(
         if recomputed != "none":
             layer.forward = _recomputing(layer.forward, recomputed)
         if compiled:
-            layer.compile(fullgraph=True)
+            layer.compile(fullgraph=True, **for_many_kinds())
     if num_workers > 1:
         _shard(model, device, dtype, num_workers, sharing)
     if dtype != torch.float32:  # where the residual stream begins

@@ -140,6 +140,19 @@ def may_change(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def require_sound(checkpoint: str) -> None:
+    """Refuse a folder to start from whose weights are not those that its manifest lists. (Without one, nobody knows.)"""
+    folder = fetch_folder(checkpoint)
+    manifest: Mapping[str, Any] = find_manifest(str(folder)) or {}
+    for name, entry in manifest.get("files", {}).items():
+        path = folder / name
+        if name.endswith(".safetensors") and not (path.is_file() and sha256(str(path)) == entry["sha256"]):
+            raise UserError(
+                f"{join(checkpoint, name)} is not the file that its manifest.json lists (missing, or another checksum): copy "
+                "the folder again, or delete its manifest.json if it was changed on purpose"
+            )
+
+
 def require_copies(config: RunConfig, cluster: ClusterConfig) -> None:
     """Refuse copies of the weights that a group of this size cannot form. (One that changes its size then has a single one.)"""
     workers, sharing = cluster.num_workers, config.train.shard_workers

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from llada.errors import UserError
+from llada.files import sha256
 from llada.model.hf import load_model, save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.presets import get_preset, twin
@@ -30,6 +31,7 @@ from pipelines.stage.training import (
     may_change,
     plot_losses,
     require_copies,
+    require_sound,
     save_weights,
     settings_in_force,
     take_baseline,
@@ -138,6 +140,24 @@ def changed_setting(config: RunConfig, name: str) -> RunConfig:
     value = getattr(settings, field)
     other = not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 1e-3)
     return replace(config, **{group: replace(settings, **{field: other})})
+
+
+def test_weights_that_were_damaged_on_their_way_are_no_start(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    require_sound(str(tmp_path))
+    files = {name: {"sha256": sha256(str(tmp_path / name))} for name in ("config.json", "model.safetensors")}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    require_sound(str(tmp_path))
+    (tmp_path / "config.json").write_text("[]")  # people change settings
+    require_sound(str(tmp_path))
+    for damage in (lambda: weights.write_bytes(b"weighus"), weights.unlink):
+        damage()
+        with pytest.raises(
+            UserError, match=r"model\.safetensors is not the file that .* lists .*: copy the folder"
+        ):
+            require_sound(str(tmp_path))
 
 
 @pytest.mark.parametrize(
