@@ -44,6 +44,9 @@ def main(argv: Sequence[str]) -> None:
     wrong = 0
     for file in args.files:
         for what, mistakes in check_file(file):
+            if mistakes is None:
+                print(f"{file}: {what}: left to kubectl apply --dry-run=server")
+                continue
             for mistake in mistakes:
                 print(f"{file}: {what}: {mistake}", file=sys.stderr)
             wrong += len(mistakes)
@@ -53,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{wrong} mistake{'s' * (wrong > 1)} found")
 
 
-def check_file(url: str) -> Iterator[tuple[str, list[str]]]:
+def check_file(url: str) -> Iterator[tuple[str, list[str] | None]]:
     """(what it is, the mistakes in it) of each document. Raises UserError when the file cannot be read or is no YAML."""
     documents = parse_yaml(load_text(url, "file"), url)
     require(bool(documents), f"{url} is empty")
@@ -62,13 +65,14 @@ def check_file(url: str) -> Iterator[tuple[str, list[str]]]:
         yield check_document(document)
 
 
-def check_document(document: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """(what it is, the mistakes in it)."""
+def check_document(document: Mapping[str, Any]) -> tuple[str, list[str] | None]:
+    """(what it is, the mistakes in it, or None for what is not looked at)."""
     if document.get("kind") in kuberay.KINDS:
-        name = (document.get("metadata") or {}).get("name")
+        metadata = document.get("metadata") or {}
+        name = metadata.get("name") or metadata.get("generateName")
         return f"{document['kind']} {name}", check_kuberay(document)
     if "apiVersion" in document and "kind" in document:
-        return f"{document['kind']}, which Kubernetes itself checks", []
+        return str(document["kind"]), None
     if "applications" in document:
         return "Serve configuration", check_serve(document)
     if "provider" in document or "cluster_name" in document:

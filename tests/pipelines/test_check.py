@@ -115,7 +115,7 @@ def test_several_documents_and_what_is_none_of_ours(tmp_path: Path, llada):
     assert code == 1
     assert out.splitlines() == [
         f"{file}: cluster file: ok",
-        f"{file}: Secret, which Kubernetes itself checks: ok",
+        f"{file}: Secret: left to kubectl apply --dry-run=server",
     ]
     assert len(said.splitlines()) == 2
     for text, mistake in (
