@@ -69,7 +69,8 @@ class ClusterConfig:
     max_preemptions: int | None = limited(None, low=0)
     """So often machines may be taken away from a training; None: any number of times."""
     hang_timeout_s: float = limited(60, above=0)
-    """A training step that takes so long, and ten times what one usually takes, hangs: its workers are started again."""
+    """A training step that takes so long, and ten times what one usually takes, hangs: its workers are started again. One that
+    waits for a store has an hour."""
 
     data_workers: int | None = limited(None, low=1)
     """Data preparation workers at the most; None uses every free CPU."""

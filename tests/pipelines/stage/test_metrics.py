@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from llada.errors import UserError
 from llada.training.events import (
@@ -150,6 +151,20 @@ def test_a_finished_run_that_goes_on_keeps_what_it_has(tmp_path):
     part.write_text(text)
     assert steps(tmp_path) == [2, 4]
     merge_metrics(str(tmp_path))
+    record(tmp_path, start(4), step(6))
+    merge_metrics(str(tmp_path))
+    assert steps(tmp_path) == [2, 4, 6]
+
+
+def test_where_nobody_may_delete_a_run_ends_and_goes_on_all_the_same(tmp_path, monkeypatch, caplog):
+    def refuse(self: LocalFileSystem, path: str, **options: bool) -> None:
+        raise PermissionError(13, "no right to delete")
+
+    monkeypatch.setattr(LocalFileSystem, "rm", refuse)
+    record(tmp_path, start(0), step(2), step(4), RolledBack(2, 4, 0.5), start(2), step(4))
+    merge_metrics(str(tmp_path))
+    assert "could not be deleted" in caplog.text
+    assert [event.name for event in read_record(str(tmp_path))] == ["step", "rolled_back", "step"]
     record(tmp_path, start(4), step(6))
     merge_metrics(str(tmp_path))
     assert steps(tmp_path) == [2, 4, 6]
