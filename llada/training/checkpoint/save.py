@@ -110,9 +110,10 @@ class Checkpoints:
             try:
                 self._lease.acquire()
             except UserError as error:
-                refused = str(error)
+                refused = error
+        # As it is: a store that is away may be back when the workers start again, another run is there still.
         if refused := next(filter(None, from_all(refused)), None):
-            raise UserError(refused)
+            raise refused
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

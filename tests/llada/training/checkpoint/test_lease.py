@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -15,9 +16,11 @@ import fsspec
 import pytest
 
 from llada.errors import UserError
+from llada.store_errors import StoreError, may_pass
 from llada.training.checkpoint import lease
 from llada.training.checkpoint.folder import complete_checkpoints
 from llada.training.checkpoint.lease import Lease, LeaseLostError
+from llada.training.checkpoint.save import Checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +226,17 @@ def test_a_store_that_is_away_does_not_end_it(
     assert [record.message.count("could not be renewed: away") for record in caplog.records].count(1) == 1
     assert first._thread.is_alive()
     assert read(str(tmp_path))["renewed"] > before
+
+
+def test_a_store_that_is_away_when_a_run_begins_may_be_back_at_its_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = StoreError("s3://bucket: the store is overloaded; run the same command again")
+    away.may_pass = True
+    monkeypatch.setattr(lease, "read_bytes", lambda _: (_ for _ in ()).throw(away))
+    with pytest.raises(StoreError) as raised, Checkpoints(str(tmp_path)):
+        pass
+    assert may_pass(pickle.loads(pickle.dumps(raised.value)))  # on all workers
 
 
 def test_a_run_that_has_lost_its_folder_completes_no_checkpoint(
