@@ -136,6 +136,7 @@ class Plan:
     failures: Failures
     checkpoint_every: int
     """Steps, of the recipe."""
+    num_steps: int
     step_s: float
     days: tuple[float, float]
     """With failures."""
@@ -156,7 +157,12 @@ class Plan:
         sections: dict[str, Rows] = {
             "Training": training_rows(self.training),
             "Checkpoints": checkpoint_rows(self.checkpoints),
-            "Failures": failure_rows(self.failures, step_s=self.step_s, every=self.checkpoint_every),
+            "Failures": failure_rows(
+                self.failures,
+                step_s=self.step_s,
+                every=self.checkpoint_every,
+                num_steps=self.num_steps,
+            ),
             "Bill": bill_rows(self.days, self.bill, missing),
             "Data": corpus_rows(self.corpus, self.training),
         }
@@ -216,6 +222,7 @@ def make_plan(recipe: Recipe, args: PlanArgs) -> Plan:
         checkpoints=checkpoints,
         failures=failures,
         checkpoint_every=train.checkpoint_every,
+        num_steps=num_steps,
         step_s=step_s,
         days=(low, high),
         bill=prices.gpu_hours((low * 24 * args.gpus, high * 24 * args.gpus), cost.gpu),

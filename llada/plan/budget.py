@@ -3,8 +3,10 @@
     parameters   N = 0.0216 · C^0.514        tokens   D = 7.7 · C^0.486        (C = 6 N D FLOPs)
     bound        L = 2.413 + 798.6 / N^0.379 + 4604.9 / D^0.378 nats per token (GPT-NeoX's vocabulary of 50,289)
     epochs       that U unique tokens can be repeated before the bound rises: e = 7154 · U^0.39 / N^0.55
+    little text  however much compute there is: N = 41 M · (U / 10 M)^0.367, for so many epochs
 
-The last factor is that of the paper's examples (400 M parameters: 70, 175, 430 and 1057 epochs on 10 M to 10 B tokens).
+The factors of the last two are those of the paper's examples: 400 M parameters have 70, 175, 430 and 1057 epochs on 10 M to 10 B
+tokens, for which 41, 95, 222 and 518 M parameters are best.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class BudgetPlan:
     most_epochs: float | None
     """Before the bound rises; None where the unique tokens were not told."""
     limited_by: Literal["compute", "text"]
-    """By text: there is too little of it, and the parameters are so many that its most epochs use the budget."""
+    """By text: the budget would repeat it too often; the rest of the budget is of no use."""
+    used_flops: float
     loss: float | None
     """Expected bound, nats per token of the paper's vocabulary; None where text is repeated, for which it does not hold."""
     batch_tokens: float
@@ -58,7 +61,8 @@ def plan_budget(flops: float, unique_tokens: float | None = None, *, extrapolate
             "(arXiv 2510.03280) was fitted; --extrapolate uses it all the same"
         )
     parameters, tokens = 0.0216 * flops**0.514, 7.7 * flops**0.486
-    epochs, most, limited_by = 1.0, None, "compute"
+    epochs, most = 1.0, None
+    limited_by: Literal["compute", "text"] = "compute"
     if unique_tokens is not None:
         epochs = tokens / unique_tokens
         is_far = not FITTED_UNIQUE[0] <= unique_tokens <= FITTED_UNIQUE[1]
@@ -70,11 +74,11 @@ def plan_budget(flops: float, unique_tokens: float | None = None, *, extrapolate
         is_outside = is_outside or (epochs > 1 and is_far)
         most = most_epochs(parameters, unique_tokens)
         if epochs > most:
-            # 6 N e(N, U) U = C
             limited_by = "text"
-            parameters = (flops / (6 * most_epochs(1.0, unique_tokens) * unique_tokens)) ** (1 / 0.45)
+            parameters = 41e6 * (unique_tokens / 1e7) ** 0.367
             epochs = most = most_epochs(parameters, unique_tokens)
             tokens = epochs * unique_tokens
+    used = min(flops, 6 * parameters * tokens)
     return BudgetPlan(
         flops=flops,
         is_extrapolated=is_outside,
@@ -82,10 +86,11 @@ def plan_budget(flops: float, unique_tokens: float | None = None, *, extrapolate
         tokens=tokens,
         epochs=epochs,
         most_epochs=most,
-        limited_by="compute" if limited_by == "compute" else "text",
+        limited_by=limited_by,
+        used_flops=used,
         loss=expected_loss(parameters, tokens) if epochs <= 1 else None,
-        batch_tokens=batch_size(flops),
-        learning_rate=(ABLATED_RATE, learning_rate(flops)),
+        batch_tokens=batch_size(used),
+        learning_rate=(ABLATED_RATE, learning_rate(used)),
     )
 
 

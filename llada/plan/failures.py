@@ -30,7 +30,7 @@ MTBF_GPU_HOURS = 50_000.0
 class Failures:
     """How often a run fails, and what a checkpoint and a restart take. All in seconds.
 
-    Raises UserError where a checkpoint would hardly ever be finished.
+    Raises UserError where a checkpoint or a restart would hardly ever be finished.
     """
 
     mtbf: float
@@ -48,6 +48,11 @@ class Failures:
                 f"on this cluster something fails every {duration(self.mtbf)}, and a checkpoint takes "
                 f"{duration(self.stall + self.write)}: hardly one would be finished; plan with fewer GPUs, a larger "
                 "--mtbf-gpu-hours, or more bandwidth to the store"
+            )
+        if self.restart >= self.mtbf:
+            raise UserError(
+                f"on this cluster something fails every {duration(self.mtbf)}, and a restart takes {duration(self.restart)}: "
+                "hardly one would be finished; plan with fewer GPUs, a larger --mtbf-gpu-hours, or a smaller --restart-s"
             )
 
     def goodput(self, interval: float) -> float:

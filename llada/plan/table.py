@@ -74,9 +74,10 @@ def checkpoint_rows(plan: CheckpointPlan) -> Rows:
     ]
 
 
-def failure_rows(failures: Failures, *, step_s: float, every: int) -> Rows:
-    """`every`: steps between two checkpoints, as the recipe has it."""
-    best, longest, now = failures.best_interval, failures.longest_interval(), every * step_s
+def failure_rows(failures: Failures, *, step_s: float, every: int, num_steps: int) -> Rows:
+    """`every`: steps between two checkpoints, as the recipe has it, of a run of `num_steps`."""
+    whole, now = num_steps * step_s, every * step_s
+    best, longest = (min(whole, seconds) for seconds in (failures.best_interval, failures.longest_interval()))
     return [
         ("a failure", f"every {duration(failures.mtbf)}, {duration(failures.restart)} until the next step"),
         (
@@ -151,9 +152,9 @@ def budget_rows(plan: BudgetPlan) -> Rows:
         ("tokens", f"{plan.tokens:,.3g} ({plan.tokens / plan.parameters:,.0f} for each parameter)"),
     ]
     if plan.most_epochs is not None:
-        limited = (
-            "" if plan.limited_by == "compute" else "; the text is too little for the budget's best model"
-        )
+        limited = ""
+        if plan.limited_by == "text":
+            limited = f"; so little text makes use of {plan.used_flops / plan.flops:.1%} of the budget"
         rows.append(
             (
                 "epochs",
@@ -166,7 +167,10 @@ def budget_rows(plan: BudgetPlan) -> Rows:
     return [
         *rows,
         ("global_batch_tokens", f"{plan.batch_tokens:,.2g}"),
-        ("learning rate", f"{ablated:g} (best of the paper's ablation at 1 B) to {law:.2g} (the law for AR)"),
+        (
+            "learning rate",
+            f"{ablated:.0e} (best of the paper's ablation at 1 B) to {law:.1e} (the law for AR)",
+        ),
     ]
 
 

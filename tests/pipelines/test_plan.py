@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llada.presets import get_preset
+from llada.presets import PRESETS, get_preset
 from llada.settings import to_json
 from pipelines.plan import CONTROLLER_POLL_S
 
@@ -54,6 +54,14 @@ def test_the_json_holds_what_the_table_says(llada, tmp_path):
     assert len(lines) == 4
     assert all("(ours, 2026-11-01)" in line for line in lines)
     assert "4.00 passes" in table
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_preset_can_be_planned(llada, preset):
+    code, out, _ = llada("plan", preset, "--gpus", "4")
+    assert code == 0
+    assert "goodput" in out
+    assert "first to break" in out
 
 
 def test_a_budget(llada):

@@ -38,17 +38,28 @@ def test_a_10b_model_on_a_trillion_tokens() -> None:
     assert most_epochs(10e9, 1e12) == pytest.approx(1100, rel=0.02)
 
 
-def test_little_text_makes_the_model_larger_until_it_is_seen_as_often_as_it_may() -> None:
-    plenty, some, little = (plan_budget(1e20, unique) for unique in (1e11, 1e10, 3e7))
+def test_text_is_repeated_as_often_as_it_may_be() -> None:
+    plenty, some = (plan_budget(1e20, unique) for unique in (1e11, 1e10))
     assert plenty.epochs < 1
     assert plenty.loss is not None
     assert some.epochs == pytest.approx(some.tokens / 1e10)
     assert some.parameters == plenty.parameters
     assert some.loss is None
-    assert little.limited_by == "text"
-    assert little.epochs == little.most_epochs == pytest.approx(most_epochs(little.parameters, 3e7))
-    assert little.parameters > some.parameters
-    assert 6 * little.parameters * little.tokens == pytest.approx(1e20, rel=1e-6)
+    assert some.used_flops == pytest.approx(1e20, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("unique", "parameters", "epochs"),
+    [(1e7, 41e6, 247), (1e8, 95e6, 356), (1e9, 222e6, 569), (1e10, 518e6, 910)],
+)
+def test_too_little_text_leaves_compute_unused(unique: float, parameters: float, epochs: float) -> None:
+    """The paper's joint allocation, whatever the budget."""
+    plan = plan_budget(1e24, unique, extrapolate=True)
+    assert plan.limited_by == "text"
+    assert plan.parameters == pytest.approx(parameters, rel=0.02)
+    assert plan.epochs == plan.most_epochs == pytest.approx(epochs, rel=0.09)
+    assert plan.used_flops == pytest.approx(6 * plan.parameters * plan.tokens)
+    assert plan.used_flops < 1e24
 
 
 def test_batch_and_rate() -> None:

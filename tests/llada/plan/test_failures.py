@@ -87,6 +87,8 @@ def test_a_checkpoint_that_takes_longer_than_the_cluster_holds_is_refused() -> N
         UserError, match=r"fails every 10\.0 min, and a checkpoint takes 15\.0 min.*fewer GPUs"
     ):
         Failures(mtbf=600, stall=100, write=800, restart=60)
+    with pytest.raises(UserError, match=r"fails every 10\.0 min, and a restart takes 15\.0 min.*--restart-s"):
+        Failures(mtbf=600, stall=1, write=1, restart=900)
 
 
 def test_durations() -> None:

@@ -44,6 +44,22 @@ def test_weights_that_are_read_for_a_block_are_a_bound() -> None:
     assert found.gpu_seconds[0] >= 128 * found.weights_bytes / 3.35e12 / 8 * (1 - 1e-9)
 
 
+@pytest.mark.parametrize(("cache", "tokens_per_second"), [(None, 6.7), ("prefix", 21.2)])
+def test_fast_dllms_table_lies_within_the_range(cache: str | None, tokens_per_second: float) -> None:
+    """LLaDA-8B on one A100, GSM8K with five examples (about a thousand tokens), 256 tokens in blocks of 32, one request at a time
+    (arXiv 2505.22618, Table 1)."""
+    recipe = get_preset("llada_8b")
+    sampling = replace(recipe.sampling, gen_length=256, steps=256, block_length=32, cache=cache)
+    found = plan_serving(
+        replace(recipe, sampling=sampling),
+        gpu="a100",
+        requests_per_second=1,
+        prompt_tokens=1000,
+        concurrency=1,
+    )
+    assert 256 / found.gpu_seconds[1] < tokens_per_second < 256 / found.gpu_seconds[0]
+
+
 def test_an_unknown_gpu_and_one_that_is_too_small() -> None:
     recipe = get_preset("llada_8b")
     with pytest.raises(UserError, match="no accelerator"):

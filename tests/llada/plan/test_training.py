@@ -64,3 +64,11 @@ def test_the_range_is_that_of_the_published_runs_and_holds_what_was_asked_for():
     assert cost.days_range == pytest.approx((cost.days * 0.35 / high, cost.days * 0.35 / low))
     fast = estimate_training(get_preset("llada_8b"), gpus=64, gpu="h800", mfu=0.6)
     assert fast.days_range == pytest.approx((fast.days, fast.days * 0.6 / low))
+
+
+def test_float8_is_faster():
+    recipe = get_preset("llada_8b")
+    train = replace(recipe.pretrain.train, float8=True)
+    fast = replace(recipe, pretrain=replace(recipe.pretrain, train=train))
+    plain, float8 = (estimate_training(each, gpus=64, gpu="h100", mfu=0.35) for each in (recipe, fast))
+    assert plain.days == pytest.approx(1.28 * float8.days)
