@@ -25,10 +25,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Threads that wait for work sleep, here and in all that is started from here: several processes share few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # What Ray waits for without a need, read by its processes. At its own 2 s between two looks at its workers, 3 attempts to
-# start a replica, 10 s between two reports of its load and 30 s before it says that there is no room for one, tests that
-# take seconds would mostly wait.
+# start a replica, 10 s between two reports of its load or of its metrics and 30 s before it says that there is no room for
+# one, tests that take seconds would mostly wait.
 for _name, _value in {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_metrics_report_interval_ms": "2000",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_SLOW_STARTUP_WARNING_S": "5",
@@ -297,11 +298,12 @@ def local_ray(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def scrape(local_ray: Path) -> Callable[..., dict[str, float]]:
-    """scrape(*names) is all that this Ray tells Prometheus, {name: a value}, as soon as these names are among it."""
+    """scrape(*names, **labels) is {name: value} of what this Ray tells Prometheus with these labels, as soon as all of the names
+    are among it."""
     import ray
     from prometheus_client.parser import text_string_to_metric_families
 
-    def get(*names: str) -> dict[str, float]:
+    def get(*names: str, **labels: str) -> dict[str, float]:
         (node,) = ray.nodes()
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         deadline = time.monotonic() + 120
@@ -312,6 +314,7 @@ def scrape(local_ray: Path) -> Callable[..., dict[str, float]]:
                 sample.name: sample.value
                 for family in text_string_to_metric_families(text)
                 for sample in family.samples
+                if labels.items() <= sample.labels.items()
             }
             if set(names) <= said.keys():
                 return said

@@ -57,12 +57,37 @@ def documents(url: str, tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return sorted(found)
 
 
+def kill_a_night(command: list[str], output: str, log: Path) -> dict[str, str]:
+    """Give a command and kill it when a unit is done; {name: ETag} of the units that it has done."""
+    before = objects(f"{output}/documents")
+    with log.open("wb") as stream:
+        night = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", *command], stdout=stream, stderr=stream, cwd=REPOSITORY
+        )
+        deadline = time.monotonic() + 240
+        try:
+            while not (done := objects(f"{output}/documents").keys() - before.keys()):
+                assert night.poll() is None, log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            night.kill()
+            night.wait()
+    return {name: tag for name, tag in objects(f"{output}/documents").items() if name in done}
+
+
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_nights_on_a_bucket_that_grows(
-    local_ray: Path, s3_url: str, tmp_path: Path, llada: Callable[..., tuple[int, str, str]], monkeypatch
+    local_ray: Path,
+    s3_url: str,
+    tmp_path: Path,
+    llada: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    is_killed: bool,
 ):
     monkeypatch.setenv("LLADA_CACHE", str(tmp_path / "cache"))
-    raw, output = f"{s3_url}/nights/raw", f"{s3_url}/nights/data"
+    raw, output = f"{s3_url}/nights-{is_killed}/raw", f"{s3_url}/nights-{is_killed}/data"
     texts = [sentence(seed) for seed in range(60)]
     tokenizer = train_tokenizer(texts[:20], 320)
     save_tokenizer(tokenizer, tmp_path / "tokenizer")
@@ -70,9 +95,9 @@ def test_nights_on_a_bucket_that_grows(
         row_length=64,
         tokenizer=str(tmp_path / "tokenizer"),
         validation_fraction=0.1,
-        unit_bytes=2000,
+        unit_bytes=6000,
         rows_per_shard=50,
-        dedup=DedupConfig(exact=True, fuzzy=False),
+        dedup=DedupConfig(exact=True, fuzzy=False, partitions=1),
     )
     (tmp_path / "recipe.json").write_text(to_json(replace(tiny(), prepare=prepare)))
     command = ["prepare", str(tmp_path / "recipe.json"), "--input", raw, "--output", output]
@@ -83,30 +108,13 @@ def test_nights_on_a_bucket_that_grows(
     assert llada(*command)[0] == 0
     assert read_manifest(output)["snapshot"] == "snapshots/0000"
 
-    # The second one is killed as soon as it has finished a unit of its own.
+    # The second one; killed as soon as it has finished a unit of its own, and given again, it does what is missing.
     put(f"{raw}/2026-11-02/b.jsonl", texts[20:])
-    before = objects(f"{output}/documents")
     first = objects(f"{output}/snapshots/0000")
-    with (tmp_path / "log").open("wb") as log:
-        night = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", *command], stdout=log, stderr=log, cwd=REPOSITORY
-        )
-        deadline = time.monotonic() + 240
-        try:
-            while not (begun := objects(f"{output}/documents").keys() - before.keys()):
-                assert night.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        finally:
-            night.kill()
-            night.wait()
-    assert (
-        resolve_snapshot(output) == f"{output}/snapshots/0000"
-    )  # a training that starts now gets a whole one
-    assert documents(output, tokenizer) == sorted(texts[:20])
-    units = {name: tag for name, tag in objects(f"{output}/documents").items() if name in begun}
-
-    # Given again, it does what is missing.
+    units = kill_a_night(command, output, tmp_path / "log") if is_killed else {}
+    if is_killed:  # a training that starts now gets a whole one
+        assert resolve_snapshot(output) == f"{output}/snapshots/0000"
+        assert documents(output, tokenizer) == sorted(texts[:20])
     assert llada(*command)[0] == 0
     manifest = read_manifest(output)
     assert manifest["snapshot"] == "snapshots/0001"
