@@ -242,7 +242,7 @@ def test_entrypoints_name_cluster_files_that_are_in_the_image():
     assert all(load_cluster(ROOT / file).address == "auto" for file in files)
 
 
-@pytest.mark.parametrize("file", ["nightly/rayjob.yaml"])
+@pytest.mark.parametrize("file", ["pretrain.yaml", "nightly/rayjob.yaml"])
 def test_a_jobs_machines_are_what_its_cluster_file_asks_for(file: str):
     """The fewest workers fit, no GPU is left over, and the shell that reads the command knows its variables."""
     (manifest,) = parse_yaml((FOLDER / file).read_text(), file)
