@@ -22,7 +22,7 @@ def test_what_is_overridden_is_there():
     for option in ("failure_policy=", "scaling_policy="):
         assert option in inspect.getsource(TorchTrainer.fit)
     for name in vars(UnscaledGroup):
-        assert hasattr(FixedScalingPolicy, name), name
+        assert name.startswith("__") or hasattr(FixedScalingPolicy, name), name  # pickle leaves notes of its own
     ours = {*vars(LeaveOnSigterm), *vars(LeaveBeforeResize), *vars(FreePlaces)}
     for name in ours:
         if not name.startswith("_"):
