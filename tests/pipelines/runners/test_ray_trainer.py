@@ -22,7 +22,8 @@ def test_what_is_overridden_is_there():
     for option in ("failure_policy=", "scaling_policy="):
         assert option in inspect.getsource(TorchTrainer.fit)
     for name in vars(UnscaledGroup):
-        assert name.startswith("__") or hasattr(FixedScalingPolicy, name), name  # pickle leaves notes of its own
+        # Pickle leaves notes of its own.
+        assert name.startswith("__") or hasattr(FixedScalingPolicy, name), name
     ours = {*vars(LeaveOnSigterm), *vars(LeaveBeforeResize), *vars(FreePlaces)}
     for name in ours:
         if not name.startswith("_"):
