@@ -76,7 +76,7 @@ class RopeScaling:
 
     @property
     def amplitude(self) -> float:
-        """What cos and sin are multiplied by, for queries and keys each (YaRN, Eq. 21 and 22)."""
+        """What cos and sin are multiplied by, for queries and keys each (YaRN, §3.4)."""
         if self.kind != "yarn":
             return 1.0
         assert self.factor is not None

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+# Private, because what torch 2.11 publishes around it (DefaultStager) can be used once only.
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 from llada.errors import UserError
 from llada.files import filesystem
@@ -91,14 +93,7 @@ class Checkpoints:
         self._lease = Lease(folder, run_id) if self._is_first else None
         self._group = dist.new_group(backend="gloo") if world()[1] > 1 else None
         # Its copies are made once and filled again each time: pinned memory is dear to get.
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=torch.cuda.is_available(),
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=torch.cuda.is_available(),
-            )
-        )
+        self._stager = StateDictStager(pin_memory=torch.cuda.is_available())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._write: _Write | None = None
         self._outcome: Future[_Fault | None] | None = None
@@ -143,8 +138,10 @@ class Checkpoints:
         Raises RuntimeError where that has failed in a way that will not pass.
         """
         self.wait()
-        tensors = self._stager.stage(named_tensors(model, optimizers))
-        assert isinstance(tensors, dict)
+        on_gpu = torch.cuda.is_available()
+        tensors = self._stager.stage(named_tensors(model, optimizers), non_blocking=on_gpu)
+        if on_gpu:
+            torch.cuda.synchronize()
         self._write = _Write(cursor, identity, tensors)
         self._outcome = self._thread.submit(self._written, self._write)
 
