@@ -2,8 +2,9 @@
 has no more of it.
 
 A step is fullest at one of a few moments, and at which depends on the shape. What blocks keep for the backward pass is what
-autograd saves of `Block.forward` as it is written; torch.compile fuses some of it away. tests/benchmarks/plan_memory.py
-compares the count with the measured peaks of one worker. Of several, it also depends on how long a message is on its way.
+autograd saves of `Block.forward` as it is written; torch.compile fuses some of it away, so that less is needed than is counted
+(up to an eighth on a CPU), and float8 is counted as the dtype that it multiplies in place of. tests/benchmarks/plan_memory.py
+compares the count with measured peaks: of one worker and of two, of all weights and of adapters.
 
 Shape legend: T tokens of a micro-batch (rows × length), N predicted positions among them, D model width, F of the SwiGLU, V
 vocabulary rows, c bytes of a number in the compute dtype.
@@ -21,6 +22,7 @@ import torch
 from llada.data.tokens.manifest import load_dataset_entry
 from llada.diffusion.cross_entropy import SLICE
 from llada.errors import UserError
+from llada.model.lora import TARGETS, LoraConfig, Target, num_adapter_parameters
 from llada.model.transformer import ModelConfig
 from llada.training.batches import PREFETCHED, cut_evenly
 from llada.training.parallel import copy_size, resolve_precision, training_device, world
@@ -28,8 +30,6 @@ from llada.training.run import RunConfig, TrainConfig
 
 GIB = 1024**3
 _FP32 = 4
-_GATHERED_LAYERS = 2
-"""Held whole at a time under FSDP: the one that computes and the one that is fetched meanwhile."""
 
 Moment = Literal["head", "last block", "block before", "first block", "embedding", "optimizer", "validation"]
 
@@ -103,68 +103,84 @@ def step_memory(
     is_sharded = worker.num_workers > 1
     sharing = copy_size(worker.num_workers, run.train.shard_workers)
     table, layer = V * D, (model.num_non_embedding_parameters - D) / model.num_layers
+    # Numbers that are trained: of a table, of a block, of the largest matrix in it. Adapters stand beside frozen ones.
+    trains_all = run.lora.rank is None
+    own_table, own_layer, own_matrix = float(table), layer, float(D * F)
+    adapters = 0.0
+    if run.lora.rank is not None:
+        adapters = own_layer = num_adapter_parameters(run.lora, model) / model.num_layers
+        own_table, own_matrix = 0.0, float(run.lora.rank * max(D, F))
 
-    weights = _FP32 * model.num_parameters / sharing
-    optimizer = _optimizer_bytes(model, run) / sharing
-    tables: float
+    trained = _FP32 * _num_trained(model, run) / sharing
+    frozen = 0.0 if trains_all else c * model.num_parameters / sharing
+    weights, optimizer = trained + frozen, _optimizer_bytes(model, run) / sharing
+    # Weights in the compute dtype at the head and at a block, and a message that is kept from the micro-batch before.
     if is_sharded:
-        tables = c * table * (2 - model.tie_embeddings)
-        copies = own_copies = tables + _GATHERED_LAYERS * layer * c
-    else:  # autocast casts what is multiplied, and the graph keeps it
-        tables, copies = 0.0, model.num_layers * layer * cast
-        own_copies = layer * cast
+        # A group is gathered into a message and copied out of it; the message lies there until the next one has come. The head
+        # stays whole between micro-batches, and where it is the embedding, always.
+        whole_layer, is_alone = layer + adapters, number == 1 and not model.tie_embeddings
+        copies = c * (table + (table if is_alone else whole_layer))
+        own_copies = c * (2 * whole_layer + table * (model.tie_embeddings or number > 2))
+        in_blocks = own_copies
+        unsent = _FP32 * (own_table or adapters) * (number > 1)
+    else:  # autocast casts what is multiplied and of another type, and the graph keeps it
+        copies, own_copies, unsent = model.num_layers * own_layer * cast, own_layer * cast, 0.0
+        in_blocks = copies if run.train.activation_checkpointing == "none" else own_copies
 
     seen = _mask_numbers(model, run, worker, rows, row_length)
-    whole = _block_bytes(model, fed, c) + seen * c  # the mask as numbers that are added to the scores
+    # With the mask as numbers that are added to the scores.
+    whole = _block_bytes(model, run.lora, fed, c) + seen * c
     recomputed = run.train.activation_checkpointing
-    kept = whole if recomputed == "none" else _kept_bytes(model, recomputed == "selective", fed, c)
+    kept = whole
+    if recomputed != "none":
+        kept = _kept_bytes(model, run.lora, recomputed == "selective", fed, c)
     # Behind its attention the last block has the predicted positions only.
     asked = fed if model.shift else N
-    whole_last = _block_bytes(model, fed, c, asked) + seen * c
+    whole_last = _block_bytes(model, run.lora, fed, c, asked) + seen * c
     kept_last = whole_last if recomputed == "none" else kept
 
     # What the last norm keeps; a slice of logits in float32, then its error; the gradients of the head and of what goes into it.
     logits = min(N, max(1, SLICE[worker.device] // V)) * V
-    head: float = (
-        (T if model.shift else N) * D * (_FP32 + c)
-        + logits * (_FP32 + cast)
-        + 2 * N * D * c
-        + table * (_FP32 + cast)
-    )
+    normed = T if model.shift else N
+    head = normed * D * (_FP32 + c * trains_all) + logits * (_FP32 + cast) + 2 * N * D * c
+    head += own_table * (_FP32 + cast) + unsent
     if not is_sharded:
-        head += table * cast  # its weight
+        head += own_table * cast  # its weight
     if worker.device == "cpu" and cast:
-        head += table * _FP32  # the kernel that adds numbers of two kinds
+        head += own_table * _FP32  # the kernel that adds numbers of two kinds
 
-    # The same without gradients: a slice of logits, in float32 and normalised.
-    scoring = logits * (cast + 2 * _FP32) + table * cast * (not is_sharded)
+    # The same without gradients: a slice of logits, in float32 and normalised; or what a block has at a time: its stream before
+    # and behind the attention, that normed, all of the heads and three tensors of the SwiGLU.
+    scoring = 2 * N * D * c + logits * (cast + 2 * _FP32) + own_table * cast * (not is_sharded)
+    of_heads = 2 * (model.num_heads + model.kv_heads) * model.head_dim
+    scoring = max(scoring, fed * (3 * D + of_heads + 3 * F) * c)
 
     # In a block's backward pass: the gradients of its output, of two tensors of the SwiGLU and of its matrix. What lies behind
     # the block is on its way to the workers meanwhile, in float32.
     sent = _FP32 * is_sharded
-    of_matrix = D * F * (c if is_sharded else _FP32 * (number == 1))
+    of_matrix = own_matrix * (c if is_sharded else _FP32 * (number == 1))
     block: float = fed * (D + 2 * F) * c + of_matrix
     # The last block's: of the predicted positions; then of all, zeros for the most part, in its stream and of what its heads saw.
     last = max(asked * (D + 2 * F) * c + of_matrix, fed * (D + model.num_heads * model.head_dim) * c)
     # A head that is the embedding has its gradient wait for the other one.
-    waiting = table * (c if is_sharded else _FP32) if model.tie_embeddings else 0.0
-    sent_head = 0.0 if model.tie_embeddings else table * sent
+    waiting = own_table * (c if is_sharded else _FP32) if model.tie_embeddings else 0.0
+    sent_head = 0.0 if model.tie_embeddings else own_table * sent
 
     # The gradients of earlier micro-batches are there already; the only one's come into being from the last block to the first.
-    at_last = at_first = weights
+    at_last = at_first = trained
     if number == 1:
-        at_last = 0.0 if model.tie_embeddings else _FP32 * table / sharing
-        at_first = weights - _FP32 * (table + layer) / sharing
-    embedding: float = fed * D * c
+        at_last = 0.0 if model.tie_embeddings else _FP32 * own_table / sharing
+        at_first = trained - _FP32 * (own_table + own_layer) / sharing
+    embedding: float = fed * D * c * trains_all
     if is_sharded:
-        embedding += table * (c + _FP32) + waiting
+        embedding += own_table * (c + _FP32) + waiting
     elif number > 1 or model.tie_embeddings:
-        embedding += table * _FP32 + waiting * (number > 1)
+        embedding += own_table * _FP32 + waiting * (number > 1)
     updates = 0.0
     if run.optim.optimizer == "muon":  # of all matrices, before and behind their orthogonalisation
-        updates = 2 * _FP32 * model.num_layers * layer / sharing
+        updates = 2 * _FP32 * model.num_layers * own_layer / sharing
     if run.optim.moments == "bf16":  # the largest parameter's, in float32
-        updates = max(updates, 6 * _FP32 * table / sharing)
+        updates = max(updates, 6 * _FP32 * (own_table or own_matrix) / sharing)
 
     def at(
         moment: Moment, gradients: float, copies: float, activations: float, workspace: float
@@ -173,25 +189,25 @@ def step_memory(
 
     return sorted(
         [
-            at("head", weights * (number > 1), copies, (model.num_layers - 1) * kept + kept_last, head),
+            at("head", trained * (number > 1), copies, (model.num_layers - 1) * kept + kept_last, head),
             at(
                 "last block",
                 at_last,
-                copies if recomputed == "none" else own_copies,
+                in_blocks,
                 (model.num_layers - 1) * kept + whole_last,
                 last + waiting + sent_head,
             ),
             at(
                 "block before",
-                at_last + _FP32 * layer / sharing * (number == 1),
-                copies if recomputed == "none" else own_copies,
+                at_last + _FP32 * own_layer / sharing * (number == 1),
+                in_blocks,
                 max(model.num_layers - 2, 0) * kept + whole,
-                block + waiting + layer * sent,
+                block + waiting + own_layer * sent,
             ),
-            at("first block", at_first, own_copies, whole, block + waiting + layer * sent),
-            at("embedding", weights, tables, 0.0, embedding),
-            at("optimizer", weights, 0.0, 0.0, updates),
-            at("validation", 0.0, copies, 0.0, whole + scoring),
+            at("first block", at_first, own_copies, whole, block + waiting + own_layer * sent),
+            at("embedding", trained, own_copies if is_sharded else 0.0, 0.0, embedding),
+            at("optimizer", trained, 0.0, 0.0, updates),
+            at("validation", 0.0, copies, 0.0, scoring),
         ],
         key=lambda memory: -memory.total,
     )
@@ -205,27 +221,48 @@ def _mask_numbers(model: ModelConfig, run: RunConfig, worker: Worker, rows: int,
     return (rows if run.objective.document_mask else 1) * columns**2
 
 
-def _block_bytes(model: ModelConfig, fed: int, c: int, asked: float | None = None) -> float:
+def _block_bytes(model: ModelConfig, lora: LoraConfig, fed: int, c: int, asked: float | None = None) -> float:
     """All that a block keeps of so many tokens: of each norm its input in float32, what it normed and its result; queries,
     keys, values, what the heads saw and a number a head; four tensors of the SwiGLU. The last block has a copy of what its
-    heads saw at the positions that are `asked` for, and its second half of these alone."""
+    heads saw at the positions that are `asked` for, and its second half of these alone.
+
+    A frozen matrix asks for nothing of what it multiplies, nor a frozen norm of what it normed; an adapter asks for what goes
+    into it and for what stands between its two matrices.
+    """
     q, kv = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
-    norm = model.d_model * (_FP32 + 2 * c)
-    attention = fed * (
-        norm + 2 * (q + kv) * c + (q + kv) * (_FP32 + c) * model.qk_norm + _FP32 * model.num_heads
-    )
+    learns = dict.fromkeys(TARGETS, True)
+    rank = 0
+    if lora.rank is not None:
+        learns, rank = {name: name in lora.targets for name in TARGETS}, lora.rank
+
+    def norm(*readers: Target) -> float:
+        return model.d_model * (_FP32 + c * (rank == 0) + c * any(learns[name] for name in readers))
+
+    def between(*names: Target) -> float:
+        return rank * c * sum(learns[name] for name in names)
+
+    of_heads = (q + kv) * (_FP32 + c * (rank == 0)) * model.qk_norm
+    first = norm("q_proj", "k_proj", "v_proj") + between("q_proj", "k_proj", "v_proj") + of_heads
+    first += 2 * (q + kv) * c + _FP32 * model.num_heads
+    second = norm("gate_proj", "up_proj") + between("o_proj", "gate_proj", "up_proj", "down_proj")
+    second += (3 + learns["down_proj"]) * model.ffn_dim * c
     if asked is None:
-        return attention + fed * (norm + 4 * model.ffn_dim * c)
-    return attention + asked * (norm + (q + 4 * model.ffn_dim) * c)
+        return fed * (first + second)
+    return fed * first + asked * (second + q * c * learns["o_proj"])
 
 
-def _kept_bytes(model: ModelConfig, is_selective: bool, fed: int, c: int) -> float:
+def _kept_bytes(model: ModelConfig, lora: LoraConfig, is_selective: bool, fed: int, c: int) -> float:
     """What is left of that until the backward pass: the block's input, and with selective recomputation the attention's result
-    and every other product (queries, values, gate and output)."""
+    and that of every other product."""
     if not is_selective:
         return fed * model.d_model * c
     q, kv = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
-    return fed * ((2 * model.d_model + 2 * q + kv + model.ffn_dim) * c + _FP32 * model.num_heads)
+    widths = (q, kv, kv, model.d_model, model.ffn_dim, model.ffn_dim, model.d_model)
+    products: list[int] = []
+    for name, width in zip(TARGETS, widths, strict=True):  # in the order of the forward pass
+        is_adapted = lora.rank is not None and name in lora.targets
+        products += [width, lora.rank or 0, width] if is_adapted else [width]
+    return fed * ((model.d_model + q + sum(products[::2])) * c + _FP32 * model.num_heads)
 
 
 def host_memory(
@@ -243,17 +280,21 @@ def host_memory(
 
 def checkpoint_bytes(model: ModelConfig, run: RunConfig) -> float:
     """Of a resumable checkpoint in its store: weights and optimizer state as they are trained."""
-    return _FP32 * model.num_parameters + _optimizer_bytes(model, run)
+    return _FP32 * _num_trained(model, run) + _optimizer_bytes(model, run)
+
+
+def _num_trained(model: ModelConfig, run: RunConfig) -> int:
+    return model.num_parameters if run.lora.rank is None else num_adapter_parameters(run.lora, model)
 
 
 def _optimizer_bytes(model: ModelConfig, run: RunConfig) -> float:
     """AdamW's two moments, or Muon's one of the blocks' matrices; the average of the weights."""
-    matrices = 0
+    trained, matrices = _num_trained(model, run), 0
     if run.optim.optimizer == "muon":
-        matrices = model.num_non_embedding_parameters - model.d_model
+        matrices = model.num_non_embedding_parameters - model.d_model if run.lora.rank is None else trained
     of_adamw = 2 * (torch.bfloat16.itemsize if run.optim.moments == "bf16" else _FP32)
-    average = _FP32 * model.num_parameters * (run.train.ema_decay is not None)
-    return of_adamw * (model.num_parameters - matrices) + _FP32 * matrices + average
+    average = _FP32 * trained * (run.train.ema_decay is not None)
+    return of_adamw * (trained - matrices) + _FP32 * matrices + average
 
 
 def remedies(
@@ -277,9 +318,8 @@ def remedies(
         change("precision", train.precision, "bf16", replace(worker, dtype=torch.bfloat16))
     if copy_size(worker.num_workers, train.shard_workers) < worker.num_workers:
         change("shard_workers", train.shard_workers, worker.num_workers)
-    if run.lora.rank is None:  # adapters have hardly any state to share out
-        doubled = replace(worker, num_workers=2 * worker.num_workers)
-        changes.append((f"workers {worker.num_workers} → {doubled.num_workers}", train, doubled))
+    doubled = replace(worker, num_workers=2 * worker.num_workers)
+    changes.append((f"workers {worker.num_workers} → {doubled.num_workers}", train, doubled))
 
     def need(train: TrainConfig, worker: Worker) -> float:
         return step_memory(model, replace(run, train=train), worker, row_length=row_length)[0].total
@@ -294,8 +334,6 @@ def out_of_memory_message(model: ModelConfig, run: RunConfig, worker: Worker, *,
     best = [
         f"{text}: −{_size(saved)}" for text, saved in remedies(model, run, worker, row_length=row_length)[:3]
     ]
-    if run.lora.rank is not None:  # of which the state is not counted here, but the same of activations
-        return f"out of memory; what lowers it most: {'; '.join(best) or 'shorter rows'}"
     return (
         f"out of memory: a worker needs about {_size(memory.total)} ({_size(memory.state)} of weights, gradients and moments, "
         f"{_size(memory.activations + memory.workspace)} for {micro_batches(run.train, row_length, worker.num_workers)[1]} rows "

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llada.errors import UserError
-from llada.model.lora import LoraConfig
+from llada.model.lora import LoraConfig, num_adapter_parameters
 from llada.presets import get_preset
 from llada.training.memory import (
     GIB,
@@ -39,8 +39,10 @@ LLADA = get_preset("llada_8b")
         Case("tied", torch.float32, "selective"),
         Case("grouped queries, wide SwiGLU", torch.bfloat16, "full", document_mask=False),
         Case("deep", torch.float32, "full", 2, optim=OptimConfig(optimizer="muon")),
+        Case("normed heads", torch.bfloat16, lora=LoraConfig(rank=16)),
+        Case("wide vocabulary", torch.bfloat16, validated=True),
     ],
-    ids=lambda case: f"{case.network}-{case.recomputed}",
+    ids=lambda case: f"{case.network}-{case.recomputed}-{case.lora.rank}-{case.validated}",
 )
 def test_the_count_is_the_measured_peak(case: Case) -> None:
     """Within 2 %: statistics of rows, indices and seeds are not counted, and are 1 % of steps that are as small as these."""
@@ -66,7 +68,10 @@ def test_state_is_shared_out_and_gathered_weights_are_not() -> None:
     few, many = at_head(8), at_head(64)
     for name in ("weights", "optimizer", "gradients"):
         assert getattr(few, name) == 8 * getattr(many, name)
-    assert few.copies == many.copies > 2 * 2 * LLADA.model.vocab_size * LLADA.model.d_model
+    # In bf16: the head, and the message of the last layer; the embedding was given back behind its forward.
+    head, norm = LLADA.model.vocab_size * LLADA.model.d_model, LLADA.model.d_model
+    layer = (LLADA.model.num_non_embedding_parameters - norm) / LLADA.model.num_layers
+    assert few.copies == many.copies == 2 * (head + layer)
     hybrid = at_head(64, 8)
     assert (hybrid.weights, hybrid.optimizer) == (few.weights, few.optimizer)
 
@@ -136,8 +141,26 @@ def test_a_run_without_memory_names_the_settings_that_need_less(
         assert text in message
 
 
-def test_adapters_are_not_counted_as_if_all_weights_were_trained() -> None:
-    run = dataclasses.replace(LLADA.pretrain, lora=LoraConfig(rank=8))
+def test_frozen_weights_have_neither_gradients_nor_moments() -> None:
+    """LLaDA-8B with adapters of rank 64: 2 bytes of each weight, 16 of each of 168 M (docstring of llada/model/lora.py)."""
+    run = dataclasses.replace(LLADA.sft, lora=LoraConfig(rank=64))
+    trained = num_adapter_parameters(run.lora, LLADA.model)
+    memory = step_memory(LLADA.model, run, Worker(), row_length=4096)[0]
+    assert memory.weights == 2 * LLADA.model.num_parameters + 4 * trained
+    assert (memory.optimizer, memory.gradients) == (8 * trained, 4 * trained)
+    assert checkpoint_bytes(LLADA.model, run) == 12 * trained
+    assert memory.total < 40 * GIB < step_memory(LLADA.model, LLADA.sft, Worker(), row_length=4096)[0].total
     message = out_of_memory_message(LLADA.model, run, Worker(), row_length=4096)
-    assert message.startswith("out of memory; what lowers it most: train.micro_batch_rows 4 → 2: −")
-    assert "workers 1" not in message
+    assert message.startswith("out of memory: a worker needs about ")
+    assert "train.micro_batch_rows 2 → 1: −" in message
+    assert "workers 1 → 2: −" in message
+
+
+def test_a_validation_has_no_gradients_and_is_not_the_fullest_moment() -> None:
+    """Neither of all weights nor of adapters: what lowers a step's need lowers that of its validations enough."""
+    for lora in (LoraConfig(), LoraConfig(rank=64)):
+        run = dataclasses.replace(LLADA.sft, lora=lora)
+        fullest, *others = step_memory(LLADA.model, run, Worker(), row_length=4096)
+        validation = next(memory for memory in others if memory.moment == "validation")
+        assert validation.gradients == 0
+        assert validation.total < fullest.total
