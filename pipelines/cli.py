@@ -23,6 +23,9 @@ COMMANDS = {
     "plan": "days, dollars and memory of a run; what to train with a budget",
     "convert": "layouts: checkpoints (LLaDA, iLLaDA, Llama), token data (Megatron)",
     "train-classifier": "labelled documents to a quality filter for prepare",
+    "submit": "a stage as a job of a Ray cluster; list, follow, stop",
+    "deploy": "a Serve configuration on a running cluster",
+    "promote": "which version of a registered model is the champion; roll-back",
     "track": "to MLflow, what stages could not deliver",
     "check": "files for a cluster: Serve configurations, KubeRay's objects, cluster files",
 }

@@ -2,7 +2,7 @@
 
     HTTP ─▶ Gateway (one, no model) ─▶ Denoiser (autoscaled, one model each) ─▶ llada/sampling/engine.py
 
-`llada serve` starts it for as long as the command runs; on a standing cluster, `serve deploy ray_configs/serve.yaml`
+`llada serve` starts it for as long as the command runs; on a standing cluster, `llada deploy ray_configs/serve.yaml`
 builds the same application through `build_app`. Waiting requests queue in the gateway, `max_queued_requests` at the
 most; the next gets 429 with Retry-After.
 """
@@ -34,7 +34,7 @@ from pipelines.serving.scaling import replicas_for_work
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster, require_room
 from pipelines.stage.command import Flat, parse, run_command
-from pipelines.stage.delivery import model_folder
+from pipelines.stage.delivery import model_folder, registered_name
 from pipelines.stage.interruption import interruptible
 from pipelines.stage.tracking import default_tracking_uri
 
@@ -58,9 +58,10 @@ class ServeArgs:
     """One model behind one endpoint. None in the four replica fields: the cluster file decides, else 1 CPU."""
 
     model: str
-    """Checkpoint folder at any fsspec URL, or a local one that is on every node."""
+    """Checkpoint folder at any fsspec URL, a local one that is on every node, or one of MLflow's registry,
+    models:/NAME@ALIAS."""
     model_id: str | None = None
-    """The model's name in requests; None takes the folder's."""
+    """The model's name in requests; None takes the folder's, or the registered one."""
     device: str | None = None
     """Where the weights are; None: "cuda" when a replica has a GPU, else "cpu"."""
     dtype: str | None = None
@@ -153,6 +154,16 @@ def parse_args(values: dict[str, Any]) -> ServeArgs:
     return from_dict(ServeArgs, merge_settings(defaults, values))
 
 
+def with_folder(args: ServeArgs) -> ServeArgs:
+    """A model of MLflow's registry as the folder that it is now, under its registered name. Raises UserError."""
+    folder = model_folder(
+        args.model, default_tracking_uri("endpoint")
+    )  # there is no output that it would stand beside
+    if folder == args.model:
+        return args
+    return dataclasses.replace(args, model=folder, model_id=args.model_id or registered_name(args.model))
+
+
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:
     """The Ray Serve application; in a Serve config file, `import_path: pipelines.serve:build_app` and `args`.
 
@@ -163,7 +174,7 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         from ray.serve.exceptions import RayServeException
 
         try:
-            return build_app(parse_args(args))
+            return build_app(with_folder(parse_args(args)))
         except UserError as error:  # any other exception Serve tries again, and shows as a traceback
             raise RayServeException(str(error)) from error
     check_checkpoint(args.model)
@@ -398,8 +409,7 @@ class ServeCommandArgs:
 def main(argv: Sequence[str]) -> None:
     """`llada serve …`"""
     command = parse(ServeCommandArgs, argv, "serve")
-    model = model_folder(command.args.model, default_tracking_uri("endpoint"))  # beside us there is no output
-    serve(dataclasses.replace(command.args, model=model), load_cluster(command.cluster))
+    serve(with_folder(command.args), load_cluster(command.cluster))
 
 
 if __name__ == "__main__":

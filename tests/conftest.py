@@ -54,7 +54,7 @@ LONGEST_FIRST = (
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whoever uses a server is an integration test. On several processes (`make test`) what takes longest comes first."""
     for item in items:
-        if not {"local_ray", "s3_gateway"}.isdisjoint(getattr(item, "fixturenames", ())):
+        if not {"local_ray", "s3_gateway", "ray_cluster"}.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
 
     def place(item: pytest.Item) -> tuple[int, bool]:

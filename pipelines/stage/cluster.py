@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ _PATIENT = {
 _UNWATCHED = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # Ray adds 15 to the niceness of its workers: with other work on the machine they would hardly get a turn.
 _NICENESS = {"RAY_worker_niceness": "0"}
+# Where Ray tells the process of a job what it was submitted with.
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _until_exit = False
 
 log = logging.getLogger(__name__)
@@ -55,7 +59,7 @@ class ClusterConfig:
     object_store_bytes: int | None = None
     """Shared memory of a Ray started here; None leaves it to Ray."""
     runtime_env: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Ray's runtime environment for every task: env_vars, working_dir, pip ..."""
+    """Ray's runtime environment for every task: env_vars, working_dir, pip ... In a job, what it was submitted with stands."""
 
     num_workers: int | tuple[int, int] = limited(1, low=1)
     """Training workers; with GPUs, one for each GPU. [least, most]: as many of them as there is room for. A training goes on
@@ -166,19 +170,41 @@ def until_exit() -> Iterator[None]:
 
 
 def require_room(what: str, number: int, cpus: float, gpus: float = 0) -> None:
-    """Raises UserError when a Ray that this process has started can never run so many at a time: no machine will join
-    it, and Ray would wait without a word. `cpus` and `gpus` are those of each."""
-    import ray
+    """Say at once what Ray would wait for without a word: a cluster that has no room for so many at a time. `cpus` and `gpus`
+    are those of each, which has to fit on one machine.
 
-    if not is_own_ray():
+    Raises UserError when there never will be room: in a Ray that this process has started no machine will join it, and an
+    autoscaler knows how far it goes. Elsewhere machines may join, and that they are waited for is a warning.
+    """
+    import ray
+    from ray._private.state import state  # Ray Train asks there too; Ray has no public name for it
+
+    need = {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not need or sum(_fitting(node, need) for node in nodes) >= number:
         return
-    there = ray.cluster_resources()
-    for kind, each in (("CPU", cpus), ("GPU", gpus)):
-        if number * each > (has := there.get(kind, 0)):
-            raise UserError(
-                f"there is no room for {number} × {each:g} {kind} ({what}): this Ray has {has:g}; ask for less, or give "
-                "the cluster file of a larger Ray"
-            )
+    asked = f"{number} × {' and '.join(f'{each:g} {kind}' for kind, each in need.items())} ({what})"
+    there = "; ".join(
+        f"{count} × {text}" if count > 1 else text for text, count in Counter(map(_described, nodes)).items()
+    )
+    remedy = "ask for less, or give the cluster file of a larger Ray"
+    if is_own_ray():
+        raise UserError(f"there is no room for {asked}: this Ray has {there}; {remedy}")
+    most = state.get_max_resources_from_cluster_config()
+    if most and any(number * each > most.get(kind, 0) for kind, each in need.items()):
+        raise UserError(
+            f"there is no room for {asked}: the cluster has {there}, and its autoscaler goes up to {_described(most)}; {remedy}"
+        )
+    log.warning("no room yet for %s: the cluster has %s; machines are waited for", asked, there)
+
+
+def _fitting(node: Mapping[str, float], need: Mapping[str, float]) -> float:
+    """How many of those that need so much fit on a node."""
+    return min(node.get(kind, 0) // each for kind, each in need.items())
+
+
+def _described(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
 
 
 def is_own_ray() -> bool:
@@ -237,8 +263,6 @@ def _init(cluster: ClusterConfig) -> None:
 
     # configure_logging=False: ray.init would attach its own handlers again.
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if cluster.runtime_env:
-        options["runtime_env"] = cluster.runtime_env
     if cluster.address is None:
         # Workers inherit the environment, and must find this source tree even when it is not installed.
         paths = [
@@ -247,6 +271,8 @@ def _init(cluster: ClusterConfig) -> None:
         ]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
         options |= {"num_cpus": cluster.num_cpus, "object_store_memory": cluster.object_store_bytes}
+        if cluster.runtime_env:
+            options["runtime_env"] = cluster.runtime_env
         try:
             with _patient_start():
                 ray.init(address="local", include_dashboard=False, **options)
@@ -267,8 +293,9 @@ def _init(cluster: ClusterConfig) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
         except (OSError, ValueError) as error:
             raise UserError(f"no Ray cluster at {cluster.address} ({error}); {remedy}") from None
-    environment = options.get("runtime_env", {})
-    options["runtime_env"] = {**environment, "env_vars": {**_NICENESS, **environment.get("env_vars", {})}}
+    options["runtime_env"] = _beside_the_jobs(
+        {**cluster.runtime_env, "env_vars": {**_NICENESS, **cluster.runtime_env.get("env_vars", {})}}
+    )
     try:
         ray.init(address=cluster.address, **options)
     except Exception as error:
@@ -277,6 +304,18 @@ def _init(cluster: ClusterConfig) -> None:
         raise UserError(
             f"cannot join the Ray cluster at {cluster.address!r}: {_first_line(error)}; {remedy}"
         ) from error
+
+
+def _beside_the_jobs(environment: dict[str, Any]) -> dict[str, Any]:
+    """Of a runtime environment, what the job that we are has not got yet: Ray refuses to be told twice."""
+    job = json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("runtime_env") or {}
+    env_vars = {
+        name: value for name, value in environment["env_vars"].items() if name not in job.get("env_vars", {})
+    }
+    return {
+        **{name: value for name, value in environment.items() if name not in job},
+        "env_vars": env_vars,
+    }
 
 
 def _is_about_starting(error: Exception) -> bool:

@@ -128,6 +128,11 @@ def parse_entrypoint(line: str) -> None:
             name = module.removeprefix("pipelines.").replace("_", "-")
         case _:
             raise UserError("is neither `llada <stage> …` nor `python -m pipelines.<stage> …`")
+    parse_stage(name, arguments)
+
+
+def parse_stage(name: str, words: Sequence[str]) -> Any:
+    """The arguments that the stage `name` makes of these words, as it would itself; nothing else happens. Raises UserError."""
     parse_words = None
     if (Path(__file__).parents[1] / f"{name.replace('-', '_')}.py").exists():
         command = importlib.import_module(f"pipelines.{name.replace('-', '_')}")
@@ -137,10 +142,11 @@ def parse_entrypoint(line: str) -> None:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            parse_words(arguments)
+            parsed = parse_words(words)
     except SystemExit:
         text = " ".join(said.getvalue().translate(str.maketrans("╭╮╰╯─│", "      ")).split())
         raise UserError(f"does not parse: {text}") from None
+    return parsed[0] if isinstance(parsed, tuple) else parsed
 
 
 def _reader_has_gone() -> bool:

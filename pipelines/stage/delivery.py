@@ -312,11 +312,21 @@ def put_aside_undelivered(output: str) -> None:
 # --- Registered models ------------------------------------------------------------------------------------------------
 
 
+def registered_name(url: str) -> str | None:
+    """ "tiny-sft" of models:/tiny-sft@champion, models:/tiny-sft/3 and models:/tiny-sft; None for any other URL."""
+    if not url.startswith(_REGISTRY):
+        return None
+    return url.removeprefix(_REGISTRY).partition("@")[0].partition("/")[0]
+
+
 def model_folder(url: str, uri: str) -> str:
     """The folder behind models:/name@alias, models:/name/version or models:/name (its newest version) on the server
     `uri`; any other URL is itself. Raises UserError."""
-    if not url.startswith(_REGISTRY):
-        return url
+    return model_version(url, uri).source if url.startswith(_REGISTRY) else url
+
+
+def model_version(url: str, uri: str) -> Any:
+    """MLflow's ModelVersion behind a URL of its registry. Raises UserError."""
     path = database_path(uri)
     if path is not None and not _has_content(path):
         raise UserError(f"no {url}: there is no MLflow database {path}; set MLFLOW_TRACKING_URI")
@@ -325,12 +335,12 @@ def model_folder(url: str, uri: str) -> str:
     client = open_client(uri)
     try:
         if alias:
-            return client.get_model_version_by_alias(name, alias).source
+            return client.get_model_version_by_alias(name, alias)
         if version:
-            return client.get_model_version(name, version).source
+            return client.get_model_version(name, version)
         versions = client.search_model_versions(f"name = '{name}'")
         if versions:
-            return max(versions, key=lambda found: int(found.version)).source
+            return max(versions, key=lambda found: int(found.version))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"no {url} in MLflow at {uri}: {reason}") from error

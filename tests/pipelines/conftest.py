@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 from filelock import FileLock
 
 from llada.config import Recipe
 from llada.data.work.read_config import ReadConfig
+from llada.model.hf import save_model
+from llada.model.transformer import ModelConfig, Transformer
 from llada.presets import tiny
+from llada.tokenizer import END_OF_TURN, save_tokenizer, train_tokenizer
 from pipelines import cli
 from pipelines.stage.cluster import ClusterConfig
 
@@ -151,3 +164,85 @@ def make_stages(made: Stages, corpus: Path) -> None:
             tracker=tracker,
             **common,
         )
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder of a random network: its replies are lively, and must be the same wherever it runs."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = train_tokenizer(["The cat sat on the mat.", "One, two, three. Go on! Grüße 🙂"] * 5, 320)
+    mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
+    config = ModelConfig(len(tokenizer), 32, 2, 2, 64, max_length=2048, mask_token_id=mask, eos_token_id=eos)
+    model = Transformer(config)
+    model.init_weights(0)
+    with torch.no_grad():  # logits of 0 where others reach 6: greedy replies never end early
+        model.lm_head.weight.mul_(2)
+        model.lm_head.weight[[eos, tokenizer.convert_tokens_to_ids(END_OF_TURN)]] = 0
+    save_model(model, folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A Ray of two CPUs that stands by itself, with a job server that wants a token."""
+
+    address: str
+    token: str
+    folder: Path
+    """Of this machine, as are the nodes: a place that all of them have."""
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """`ray start --head` with a token; processes of its own, which know nothing of this repository."""
+    ports = []
+    with contextlib.ExitStack() as probes:
+        for _ in range(3):
+            probe = probes.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    token, folder = secrets.token_hex(16), tmp_path_factory.mktemp("cluster")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "RAY_ADDRESS": "",
+    }
+    words = [
+        f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}",
+        "--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=0", "--num-cpus=2", "--num-gpus=0", f"--object-store-memory={100 << 20}",
+        "--disable-usage-stats", "--block",
+    ]  # fmt: skip
+    log = folder / "ray.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *words],
+            env=environment, cwd=folder, stdout=stream, stderr=stream,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{ports[1]}"
+    try:
+        deadline = time.monotonic() + 200
+        while (status := _status(f"{address}/api/version")) is None:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        assert status == 401, "it lets everybody in"
+        yield RayCluster(address, token, folder)
+    finally:
+        for started in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started.kill()
+        process.wait(60)
+
+
+def _status(url: str) -> int | None:
+    """The HTTP status of an answer; None without one."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None

@@ -22,23 +22,17 @@ from typing import Any, ClassVar
 import httpx
 import psutil
 import pytest
-import torch
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from ray.serve.exceptions import RayServeException
 
 from llada.errors import UserError
 from llada.files import sha256
-from llada.model.hf import save_model
-from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.tokenizer import (
-    END_OF_TURN,
     SPECIAL_TOKENS,
     encode_texts,
     load_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
 )
 from pipelines.serve import APP_NAME, ServeArgs, build_app, build_deployments, parse_args, serve
 from pipelines.serving.routes import RequestLimits
@@ -46,28 +40,9 @@ from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHAT = [{"role": "user", "content": "How are you?"}]
-CONTEXT = 2048
+CONTEXT = 2048  # of random_model
 LONG = {"prompt": "Go", "max_tokens": 1900, "temperature": 0, "stream": True}  # many seconds of work
 FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0, "seed": 3}
-
-
-@pytest.fixture(scope="module")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder of a random network: its replies are lively, and must be the same wherever it runs."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = train_tokenizer(["The cat sat on the mat.", "One, two, three. Go on! Grüße 🙂"] * 5, 320)
-    mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
-    config = ModelConfig(
-        len(tokenizer), 32, 2, 2, 64, max_length=CONTEXT, mask_token_id=mask, eos_token_id=eos
-    )
-    model = Transformer(config)
-    model.init_weights(0)
-    with torch.no_grad():  # logits of 0 where others reach 6: greedy replies never end early
-        model.lm_head.weight.mul_(2)
-        model.lm_head.weight[[eos, tokenizer.convert_tokens_to_ids(END_OF_TURN)]] = 0
-    save_model(model, folder)
-    save_tokenizer(tokenizer, folder)
-    return folder
 
 
 # --- On Ray Serve -----------------------------------------------------------------------------------------------------

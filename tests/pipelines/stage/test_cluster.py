@@ -17,10 +17,15 @@ CONFIGS = sorted((Path(__file__).resolve().parents[3] / "ray_configs").glob("*.y
 
 
 def test_shipped_files_load():
-    loaded = {path.stem: load_cluster(path) for path in CONFIGS if path.stem in ("local", "cluster")}
-    assert loaded["local"].address is None
-    assert loaded["cluster"].address == "auto"
-    assert loaded["cluster"].gpus_per_worker == 1
+    """`llada check` reads them all (tests/pipelines/test_check.py); these are what a stage runs on."""
+    others = ("serve", "serve_8b", "aws")
+    loaded = {path.stem: load_cluster(path) for path in CONFIGS if path.stem not in others}
+    own, joined = ("local", "cpu_node", "gpu_node"), ("cpu_cluster", "cluster", "kubernetes")
+    assert set(loaded) == {*own, *joined}
+    assert all(loaded[name].address is None for name in own)
+    assert all(loaded[name].address == "auto" for name in joined)
+    assert {name for name in loaded if loaded[name].gpus_per_worker} == {"gpu_node", "cluster", "kubernetes"}
+    assert loaded["gpu_node"].num_workers == 8
 
 
 @pytest.mark.parametrize(
@@ -80,10 +85,59 @@ def test_a_running_ray_is_used_and_left_running(local_ray, tmp_path):
 def test_what_a_ray_of_our_own_can_never_run_is_refused(local_ray):
     require_room("num_workers", 2, 1)
     require_room("num_workers", 4, 0.5)
-    with pytest.raises(UserError, match=r"no room for 3 × 1 CPU \(num_workers\): this Ray has 2;"):
+    with pytest.raises(
+        UserError, match=r"no room for 3 × 1 CPU \(num_workers\): this Ray has 2 CPU and 0 GPU;"
+    ):
         require_room("num_workers", 3, 1)
-    with pytest.raises(UserError, match=r"no room for 1 × 0\.5 GPU \(num_workers\): this Ray has 0;"):
+    with pytest.raises(
+        UserError, match=r"no room for 1 × 1 CPU and 0\.5 GPU \(num_workers\): this Ray has 2 CPU"
+    ):
         require_room("num_workers", 1, 1, 0.5)
+
+
+BEFORE_A_JOB_OF = """
+import os, sys
+from ray.cluster_utils import Cluster
+from llada.errors import UserError
+from pipelines.stage.cluster import ClusterConfig, connect, require_room
+
+nodes = Cluster()
+for _ in range(2):
+    nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+environment = {"env_vars": {"OF_BOTH": "the file's", "OF_THE_FILE": "1"}}
+try:
+    with connect(ClusterConfig(address=nodes.address, runtime_env=environment), sys.argv[1]):
+        import ray
+        print(ray.get(ray.remote(lambda: [os.environ.get(n) for n in ("OF_BOTH", "OF_THE_FILE", "OF_THE_JOB")]).remote()))
+        require_room("num_workers", 2, 1)
+        for number, cpus in ((1, 2), (3, 1)):
+            require_room("num_workers", number, cpus)
+finally:
+    nodes.shutdown()
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_a_job_on_machines_of_others(tmp_path):
+    """Two machines: what does not fit on any of them is said at once, and waited for. And a job's environment stands
+    beside the cluster file's, where Ray itself refuses to be told twice."""
+    job = {"runtime_env": {"env_vars": {"OF_BOTH": "the job's", "OF_THE_JOB": "1"}}, "metadata": {}}
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_A_JOB_OF, str(tmp_path)],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)},
+        capture_output=True,
+        text=True,
+        timeout=580,
+        cwd=Path(__file__).resolve().parents[3],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[\"the job's\", '1', '1']"
+    assert [line for line in done.stderr.splitlines() if line.startswith("no room yet")] == [
+        f"no room yet for {asked} (num_workers): the cluster has 2 × 1 CPU and 0 GPU; machines are waited for"
+        for asked in ("1 × 2 CPU", "3 × 1 CPU")
+    ]
 
 
 def test_an_absent_cluster_is_reported_quickly(tmp_path):
