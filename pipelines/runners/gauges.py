@@ -7,9 +7,9 @@ same: nothing here raises or waits.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from functools import cached_property
-from typing import Any
+import weakref
 
 from llada.training.events import CheckpointFailed, RunStarted, StepDone, StepSkipped, Validated
 from llada.training.watch import Hang
@@ -36,16 +36,48 @@ TRAINING = {
 TASKS = {"tasks": "Tasks of a step of preparation", "tasks_done": "Tasks of it that are done"}
 
 
+# Ray forgets a number that it has not been told for two of its report intervals, of 10 s each unless it is set otherwise.
+RETOLD_EVERY_S = 1.5
+
+
+class _Gauges:
+    """Numbers by name and label, told again and again until it is gone: Ray by itself would forget the last ones."""
+
+    def __init__(self, stage: str, descriptions: dict[str, str], tag: str) -> None:
+        from ray.util.metrics import Gauge
+
+        self._tag = tag
+        self._gauges = {
+            name: Gauge(f"llada_{stage}_{name}", description, tag_keys=(tag,))
+            for name, description in descriptions.items()
+        }
+        self._values: dict[tuple[str, str], float] = {}
+        threading.Thread(target=_retell, args=(weakref.ref(self),), name="gauges", daemon=True).start()
+
+    def set(self, label: str, values: dict[str, float]) -> None:
+        self._values.update({(name, label): value for name, value in values.items()})
+        self.tell()
+
+    def tell(self) -> None:
+        for (name, label), value in list(self._values.items()):
+            self._gauges[name].set(value, {self._tag: label})
+
+
+def _retell(gauges: weakref.ref[_Gauges]) -> None:
+    while (there := gauges()) is not None:
+        with contextlib.suppress(Exception):
+            there.tell()
+        del there
+        time.sleep(RETOLD_EVERY_S)
+
+
 class TrainingGauges:
     """Of a training, told by its events. One at a time in a process."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self._hangs = self._failed = 0
-
-    @cached_property
-    def _gauges(self) -> dict[str, Any]:
-        return _make("train", TRAINING, "stage")
+        self._gauges: _Gauges | None = None
 
     def show(self, event: object) -> None:
         """Take in what is new with an event of the training, or a hang."""
@@ -79,28 +111,20 @@ class TrainingGauges:
         if self._failed or self._hangs:
             values |= {"failed_checkpoints": self._failed, "hangs": self._hangs}
         with contextlib.suppress(Exception):
-            for name, value in values.items():
-                self._gauges[name].set(value, {"stage": self.stage})
+            if self._gauges is None:
+                self._gauges = _Gauges("train", TRAINING, "stage")
+            self._gauges.set(self.stage, values)
 
 
 class TaskGauges:
     """Of the steps of a preparation."""
 
-    @cached_property
-    def _gauges(self) -> dict[str, Any]:
-        return _make("prepare", TASKS, "step")
+    def __init__(self) -> None:
+        self._gauges: _Gauges | None = None
 
     def show(self, step: str, tasks: int, done: int) -> None:
         """So many tasks of a step are done."""
         with contextlib.suppress(Exception):
-            self._gauges["tasks"].set(tasks, {"step": step})
-            self._gauges["tasks_done"].set(done, {"step": step})
-
-
-def _make(stage: str, descriptions: dict[str, str], tag: str) -> dict[str, Any]:
-    from ray.util.metrics import Gauge
-
-    return {
-        name: Gauge(f"llada_{stage}_{name}", description, tag_keys=(tag,))
-        for name, description in descriptions.items()
-    }
+            if self._gauges is None:
+                self._gauges = _Gauges("prepare", TASKS, "step")
+            self._gauges.set(step, {"tasks": tasks, "tasks_done": done})

@@ -191,6 +191,17 @@ class RayCluster:
     token: str
     folder: Path
     """Of this machine, as are the nodes: a place that all of them have."""
+    nodes_address: str
+    """Where another node joins it."""
+    environment: dict[str, str]
+    """Of its nodes' processes."""
+
+    @contextlib.contextmanager
+    def node(self, cpus: int) -> Iterator[None]:
+        """Another node for a `with` block, at whose end it is killed."""
+        words = [f"--address={self.nodes_address}", "--dashboard-agent-listen-port=0", f"--num-cpus={cpus}"]
+        with _ray_start(self.folder, self.environment, words):
+            yield
 
 
 @pytest.fixture(scope="session")
@@ -211,25 +222,34 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         "RAY_ADDRESS": "",
     }
     words = [
-        f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}",
-        "--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=0", "--num-cpus=2", "--num-gpus=0", f"--object-store-memory={100 << 20}",
-        "--disable-usage-stats", "--block",
+        "--head", f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}",
+        "--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=0", "--num-cpus=2",
     ]  # fmt: skip
-    log = folder / "ray.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *words],
-            env=environment, cwd=folder, stdout=stream, stderr=stream,
-        )  # fmt: skip
     address = f"http://127.0.0.1:{ports[1]}"
-    try:
+    with _ray_start(folder, environment, words) as (process, log):
         deadline = time.monotonic() + 200
         while (status := _status(f"{address}/api/version")) is None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         assert status == 401, "it lets everybody in"
-        yield RayCluster(address, token, folder)
+        yield RayCluster(address, token, folder, f"127.0.0.1:{ports[0]}", environment)
+
+
+@contextlib.contextmanager
+def _ray_start(
+    folder: Path, environment: dict[str, str], words: list[str]
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """`ray start` with these words for a `with` block: the process and its log. At the end it is killed with all of its own."""
+    log = folder / f"ray-{time.time_ns()}.log"
+    common = ["--num-gpus=0", f"--object-store-memory={100 << 20}", "--disable-usage-stats", "--block"]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *common],
+            env=environment, cwd=folder, stdout=stream, stderr=stream,
+        )  # fmt: skip
+    try:
+        yield process, log
     finally:
         for started in [*psutil.Process(process.pid).children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):

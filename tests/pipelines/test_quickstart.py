@@ -48,9 +48,8 @@ def test_quickstart_then_again(local_ray, corpus, tmp_path, capsys):
     ray.serve.shutdown()  # the session's Ray goes on, its two CPUs are for the next test
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_quickstart_says_that_it_goes_on(corpus, tmp_path, number, code):
     """While Ray Train trains, which turns the signals into a SystemExit of its own."""
     output, log = tmp_path / "quickstart", tmp_path / "log"

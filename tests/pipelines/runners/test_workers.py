@@ -461,6 +461,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_lost_node_without_workers_changes_nothing(tmp_path):
     """What the driver and the workers talk through stands on the driver's own node."""

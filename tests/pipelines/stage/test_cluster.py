@@ -217,11 +217,10 @@ threading.Thread(target=handle, daemon=True).start()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("what", "patience_s"), [("suspend()", 5), pytest.param("kill()", 500, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("what", "patience_s"), [("suspend()", 5), ("kill()", 500)])
 def test_a_start_that_hangs_or_fails_is_one_line(tmp_path, what, patience_s):
     """The raylet is stopped as soon as it is there; or it dies, for which nobody waits."""
     preparation = f"cluster.START_TIMEOUT_S = {patience_s}\n{AS_SOON_AS_THERE_IS_A_RAYLET.format(what)}"
