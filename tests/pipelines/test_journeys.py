@@ -4,6 +4,7 @@ training whose machine is lost and comes back, an endpoint that rolls to another
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -78,6 +79,10 @@ def test_from_text_to_an_endpoint_on_two_nodes(ray_cluster, corpus, tmp_path, ll
         submit(*train)  # which is at work: follows it
         steps = [event.step for event in read_metrics(str(base)) if event.name == "step"]
         assert steps == list(range(5, STEPS + 1, 5))
+        attempts = [
+            path.read_text().splitlines()[0] for path in sorted((base / "metrics").glob("*-000000.jsonl"))
+        ]
+        assert [json.loads(attempt)["workers"] for attempt in attempts] == [2, 1, 2]
 
         # Another checkpoint, which goes on from it.
         tuned = root / "tuned"
