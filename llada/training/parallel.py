@@ -104,10 +104,6 @@ def build_parallel(
         log.warning(
             "train.shard_workers %s does not divide the %d workers: all share", shard_workers, num_workers
         )
-    if compiled:
-        # With and without gradients, the last layer's positions, short rows, a last micro-batch: each compiles the blocks' one
-        # function anew, and torch's limit of 8 ends the run.
-        torch._dynamo.config.recompile_limit = 64
     with torch.device("meta"):
         model = Transformer(config)
     if lora is not None and lora.rank is not None:

@@ -10,6 +10,8 @@ import contextlib
 import threading
 import time
 import weakref
+from functools import cached_property
+from typing import Any
 
 from llada.training.events import CheckpointFailed, RunStarted, StepDone, StepSkipped, Validated
 from llada.training.watch import Hang
@@ -44,29 +46,37 @@ class _Gauges:
     """Numbers by name and label, told again and again until it is gone: Ray by itself would forget the last ones."""
 
     def __init__(self, stage: str, descriptions: dict[str, str], tag: str) -> None:
+        self._stage, self._descriptions, self._tag = stage, descriptions, tag
+        self._values: dict[tuple[str, str], float] = {}
+        self._thread: threading.Thread | None = None
+
+    @cached_property
+    def _gauges(self) -> dict[str, Any]:
         from ray.util.metrics import Gauge
 
-        self._tag = tag
-        self._gauges = {
-            name: Gauge(f"llada_{stage}_{name}", description, tag_keys=(tag,))
-            for name, description in descriptions.items()
+        return {
+            name: Gauge(f"llada_{self._stage}_{name}", description, tag_keys=(self._tag,))
+            for name, description in self._descriptions.items()
         }
-        self._values: dict[tuple[str, str], float] = {}
-        threading.Thread(target=_retell, args=(weakref.ref(self),), name="gauges", daemon=True).start()
 
     def set(self, label: str, values: dict[str, float]) -> None:
         self._values.update({(name, label): value for name, value in values.items()})
         self.tell()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=_retell, args=(weakref.ref(self),), name="gauges", daemon=True
+            )
+            self._thread.start()
 
     def tell(self) -> None:
-        for (name, label), value in list(self._values.items()):
-            self._gauges[name].set(value, {self._tag: label})
+        with contextlib.suppress(Exception):
+            for (name, label), value in list(self._values.items()):
+                self._gauges[name].set(value, {self._tag: label})
 
 
 def _retell(gauges: weakref.ref[_Gauges]) -> None:
     while (there := gauges()) is not None:
-        with contextlib.suppress(Exception):
-            there.tell()
+        there.tell()
         del there
         time.sleep(RETOLD_EVERY_S)
 
@@ -77,7 +87,7 @@ class TrainingGauges:
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self._hangs = self._failed = 0
-        self._gauges: _Gauges | None = None
+        self._gauges = _Gauges("train", TRAINING, "stage")
 
     def show(self, event: object) -> None:
         """Take in what is new with an event of the training, or a hang."""
@@ -110,9 +120,7 @@ class TrainingGauges:
                 self._hangs += 1
         if self._failed or self._hangs:
             values |= {"failed_checkpoints": self._failed, "hangs": self._hangs}
-        with contextlib.suppress(Exception):
-            if self._gauges is None:
-                self._gauges = _Gauges("train", TRAINING, "stage")
+        if values:
             self._gauges.set(self.stage, values)
 
 
@@ -120,11 +128,8 @@ class TaskGauges:
     """Of the steps of a preparation."""
 
     def __init__(self) -> None:
-        self._gauges: _Gauges | None = None
+        self._gauges = _Gauges("prepare", TASKS, "step")
 
     def show(self, step: str, tasks: int, done: int) -> None:
         """So many tasks of a step are done."""
-        with contextlib.suppress(Exception):
-            if self._gauges is None:
-                self._gauges = _Gauges("prepare", TASKS, "step")
-            self._gauges.set(step, {"tasks": tasks, "tasks_done": done})
+        self._gauges.set(step, {"tasks": tasks, "tasks_done": done})
