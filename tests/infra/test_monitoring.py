@@ -6,7 +6,10 @@ The numbers of Serve: tests/pipelines/test_serve.py, where one runs.
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -87,17 +90,29 @@ def test_the_numbers_of_kubernetes(metrics_shown: Callable[[str], set[str]]):
 
 @pytest.mark.integration
 def test_the_numbers_of_ray_and_of_our_stages(
-    metrics_shown: Callable[[str], set[str]], scrape: Callable[..., dict[str, float]]
+    metrics_shown: Callable[[str], set[str]], scrape: Callable[..., dict[str, float]], tmp_path: Path
 ):
-    """As this Ray says them; those of GPUs, of which there may be none here, as its code names them."""
+    """As this Ray says them while a step of preparation is under way; those of GPUs, of which there may be none here, as its code names them."""
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
     TrainingGauges("toy").show(RunStarted(0, 8, 1000, 5.25, "float32", 1))
-    run = TaskRun(ClusterConfig(), progress=False)
-    run.step("toy", int, range(3))
+    run, scraped = TaskRun(ClusterConfig(), progress=False), tmp_path / "scraped"
+    step = threading.Thread(target=run.step, args=("toy", partial(_wait_for, scraped), range(3)))
+    step.start()
     ours = {f"ray_llada_train_{name}" for name in TRAINING} | {f"ray_llada_prepare_{name}" for name in TASKS}
     shown = {name for name in metrics_shown("ray_") if not name.startswith("ray_serve_")}
     assert len(shown) > 20
     of_gpus = {f"ray_{name}" for name in METRICS_GAUGES if "gpu" in name or "gram" in name}
-    scrape("ray_llada_prepare_tasks_done", *(shown - ours - of_gpus))  # waits until they are all there
+    try:
+        scrape("ray_llada_prepare_tasks_done", *(shown - ours - of_gpus))  # waits until they are all there
+    finally:
+        scraped.touch()
+        step.join()
     assert {name for name in shown if name.startswith("ray_llada_")} <= ours
+
+
+def _wait_for(path: Path, number: int) -> int:
+    deadline = time.monotonic() + 150
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return number

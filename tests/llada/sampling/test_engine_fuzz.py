@@ -328,7 +328,7 @@ def test_each_request_ends_once_with_its_own_text_and_leaves_nothing(seed: int) 
             reader.check()
         assert sum(len(reader.ends) for reader in readers) > 20
         del readers, reader
-        assert left_over(engine) == before
+        assert not left_over(engine) - before  # what another test left may go meanwhile
         engine.close()
 
 
@@ -384,5 +384,5 @@ def test_a_thousand_requests_leave_memory_as_it_was() -> None:
     alive, blocks = run(200)
     later, later_blocks = run(700)
     engine.close()
-    assert later == alive
+    assert not later - alive
     assert later_blocks - blocks < 350  # not one for each second request
