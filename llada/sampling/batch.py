@@ -55,6 +55,19 @@ class Progress(NamedTuple):
     forwards: int  # of the row so far
 
 
+class Trace(NamedTuple):
+    """What some columns of a row tell."""
+
+    block: tuple[int, int]
+    """The columns [from, to) of the block that the row works on."""
+    blocks: tuple[int, ...]
+    """In which block each stands."""
+    steps: tuple[int | None, ...]
+    """Which of the row's forwards committed the token; None where none did."""
+    confidences: tuple[float | None, ...]
+    """The model's probability of it then; None where none did."""
+
+
 class Batch:
     """The canvas and whose its rows are."""
 
@@ -114,13 +127,16 @@ class Batch:
             run.fed = fed[row]
             yield Progress(run, canvas.tokens[row], final[row], forwards[row])
 
-    def trace(self, run: Run, begin: int, end: int) -> tuple[tuple[int, ...], tuple[float | None, ...]]:
-        """Of the columns of a row that is traced: which of its forwards committed the token, and the model's probability of
-        it then; -1 and None where none did."""
-        assert self.canvas is not None
-        at = self.runs.index(run), slice(begin, end)
-        sure = (None if math.isnan(value) else value for value in self.canvas.confidence[at].tolist())
-        return tuple(self.canvas.reveal_step[at].tolist()), tuple(sure)
+    def trace(self, run: Run, begin: int, end: int) -> Trace:
+        """How the tokens in these columns of a row that is traced came to be there."""
+        canvas = self.canvas
+        assert canvas is not None
+        row = self.runs.index(run)
+        own = row, slice(begin, end)
+        steps = (None if step < 0 else step for step in canvas.reveal_step[own].tolist())
+        sure = (None if math.isnan(value) else value for value in canvas.confidence[own].tolist())
+        block = int(canvas.block_begin[row]), int(canvas.block_end[row])
+        return Trace(block, tuple(canvas.block_of[own].tolist()), tuple(steps), tuple(sure))
 
     def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
         """Those rows of a step that may be fed at once: the higher priority first, then one row of each group, that which

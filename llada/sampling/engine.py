@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -25,7 +26,7 @@ from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.compiled import compile_network
 from llada.sampling.config import SamplingConfig, check_room, check_window
 from llada.sampling.constraints import named_ids
-from llada.sampling.events import Event, Finished, Started, Text
+from llada.sampling.events import Draft, Event, Finished, Started, Text, Token
 from llada.sampling.forward import check_cache, check_invariance
 from llada.sampling.generate import held_back
 from llada.sampling.mailbox import Letter, Mailbox
@@ -33,8 +34,11 @@ from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import advance
 from llada.sampling.text import spell_fixed, text_ends, turn_end
+from llada.sampling.text_stream import pieces
+from llada.sampling.token_bytes import TokenBytes
 
 _log = logging.getLogger(__name__)
+_LEAST = 1e-300  # a probability whose log is a number
 _FAILURES_IN_A_ROW = 3  # a broken accelerator fails every request; one bad request must not restart a server
 
 
@@ -49,10 +53,10 @@ class GenerateRequest:
     stop: Sequence[str] = ()
     end_ids: frozenset[int] | None = None
     """What ends the text; None: the model's and tokenizer's EOS, and <|eot_id|>."""
-    wants_canvas: bool = False
-    """After every forward, also the whole reply with its masks."""
+    wants_drafts: bool = False
+    """After every forward, also the whole reply with its masks (`Draft`)."""
     wants_trace: bool = False
-    """At the end, also which forward each token came from, and how sure the model was of it then (`Finished`)."""
+    """With every text, also its tokens: which forward each came from, and how sure the model was of it then (`Token`)."""
     priority: int = 0
     """The higher go first, into the engine and into a forward that does not hold all rows; equals take turns."""
 
@@ -120,6 +124,7 @@ class DenoiseEngine:
         ends = text_ends(model, tokenizer)
         self.eos_id: int | None = ends[0] if ends else None
         self.end_ids = frozenset(ends)
+        self.token_bytes = TokenBytes(tokenizer)
         self._changed = threading.Condition()
         self._waiting: deque[_Stream] = deque()
         self._running: list[_Stream] = []
@@ -245,7 +250,7 @@ class DenoiseEngine:
             suffix=request.suffix,
             seed=request.seed,
             network_block=network_block(self.model),
-            is_traced=request.wants_trace,
+            is_traced=request.wants_trace or request.wants_drafts,
         )
         self._write(run.stream, Started(run.index))
         return canvas
@@ -372,19 +377,40 @@ class DenoiseEngine:
         """Send what has become readable of a reply, and its end."""
         if run.stream.is_cancelled:
             return
-        reply = run.reply
+        reply, request = run.reply, run.request
+        before = reply.num_committed
         text = reply.read(tokens, final_until)
-        if text or run.request.wants_canvas:
-            canvas = reply.draw() if run.request.wants_canvas else None
-            self._write(run.stream, Text(run.index, text, canvas))
+        new = self._tokens(run, before, reply.num_committed) if request.wants_trace else ()
+        if text or new:
+            self._write(run.stream, Text(run.index, text, new))
+        if request.wants_drafts:
+            self._write(run.stream, self._draft(run, forwards))
         if reply.reason is not None:
             self._failures = 0
             run.stream.num_unfinished -= 1
-            request, count = run.request, reply.num_committed
-            start = len(request.prompt)
-            trace = self._batch.trace(run, start, start + count) if request.wants_trace else ()
-            num_given = start + len(request.suffix)
-            self._write(run.stream, Finished(run.index, reply.reason, num_given, count, forwards, *trace))
+            num_given = len(request.prompt) + len(request.suffix)
+            self._write(
+                run.stream, Finished(run.index, reply.reason, num_given, reply.num_committed, forwards)
+            )
+
+    def _tokens(self, run: _Run, begin: int, end: int) -> tuple[Token, ...]:
+        """The tokens [begin, end) of a reply that is traced."""
+        start = len(run.request.prompt)
+        trace = self._batch.trace(run, start + begin, start + end)
+        logprobs = [None if sure is None else math.log(max(sure, _LEAST)) for sure in trace.confidences]
+        ids = run.reply.ids[begin:end]
+        return tuple(
+            Token(token, self.token_bytes[token], block, step, logprob)
+            for token, block, step, logprob in zip(ids, trace.blocks, trace.steps, logprobs, strict=True)
+        )
+
+    def _draft(self, run: _Run, forwards: int) -> Draft:
+        start, drawn = len(run.request.prompt), run.reply.draw()
+        trace = self._batch.trace(run, start, start + len(drawn))
+        begin, end = (max(0, column - start) for column in trace.block)
+        block = begin, min(end, run.request.sampling.gen_length)
+        texts = pieces(self.tokenizer, drawn)
+        return Draft(run.index, forwards, block, texts, trace.steps, trace.confidences)
 
     def _write(self, stream: _Stream, letter: Letter) -> None:
         stream.mailbox.put(letter)

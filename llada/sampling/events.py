@@ -1,4 +1,5 @@
-"""What the engine says about a request, in this order: Started, then Text as it becomes readable, then Finished.
+"""What the engine says about a request, in this order: Started, then Text as it becomes readable, with Drafts in between
+where they were asked for, then Finished.
 
 One vocabulary from the engine's thread to the HTTP stream. No torch here: the front process reads these too.
 """
@@ -20,12 +21,51 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a reply, and how it came to be there."""
+
+    id: int
+    bytes: bytes
+    """What it stands for, maybe a part of a character; of a special token, whose text does not show, its name."""
+    block: int
+    """Of the canvas, counted from 0."""
+    step: int | None
+    """The 0-based forward of its reply that it came from; None: it was given."""
+    logprob: float | None
+    """Of the model's probability of it in that forward, among what may stand at its place; None: it was given."""
+
+    @property
+    def text(self) -> str:
+        """The bytes as text; where they are none, written \\xf0 and the like."""
+        return self.bytes.decode("utf-8", errors="backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
-    """Text that was committed; `canvas` is the whole draft: texts and, between them, numbers of masks."""
+    """Text that was committed."""
 
     index: int
     text: str
-    canvas: tuple[str | int, ...] | None = None
+    tokens: tuple[Token, ...] = ()
+    """Where they were asked for: those that have become readable. Their last text may be held back (a character or a stop
+    string that is not complete) and come later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A reply after a forward, masks and all, up to its end token; each tuple has an entry for each token."""
+
+    index: int
+    forwards: int
+    """Of the reply so far: what the last one has committed has the step `forwards` − 1."""
+    block: tuple[int, int]
+    """The tokens [from, to) of the block that is worked on."""
+    tokens: tuple[str | None, ...]
+    """Texts; None is a mask. A character of several tokens stands at the last of them."""
+    steps: tuple[int | None, ...]
+    """As `Token.step`; None of a mask."""
+    confidences: tuple[float | None, ...]
+    """The probability that is `Token.logprob`; None of a mask, and of what was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +81,6 @@ class Finished:
     """Up to the end token (not counted) or the stop string (counted)."""
     nfe: int
     """Forwards of the network."""
-    reveal_step: tuple[int, ...] | None = None
-    """Where it was asked for: the 0-based forward that each of those tokens came from, -1 for one that was given."""
-    confidence: tuple[float | None, ...] | None = None
-    """Where it was asked for: the model's probability of each of those tokens in that forward, among what may stand at its
-    place; None for one that was given."""
 
 
-Event = Started | Text | Finished
+Event = Started | Text | Draft | Finished

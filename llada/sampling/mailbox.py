@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterable
 
-from llada.sampling.events import Event, Text
+from llada.sampling.events import Draft, Event, Text
 
 Letter = Event | BaseException
 
@@ -15,8 +15,8 @@ Letter = Event | BaseException
 class Mailbox:
     """Any thread puts and then wakes (`wake`), the coroutine that made the mailbox gets.
 
-    It holds no more than a text, a beginning and an end of each request, however slow the reader is: a text that finds one
-    unread is joined to it.
+    It holds no more than a text, a draft, a beginning and an end of each request, however slow the reader is: a text that
+    finds one unread is joined to it, a draft takes its place.
     """
 
     def __init__(self) -> None:
@@ -24,20 +24,20 @@ class Mailbox:
         self._is_filled = asyncio.Event()
         self._lock = threading.Lock()
         self._letters: list[Letter] = []
-        self._unread: dict[int, int] = {}  # {request: where its text lies}
+        self._unread: dict[tuple[type, int], int] = {}  # {Text or Draft, of which request: where it lies}
 
     def put(self, letter: Letter) -> None:
         with self._lock:
-            if not isinstance(letter, Text):
+            if not isinstance(letter, Text | Draft):
                 self._letters.append(letter)
-            elif (at := self._unread.get(letter.index)) is None:
-                self._unread[letter.index] = len(self._letters)
+                return
+            at = self._unread.setdefault((type(letter), letter.index), len(self._letters))
+            if at == len(self._letters):
                 self._letters.append(letter)
-            else:
-                before = self._letters[at]
-                assert isinstance(before, Text)
-                canvas = before.canvas if letter.canvas is None else letter.canvas
-                self._letters[at] = Text(letter.index, before.text + letter.text, canvas)
+                return
+            if isinstance(before := self._letters[at], Text) and isinstance(letter, Text):
+                letter = Text(letter.index, before.text + letter.text, before.tokens + letter.tokens)
+            self._letters[at] = letter
 
     async def get(self) -> list[Letter]:
         """Everything that has arrived, at least one; of each request in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -30,7 +31,8 @@ class Reply:
         self._columns = slice(start, start + length)
         self._length = length
         self._text = TextStream(tokenizer, stop)
-        self._ids: list[int] = []
+        self.ids: list[int] = []
+        """As they were read last, masks included."""
         self.num_committed = 0
         """Tokens that were turned into text."""
         self.reason: FinishReason | None = None
@@ -39,11 +41,11 @@ class Reply:
     def read(self, tokens: Tensor, final_until: int | None = None) -> str:
         """The text that has become readable in the row `tokens` (L,), whose masks behind an end token are filled. From the
         column `final_until` on, tokens may change yet; None: none may."""
-        self._ids = self._close(tokens[self._columns])
+        self.ids = self._close(tokens[self._columns])
         shown = ""
         final = self._length if final_until is None else final_until - self._columns.start
         while self.reason is None and self.num_committed < min(self._length, final):
-            token = self._ids[self.num_committed]
+            token = self.ids[self.num_committed]
             if token == self._mask_id:
                 break
             if token in self.end_ids:
@@ -61,31 +63,10 @@ class Reply:
                 self.reason = "stop"
         return shown
 
-    def draw(self) -> tuple[str | int, ...]:
-        """The reply, as it was read last, up to its end token: texts and, between them, numbers of masks."""
-        drawn: list[str | int] = []
-        known: list[int] = []
-
-        def flush() -> None:
-            if text := self._tokenizer.backend_tokenizer.decode(known, skip_special_tokens=True):
-                drawn.append(text)
-            known.clear()
-
-        for token in self._ids:
-            if token in self.end_ids:
-                break
-            if token != self._mask_id:
-                known.append(token)
-                continue
-            if known:
-                flush()
-            if drawn and isinstance(drawn[-1], int):
-                drawn[-1] += 1
-            else:
-                drawn.append(1)
-        if known:
-            flush()
-        return tuple(drawn)
+    def draw(self) -> list[int | None]:
+        """The ids of the reply, as it was read last, up to its end token; None is a mask."""
+        known = itertools.takewhile(lambda token: token not in self.end_ids, self.ids)
+        return [None if token == self._mask_id else token for token in known]
 
     def _close(self, reply: Tensor) -> list[int]:
         """The reply's ids. Behind its first end token every mask is filled, as the loop itself does it behind EOS:

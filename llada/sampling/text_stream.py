@@ -6,6 +6,7 @@ Held back: bytes of an unfinished UTF-8 character, and a tail that may still bec
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from tokenizers.decoders import DecodeStream
@@ -52,6 +53,23 @@ class TextStream:
         keep = max((_overlap(text, s) for s in self._stop), default=0)
         self._maybe_stop = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int | None]) -> tuple[str | None, ...]:
+    """The text that each token adds where it stands; None (a mask) adds None. A character of several tokens stands at the
+    last of them, and what is no character is U+FFFD."""
+    backend, found = tokenizer.backend_tokenizer, list[str | None]()
+    for is_known, run in itertools.groupby(ids, lambda token: token is not None):
+        known = [token for token in run if token is not None] if is_known else []
+        if not is_known:
+            found += [None for _ in run]
+            continue
+        decoder = DecodeStream(skip_special_tokens=True)
+        texts = [decoder.step(backend, token) or "" for token in known]
+        rest = len("".join(texts))
+        texts[-1] += backend.decode(known, skip_special_tokens=True)[rest:]
+        found += texts
+    return tuple(found)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llada.sampling.events import Finished, Started, Text
+from llada.sampling.events import Draft, Finished, Started, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +25,4 @@ class Refused:
     code: str | None
 
 
-ReplicaEvent = Refused | Serving | Started | Text | Finished
+ReplicaEvent = Refused | Serving | Started | Text | Draft | Finished

@@ -154,7 +154,8 @@ class Denoiser:
                     seed=None if body.seed is None else (body.seed + choice) % 2**63,
                     stop=tuple(body.stop),
                     end_ids=self.engine.end_ids | stop_ids,
-                    wants_canvas=body.stream_options.include_canvas,
+                    wants_drafts=body.stream_options.include_drafts,
+                    wants_trace=body.include_trace,
                 )
                 for choice in range(body.n)
             ]

@@ -196,11 +196,21 @@ class TestServe:
         assert "usage" not in chunks[-1]
         assert complete(server, messages=CHAT)["object"] == "chat.completion"
 
-    def test_the_canvas_is_shown_to_those_who_ask(self, server: httpx.Client) -> None:
-        chunks = stream(server, messages=CHAT, stream_options={"include_canvas": True})
-        canvases = [c["choices"][0]["canvas"] for c in chunks if "canvas" in c["choices"][0]]
-        assert any(isinstance(part, int) for part in canvases[0])
-        assert all(isinstance(part, str) for part in canvases[-1])
+    def test_drafts_are_for_those_who_ask(self, server: httpx.Client) -> None:
+        """A client that knows nothing of them reads chunks without text."""
+        plain = stream(server, messages=CHAT)
+        chunks = stream(server, messages=CHAT, stream_options={"include_drafts": True}, include_trace=True)
+        drafts = [chunk.pop("draft") for chunk in chunks if "draft" in chunk]
+        assert drafts
+        assert None in drafts[0]["tokens"]
+
+        def texts(chunks: list[dict[str, Any]]) -> str:
+            return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+
+        assert texts(chunks) == texts(plain) == "".join(drafts[-1]["tokens"])
+        trace = chunks[-1]["choices"][0]["trace"]
+        assert trace["steps"] == drafts[-1]["steps"]
+        assert trace["confidences"] == drafts[-1]["confidences"]
 
     def test_usage(self, server: httpx.Client, random_model: Path) -> None:
         prompt = len(encode_texts(load_tokenizer(random_model), ["The cat sat"])[0])

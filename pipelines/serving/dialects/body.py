@@ -90,8 +90,8 @@ class StreamOptions(StrictModel):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
     """Padding against eavesdroppers who count bytes is not supported."""
-    include_canvas: bool = False
-    """Ours: every chunk carries the whole draft, masks included."""
+    include_drafts: bool = False
+    """Ours: after every forward an event named `draft` with the whole reply, masks included. As a chunk it adds no text."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,9 @@ class SamplingBody(KnobFields):
     stop: list[Annotated[str, Field(max_length=_MAX_STOP_CHARS)]] = Field([], max_length=_MAX_STOPS)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    include_trace: bool = False
+    """Ours: each choice has a `trace`: of every token the forward that committed it, the model's confidence in it then, and
+    its block."""
 
     @property
     def limit_field(self) -> str:

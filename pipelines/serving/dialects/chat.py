@@ -118,5 +118,5 @@ class ChatWriter(ReplyWriter):
     def delta(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text}}
 
-    def last_delta(self) -> dict[str, Any]:
+    def no_delta(self) -> dict[str, Any]:
         return {"delta": {}}

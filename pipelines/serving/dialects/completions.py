@@ -67,7 +67,7 @@ class CompletionWriter(ReplyWriter):
     def delta(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    def last_delta(self) -> dict[str, Any]:
+    def no_delta(self) -> dict[str, Any]:
         return {"text": ""}
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from llada.sampling.events import Event, Finished, Text
+from llada.sampling.events import Draft, Event, Finished, Text, Token
 from pipelines.serving.dialects.body import SamplingBody
 
 
@@ -29,6 +31,7 @@ class ReplyWriter(ABC):
         self._created = int(time.time())
         self._model_id = model_id
         self._texts: dict[int, list[str]] = {}
+        self._tokens: dict[int, list[Token]] = {}
         self._ends: dict[int, Finished] = {}
 
     @abstractmethod
@@ -44,13 +47,14 @@ class ReplyWriter(ABC):
         """More text in a chunk's choice."""
 
     @abstractmethod
-    def last_delta(self) -> dict[str, Any]:
-        """In the chunk that says why a choice ended."""
+    def no_delta(self) -> dict[str, Any]:
+        """In a chunk without text: a draft, or why a choice ended."""
 
     def add(self, event: Event) -> None:
         """Collect an event for `whole`."""
         if isinstance(event, Text):
             self._texts.setdefault(event.index, []).append(event.text)
+            self._tokens.setdefault(event.index, []).extend(event.tokens)
         elif isinstance(event, Finished):
             self._ends[event.index] = event
 
@@ -59,24 +63,32 @@ class ReplyWriter(ABC):
         choices = []
         for index, end in sorted(self._ends.items()):
             message = self.message("".join(self._texts.get(index, [])))
-            choices.append({"index": index, **message, "logprobs": None, "finish_reason": end.reason})
+            choices.append(
+                {
+                    "index": index,
+                    **message,
+                    "logprobs": None,
+                    "finish_reason": end.reason,
+                    **self._trace(index),
+                }
+            )
         return {**self._head(self.whole_object), "choices": choices, **self._totals()}
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
         """The chunks that an event of a streamed reply becomes."""
         chunks = []
-        if isinstance(event, Text | Finished) and event.index not in self._texts:
+        if isinstance(event, Text | Draft | Finished) and event.index not in self._texts:
             self._texts[event.index] = []
             if (first := self.first_delta()) is not None:
                 chunks.append(self._chunk(event.index, first))
         self.add(event)
         if isinstance(event, Text):
-            part = self.delta(event.text)
-            if event.canvas is not None:
-                part["canvas"] = event.canvas
-            chunks.append(self._chunk(event.index, part))
+            if event.text:
+                chunks.append(self._chunk(event.index, self.delta(event.text)))
+        elif isinstance(event, Draft):
+            chunks.append(self._chunk(event.index, self.no_delta()) | {"draft": draft_object(event)})
         elif isinstance(event, Finished):
-            chunks.append(self._chunk(event.index, self.last_delta(), event.reason))
+            chunks.append(self._chunk(event.index, self.no_delta(), event.reason))
         return chunks
 
     def closing_chunks(self) -> list[dict[str, Any]]:
@@ -86,13 +98,19 @@ class ReplyWriter(ABC):
         return [{**self._head(self.chunk_object), "choices": [], **self._totals()}]
 
     def frame(self, chunk: dict[str, Any]) -> str:
-        """A chunk, or an error object, as a server-sent event."""
-        return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+        """A chunk, or an error object, as a server-sent event. That of a draft has a name, by which a browser's EventSource
+        passes it over."""
+        name = "event: draft\n" if "draft" in chunk else ""
+        return f"{name}data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
     def _chunk(self, index: int, part: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, **part, "logprobs": None, "finish_reason": reason}
+        trace = {} if reason is None else self._trace(index)
+        choice = {"index": index, **part, "logprobs": None, "finish_reason": reason, **trace}
         usage = {"usage": None} if self.body.stream_options.include_usage else {}
         return {**self._head(self.chunk_object), "choices": [choice], **usage}
+
+    def _trace(self, index: int) -> dict[str, Any]:
+        return {"trace": trace_object(self._tokens.get(index, []))} if self.body.include_trace else {}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -119,3 +137,30 @@ class ReplyWriter(ABC):
                 "tokens_per_forward": round(completion / nfe, 3) if nfe else 0.0,
             },
         }
+
+
+def draft_object(draft: Draft) -> dict[str, Any]:
+    """A draft in the answer; see `Draft`."""
+    return {
+        "forwards": draft.forwards,
+        "block": draft.block,
+        "tokens": draft.tokens,
+        "steps": draft.steps,
+        "confidences": [_rounded(sure) for sure in draft.confidences],
+    }
+
+
+def trace_object(tokens: Sequence[Token]) -> dict[str, Any]:
+    """How a reply came to be, token by token; see `Token`."""
+    sure = (None if token.logprob is None else math.exp(token.logprob) for token in tokens)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_ids": [token.id for token in tokens],
+        "blocks": [token.block for token in tokens],
+        "steps": [token.step for token in tokens],
+        "confidences": [_rounded(each) for each in sure],
+    }
+
+
+def _rounded(probability: float | None) -> float | None:
+    return None if probability is None else round(probability, 6)

@@ -22,7 +22,7 @@ from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.compiled import CompiledBlock, CompiledTransformer, compile_network
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
-from llada.sampling.events import Finished
+from llada.sampling.events import Finished, Text
 from llada.sampling.forward import forward
 from llada.sampling.generate import generate, infill
 from llada.sampling.sampler import plan
@@ -166,11 +166,15 @@ def test_the_engine_runs_it_in_its_thread(pair: Pair) -> None:
     """Where nothing is compiled any more either."""
     config = SamplingConfig(gen_length=16, block_length=8, steps=8, temperature=0.5)
 
-    async def read(engine: DenoiseEngine) -> list[tuple[int, ...]]:
+    async def read(engine: DenoiseEngine) -> tuple[list[tuple[int, int]], list[list[int | None]]]:
         requests = [GenerateRequest(prompt, config, seed=5, wants_trace=True) for prompt in PROMPTS]
         events = [event async for event in engine.stream(*requests)]
         ends = sorted((e for e in events if isinstance(e, Finished)), key=lambda e: e.index)
-        return [(e.completion_tokens, e.nfe, *(e.reveal_step or ())) for e in ends]
+        steps: list[list[int | None]] = [[] for _ in requests]
+        for event in events:
+            if isinstance(event, Text):
+                steps[event.index] += [token.step for token in event.tokens]
+        return [(e.completion_tokens, e.nfe) for e in ends], steps
 
     found = []
     for model in pair:

@@ -18,7 +18,7 @@ from llada.sampling.batch import cache_bytes
 from llada.sampling.candidates import Candidates
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
-from llada.sampling.events import Finished, Started, Text
+from llada.sampling.events import Draft, Finished, Started, Text, Token
 from llada.sampling.generate import generate
 from llada.sampling.rules import RULES, Rule
 from llada.tokenizer import END_OF_TURN, encode_texts, train_tokenizer
@@ -66,18 +66,31 @@ class Script:
 class Reply(NamedTuple):
     text: str
     pieces: list[Text]
+    drafts: list[Draft]
     end: Finished
+
+    @property
+    def tokens(self) -> list[Token]:
+        return [token for piece in self.pieces for token in piece.tokens]
+
+    @property
+    def steps(self) -> list[int | None]:
+        return [token.step for token in self.tokens]
 
 
 async def read(engine: DenoiseEngine, request: GenerateRequest) -> Reply:
     pieces: list[Text] = []
+    drafts: list[Draft] = []
     events = engine.stream(request)
     assert await anext(events) == Started(0)
     async for event in events:
         if isinstance(event, Finished):
-            return Reply("".join(piece.text for piece in pieces), pieces, event)
-        assert isinstance(event, Text)
-        pieces.append(event)
+            return Reply("".join(piece.text for piece in pieces), pieces, drafts, event)
+        if isinstance(event, Draft):
+            drafts.append(event)
+        else:
+            assert isinstance(event, Text)
+            pieces.append(event)
     raise AssertionError("no end")
 
 
@@ -291,21 +304,32 @@ def test_special_tokens_never_show() -> None:
     reply = [ids("The")[0], header, TOKENIZER.bos_token_id, *ids(" cat"), 299]
     with scripted(reply) as engine:
         sampling = SamplingConfig(gen_length=len(reply), steps=len(reply), block_length=4)
-        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, wants_canvas=True)))
-    for text in (result.text, "".join(str(part) for d in result.pieces for part in d.canvas or ())):
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, wants_drafts=True)))
+    for text in (result.text, "".join(text or "" for draft in result.drafts for text in draft.tokens)):
         assert "<|" not in text
 
 
-def test_the_canvas_shows_what_is_masked() -> None:
-    wanted = ids("The cat sat.")
-    with scripted(wanted, order="backward") as engine:
-        sampling = SamplingConfig(gen_length=len(wanted), steps=len(wanted), block_length=len(wanted))
-        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, wants_canvas=True)))
-    canvases = [d.canvas for d in result.pieces if d.canvas]
-    assert canvases[-1] == ("The cat sat.",)
-    for canvas in canvases[:-1]:  # backward: masks first, then the end of the text
-        assert isinstance(canvas[0], int)
-        assert "The cat sat.".endswith(str(canvas[1]))
+@pytest.mark.parametrize("order", ["forward", "backward"])
+def test_a_draft_shows_what_is_masked(order: str) -> None:
+    """After every forward, or, where they pile up, after the last of them; the block is where the next token comes."""
+    wanted = ids("The cat sat, 你.")  # of a character of several tokens
+    with scripted(wanted, order=order) as engine:
+        sampling = SamplingConfig(len(wanted) + 5, None, 4, fixed={2: wanted[2]})
+        result = asyncio.run(read(engine, GenerateRequest(ids("The"), sampling, wants_drafts=True)))
+    last = result.drafts[-1]
+    assert last.forwards == result.end.nfe
+    assert "".join(text or "" for text in last.tokens) == result.text == "The cat sat, 你."
+    assert None not in last.tokens
+    assert len(last.tokens) == len(wanted)  # not what is behind the end
+    for draft in result.drafts:
+        shown = {place for place, text in enumerate(draft.tokens) if text is not None}
+        come = {place for place, step in enumerate(last.steps) if step is None or step < draft.forwards}
+        assert shown == {place for place in come if place < len(draft.tokens)}
+        assert [draft.steps[place] for place in shown] == [last.steps[place] for place in shown]
+        assert {place for place in shown if draft.confidences[place] is None} == shown & {2}
+        newest = [place for place in shown if draft.steps[place] == draft.forwards - 1]
+        assert all(draft.block[0] <= place < draft.block[1] for place in newest)
+        assert draft.block[0] % 4 == 0
 
 
 def test_leaving_a_stream_frees_its_place() -> None:
@@ -423,10 +447,13 @@ def test_the_trace_says_which_forward_each_token_came_from() -> None:
     with scripted(wanted, order="backward") as engine:
         sampling = SamplingConfig(len(wanted), len(wanted), len(wanted), fixed={1: wanted[1]})
         request = GenerateRequest(ids("The"), sampling, wants_trace=True)
-        traced = asyncio.run(read(engine, request)).end.reveal_step
-        untraced = asyncio.run(read(engine, dataclasses.replace(request, wants_trace=False))).end
-    assert traced == (len(wanted) - 2, -1, *range(len(wanted) - 3, -1, -1))  # the last one first
-    assert (untraced.reveal_step, untraced.confidence) == (None, None)
+        traced = asyncio.run(read(engine, request))
+        untraced = asyncio.run(read(engine, dataclasses.replace(request, wants_trace=False)))
+    assert traced.steps == [len(wanted) - 2, None, *range(len(wanted) - 3, -1, -1)]  # the last one first
+    assert [token.id for token in traced.tokens] == wanted
+    assert b"".join(token.bytes for token in traced.tokens).decode() == traced.text == untraced.text
+    assert {token.block for token in traced.tokens} == {0}
+    assert untraced.tokens == []
 
 
 @pytest.mark.parametrize("remasking", ["low_confidence", "random"])
@@ -434,20 +461,20 @@ def test_tells_how_sure_the_model_was(engine: DenoiseEngine, remasking: str) -> 
     """The probability of each token on the canvas that its forward saw, laid out again from the reveal order."""
     sampling = SamplingConfig(12, 6, 12, remasking=remasking, fixed={2: ids(" cat")[0]})
     request = GenerateRequest(ids("The"), sampling, seed=3, end_ids=frozenset(), wants_trace=True)
-    end = asyncio.run(read(engine, request)).end
+    tokens = asyncio.run(read(engine, request)).tokens
     out = generate(engine.model, [ids("The")], seed=3, **dataclasses.asdict(sampling))
     final, begin = out.sequences[0], len(ids("The"))
-    assert end.reveal_step is not None
-    assert end.confidence is not None
-    for place, (step, confidence) in enumerate(zip(end.reveal_step, end.confidence, strict=True)):
-        if step == -1:
-            assert confidence is None
+    steps = torch.tensor([-1 if token.step is None else token.step for token in tokens])
+    assert [token.id for token in tokens] == final[begin:].tolist()
+    for place, token in enumerate(tokens):
+        if token.step is None:
+            assert token.logprob is None
             continue
         seen = final.clone()
-        seen[begin:][torch.tensor(end.reveal_step) >= step] = MASK
+        seen[begin:][steps >= token.step] = MASK
         logits = engine.model(seen[None])[0, begin + place].double()
         logits[MASK] = -torch.inf
-        assert confidence == pytest.approx(logits.softmax(0)[final[begin + place]].item(), rel=1e-5)
+        assert token.logprob == pytest.approx(logits.log_softmax(0)[token.id].item(), rel=1e-5)
 
 
 def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:
@@ -497,20 +524,26 @@ def test_a_row_is_traced_alike_in_any_company(engine: DenoiseEngine) -> None:
         for seed, knobs in enumerate(kinds * 3)
     ]
 
-    async def read_all() -> dict[int, Finished]:
-        return {event.index: event async for event in engine.stream(*requests) if isinstance(event, Finished)}
+    async def read_all() -> tuple[dict[int, Finished], dict[int, list[Token]]]:
+        ends: dict[int, Finished] = {}
+        tokens: dict[int, list[Token]] = {index: [] for index in range(len(requests))}
+        async for event in engine.stream(*requests):
+            if isinstance(event, Finished):
+                ends[event.index] = event
+            elif isinstance(event, Text):
+                tokens[event.index] += event.tokens
+        return ends, tokens
 
-    together = asyncio.run(read_all())
+    ends, together = asyncio.run(read_all())
     for index, request in enumerate(requests):
-        end = together[index]
-        alone = dataclasses.replace(asyncio.run(read(engine, request)).end, index=index)
-        assert dataclasses.replace(alone, confidence=None) == dataclasses.replace(end, confidence=None)
-        assert (end.confidence is None) is (alone.confidence is None) is (not request.wants_trace)
-        if end.confidence is not None:
-            assert end.reveal_step is not None
-            assert end.confidence == pytest.approx(alone.confidence, rel=1e-4)  # float32 logits
-            assert [step < 0 for step in end.reveal_step] == [sure is None for sure in end.confidence]
-            assert all(0 < sure <= 1 for sure in end.confidence if sure is not None)
+        alone = asyncio.run(read(engine, request))
+        assert dataclasses.replace(alone.end, index=index) == ends[index]
+        assert len(together[index]) == (ends[index].completion_tokens if request.wants_trace else 0)
+        for token, same in zip(together[index], alone.tokens, strict=True):
+            assert dataclasses.replace(token, logprob=None) == dataclasses.replace(same, logprob=None)
+            assert token.logprob == pytest.approx(same.logprob, abs=1e-4)  # float32 logits
+            assert (token.step is None) is (token.logprob is None)
+            assert token.logprob is None or token.logprob <= 0
 
 
 def test_a_rule_that_fails_costs_its_request_alone(

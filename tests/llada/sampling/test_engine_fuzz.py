@@ -25,7 +25,7 @@ from llada.sampling.batch import Run
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
-from llada.sampling.events import Finished, Started, Text
+from llada.sampling.events import Draft, Finished, Started, Text
 from llada.sampling.mailbox import Mailbox
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import denoise
@@ -119,7 +119,7 @@ def random_request(rng: random.Random, *, can_raise: bool) -> GenerateRequest:
         suffix=suffix,
         seed=rng.randrange(1000),
         stop=rng.choice([(), (), ("a", " t"), ("e",)]),
-        wants_canvas=rng.random() < 0.3,
+        wants_drafts=rng.random() < 0.3,
         wants_trace=rng.random() < 0.5,
     )
 
@@ -151,15 +151,13 @@ def alone(request: GenerateRequest) -> Alone:
     return Alone(text[: min(stops)] if stops else text, tuple(revealed), canvas.nfe)
 
 
-def check_end(request: GenerateRequest, text: str, end: Finished) -> None:
+def check_end(request: GenerateRequest, text: str, steps: list[int | None], end: Finished) -> None:
     expected = alone(request)
     assert text == expected.text, request
     assert end.nfe <= expected.nfe
     assert end.prompt_tokens == len(request.prompt) + len(request.suffix)
-    if request.wants_trace:
-        assert end.reveal_step == expected.reveal_step[: end.completion_tokens], request
-    else:
-        assert end.reveal_step is None
+    wanted = [None if step < 0 else step for step in expected.reveal_step[: end.completion_tokens]]
+    assert steps == (wanted if request.wants_trace else []), request
 
 
 class Reader:
@@ -169,6 +167,7 @@ class Reader:
         self.requests, self.rng = requests, random.Random(seed)
         self.way = self.rng.choice(["all", "all", "all", "slow", "leave", "cancel", "drop"])
         self.texts = [""] * len(requests)
+        self.steps: list[list[int | None]] = [[] for _ in requests]
         self.seen: list[list[type]] = [[] for _ in requests]
         self.ends: dict[int, Finished] = {}
         self.error: BaseException | None = None
@@ -190,7 +189,9 @@ class Reader:
                 self.seen[event.index].append(type(event))
                 if isinstance(event, Text):
                     self.texts[event.index] += event.text
-                    assert (event.canvas is not None) == self.requests[event.index].wants_canvas
+                    self.steps[event.index] += [token.step for token in event.tokens]
+                elif isinstance(event, Draft):
+                    assert self.requests[event.index].wants_drafts
                 elif isinstance(event, Finished):
                     self.ends[event.index] = event
                 if self.way == "slow":
@@ -208,10 +209,10 @@ class Reader:
     def check(self) -> None:
         for number, kinds in enumerate(self.seen):
             assert kinds[:1] in ([], [Started])
-            assert set(kinds[1:-1]) <= {Text}
+            assert set(kinds[1:-1]) <= {Text, Draft}
             if number in self.ends:
                 assert kinds[-1] is Finished
-                check_end(self.requests[number], self.texts[number], self.ends[number])
+                check_end(self.requests[number], self.texts[number], self.steps[number], self.ends[number])
         bad = {token for request in self.requests for token in request.prompt} & {RAISES, GIVES_NAN}
         if self.way in ("all", "slow"):
             assert (self.error is None) == (len(self.ends) == len(self.requests))

@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from llada.sampling.events import Event, Finished, Started, Text
+from llada.sampling.events import Draft, Event, Finished, Started, Text, Token
 from llada.sampling.mailbox import Mailbox
+
+
+def token(number: int) -> Token:
+    return Token(number, b"x", 0, number, -0.5)
+
+
+def draft(index: int, forwards: int) -> Draft:
+    return Draft(index, forwards, (0, 1), ("x",), (0,), (0.5,))
 
 
 def test_texts_that_pile_up_are_joined_and_the_rest_keeps_its_order() -> None:
@@ -15,11 +23,13 @@ def test_texts_that_pile_up_are_joined_and_the_rest_keeps_its_order() -> None:
         end = Finished(0, "length", 1, 2, 3)
         for letter in (
             Started(0),
-            Text(0, "a", ("a", 3)),
+            Text(0, "a", (token(1),)),
+            draft(0, 1),
             Text(0, "b"),
-            Text(1, "y", ("y",)),
-            Text(1, "", ()),
-            Text(0, "c"),
+            Text(1, "y"),
+            draft(1, 1),
+            draft(0, 2),
+            Text(0, "c", (token(2), token(3))),
             end,
         ):
             box.put(letter)
@@ -28,23 +38,28 @@ def test_texts_that_pile_up_are_joined_and_the_rest_keeps_its_order() -> None:
 
     assert asyncio.run(read()) == [
         Started(0),
-        Text(0, "abc", ("a", 3)),
-        Text(1, "y", ()),
+        Text(0, "abc", (token(1), token(2), token(3))),
+        draft(0, 2),
+        Text(1, "y"),
+        draft(1, 1),
         Finished(0, "length", 1, 2, 3),
     ]
 
 
 def test_what_is_not_read_takes_no_more_room() -> None:
-    async def read() -> list[Event]:
+    async def read() -> tuple[list[Text], list[Draft]]:
         box = Mailbox()
         for number in range(999):
-            box.put(Text(number % 3, str(number % 10), (number,)))
-            assert len(box._letters) <= 3
+            box.put(Text(number % 3, str(number % 10)))
+            box.put(draft(number % 3, number))
+            assert len(box._letters) <= 6
         Mailbox.wake([box])
-        return [letter for letter in await box.get() if isinstance(letter, Text)]
+        letters = await box.get()
+        drafts = [letter for letter in letters if isinstance(letter, Draft)]
+        return [letter for letter in letters if isinstance(letter, Text)], drafts
 
-    texts = asyncio.run(read())
-    assert [text.canvas for text in texts] == [(996,), (997,), (998,)]
+    texts, drafts = asyncio.run(read())
+    assert [draft.forwards for draft in drafts] == [996, 997, 998]
     assert [len(text.text) for text in texts] == [333] * 3
 
 

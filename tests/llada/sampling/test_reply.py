@@ -26,8 +26,7 @@ def test_reads_up_to_the_first_mask_and_no_token_twice() -> None:
     reply = build(len(SAT + ON) + 2)
     tokens = row(*SAT, *[MASK] * len(ON), MASK, *MAT[:1])
     assert reply.read(tokens) == " sat"
-    assert reply.draw()[0] == " sat"
-    assert reply.draw()[1] == len(ON) + 1
+    assert reply.draw() == [*SAT, *[None] * (len(ON) + 1), *MAT[:1]]
     assert reply.read(tokens) == ""
     assert reply.reason is None
     assert reply.num_committed == len(SAT)
@@ -39,7 +38,7 @@ def test_an_end_behind_masks_ends_nothing_yet_but_fills_what_follows() -> None:
     reply.read(tokens)
     assert reply.reason is None
     assert tokens.tolist() == [7, SAT[0], MASK, EOT, EOS, MAT[0], EOS, 8]
-    assert reply.draw() == (TOKENIZER.decode(SAT[:1]), 1)
+    assert reply.draw() == [SAT[0], None]
     tokens[2] = SAT[0]
     reply.read(tokens)
     assert (reply.reason, reply.num_committed) == ("stop", 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from llada.sampling.text_stream import TextStream
+from llada.sampling.text_stream import TextStream, pieces
 from llada.tokenizer import encode_texts, train_tokenizer
 
 TEXTS = ["The cat sat on the mat. The dog ran off.", "Grüße aus Köln, 你好 🙂!", "One, two, three. Go on!"]
@@ -31,3 +31,17 @@ def test_text_stream_holds_back_what_may_become_a_stop() -> None:
     assert not any(piece.endswith(("o", "on", "on ", "🙂")) for piece in shown)
     assert "".join(shown) + stream.finish() == "sat on ice on top 🙂 on th"
     assert not stream.is_stopped
+
+
+def test_pieces_add_up_between_masks() -> None:
+    draw = random.Random(1)
+    for _ in range(100):
+        tokens = [None if draw.random() < 0.2 else draw.randrange(len(TOKENIZER)) for _ in range(12)]
+        runs: list[list[int]] = [[]]
+        for token in tokens:
+            runs.append([]) if token is None else runs[-1].append(token)
+        found = pieces(TOKENIZER, tokens)
+        assert [text is None for text in found] == [token is None for token in tokens]
+        shown = "".join("\0" if text is None else text for text in found)
+        assert shown == "\0".join(TOKENIZER.decode(run, skip_special_tokens=True) for run in runs)
+    assert pieces(TOKENIZER, []) == ()

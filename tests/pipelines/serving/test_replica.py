@@ -232,7 +232,7 @@ def test_a_rule_from_outside_works_over_http(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(RULES, "_entries", dict(RULES._entries))  # forgets the toy again
     request = {"prompt": "Go", "remasking": "left_to_right", "stream": True, "max_tokens": 6}
-    request |= {"stream_options": {"include_canvas": True}, "temperature": 1.0, "seed": 0}
+    request |= {"stream_options": {"include_drafts": True}, "temperature": 1.0, "seed": 0}
     refused = post("/v1/completions", request)
     assert refused.status_code == 400
     assert "there is no remasking rule 'left_to_right'" in refused.json()["error"]["message"]
@@ -243,10 +243,11 @@ def test_a_rule_from_outside_works_over_http(
     finally:
         load_plugins.cache_clear()
     assert reply.status_code == 200
-    chunks = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
-    canvases = [chunk["choices"][0]["canvas"] for chunk in chunks if "canvas" in chunk["choices"][0]]
-    assert all(isinstance(part, int) for canvas in canvases for part in canvas[1:])  # no text behind a mask
-    assert isinstance(canvases[-1][0], str)
+    drafts = [
+        json.loads(line[6:])["draft"]["tokens"] for line in reply.text.splitlines() if '"draft"' in line
+    ]
+    assert all(tokens == sorted(tokens, key=lambda text: text is None) for tokens in drafts)
+    assert None not in drafts[-1]
 
 
 def test_the_collector_does_not_walk_over_what_was_loaded(small_model: Path) -> None:

@@ -540,12 +540,12 @@ class ResponsesWriter(ReplyWriter):
     def delta(self, text: str) -> dict[str, Any]:
         return {"type": "response.output_text.delta", "delta": text}
 
-    def last_delta(self) -> dict[str, Any]:
+    def no_delta(self) -> dict[str, Any]:
         return {"type": "response.completed"}
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
         self.add(event)
-        return [self.delta(event.text) if isinstance(event, Text) else self.last_delta()]
+        return [self.delta(event.text) if isinstance(event, Text) else self.no_delta()]
 
     def frame(self, chunk: dict[str, Any]) -> str:
         return f"event: {chunk['type']}\n{super().frame(chunk)}"

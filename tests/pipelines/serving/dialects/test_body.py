@@ -182,7 +182,7 @@ def test_every_field_of_openais_client_is_known(kind: str) -> None:
 
 
 def test_a_body_travels_to_the_replica() -> None:
-    sent = parse(steps=3, stop="x", stream=True, stream_options={"include_canvas": True})
+    sent = parse(steps=3, stop="x", stream=True, stream_options={"include_drafts": True})
     assert pickle.loads(pickle.dumps(sent)) == sent
 
 

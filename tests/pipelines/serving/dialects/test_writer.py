@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 
-from llada.sampling.events import Event, Finished, Text
+from llada.sampling.events import Draft, Event, Finished, Text, Token
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.chat import ChatBody, ChatWriter
 from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
@@ -69,9 +70,43 @@ def test_usage_comes_last_for_those_who_ask(dialect: Any) -> None:
     assert last["id"] == chunks[0]["id"]
 
 
-def test_the_canvas_stands_beside_the_text(dialect: Any) -> None:
-    *_, chunk = make(dialect, stream=True).chunks(Text(0, "Go", ("Go", 3)))
-    assert chunk["choices"][0]["canvas"] == ("Go", 3)
+def test_a_draft_is_an_event_of_its_own_without_text(dialect: Any) -> None:
+    writer = make(dialect, stream=True)
+    *_, chunk = writer.chunks(Draft(0, 4, (0, 2), ("Go", None), (3, None), (0.25, None)))
+    assert chunk["draft"] == {
+        "forwards": 4,
+        "block": (0, 2),
+        "tokens": ("Go", None),
+        "steps": (3, None),
+        "confidences": [0.25, None],
+    }
+    (choice,) = chunk["choices"]
+    assert not choice.get("text")
+    assert not choice.get("delta")
+    assert choice["finish_reason"] is None
+    assert writer.frame(chunk).startswith('event: draft\ndata: {"id"')
+
+
+def test_a_trace_is_for_those_who_ask(dialect: Any) -> None:
+    tokens = (Token(7, b"Gr\xc3", 0, 1, math.log(0.5)), Token(8, b"\xbc", 1, None, None))
+    events = [Text(0, "", tokens[:1]), Text(0, "Grü", tokens[1:]), Finished(0, "length", 1, 2, 2)]
+    asked, silent = make(dialect, include_trace=True), make(dialect)
+    for event in events:
+        asked.add(event)
+        silent.add(event)
+    (choice,) = asked.whole()["choices"]
+    assert choice["trace"] == {
+        "tokens": ["Gr\\xc3", "\\xbc"],
+        "token_ids": [7, 8],
+        "blocks": [0, 1],
+        "steps": [1, None],
+        "confidences": [0.5, None],
+    }
+    assert "trace" not in silent.whole()["choices"][0]
+    streamed = make(dialect, stream=True, include_trace=True)
+    *texts, end = [chunk["choices"][0] for event in events for chunk in streamed.chunks(event)]
+    assert end["trace"] == choice["trace"]
+    assert all("trace" not in text for text in texts)
 
 
 def test_a_frame_is_a_server_sent_event(dialect: Any) -> None:
