@@ -26,6 +26,7 @@ COMMANDS = {
     "submit": "a stage as a job of a Ray cluster; list, follow, stop",
     "deploy": "a Serve configuration on a running cluster",
     "promote": "which version of a registered model is the champion; roll-back",
+    "lineage": "what an answer, a checkpoint or data came from",
     "track": "to MLflow, what stages could not deliver",
     "check": "files for a cluster: Serve configurations, KubeRay's objects, cluster files",
 }

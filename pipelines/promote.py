@@ -21,7 +21,7 @@ from llada.errors import UserError
 from llada.settings import check_limits, limited, require
 from pipelines.stage.artifact import read_manifest
 from pipelines.stage.command import parse, run_command
-from pipelines.stage.delivery import database_path, model_version, open_client
+from pipelines.stage.delivery import model_version, open_existing
 from pipelines.stage.tracking import default_tracking_uri
 
 # What a bound depends on, beside model and data: the parameters of an evaluation that must be the same in both.
@@ -52,11 +52,7 @@ def main(argv: Sequence[str]) -> None:
     """`llada promote RUN`"""
     args = parse(PromoteArgs, argv, "promote")
     uri = args.tracking_uri or default_tracking_uri("run" if args.run.startswith("models:/") else args.run)
-    require(
-        database_path(uri) is None or database_path(uri).exists(),  # type: ignore[union-attr]
-        f"there is no MLflow database {database_path(uri)}: give --tracking-uri, or set MLFLOW_TRACKING_URI",
-    )
-    client = open_client(uri)
+    client = open_existing(uri)
     version = find_version(client, args.run, uri)
     if args.roll_back:
         print(roll_back(client, version.name, args.alias))

@@ -13,6 +13,8 @@ class Serving:
 
     fingerprint: str
     """Of what answers: OpenAI's system_fingerprint."""
+    run_id: str | None = None
+    """The MLflow run that made the checkpoint, where it has one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Refused, ReplicaEvent, Serving
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.scaling import CHOICES
-from pipelines.stage.artifact import fetch_folder
+from pipelines.stage.artifact import fetch_folder, find_manifest
 
 
 class Denoiser:
@@ -66,9 +66,11 @@ class Denoiser:
             folder = fetch_folder(model_url)
             _check_device(device)
             contents = verify_checkpoint(folder, read_weights=verify_checksums)
+            manifest = find_manifest(str(folder))
             model, tokenizer = llada.load(folder, device=device, dtype=dtype)
             if tokenizer is None:
                 raise UserError("it has no tokenizer.json")
+        self.run_id = manifest.get("mlflow_run_id") if manifest else None
         self.fingerprint = fingerprint(
             contents,
             device=device.partition(":")[0],
@@ -122,7 +124,7 @@ class Denoiser:
         except RequestError as error:
             yield Refused(error.status, error.message, error.param, error.code)
             return
-        yield Serving(self.fingerprint)
+        yield Serving(self.fingerprint, self.run_id)
         try:
             async with contextlib.aclosing(self.engine.stream(*requests)) as events:
                 async for event in events:

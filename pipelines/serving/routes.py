@@ -290,7 +290,7 @@ async def _follow(
             if isinstance(event, Refused):
                 raise RequestError(event.status, event.message, param=event.param, code=event.code)
             if isinstance(event, Serving):
-                writer.system_fingerprint = event.fingerprint
+                writer.system_fingerprint, writer.run_id = event.fingerprint, event.run_id
             elif not isinstance(event, Started):
                 yield event
 

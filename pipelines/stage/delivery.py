@@ -97,6 +97,16 @@ def open_client(uri: str) -> Any:
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def open_existing(uri: str) -> Any:
+    """An MLflow client of a server, or of an sqlite file that is there. Raises UserError."""
+    path = database_path(uri)
+    if path is not None and not _has_content(path):
+        raise UserError(
+            f"there is no MLflow database {path}: give --tracking-uri, or set MLFLOW_TRACKING_URI"
+        )
+    return open_client(uri)
+
+
 def database_path(uri: str) -> Path | None:
     """The file behind an sqlite URI."""
     return Path(uri.removeprefix(_SQLITE)).absolute() if uri.startswith(_SQLITE) else None
@@ -327,12 +337,9 @@ def model_folder(url: str, uri: str) -> str:
 
 def model_version(url: str, uri: str) -> Any:
     """MLflow's ModelVersion behind a URL of its registry. Raises UserError."""
-    path = database_path(uri)
-    if path is not None and not _has_content(path):
-        raise UserError(f"no {url}: there is no MLflow database {path}; set MLFLOW_TRACKING_URI")
+    client = open_existing(uri)
     name, _, alias = url.removeprefix(_REGISTRY).partition("@")
     name, _, version = name.partition("/")
-    client = open_client(uri)
     try:
         if alias:
             return client.get_model_version_by_alias(name, alias)

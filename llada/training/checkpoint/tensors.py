@@ -10,16 +10,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import CheckpointException, FileSystemWriter
 
 # Private, because torch publishes a reader and a writer of local folders only.
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 
 from llada.errors import UserError
 from llada.files import is_store_error, local_path
 from llada.model.transformer import Transformer
 from llada.training.checkpoint.checksums import Watched
 from llada.training.checkpoint.folder import checkpoint_url
+from llada.training.checkpoint.metadata import LocalReader, RemoteReader
 from llada.training.checkpoint.state import DamagedError
 from llada.training.ema import AVERAGE_SLOTS, WeightAverage
 
@@ -74,7 +75,7 @@ def read_tensors(folder: str, step: int, model: Transformer, optimizers: list[to
     """
     local = local_path(folder)
     url = checkpoint_url(folder if local is None else local, step)
-    reader = FsspecReader(url) if local is None else FileSystemReader(url)
+    reader = RemoteReader(url) if local is None else LocalReader(url)
     try:
         metadata = reader.read_metadata().state_dict_metadata
     except Exception as error:

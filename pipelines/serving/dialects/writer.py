@@ -27,7 +27,9 @@ class ReplyWriter(ABC):
     def __init__(self, body: SamplingBody, model_id: str) -> None:
         self.body = body
         self.system_fingerprint: str | None = None
-        self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self.run_id: str | None = None
+        """The MLflow run of the checkpoint that answers: part of the id, by which `llada lineage` finds it."""
+        self._number = uuid.uuid4().hex
         self._created = int(time.time())
         self._model_id = model_id
         self._texts: dict[int, list[str]] = {}
@@ -114,7 +116,7 @@ class ReplyWriter(ABC):
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": self._id,
+            "id": "-".join(filter(None, [self.id_prefix, self.run_id, self._number])),
             "object": kind,
             "created": self._created,
             "model": self._model_id,
