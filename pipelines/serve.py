@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 import socket
 import tempfile
 import threading
@@ -28,8 +29,10 @@ from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, from_dict, limited, merge_settings, require
 from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkpoint
 from pipelines.serving.gateway import Gateway
+from pipelines.serving.keys import KeyLimits, load_keys
+from pipelines.serving.limits import RequestLimits
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import RequestLimits
+from pipelines.serving.routes import Access
 from pipelines.serving.scaling import replicas_for_work
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster, require_room
@@ -104,6 +107,10 @@ class ServeArgs:
     """What a rejected client is told to wait."""
     max_choices: int = limited(32, low=1)
     """Prompts times n in one request."""
+    max_messages: int = limited(1024, low=1)
+    """Turns of the conversation in one request."""
+    max_prompt_tokens: int | None = limited(None, low=1)
+    """Of a prompt with its suffix; None: what the model's context holds."""
     max_body_bytes: int = limited(4 << 20, low=1024)
     """Of one request's JSON."""
     request_timeout_s: float = limited(3600, above=0)
@@ -112,6 +119,18 @@ class ServeArgs:
     """What a replica that is scaled down, and the endpoint when it is taken down, get to finish their requests."""
     stall_timeout_s: float = limited(600, above=0)
     """A replica whose forward takes longer is replaced."""
+
+    api_keys: str | None = None
+    """Who may ask: a file with one key a line, at any fsspec URL that the gateway's machine reads too, or env:NAME for that
+    variable of its environment. None: everybody who reaches the port."""
+    key_requests_per_minute: float | None = limited(None, above=0)
+    """Requests that each key has in a minute; then 429 with Retry-After."""
+    key_tokens_per_minute: float | None = limited(None, above=0)
+    """Tokens of prompts and replies that each key has in a minute: what is begun is finished, and then waited for."""
+    cors_origins: tuple[str, ...] = ()
+    """Sites whose pages may ask from a browser, as https://chat.example.org; "*": any."""
+    log_prompts: bool = False
+    """The access log (a line of JSON for each request, on the gateway's standard output) has the prompts as well."""
 
     host: str = "127.0.0.1"
     """Address of a Serve started here; 0.0.0.0 opens it to the network. A running Serve keeps its own."""
@@ -123,6 +142,13 @@ class ServeArgs:
         low, high = self.replicas
         require(high >= low, f"serve: max_replicas {high} is below min_replicas {low}")
         require(self.max_queued_requests != 0, "serve: max_queued_requests must be -1 or at least 1, not 0")
+        for name in ("key_requests_per_minute", "key_tokens_per_minute"):
+            require(getattr(self, name) is None or self.api_keys is not None, f"serve: {name} needs api_keys")
+        for origin in self.cors_origins:
+            require(
+                origin == "*" or re.fullmatch(r"https?://[^/\s*]+", origin) is not None,
+                f"serve: cors_origins must be like https://chat.example.org or '*', not {origin!r}",
+            )
         target, most = self.ongoing_requests
         require(
             target <= most,
@@ -182,6 +208,8 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         find_dtype(args.dtype)
         if args.verify_checksums and (folder := local_path(args.model)) is not None:
             verify_checkpoint(Path(folder))
+    if args.api_keys is not None:
+        load_keys(args.api_keys)  # the gateway reads them again
     gateway, denoiser = build_deployments(args)
     model = denoiser.bind(
         args.model,
@@ -189,14 +217,22 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         device=args.device or ("cuda" if args.gpus_per_replica else "cpu"),
         dtype=args.dtype,
         max_concurrent=args.ongoing_requests[1],
-        max_choices=args.max_choices,
+        max_prompt_tokens=args.max_prompt_tokens,
         stall_timeout_s=args.stall_timeout_s,
         verify_checksums=args.verify_checksums,
         batch_invariant=args.batch_invariant,
         compiled=args.compiled,
     )
-    limits = RequestLimits(args.max_body_bytes, args.request_timeout_s)
-    return gateway.bind(model, args.name, args.retry_after_s, limits)
+    limits = RequestLimits(
+        args.max_body_bytes, args.request_timeout_s, choices=args.max_choices, messages=args.max_messages
+    )
+    access = Access(
+        key_limits=KeyLimits(args.key_requests_per_minute, args.key_tokens_per_minute),
+        cors_origins=args.cors_origins,
+        logs_prompts=args.log_prompts,
+        echoes_id=False,
+    )
+    return gateway.bind(model, args.name, args.retry_after_s, limits, access, args.api_keys)
 
 
 def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:

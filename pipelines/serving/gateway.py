@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, cast
 
 from fastapi import FastAPI
 
+from pipelines.serving.access_log import RequestIds, write_to_stdout
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import ReplicaEvent
-from pipelines.serving.routes import Health, RequestLimits, build_api
+from pipelines.serving.keys import load_keys
+from pipelines.serving.limits import RequestLimits
+from pipelines.serving.routes import Access, Health, build_api
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -31,16 +35,25 @@ class Gateway:
     """Ray Serve's ingress deployment. Imports no torch: its process starts fast and stays small."""
 
     def __init__(
-        self, denoiser: DeploymentHandle, model_id: str, retry_after_s: int, limits: RequestLimits
+        self,
+        denoiser: DeploymentHandle,
+        model_id: str,
+        retry_after_s: int,
+        limits: RequestLimits,
+        access: Access,
+        api_keys: str | None,
     ) -> None:
+        """`api_keys`: where they are (`load_keys`): what Ray stores of its deployments must not hold them. Raises UserError."""
         self._replicas = Replicas(denoiser, retry_after_s)
         self._model_id, self._limits = model_id, limits
+        self._access = dataclasses.replace(access, keys=load_keys(api_keys) if api_keys else ())
+        write_to_stdout()
         self._replicas.look()  # one that takes over from another is not "starting"
         threading.Thread(target=self._replicas.watch, name="watch-health", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
-        return build_api(self._replicas, self._model_id, self._limits)
+        return build_api(self._replicas, self._model_id, self._limits, self._access)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse what comes and what waits; returns when the running requests are finished, or after `grace_s`."""
@@ -59,7 +72,7 @@ class Replicas:
         self._open: set[DeploymentResponseGenerator[ReplicaEvent]] = set()
         self._is_over = False  # no request is waited for any more
 
-    async def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
+    async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of one replica. Raises RequestError 429 when the queue is full, 503 when no replica answers or the
         endpoint is taken down before one does."""
         from ray.exceptions import RayActorError, TaskCancelledError
@@ -73,7 +86,7 @@ class Replicas:
         self._loop = asyncio.get_running_loop()
         if self._draining.is_set():
             raise self._away()
-        response = cast("DeploymentResponseGenerator[ReplicaEvent]", self._handle.stream.remote(body))
+        response = cast("DeploymentResponseGenerator[ReplicaEvent]", self._handle.stream.remote(body, ids))
         self._open.add(response)
         try:
             first = await self._first(response)

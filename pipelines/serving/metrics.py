@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from llada.sampling.events import Finished, Started, Text
 from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.keys import Account
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS_PER_FORWARD = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -39,9 +40,11 @@ class GatewayMetrics:
             "first_text_seconds", "From the request to its first text", ["route"], buckets=_SECONDS, **kinds
         )
 
-    def track(self, route: str) -> RequestTrack:
-        """Follow one request: `with metrics.track(route) as track`."""
-        return RequestTrack(self, route)
+    def track(
+        self, route: str, notes: dict[str, Any] | None = None, account: Account | None = None
+    ) -> RequestTrack:
+        """Follow one request: `with metrics.track(route) as track`; its numbers go into `notes` and to its key's account."""
+        return RequestTrack(self, route, {} if notes is None else notes, account)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
@@ -50,8 +53,12 @@ class GatewayMetrics:
 class RequestTrack:
     """Keeps the numbers right however a request ends; `status` 499 (as nginx has it) is a client that went away."""
 
-    def __init__(self, metrics: GatewayMetrics, route: str) -> None:
-        self.metrics, self.route, self.status = metrics, route, 499
+    def __init__(
+        self, metrics: GatewayMetrics, route: str, notes: dict[str, Any], account: Account | None
+    ) -> None:
+        self.metrics, self.route, self.status, self.notes = metrics, route, 499, notes
+        self._account = account
+        self._count = {"prompt_tokens": 0, "completion_tokens": 0, "forwards": 0}
         self._gauge = metrics.queued
         self._is_first = True
 
@@ -69,11 +76,15 @@ class RequestTrack:
             self._gauge.inc()
         elif isinstance(event, Text) and event.text and self._is_first:
             self._is_first = False
+            self.notes["first_text_s"] = round(time.monotonic() - self._began, 4)
             metrics.first_text.labels(self.route).observe(time.monotonic() - self._began)
         elif isinstance(event, Finished):
             metrics.prompt_tokens.inc(event.prompt_tokens)
             metrics.completion_tokens.inc(event.completion_tokens)
             metrics.forwards.inc(event.nfe)
+            self._count["prompt_tokens"] += event.prompt_tokens
+            self._count["completion_tokens"] += event.completion_tokens
+            self._count["forwards"] += event.nfe
             if event.nfe:
                 metrics.speed.observe(event.completion_tokens / event.nfe)
 
@@ -83,3 +94,6 @@ class RequestTrack:
         self._gauge.dec()
         self.metrics.requests.labels(self.route, str(self.status)).inc()
         self.metrics.latency.labels(self.route).observe(time.monotonic() - self._began)
+        self.notes |= {"status": self.status, **self._count}
+        if self._account is not None:
+            self._account.charge(self._count["prompt_tokens"] + self._count["completion_tokens"])

@@ -17,10 +17,20 @@ class PromptEncoder:
     """Turns what the dialects (pipelines/serving/dialects) were sent into token ids. All errors are RequestErrors 400."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, *, vocab_size: int, mask_id: int, max_length: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        vocab_size: int,
+        mask_id: int,
+        max_length: int,
+        max_prompt_tokens: int | None = None,
     ) -> None:
-        """`max_length`: the model's context, in tokens. What is certain to exceed it is refused before it is encoded."""
+        """`max_length`: the model's context, in tokens; `max_prompt_tokens`: what the endpoint takes, if that is less. What is
+        certain to exceed it is refused before it is encoded."""
         self._tokenizer, self._vocab_size, self._mask_id = tokenizer, vocab_size, mask_id
+        self._limit = f"the model's context length is {max_length} tokens"
+        if max_prompt_tokens is not None and max_prompt_tokens < max_length:
+            max_length, self._limit = max_prompt_tokens, f"this endpoint takes {max_prompt_tokens} tokens"
         self._max_length = max_length
         # A token's name has at least as many bytes as the text that it stands for.
         self._max_bytes = max_length * max(len(token.encode()) for token in tokenizer.get_vocab())
@@ -73,13 +83,18 @@ class PromptEncoder:
             raise RequestError(400, "stop: no reply holds the mask token", param="stop")
         return frozenset(found)
 
+    def check_length(self, ids: Sequence[int], suffix: Sequence[int], param: str) -> None:
+        """Raises RequestError for more than the limit, now that it is encoded."""
+        if len(ids) + len(suffix) > self._max_length:
+            self._refuse(f"{len(ids) + len(suffix):,} tokens" + (" with its suffix" if suffix else ""), param)
+
     def _refuse_too_long(self, text: str, param: str) -> None:
         if len(text) > self._max_bytes or len(text.encode()) > self._max_bytes:
             self._refuse(f"{len(text):,} characters, more than so many tokens can spell", param)
 
     def _refuse(self, given: str, param: str) -> NoReturn:
         subject = "suffix" if param == "suffix" else "prompt"
-        message = f"the model's context length is {self._max_length} tokens, but the {subject} has {given}"
+        message = f"{self._limit}, but the {subject} has {given}"
         raise RequestError(400, message, param=param, code="context_length_exceeded")
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import gc
+import logging
 import re
 from collections.abc import AsyncGenerator
 
@@ -23,6 +24,7 @@ from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Finished, Started, Text
 from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
+from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.errors import RequestError
@@ -30,6 +32,8 @@ from pipelines.serving.events import Refused, ReplicaEvent, Serving
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.scaling import CHOICES
 from pipelines.stage.artifact import fetch_folder, find_manifest
+
+_log = logging.getLogger(__name__)
 
 
 class Denoiser:
@@ -43,7 +47,7 @@ class Denoiser:
         device: str = "cpu",
         dtype: str | None = None,
         max_concurrent: int = 8,
-        max_choices: int = 32,
+        max_prompt_tokens: int | None = None,
         stall_timeout_s: float = 600.0,
         verify_checksums: bool = True,
         batch_invariant: bool = False,
@@ -53,7 +57,7 @@ class Denoiser:
         Args:
             sampling: what a request gets that does not say otherwise; `gen_length` is less where the context ends.
             dtype: of the weights, e.g. "bfloat16"; None keeps the file's.
-            max_choices: prompts × n of one request at the most.
+            max_prompt_tokens: of a prompt with its suffix; None: what the context holds.
             stall_timeout_s: a forward that takes longer makes the health check fail.
             verify_checksums: read all weights before they are loaded, and refuse those that are not the manifest's.
             batch_invariant: rounding does not depend on what else runs (llada/sampling/forward.py).
@@ -80,7 +84,8 @@ class Denoiser:
             compiled=compiled,
             torch=torch.__version__,
         )
-        self.sampling, self.max_choices, self.stall_timeout_s = sampling, max_choices, stall_timeout_s
+        self.sampling, self.stall_timeout_s = sampling, stall_timeout_s
+        self.max_prompt_tokens = max_prompt_tokens
         self.max_length = model.config.max_length
         self.engine = DenoiseEngine(
             model,
@@ -94,6 +99,7 @@ class Denoiser:
             vocab_size=model.config.vocab_size,
             mask_id=self.engine.mask_id,
             max_length=self.max_length,
+            max_prompt_tokens=max_prompt_tokens,
         )
         # What is loaded stays: without this, a full pass of Python's collector over it stops all streams for 0.2 s.
         gc.collect()
@@ -115,9 +121,11 @@ class Denoiser:
         if hasattr(self, "engine"):
             self.close()
 
-    async def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
+    async def stream(
+        self, body: SamplingBody, ids: RequestIds | None = None
+    ) -> AsyncGenerator[ReplicaEvent, None]:
         """`Serving` and the events of all choices, or one `Refused`. Choice i answers prompt i // n. Leaving early
-        cancels them."""
+        cancels them. `ids`: for the log."""
         try:
             # In a thread: tokenising a long text must not hold up the streams of the others.
             prompts, requests = await asyncio.to_thread(self.requests_of, body)
@@ -136,16 +144,21 @@ class Denoiser:
                         yield Text(event.index, echo)
         except UserError as error:
             yield Refused(400, str(error), _blamed_knob(body, error), None)
+        except Exception as error:
+            if ids is not None:  # the engine, which has logged what it is, does not know whose request it was
+                _log.error(
+                    "request %s (trace %s) has failed: %s", ids.request_id, ids.trace_id or "none", error
+                )
+            raise
 
     def requests_of(self, body: SamplingBody) -> tuple[list[Prompt], list[GenerateRequest]]:
         """What the request continues, and `n` requests to the engine for each prompt. Raises RequestError (400)."""
-        if body.num_prompts * body.n > self.max_choices:
-            message = f"{body.num_prompts} prompts × n={body.n} are more than the {self.max_choices} choices allowed"
-            raise RequestError(400, message, param="n" if body.n > 1 else body.prompt_field)
         stop_ids = self.encoder.find_stop_tokens(body.stop)
         prompts = body.prompts(self.encoder)
         requests = []
         for prompt in prompts:
+            if self.max_prompt_tokens is not None:
+                self.encoder.check_length(prompt.ids, prompt.suffix, body.prompt_field)
             sampling = self._choose_sampling(body, prompt)
             requests += [
                 GenerateRequest(

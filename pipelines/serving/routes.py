@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -20,16 +20,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llada.sampling.events import Event, Started
+from pipelines.serving.access_log import REQUEST_ID, AccessLog, RequestIds, ids_of, notes
 from pipelines.serving.dialects.body import SamplingBody, parse_body
 from pipelines.serving.dialects.chat import ChatBody, ChatWriter
 from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.errors import RequestError, shorten
 from pipelines.serving.events import Refused, ReplicaEvent, Serving
+from pipelines.serving.keys import Guard, KeyLimits
+from pipelines.serving.limits import DEFAULT_LIMITS, RequestLimits
 from pipelines.serving.metrics import GatewayMetrics, RequestTrack
 
 T = TypeVar("T")
@@ -66,7 +70,7 @@ class Health:
 class Backend(Protocol):
     """Where the replies come from."""
 
-    def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
+    def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of a request. Raises RequestError when there is no place for it; closing it cancels the work."""
 
     def health(self) -> Health:
@@ -74,18 +78,38 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
-class RequestLimits:
-    """What one request may take."""
+class Access:
+    """Who may ask, from where, and what is written down of it."""
 
-    body_bytes: int = 4 << 20
-    seconds: float = 3600.0
-    """From its first byte to the last one of the answer."""
+    keys: Sequence[str] = ()
+    """API keys; empty: everybody may ask."""
+    key_limits: KeyLimits = KeyLimits()
+    cors_origins: Sequence[str] = ()
+    """Sites whose pages may ask from a browser; "*": any."""
+    logs_prompts: bool = False
+    """The access log has the prompts as well."""
+    echoes_id: bool = True
+    """See `AccessLog`."""
 
 
-def build_api(backend: Backend, model_id: str, limits: RequestLimits = RequestLimits()) -> FastAPI:
+def build_api(
+    backend: Backend, model_id: str, limits: RequestLimits = DEFAULT_LIMITS, access: Access = Access()
+) -> FastAPI:
     """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /."""
     api = FastAPI(title="llada", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    if access.keys:
+        api.add_middleware(Guard, keys=access.keys, limits=access.key_limits)
     api.add_middleware(_WithoutTrailingSlash)
+    if access.cors_origins:
+        # Outside of the guard: a browser asks for leave without the key. (It sends no cookies, so that "*" is harmless.)
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[REQUEST_ID, "Retry-After"],
+        )
+    api.add_middleware(AccessLog, echoes_id=access.echoes_id)
     metrics = GatewayMetrics()
     created = int(time.time())
     card = {"id": model_id, "object": "model", "created": created, "owned_by": "llada"}
@@ -100,7 +124,7 @@ def build_api(backend: Backend, model_id: str, limits: RequestLimits = RequestLi
         return card
 
     for dialect in DIALECTS:
-        api.post(dialect.path)(_endpoint(dialect, backend, metrics, model_id, limits))
+        api.post(dialect.path)(_endpoint(dialect, backend, metrics, model_id, limits, access))
 
     @api.api_route("/health", methods=_READ)
     async def health() -> Response:
@@ -118,8 +142,7 @@ def build_api(backend: Backend, model_id: str, limits: RequestLimits = RequestLi
 
     @api.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> Response:
-        headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
-        return JSONResponse(error.body(), error.status, headers)
+        return JSONResponse(error.body(), error.status, error.headers())
 
     @api.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
@@ -152,10 +175,15 @@ def _check_model(name: str, model_id: str) -> None:
 
 
 def _endpoint(
-    dialect: Dialect, backend: Backend, metrics: GatewayMetrics, model_id: str, limits: RequestLimits
+    dialect: Dialect,
+    backend: Backend,
+    metrics: GatewayMetrics,
+    model_id: str,
+    limits: RequestLimits,
+    access: Access,
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await _answer(dialect, backend, metrics, request, model_id, limits)
+        return await _answer(dialect, backend, metrics, request, model_id, limits, access)
 
     return endpoint
 
@@ -167,11 +195,14 @@ async def _answer(
     request: Request,
     model_id: str,
     limits: RequestLimits,
+    access: Access,
 ) -> Response:
     """Run a request. Whatever goes wrong before its first text is an HTTP status, not a broken stream."""
     timer = _Timer(_seconds(request, limits))
     with contextlib.ExitStack() as stack:
-        track = stack.enter_context(metrics.track(dialect.path))
+        track = stack.enter_context(
+            metrics.track(dialect.path, notes(request), request.scope["state"].get("account"))
+        )
         try:
             _check_headers(request)
             raw = await timer.wait_for(_read_body(request, limits.body_bytes))
@@ -179,8 +210,12 @@ async def _answer(
             body = await asyncio.to_thread(parse_body, dialect.body, raw)
             if body.model is not None:
                 _check_model(body.model, model_id)
+            limits.check(body)
+            track.notes |= {"stream": body.stream, "choices": body.num_prompts * body.n}
+            if access.logs_prompts:
+                track.notes |= body.model_dump(include={body.prompt_field, "suffix"})
             writer = dialect.writer(body, model_id)
-            events = _follow(backend, body, writer, track, timer)
+            events = _follow(backend.stream(body, ids_of(request)), writer, track, timer)
             if not body.stream:
                 async with contextlib.aclosing(events):
                     async for event in events:
@@ -280,11 +315,11 @@ class _EventStream(StreamingResponse):
 
 
 async def _follow(
-    backend: Backend, body: SamplingBody, writer: ReplyWriter, track: RequestTrack, timer: _Timer
+    replies: AsyncGenerator[ReplicaEvent, None], writer: ReplyWriter, track: RequestTrack, timer: _Timer
 ) -> AsyncGenerator[Event, None]:
     """The texts and ends of a request; counts them, and tells the writer who answers. Raises RequestError for a request
     that was refused or took too long."""
-    async with contextlib.aclosing(backend.stream(body)) as events:
+    async with contextlib.aclosing(replies) as events:
         while (event := await timer.wait_for(anext(events, None))) is not None:
             track.see(event)
             if isinstance(event, Refused):

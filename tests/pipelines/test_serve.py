@@ -35,7 +35,9 @@ from llada.tokenizer import (
     load_tokenizer,
 )
 from pipelines.serve import APP_NAME, ServeArgs, build_app, build_deployments, parse_args, serve
-from pipelines.serving.routes import RequestLimits
+from pipelines.serving.keys import KeyLimits
+from pipelines.serving.limits import RequestLimits
+from pipelines.serving.routes import Access
 from pipelines.stage.cluster import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -875,9 +877,41 @@ def test_sampling_settings_keep_the_endpoints_defaults() -> None:
     assert parse_args({"model": "m"}) == ServeArgs("m")
 
 
+def test_a_bad_file_of_keys_is_said_where_the_application_is_built(
+    random_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("short\n")
+    with pytest.raises(UserError, match="keys, line 1: a key has at least 8 characters"):
+        build_app(ServeArgs(str(random_model), api_keys=str(tmp_path / "keys")))
+
+
+def test_what_is_said_of_requests_reaches_the_gateway(random_model: Path, tmp_path: Path) -> None:
+    """And the keys themselves do not: Ray stores what a deployment is made with."""
+    (tmp_path / "keys").write_text("sk-secret-key\n")
+    said: dict[str, Any] = {
+        "max_choices": 3,
+        "max_messages": 4,
+        "max_body_bytes": 2048,
+        "request_timeout_s": 7.0,
+    }
+    said |= {"key_requests_per_minute": 5.0, "key_tokens_per_minute": 6.0, "log_prompts": True}
+    said |= {"cors_origins": ("https://a.org",), "max_prompt_tokens": 8, "api_keys": str(tmp_path / "keys")}
+    gateway = build_app(ServeArgs(str(random_model), **said))._bound_deployment
+    model, _, _, limits, access, keys = gateway.init_args
+    assert limits == RequestLimits(2048, 7.0, choices=3, messages=4)
+    assert access == Access((), KeyLimits(5.0, 6.0), ("https://a.org",), logs_prompts=True, echoes_id=False)
+    assert keys == said["api_keys"]
+    assert model._bound_deployment.init_kwargs["max_prompt_tokens"] == 8
+
+
 @pytest.mark.parametrize(
     "values, message",
     [
+        ({"model": "m", "key_tokens_per_minute": 5}, "serve: key_tokens_per_minute needs api_keys"),
+        ({"model": "m", "cors_origins": ["chat.example.org"]}, "like https://chat.example.org"),
+        ({"model": "m", "cors_origins": "https://a.org"}, "cors_origins must be (str, ...)"),
+        ({"model": "m", "max_messages": 0}, "max_messages must be at least 1"),
+        ({"model": "m", "max_prompt_tokens": 0}, "max_prompt_tokens must be at least 1"),
         ({"model": "m", "max_replica": 3}, "unknown setting max_replica; did you mean 'max_replicas'?"),
         ({"model": "m", "port": "8000"}, "port must be int, not '8000'"),
         ({"model": "m", "port": True}, "port must be int, not True"),

@@ -186,6 +186,11 @@ class SamplingBody(KnobFields):
         """How many prompts there are, before any is encoded."""
         return 1
 
+    @property
+    def num_messages(self) -> int:
+        """Turns of a conversation; 0: there is none."""
+        return 0
+
     @abstractmethod
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
         """What is to be continued, `n` times each; called in the replica. Raises RequestError for what cannot be."""

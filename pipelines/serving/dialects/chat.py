@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pipelines.serving.prompts import PromptEncoder
 
 
-_MAX_MESSAGES = 1024
 _ROLES = Literal["system", "user", "assistant", "tool", "function"]
 # What a turn of the assistant may carry beside text, and this model's turns do not.
 _NOT_TEXT = {
@@ -84,13 +83,17 @@ class ChatBody(SamplingBody):
 
     prompt_field: ClassVar[str] = "messages"
 
-    messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
+    messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     """The newer name of max_tokens."""
 
     @property
     def limit_field(self) -> str:
         return super().limit_field if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
+    def num_messages(self) -> int:
+        return len(self.messages)
 
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
         turns = [{"role": turn.role, "content": turn.content} for turn in self.messages]

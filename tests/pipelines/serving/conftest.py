@@ -15,6 +15,7 @@ from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.tokenizer import save_tokenizer, train_tokenizer
+from pipelines.serving.limits import RequestLimits
 from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import Health, build_api
 
@@ -39,9 +40,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def denoiser(small_model: Path) -> Iterator[Denoiser]:
-    """The model's side: replies of 8 tokens where nothing is said, 4 choices at the most."""
+    """The model's side: replies of 8 tokens where nothing is said."""
     sampling = SamplingConfig(gen_length=8, steps=None, block_length=32)
-    denoiser = Denoiser(str(small_model), sampling, max_choices=4)
+    denoiser = Denoiser(str(small_model), sampling)
     yield denoiser
     denoiser.close()
 
@@ -60,6 +61,12 @@ class Local:
         return Health("ok")
 
 
+@pytest.fixture(scope="session")
+def backend() -> Callable[[Denoiser], Local]:
+    """backend(denoiser) is what the application asks."""
+    return Local
+
+
 Call = Callable[..., httpx.Response]
 
 
@@ -69,7 +76,7 @@ def call() -> Call:
 
     def call(denoiser: Denoiser, method: str, path: str, body: Any = None) -> httpx.Response:
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(build_api(Local(denoiser), "tiny"))
+            transport = httpx.ASGITransport(build_api(Local(denoiser), "tiny", RequestLimits(choices=4)))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 content = body if isinstance(body, bytes) else json.dumps(body).encode()
                 return await client.request(method, path, content=content)

@@ -109,12 +109,16 @@ def test_choices_of_a_prompt_share_it_and_have_seeds_of_their_own(denoiser: Deno
         assert (own[-1].prompt_tokens > 0) == (index % 2 == 0)
 
 
-def test_choices_are_counted_before_a_prompt_is_encoded(
-    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(denoiser, "encoder")
-    with pytest.raises(RequestError, match="3000 prompts × n=2 are more than the 4 choices"):
-        denoiser.requests_of(body(prompt=["x"] * 3000, n=2))
+def test_a_prompt_has_its_limit(small_model: Path) -> None:
+    """With its suffix; what can be seen to exceed it is refused before it is encoded."""
+    denoiser = Denoiser(str(small_model), SamplingConfig(gen_length=8, steps=None), max_prompt_tokens=10)
+    denoiser.close()
+    assert chosen(denoiser, prompt=[7] * 10).gen_length == 8
+    for fields in ({"prompt": [7] * 11}, {"prompt": [7] * 9, "suffix": " Go on!"}, {"prompt": "Go " * 9000}):
+        with pytest.raises(RequestError, match="this endpoint takes 10 tokens, but the prompt has"):
+            denoiser.requests_of(body(**fields))
+    with pytest.raises(RequestError, match="characters, more than"):
+        denoiser.encoder.encode_text("Go on! " * 100)
 
 
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<|startoftext|>", "<|end_header_id|>"])
@@ -169,7 +173,7 @@ def test_the_fingerprint_says_what_answers(denoiser: Denoiser, small_model: Path
     first, *_ = events_of(denoiser, body(max_tokens=2))
     assert first == Serving(denoiser.fingerprint)
     same, other, invariant = (
-        Denoiser(str(small_model), sampling, max_choices=7, batch_invariant=batch_invariant)
+        Denoiser(str(small_model), sampling, max_concurrent=7, batch_invariant=batch_invariant)
         for sampling, batch_invariant in (
             (denoiser.sampling, False),
             (replace(denoiser.sampling, block_length=4), False),
@@ -191,8 +195,8 @@ def test_without_a_compiler_no_replica_starts_compiled(small_model: Path) -> Non
 
 
 def test_a_request_that_cannot_be_served_is_one_event(denoiser: Denoiser) -> None:
-    (event,) = events_of(denoiser, body(n=5))
-    assert (event.status, event.param) == (400, "n")  # type: ignore[union-attr]
+    (event,) = events_of(denoiser, body(max_tokens=CONTEXT))
+    assert (event.status, event.param) == (400, "prompt")  # type: ignore[union-attr]
 
 
 def test_what_cannot_be_served_is_the_users_to_mend(small_model: Path, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Event, Started, Text
 from pipelines.serving import routes
+from pipelines.serving.access_log import RequestIds
 from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.dialects.writer import ReplyWriter
+from pipelines.serving.limits import RequestLimits
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import DIALECTS, Dialect, Health, RequestLimits, build_api
+from pipelines.serving.routes import DIALECTS, Dialect, Health, build_api
 
 Call = Callable[..., httpx.Response]
 CHAT = [{"role": "user", "content": "How are you?"}]
@@ -194,7 +196,7 @@ class Slow:
 
     open = 0
 
-    async def stream(self, body: SamplingBody) -> AsyncGenerator[Event, None]:
+    async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[Event, None]:
         self.open += 1
         try:
             yield Started(0)
@@ -402,7 +404,7 @@ def test_a_client_who_goes_before_the_first_byte_leaves_nothing_behind() -> None
 
         open = 0
 
-        async def stream(self, body: SamplingBody) -> AsyncGenerator[Event, None]:
+        async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[Event, None]:
             self.open += 1
             try:
                 yield Started(0)

@@ -80,12 +80,6 @@ def test_what_a_turn_cannot_hold_is_refused_by_name(turn: dict[str, Any], messag
     assert message in caught.value.message
 
 
-def test_so_many_turns_are_enough() -> None:
-    assert len(body([USER] * 1024).messages) == 1024
-    with pytest.raises(RequestError, match="at most 1024 items"):
-        body([USER] * 1025)
-
-
 def test_a_conversation_is_one_prompt() -> None:
     tokenizer = train_tokenizer(["One, two, three."] * 5, 270)
     encoder = PromptEncoder(
