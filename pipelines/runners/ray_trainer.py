@@ -16,7 +16,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipelines.runners.failure_budget import FailureBudget
 from pipelines.runners.preemption import LeaveBeforeResize, LeaveOnSigterm
-from pipelines.stage.cluster import is_own_ray
+from pipelines.stage.own_ray import is_own_ray
 
 log = logging.getLogger(__name__)
 

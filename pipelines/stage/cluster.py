@@ -12,8 +12,6 @@ import logging
 import os
 import signal
 import socket
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,23 +20,15 @@ from typing import Any
 from llada.errors import UserError
 from llada.settings import check_limits, from_dict, limited, load_yaml, require
 from pipelines.stage.interruption import handlers_kept
+from pipelines.stage.own_ray import OWN_RAY, end_process, is_own_ray, own_node, spare_start
 
 _CONNECT_TIMEOUT_S = 5.0
-# How long a Ray started here may take to be up, on a machine that is busy with other things.
-START_TIMEOUT_S = 300.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Silences a FutureWarning about GPU variables on CPU tasks.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
-# Of a Ray started here, read by its processes. Ray's own limits are for machines that have nothing else to do.
-_PATIENT = {
-    "RAY_worker_register_timeout_seconds": f"{START_TIMEOUT_S:.0f}",
-    "RAY_agent_register_timeout_ms": f"{START_TIMEOUT_S * 1000:.0f}",
-}
-# Nobody takes away the one machine of a Ray started here: each training would start a process that looks out for it.
-_UNWATCHED = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # Ray adds 15 to the niceness of its workers: with other work on the machine they would hardly get a turn.
 _NICENESS = {"RAY_worker_niceness": "0"}
 # Where Ray tells the process of a job what it was submitted with.
@@ -125,9 +115,7 @@ def connect(cluster: ClusterConfig, log_dir: str | Path) -> Iterator[Path]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if cluster.address is None:
-        # Nobody but this process talks to a Ray started here.
-        own = {"RAY_AUTH_MODE": "disabled", **_PATIENT, **_UNWATCHED, **_NICENESS}
-        for name, value in own.items():
+        for name, value in {**OWN_RAY, **_NICENESS}.items():
             os.environ.setdefault(name, value)
     import ray
     import ray.data  # now, because importing it sets up its loggers, which _logs_to replaces
@@ -163,8 +151,8 @@ def until_exit() -> Iterator[None]:
         code = ended.code
     finally:
         _until_exit = False
-    if (node := _own_node()) is not None:
-        _end_process(node, code if isinstance(code, int) else int(code is not None))
+    if (node := own_node()) is not None:
+        end_process(node, code if isinstance(code, int) else int(code is not None))
     if code:
         raise SystemExit(code)
 
@@ -207,37 +195,6 @@ def _described(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
 
 
-def is_own_ray() -> bool:
-    """Whether this process has started the Ray that it is connected to."""
-    return _own_node() is not None
-
-
-def _own_node() -> Any:
-    """The Ray that this process has started itself, or None."""
-    worker = sys.modules.get("ray._private.worker")
-    node = worker and worker._global_node  # private, because Ray does not say otherwise whose it is
-    return node if node is not None and node.is_head() else None
-
-
-def _end_process(node: Any, code: int) -> None:
-    """What Python and ray.shutdown do at the end of a process, without a word to Ray's core worker."""
-    import psutil
-
-    try:
-        node.destroy_external_storage()  # objects for which the memory was too small
-    except Exception:
-        log.warning("what Ray has put on the disk could not be deleted", exc_info=True)
-    # The kernel tells most of Ray's processes of our end, but its agents look for it a minute long.
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
-    os._exit(code)
-
-
 def _leave() -> None:
     """Disconnect from Ray, and end one that was started here. What goes wrong then has nothing to do with our work."""
     import ray
@@ -274,7 +231,7 @@ def _init(cluster: ClusterConfig) -> None:
         if cluster.runtime_env:
             options["runtime_env"] = cluster.runtime_env
         try:
-            with _patient_start():
+            with spare_start():
                 ray.init(address="local", include_dashboard=False, **options)
         except Exception as error:
             if not _is_about_starting(error):
@@ -327,39 +284,6 @@ def _is_about_starting(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-@contextlib.contextmanager
-def _patient_start() -> Iterator[None]:
-    """For a `with` block, ray.init waits for its node as long as START_TIMEOUT_S; Ray has no setting for its own 30 s."""
-    # Private, because that is where ray.init asks whether its node is up.
-    from ray._private import services
-
-    ask = services.get_node
-
-    def wait(gcs_address: str, node_id: str) -> Any:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                return ask(gcs_address, node_id)
-            except RuntimeError:
-                if time.monotonic() > deadline or _has_died("raylet"):
-                    raise
-                time.sleep(0.5)
-
-    services.get_node = wait
-    try:
-        yield
-    finally:
-        services.get_node = ask
-
-
-def _has_died(name: str) -> bool:
-    """Whether a child of this process with this name has ended, and none is there that has not."""
-    import psutil
-
-    children = [child for child in psutil.Process().children() if child.name() == name]
-    return bool(children) and all(child.status() == psutil.STATUS_ZOMBIE for child in children)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ ray     what the command `pretrain` does with the same run: the worker's functio
         keeps the record of the run (metrics) and tells the driver of it
 
 A step: both train at once, in turns of some steps; who has no turn waits, so what else the machine does meets both alike. The
-process that trains is compared with the plain one; what all other processes of the run take meanwhile (driver, controller,
-Ray's actors and node) goes on with the time, not with the steps, and is also given as a part of one core.
+process that trains is compared with the plain one; what all other processes of the run take meanwhile (the driver and Ray's) goes
+on with the time, not with the steps, and is also given as a part of one core, process by process. A step here is one of one thread: to
+one that keeps more cores busy, the same is a smaller part.
 
 The start: CPU time of all processes of a run from their beginning until its first step, and the wall time, over several starts.
 
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -42,7 +43,6 @@ import psutil
 
 HERE = Path(__file__).resolve().parent
 CONTESTANTS = ("plain", "ray")
-PARTS = ("worker", "driver", "controller", "actors", "node")
 # A Ray on a busy machine may take so long to start.
 PATIENCE_S = 300.0
 NEVER = 1 << 30
@@ -112,6 +112,23 @@ def write_folder(folder: Path, setting: Setting) -> None:
 
 
 @dataclass(frozen=True)
+class Used:
+    """What a run has used: seconds on the clock, and of CPU in the process that trains and in each of the others by its name."""
+
+    seconds: float
+    worker: float
+    others: dict[str, float]
+
+    @property
+    def in_others(self) -> float:
+        return sum(self.others.values())
+
+    def since(self, before: Used) -> Used:
+        others = {name: max(0.0, now - before.others.get(name, 0.0)) for name, now in self.others.items()}
+        return Used(self.seconds - before.seconds, self.worker - before.worker, others)
+
+
+@dataclass(frozen=True)
 class Job:
     """One run of a contestant."""
 
@@ -130,38 +147,41 @@ class Gate:
     def __init__(self, port: int, root: psutil.Process) -> None:
         self.root = root
         self.lines = socket.create_connection(("127.0.0.1", port)).makefile("rw")
-        self.before: Mapping[str, float] = {}
+        self.before = Used(0.0, 0.0, {})
 
     def __call__(self, event: Any) -> None:
         if event.name not in ("start", "step"):
             return
         # What it takes to look at the other processes is in no turn.
-        now = {"worker": time.process_time()} | used_by_others(self.root)
-        self.lines.write(json.dumps({name: now[name] - self.before.get(name, 0.0) for name in now}) + "\n")
+        worker = time.process_time()
+        used = used_by_others(self.root, worker).since(self.before)
+        self.lines.write(json.dumps(asdict(used)) + "\n")
         self.lines.flush()
         self.lines.readline()
-        self.before = used_by_others(self.root) | {"worker": time.process_time()}
+        self.before = replace(used_by_others(self.root, 0.0), worker=time.process_time())
 
 
-def used_by_others(root: psutil.Process) -> dict[str, float]:
-    """Seconds since the process `root` began, and seconds of CPU of it and of those below it, without this process."""
-    used = dict.fromkeys(PARTS[1:], 0.0)
+def used_by_others(root: psutil.Process, worker: float) -> Used:
+    """Of the process `root` and those below it, this one (`worker`) apart."""
+    others: dict[str, float] = {}
     for process in [root, *root.children(recursive=True)]:
         try:
-            times, name = process.cpu_times(), (process.cmdline() or [process.name()])[0]
+            times, words = process.cpu_times(), process.cmdline() or [process.name()]
         except psutil.Error:  # has ended meanwhile
             continue
         if process.pid == os.getpid():
             continue
-        part = "driver" if process == root else _part_of(name)
-        used[part] += times.user + times.system
-    return used | {"seconds": time.time() - root.create_time()}
+        name = "driver" if process == root else _name_of(words)
+        others[name] = others.get(name, 0.0) + times.user + times.system
+    return Used(time.time() - root.create_time(), worker, others)
 
 
-def _part_of(name: str) -> str:
-    if not name.startswith("ray::") or "Agent" in name:
-        return "node"
-    return "controller" if "TrainController" in name else "actors"
+def _name_of(words: list[str]) -> str:
+    """Of one of Ray's processes: its program, or the class of the actor that it has made of its title."""
+    if words[0].startswith("ray::"):
+        return words[0].removeprefix("ray::").split(".")[0]
+    scripts = [word for word in words[1:] if word.endswith(".py")]
+    return Path(scripts[0] if scripts else words[0]).name
 
 
 def train_plainly(job: Job) -> None:
@@ -239,9 +259,12 @@ def _go_on(lines: Any) -> None:
     lines.flush()
 
 
-def measure(setting: Setting, turns: int, starts: int) -> dict[str, list[dict[str, dict[str, float]]]]:
-    """What was used, {"start": and "turn": [{contestant: {part: seconds of CPU}}]}, of each start and each turn."""
-    found: dict[str, list[dict[str, dict[str, float]]]] = {"start": [], "turn": []}
+Found = dict[str, list[dict[str, Used]]]
+"""{"start" and "turn": [{contestant: what it used}]}, of each start and each turn."""
+
+
+def measure(setting: Setting, turns: int, starts: int) -> Found:
+    found: Found = {"start": [], "turn": []}
     with tempfile.TemporaryDirectory() as temporary, socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE_S)
         folder = Path(temporary, "data")
@@ -256,7 +279,7 @@ def measure(setting: Setting, turns: int, starts: int) -> dict[str, list[dict[st
             found["start"].append({})
             for name in CONTESTANTS[:: 1 if number % 2 == 0 else -1]:
                 with running(server, job(name, number, 0)) as lines:
-                    found["start"][-1][name] = json.loads(lines.readline())
+                    found["start"][-1][name] = Used(**json.loads(lines.readline()))
                     _go_on(lines)
                     lines.readline()
         with (
@@ -272,36 +295,46 @@ def measure(setting: Setting, turns: int, starts: int) -> dict[str, list[dict[st
                 found["turn"].append({})
                 for name in CONTESTANTS[:: 1 if turn % 2 == 0 else -1]:
                     _go_on(both[name])
-                    found["turn"][-1][name] = json.loads(both[name].readline())
+                    found["turn"][-1][name] = Used(**json.loads(both[name].readline()))
     return found
 
 
-def summary(found: dict[str, list[dict[str, dict[str, float]]]], steps: int) -> dict[str, Any]:
+def summary(found: Found, steps: int) -> dict[str, Any]:
     """Medians and ranges; of ratios, those of the turns."""
-    turns = found["turn"]
-    plain = [turn["plain"]["worker"] for turn in turns]
-    trains = [turn["ray"]["worker"] for turn in turns]
-    others = [sum(turn["ray"][part] for part in PARTS[1:]) for turn in turns]
-    seconds = [turn["ray"]["seconds"] for turn in turns]
+    plain, ray = ([turn[name] for turn in found["turn"]] for name in CONTESTANTS)
+    pairs = list(zip(plain, ray, strict=True))
     starts = {name: [start[name] for start in found["start"]] for name in CONTESTANTS}
     return {
         "step": {
-            "plain_cpu_s": _spread([each / steps for each in plain]),
-            "ray_worker_cpu_s": _spread([each / steps for each in trains]),
-            "ray_others_cpu_s": _spread([each / steps for each in others]),
-            "ray_others_cores": _spread([a / b for a, b in zip(others, seconds, strict=True)]),
-            "added_in_worker": _spread([a / b - 1 for a, b in zip(trains, plain, strict=True)]),
-            "added_in_all": _spread([(a + c) / b - 1 for a, b, c in zip(trains, plain, others, strict=True)]),
+            "plain_cpu_s": _spread([each.worker / steps for each in plain]),
+            "ray_worker_cpu_s": _spread([each.worker / steps for each in ray]),
+            "ray_others_cpu_s": _spread([each.in_others / steps for each in ray]),
+            "ray_others_cores": _spread([each.in_others / each.seconds for each in ray]),
+            "ray_cores_by_process": _by_process([replace(each, others=_cores(each)) for each in ray]),
+            "added_in_worker": _spread([b.worker / a.worker - 1 for a, b in pairs]),
+            "added_in_all": _spread([(b.worker + b.in_others) / a.worker - 1 for a, b in pairs]),
         },
         "start": {
             name: {
-                "cpu_s": _spread([sum(each[part] for part in PARTS) for each in rows]),
-                **{f"{part}_cpu_s": _spread([each[part] for each in rows]) for part in PARTS},
-                "seconds": _spread([each["seconds"] for each in rows]),
+                "cpu_s": _spread([each.worker + each.in_others for each in rows]),
+                "worker_cpu_s": _spread([each.worker for each in rows]),
+                "cpu_s_by_process": _by_process(rows),
+                "seconds": _spread([each.seconds for each in rows]),
             }
             for name, rows in starts.items()
         },
     }
+
+
+def _cores(used: Used) -> dict[str, float]:
+    return {name: each / used.seconds for name, each in used.others.items()}
+
+
+def _by_process(rows: list[Used]) -> dict[str, dict[str, float]]:
+    """Of each process but the one that trains, most first."""
+    names = {name for row in rows for name in row.others}
+    spreads = {name: _spread([row.others.get(name, 0.0) for row in rows]) for name in names}
+    return dict(sorted(spreads.items(), key=lambda item: -item[1]["median"]))
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -342,18 +375,25 @@ def main() -> None:
         "setting": asdict(setting) | {"turns": arguments.turns, "starts": arguments.starts},
     }
     found = measure(setting, arguments.turns, arguments.starts)
-    report |= summary(found, setting.steps) | {"measured": found}
+    report |= summary(found, setting.steps)
+    report["measured"] = {
+        kind: [{name: asdict(used) for name, used in row.items()} for row in rows]
+        for kind, rows in found.items()
+    }
     report["machine"]["load_after"] = os.getloadavg()[0]
     step, start = report["step"], report["start"]
     print(f"a step, plain   {_told(step['plain_cpu_s'], 1e3)} ms of CPU")
     print(f"  under Ray     {_told(step['ray_worker_cpu_s'], 1e3)} ms in the worker")
     print(f"  added         {_told(step['added_in_worker'], 100)} % in the worker")
     print(f"                {_told(step['added_in_all'], 100)} % with all other processes, which take")
-    print(f"                {_told(step['ray_others_cores'], 100)} % of a core")
+    print(f"                {_told(step['ray_others_cores'], 100)} % of a core:")
+    for name, used in step["ray_cores_by_process"].items():
+        print(f"  {name:19} {_told(used, 100)} %")
     for name, used in start.items():
         print(f"the start, {name:5} {_told(used['cpu_s'], 1)} s of CPU in {_told(used['seconds'], 1)} s")
-    for part in PARTS:
-        print(f"  {part:13} {_told(start['ray'][f'{part}_cpu_s'], 1)} s")
+    print(f"  {'worker':19} {_told(start['ray']['worker_cpu_s'], 1)} s")
+    for name, used in start["ray"]["cpu_s_by_process"].items():
+        print(f"  {name:19} {_told(used, 1)} s")
     target = arguments.results / "ray_overhead.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=1) + "\n")

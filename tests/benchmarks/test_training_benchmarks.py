@@ -52,30 +52,36 @@ def test_a_run_says_what_its_start_and_its_turns_have_used(tmp_path: Path) -> No
         port = server.getsockname()[1]
         job = overhead.Job("plain", setting(), 1, str(tmp_path / "data"), str(tmp_path / "out"), port)
         with overhead.running(server, job) as lines:
-            start = json.loads(lines.readline())
+            start = overhead.Used(**json.loads(lines.readline()))
             overhead._go_on(lines)
             lines.readline()
             overhead._go_on(lines)
-            turn = json.loads(lines.readline())
-    assert start["worker"] > turn["worker"] > 0
-    assert 0 < turn["seconds"] < start["seconds"]
-    assert sum(start[part] + turn[part] for part in overhead.PARTS[1:]) == 0
+            turn = overhead.Used(**json.loads(lines.readline()))
+    assert start.worker > turn.worker > 0
+    assert 0 < turn.seconds < start.seconds
+    assert start.others == turn.others == {}
 
 
 def test_what_ray_adds_is_a_part_of_what_the_plain_run_takes() -> None:
     overhead = importlib.import_module("ray_overhead")
 
-    def used(worker: float, *others: float) -> dict[str, float]:
-        return dict(zip(overhead.PARTS, (worker, *others), strict=True)) | {"seconds": 4.0}
+    def used(worker: float, **others: float) -> Any:
+        return overhead.Used(4.0, worker, others)
 
     turns = [
-        {"plain": used(2.0, 0, 0, 0, 0), "ray": used(2.0 + extra, 0.1, 0, 0, 0.1)} for extra in (0, 0.02, 0.5)
+        {"plain": used(2.0), "ray": used(2.0 + extra, driver=0.1, raylet=0.1)} for extra in (0, 0.02, 0.5)
     ]
+    turns[2]["ray"] = used(2.5, driver=0.06, raylet=0.1, gcs_server=0.04)
     found = overhead.summary({"turn": turns, "start": turns}, steps=2)
     assert found["step"]["plain_cpu_s"] == {"median": 1.0, "least": 1.0, "most": 1.0}
     assert found["step"]["added_in_worker"]["median"] == pytest.approx(0.01)
     assert found["step"]["added_in_all"]["median"] == pytest.approx(0.11)
     assert found["step"]["ray_others_cores"]["median"] == pytest.approx(0.05)
+    by_process = found["step"]["ray_cores_by_process"]
+    assert {name: used["median"] for name, used in by_process.items()} == pytest.approx(
+        {"driver": 0.025, "raylet": 0.025, "gcs_server": 0}
+    )
+    assert by_process["gcs_server"]["most"] == pytest.approx(0.01)
     assert found["start"]["ray"]["cpu_s"]["most"] == pytest.approx(2.7)
 
 
@@ -85,6 +91,6 @@ def test_ray_is_compared_with_a_plain_run(tmp_path: Path) -> None:
     subprocess.run([sys.executable, script, "--quick", "--results", tmp_path], check=True)
     report = json.loads((tmp_path / "ray_overhead.json").read_text())
     assert len(report["measured"]["turn"]) == 2
-    assert all(
-        report["start"]["ray"][f"{part}_cpu_s"]["median"] > 0 for part in ("worker", "driver", "controller")
-    )
+    for used in (report["step"]["ray_cores_by_process"], report["start"]["ray"]["cpu_s_by_process"]):
+        assert {"driver", "raylet", "gcs_server"} <= used.keys()
+    assert report["start"]["plain"]["cpu_s_by_process"] == {}

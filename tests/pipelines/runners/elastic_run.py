@@ -29,7 +29,8 @@ from llada.training import trainer
 from llada.training.batches import BatchStream
 from llada.training.trainer import TrainResult
 from pipelines.runners.workers import WorkerHooks, run_workers
-from pipelines.stage.cluster import _PATIENT, ClusterConfig, _patient_start
+from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.own_ray import PATIENT, patient_start
 
 STEPS_EACH = 7
 CHECKPOINT_EVERY = 4
@@ -83,7 +84,7 @@ def change_nodes(cluster: Cluster, nodes: list[Any], folder: Path, plan: list[in
         while not (folder / f"phase-{phase}").exists():
             time.sleep(0.05)
         for _ in range(number - before):
-            with _patient_start():
+            with patient_start():
                 nodes.append(cluster.add_node(num_cpus=1))
         for _ in range(before - number):
             node = nodes.pop()
@@ -100,8 +101,8 @@ def main() -> None:
     folder, data, plan = Path(sys.argv[1]), sys.argv[2], [int(number) for number in sys.argv[3].split(",")]
     (folder / "rows").mkdir()
     configs = json_configs(folder)
-    os.environ.update(_PATIENT)
-    with _patient_start():
+    os.environ.update(PATIENT)
+    with patient_start():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         nodes = [cluster.add_node(num_cpus=1) for _ in range(plan[0] - 1)]
         cluster.wait_for_nodes(timeout=300)

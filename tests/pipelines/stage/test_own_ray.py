@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.stage.own_ray import OWN_RAY, is_own_ray
+
+
+def test_every_setting_is_one_that_this_ray_knows():
+    """Ray takes any name without a word."""
+    import ray
+
+    package = Path(ray.__file__).parent
+    raylet = (package / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
+    sources = "\n".join(
+        path.read_text()
+        for folder in ("_private", "dashboard", "train")
+        for path in (package / folder).rglob("*.py")
+    )
+    unknown = [
+        name
+        for name in OWN_RAY
+        if f'"{name}"' not in sources and f"\0{name.removeprefix('RAY_')}\0".encode() not in raylet
+    ]
+    assert unknown == []
+
+
+@pytest.mark.integration
+def test_a_ray_of_our_own_has_only_the_processes_that_it_needs(local_ray):
+    assert is_own_ray()
+    words = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    there = {
+        name: any(name in each for each in words)
+        for name in ("gcs_server", "raylet/raylet", "log_monitor.py", "monitor.py", "dashboard/dashboard.py")
+    }
+    assert there == {name: name in ("gcs_server", "raylet/raylet") for name in there}
