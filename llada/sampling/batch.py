@@ -6,7 +6,6 @@ round between groups, not between the rows that one of them has: who has 32 gets
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from llada.sampling.config import SamplingConfig
 from llada.sampling.forward import columns_to_feed
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import plan
+from llada.sampling.trace import Trace, read_trace
 
 
 class Group:
@@ -53,19 +53,6 @@ class Progress(NamedTuple):
     tokens: Tensor  # (L,) int64: its row, masks included
     final_until: int  # the column before which no token changes any more
     forwards: int  # of the row so far
-
-
-class Trace(NamedTuple):
-    """What some columns of a row tell."""
-
-    block: tuple[int, int]
-    """The columns [from, to) of the block that the row works on."""
-    blocks: tuple[int, ...]
-    """In which block each stands."""
-    steps: tuple[int | None, ...]
-    """Which of the row's forwards committed the token; None where none did."""
-    confidences: tuple[float | None, ...]
-    """The model's probability of it then; None where none did."""
 
 
 class Batch:
@@ -129,14 +116,8 @@ class Batch:
 
     def trace(self, run: Run, begin: int, end: int) -> Trace:
         """How the tokens in these columns of a row that is traced came to be there."""
-        canvas = self.canvas
-        assert canvas is not None
-        row = self.runs.index(run)
-        own = row, slice(begin, end)
-        steps = (None if step < 0 else step for step in canvas.reveal_step[own].tolist())
-        sure = (None if math.isnan(value) else value for value in canvas.confidence[own].tolist())
-        block = int(canvas.block_begin[row]), int(canvas.block_end[row])
-        return Trace(block, tuple(canvas.block_of[own].tolist()), tuple(steps), tuple(sure))
+        assert self.canvas is not None
+        return read_trace(self.canvas, self.runs.index(run), begin, end)
 
     def _whose_turn(self, canvas: Canvas, step: Step) -> Step:
         """Those rows of a step that may be fed at once: the higher priority first, then one row of each group, that which

@@ -57,6 +57,7 @@ class Uses(NamedTuple):
     committed: bool  # weighs what was committed
     remasking: bool  # makes masks of tokens
     trace: bool  # keeps confidences
+    forced: bool  # is told what it writes
 
 
 class Canvas:
@@ -74,6 +75,8 @@ class Canvas:
         "block_of": 0,
         "reveal_step": -1,
         "confidence": torch.nan,
+        "top_of": -1,
+        "forced": -1,
         "due": 0,
         "again": NEVER,
     }
@@ -98,6 +101,7 @@ class Canvas:
         "stratified",
         "weighs_committed",
         "is_traced",
+        "num_top",
         "block",
         "block_masks",
         "block_begin",
@@ -106,7 +110,7 @@ class Canvas:
         "forwards",
         "token_forwards",
     )
-    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches", "constraints")
+    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches", "constraints", "tops")
 
     def __init__(
         self,
@@ -122,6 +126,8 @@ class Canvas:
         seed: int | Sequence[int] | None = None,
         network_block: int | None = None,
         is_traced: bool = False,
+        num_top: int = 0,
+        forced: Sequence[int] = (),
     ) -> None:
         """Rows with the same settings; `join` puts others beside them.
 
@@ -137,7 +143,9 @@ class Canvas:
             seed: an int seeds row i with seed + i, a sequence gives each row its own. None is random, or 0 where
                 `temperature` is 0.
             network_block: of a block-causal network the length of its blocks (`predict.network_block`).
-            is_traced: how likely the model calls each token that is committed is kept.
+            is_traced: how likely the model calls each token that is committed is kept (trace.py).
+            num_top: and so many of the likeliest tokens in its place.
+            forced: what the text's masks become in any case, an id for each of its first positions.
 
         Raises:
             UserError: settings that mean nothing to a block-causal network; the padding is the mask token, which would be
@@ -222,7 +230,14 @@ class Canvas:
         self.reveal_step = torch.full_like(tokens, -1)  # (B, L): forward of the row that committed a token
         # (B, L) of a traced row the model's probability of a token, among what may stand there, when it was committed.
         self.confidence = torch.full(tokens.shape, torch.nan, dtype=torch.float64)
-        self.is_traced = each(is_traced, torch.bool)
+        self.is_traced, self.num_top = each(is_traced, torch.bool), each(num_top)
+        self.forced = torch.full_like(
+            tokens, -1
+        )  # (B, L): what a mask becomes in any case; -1: what is drawn
+        self.forced[:, start : start + len(forced)] = torch.tensor(forced, dtype=torch.int64)
+        # (B, L): where among `tops` stands what was likeliest when a token was committed.
+        self.top_of = torch.full_like(tokens, -1)
+        self.tops: list[list[tuple[tuple[int, float], ...]]] = [[] for _ in range(B)]
         self.nfe = 0  # forwards so far; a batch counts once, guidance's doubled batch too
         length.hold_back(self)
 
@@ -288,6 +303,7 @@ class Canvas:
             committed=bool(self.weighs_committed.any()),
             remasking=any(rule.may_remask for rule in self.rules),
             trace=bool(self.is_traced.any()),
+            forced=bool((self.forced >= 0).any()),
         )
 
     def is_end(self, tokens: Tensor) -> Tensor:
@@ -365,6 +381,8 @@ def prompt_canvas(
     seed: int | Sequence[int] | None = None,
     network_block: int | None = None,
     is_traced: bool = False,
+    num_top: int = 0,
+    forced: Sequence[int] = (),
 ) -> Canvas:
     """Prompt + `config.gen_length` masks, `config.fixed` among them, + suffix.
 
@@ -412,4 +430,6 @@ def prompt_canvas(
         seed=seed,
         network_block=network_block,
         is_traced=is_traced,
+        num_top=num_top,
+        forced=forced,
     )

@@ -52,6 +52,20 @@ def two_likeliest(logits: Tensor, impossible: Tensor | None = None) -> Tensor:
     return out
 
 
+def likeliest_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(N, count) ids of the highest probabilities of softmax(logits), the highest first, and the probabilities' logarithms in
+    float64; all V where there are no more."""
+    ids, log_probs = [], []
+    for part in _slices(logits):
+        some = logits[part]
+        values, own = some.topk(min(count, some.shape[1]))
+        highest = values[:, :1].clamp(min=_FLOOR)
+        total = (some - highest).exp_().sum(1, keepdim=True, dtype=torch.float64).log_()
+        ids.append(own)
+        log_probs.append(values.double() - highest.double() - total)
+    return torch.cat(ids), torch.cat(log_probs)
+
+
 def _without(logits: Tensor, part: slice, impossible: Tensor | None) -> Tensor:
     if impossible is None:
         return logits[part]

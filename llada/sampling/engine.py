@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import threading
 import time
 from collections import Counter, deque
@@ -36,9 +35,9 @@ from llada.sampling.sampler import advance
 from llada.sampling.text import spell_fixed, text_ends, turn_end
 from llada.sampling.text_stream import pieces
 from llada.sampling.token_bytes import TokenBytes
+from llada.sampling.trace import log_prob_of
 
 _log = logging.getLogger(__name__)
-_LEAST = 1e-300  # a probability whose log is a number
 _FAILURES_IN_A_ROW = 3  # a broken accelerator fails every request; one bad request must not restart a server
 
 
@@ -57,6 +56,11 @@ class GenerateRequest:
     """After every forward, also the whole reply with its masks (`Draft`)."""
     wants_trace: bool = False
     """With every text, also its tokens: which forward each came from, and how sure the model was of it then (`Token`)."""
+    num_top: int = 0
+    """Of `wants_trace`: and so many of the likeliest tokens in its place."""
+    forced: Sequence[int] = ()
+    """What is written at the first positions of the reply, an id each, whatever the network would: the trace says how likely it
+    was. Not where masks may be put in."""
     priority: int = 0
     """The higher go first, into the engine and into a forward that does not hold all rows; equals take turns."""
 
@@ -220,7 +224,14 @@ class DenoiseEngine:
         named = named_ids(spelled)
         if self.mask_id in named["fixed"].tolist():
             raise UserError(f"sampling: fixed must not hold the mask token (id {self.mask_id})")
-        for name, given in {"prompt": request.prompt, "suffix": request.suffix}.items():
+        if self.mask_id in request.forced:
+            raise UserError(f"the mask token (id {self.mask_id}) cannot be written")
+        if len(request.forced) > request.sampling.gen_length or (
+            request.forced and request.sampling.initial_length is not None
+        ):
+            raise UserError("forced tokens need a canvas that has a place for each and does not grow")
+        given_ids = {"prompt": request.prompt, "suffix": request.suffix, "forced": request.forced}
+        for name, given in given_ids.items():
             check_tokens(name, self.model, torch.tensor([*given], dtype=torch.int64))
         for name, ids in named.items():
             check_tokens(f"sampling: {name}", self.model, ids)
@@ -251,6 +262,8 @@ class DenoiseEngine:
             seed=request.seed,
             network_block=network_block(self.model),
             is_traced=request.wants_trace or request.wants_drafts,
+            num_top=request.num_top,
+            forced=request.forced,
         )
         self._write(run.stream, Started(run.index))
         return canvas
@@ -397,12 +410,15 @@ class DenoiseEngine:
         """The tokens [begin, end) of a reply that is traced."""
         start = len(run.request.prompt)
         trace = self._batch.trace(run, start + begin, start + end)
-        logprobs = [None if sure is None else math.log(max(sure, _LEAST)) for sure in trace.confidences]
-        ids = run.reply.ids[begin:end]
-        return tuple(
-            Token(token, self.token_bytes[token], block, step, logprob)
-            for token, block, step, logprob in zip(ids, trace.blocks, trace.steps, logprobs, strict=True)
-        )
+        found = []
+        for place, token in enumerate(run.reply.ids[begin:end]):
+            sure, top = trace.confidences[place], dict(trace.tops[place])
+            # The same number in both places: clients compare them.
+            log_prob = None if sure is None else top.get(token, log_prob_of(sure))
+            spelled = tuple((self.token_bytes[other], value) for other, value in top.items())
+            block, step = trace.blocks[place], trace.steps[place]
+            found.append(Token(token, self.token_bytes[token], block, step, log_prob, spelled))
+        return tuple(found)
 
     def _draft(self, run: _Run, forwards: int) -> Draft:
         start, drawn = len(run.request.prompt), run.reply.draw()

@@ -25,7 +25,7 @@ class Token:
     """A token of a reply, and how it came to be there."""
 
     id: int
-    bytes: bytes
+    raw: bytes
     """What it stands for, maybe a part of a character; of a special token, whose text does not show, its name."""
     block: int
     """Of the canvas, counted from 0."""
@@ -33,11 +33,17 @@ class Token:
     """The 0-based forward of its reply that it came from; None: it was given."""
     logprob: float | None
     """Of the model's probability of it in that forward, among what may stand at its place; None: it was given."""
+    top: tuple[tuple[bytes, float], ...] = ()
+    """As many as were asked for of the likeliest tokens there: what they stand for, and their log-probabilities."""
 
     @property
     def text(self) -> str:
-        """The bytes as text; where they are none, written \\xf0 and the like."""
-        return self.bytes.decode("utf-8", errors="backslashreplace")
+        return show_bytes(self.raw)
+
+
+def show_bytes(spelled: bytes) -> str:
+    """Bytes as text; where they are none, written \\xf0 and the like."""
+    return spelled.decode("utf-8", errors="backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,7 @@ def grow(canvas: Canvas, look: Look) -> None:
     canvas.tokens[grown] = canvas.tokens[grown].gather(1, source).masked_fill(is_new, canvas.mask_id)
     canvas.reveal_step[grown] = canvas.reveal_step[grown].gather(1, source).masked_fill(is_new, -1)
     canvas.confidence[grown] = canvas.confidence[grown].gather(1, source).masked_fill(is_new, torch.nan)
+    canvas.top_of[grown] = canvas.top_of[grown].gather(1, source).masked_fill(is_new, -1)
     canvas.stop[grown] += count_of.squeeze(1)
     canvas.block[grown] = -1  # begun anew: its masks are counted again, and a cache feeds everything
     canvas.blocks_left[grown] = _blocks_left(canvas, grown)

@@ -3,6 +3,7 @@
     remasking        knob            source                   commits
     low_confidence                   LLaDA, 2502.09992        the most confident, as many at each step
     random                           LLaDA                    any, as many at each step
+    leftmost                                                  the first from the left, as many at each step
     margin                           2502.06768               the furthest ahead of their next best token
     first_hitting                    2409.02908               any, as many at each step, drawn from the model
     ancestral        (schedule)      MDLM, 2406.07524         by coin, drawn from the model
@@ -178,6 +179,7 @@ _RULES = {
     # Kim et al. (arXiv 2502.06768): sure is where no other token is nearly as likely.
     "margin": Rule(lambda c: highest(c.margin, c.quota, c.margin_slack), heeds=_SUPPRESSES),
     "random": Rule(lambda c: highest(c.uniform, c.quota)),
+    "leftmost": Rule(lambda c: highest(c.table(-c.slot.double()), c.quota)),
     # The first-hitting sampler (arXiv 2409.02908). In continuous time no two masks go at once, and as all have the same
     # chance at any time, each is the next with equal probability; a network that is told no time need not know when. With a
     # step for each mask this is MDLM's process with infinitely many; with fewer, the masks go in groups.

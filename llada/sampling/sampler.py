@@ -45,9 +45,10 @@ from llada.sampling.candidates import Candidates
 from llada.sampling.canvas import Canvas, Step
 from llada.sampling.coins import NEVER, spread
 from llada.sampling.constraints import Constraints
-from llada.sampling.draw import Cut, confidence, draw_tokens, likeliest
+from llada.sampling.draw import Cut, draw_tokens, likeliest
 from llada.sampling.forward import forward
 from llada.sampling.prefixes import PrefixStore
+from llada.sampling.trace import record
 
 _SUM, _SHIFT = stream_key(0, "sum"), stream_key(0, "shift of sums")
 # How far apart equal logits may come out of two float32 forwards that differ in shape, per unit of their size. Less
@@ -171,6 +172,9 @@ def _unmask(canvas: Canvas, step: Step, logits: Tensor) -> None:
     is_held = present != canvas.mask_id
     if canvas.uses.committed:
         tokens = torch.where(is_held, present, tokens)
+    if canvas.uses.forced:
+        forced = torch.from_numpy(canvas.forced.numpy()[at, column])
+        tokens = torch.where(forced < 0, tokens, forced)
     own = logits.gather(1, tokens.to(logits.device)[:, None])
     block = canvas.block.numpy()[rows]
     candidates = Candidates(
@@ -233,10 +237,11 @@ def _write(canvas: Canvas, rows: np.ndarray, candidates: Candidates, is_chosen: 
     canvas.tokens.numpy()[written] = tokens[is_written]
     canvas.reveal_step.numpy()[written] = canvas.forwards.numpy()[written[0]]
     if canvas.uses.trace:
-        (traced,) = (is_written & canvas.is_traced.numpy()[at]).nonzero()
-        of_traced = candidates.logits[torch.from_numpy(traced).to(candidates.logits.device)]
-        sure = confidence(of_traced, candidates.tokens[torch.from_numpy(traced)])
-        canvas.confidence.numpy()[at[traced], column[traced]] = sure.cpu().numpy()
+        traced = torch.from_numpy((is_written & canvas.is_traced.numpy()[at]).nonzero()[0])
+        logits = candidates.logits[traced.to(candidates.logits.device)]
+        record(
+            canvas, torch.from_numpy(at)[traced], candidates.column[traced], logits, candidates.tokens[traced]
+        )
     if canvas.uses.remasking:
         committed, dropped = np.zeros((2, len(rows), canvas.tokens.shape[1]), dtype=bool)
         committed[row, column] = is_written

@@ -88,6 +88,19 @@ class PromptEncoder:
         if len(ids) + len(suffix) > self._max_length:
             self._refuse(f"{len(ids) + len(suffix):,} tokens" + (" with its suffix" if suffix else ""), param)
 
+    def check_stop_ids(self, ids: Sequence[int]) -> frozenset[int]:
+        """The ids themselves. Raises RequestError for one that is no token or the mask."""
+        for token in ids:
+            if not 0 <= token < self._vocab_size or token == self._mask_id:
+                why = (
+                    "is the mask, which no reply holds"
+                    if token == self._mask_id
+                    else f"lies outside the vocabulary of {self._vocab_size}"
+                )
+                message = f"stop_token_ids: id {shorten(str(token))} {why}"
+                raise RequestError(400, message, param="stop_token_ids")
+        return frozenset(ids)
+
     def _refuse_too_long(self, text: str, param: str) -> None:
         if len(text) > self._max_bytes or len(text.encode()) > self._max_bytes:
             self._refuse(f"{len(text):,} characters, more than so many tokens can spell", param)

@@ -12,7 +12,7 @@ import dataclasses
 import gc
 import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import torch
 
@@ -22,7 +22,7 @@ from llada.model.predict import network_block
 from llada.sampling.blocks import count_blocks
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
-from llada.sampling.events import Finished, Started, Text
+from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
@@ -31,6 +31,7 @@ from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Refused, ReplicaEvent, Serving
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.scaling import CHOICES
+from pipelines.serving.scoring import Score, score_prompts
 from pipelines.stage.artifact import fetch_folder, find_manifest
 
 _log = logging.getLogger(__name__)
@@ -129,19 +130,15 @@ class Denoiser:
         try:
             # In a thread: tokenising a long text must not hold up the streams of the others.
             prompts, requests = await asyncio.to_thread(self.requests_of, body)
+            scores = self._scores_of(body, prompts)
         except RequestError as error:
             yield Refused(error.status, error.message, error.param, error.code)
             return
         yield Serving(self.fingerprint, self.run_id)
         try:
-            async with contextlib.aclosing(self.engine.stream(*requests)) as events:
+            async with contextlib.aclosing(self._run(body, prompts, scores, requests)) as events:
                 async for event in events:
-                    if isinstance(event, Finished) and event.index % body.n:
-                        # The choices of one prompt share it: it counts once.
-                        event = dataclasses.replace(event, prompt_tokens=0)
                     yield event
-                    if isinstance(event, Started) and (echo := prompts[event.index // body.n].echo):
-                        yield Text(event.index, echo)
         except UserError as error:
             yield Refused(400, str(error), _blamed_knob(body, error), None)
         except Exception as error:
@@ -151,14 +148,56 @@ class Denoiser:
                 )
             raise
 
+    async def _run(
+        self,
+        body: SamplingBody,
+        prompts: Sequence[Prompt],
+        scores: Sequence[Score],
+        requests: Sequence[GenerateRequest],
+    ) -> AsyncGenerator[Event, None]:
+        """The likelihoods that are asked for, then the replies, each behind its echo."""
+        async with contextlib.aclosing(score_prompts(self.engine, scores)) as begun:
+            async for started in begun:
+                yield started
+        ids = range(len(prompts) * body.n)
+        if body.token_limit == 0:  # the prompts alone
+            events = _without_replies([prompts[i // body.n] for i in ids])
+        else:
+            events = self.engine.stream(*requests)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                prompt, choice = divmod(event.index, body.n)
+                if isinstance(event, Finished):
+                    # The choices of one prompt share it: it counts once.
+                    given = 0 if choice else event.prompt_tokens
+                    spent = scores[prompt].forwards if scores and not choice else 0
+                    event = dataclasses.replace(event, prompt_tokens=given, nfe=event.nfe + spent)
+                yield event
+                if isinstance(event, Started) and (echo := prompts[prompt].echo) is not None:
+                    yield Text(event.index, echo, tuple(scores[prompt].tokens) if scores else ())
+
+    def _scores_of(self, body: SamplingBody, prompts: Sequence[Prompt]) -> list[Score]:
+        """The likelihoods that are asked for. Raises RequestError."""
+        if (wanted := body.likelihood) is None:
+            return []
+        own = {"num_top": body.num_top or 0, "seed": body.seed or 0}
+        cfg_scale = body.knobs().get("cfg_scale", self.sampling.cfg_scale)
+        return [
+            Score(self.engine, prompt.ids, **wanted._asdict(), **own, cfg_scale=cfg_scale)
+            for prompt in prompts
+        ]
+
     def requests_of(self, body: SamplingBody) -> tuple[list[Prompt], list[GenerateRequest]]:
         """What the request continues, and `n` requests to the engine for each prompt. Raises RequestError (400)."""
-        stop_ids = self.encoder.find_stop_tokens(body.stop)
+        ends = frozenset() if body.ignore_eos else self.engine.end_ids
+        ends |= self.encoder.find_stop_tokens(body.stop) | self.encoder.check_stop_ids(body.stop_token_ids)
         prompts = body.prompts(self.encoder)
         requests = []
         for prompt in prompts:
             if self.max_prompt_tokens is not None:
                 self.encoder.check_length(prompt.ids, prompt.suffix, body.prompt_field)
+            if self._fit(body, prompt) == 0:
+                continue
             sampling = self._choose_sampling(body, prompt)
             requests += [
                 GenerateRequest(
@@ -168,9 +207,10 @@ class Denoiser:
                     # Below 2⁶³, which every torch generator takes; the same for each prompt of a list.
                     seed=None if body.seed is None else (body.seed + choice) % 2**63,
                     stop=tuple(body.stop),
-                    end_ids=self.engine.end_ids | stop_ids,
+                    end_ids=ends,
                     wants_drafts=body.stream_options.include_drafts,
-                    wants_trace=body.include_trace,
+                    wants_trace=body.include_trace or body.num_top is not None,
+                    num_top=body.num_top or 0,
                 )
                 for choice in range(body.n)
             ]
@@ -203,8 +243,8 @@ class Denoiser:
         """Masks that the reply may have. Raises RequestError when the context length has no room for them."""
         limit = body.token_limit
         room = self.max_length - len(prompt.ids) - len(prompt.suffix)
-        if room >= (limit or 1):
-            return limit or min(self.sampling.gen_length, room)
+        if room >= (1 if limit is None else limit):
+            return min(self.sampling.gen_length, room) if limit is None else limit
         given = f"{len(prompt.ids)} tokens" + (
             f" and the suffix {len(prompt.suffix)}" if prompt.suffix else ""
         )
@@ -212,6 +252,12 @@ class Denoiser:
         if limit is not None:
             message += f" and {body.limit_field} asks for {limit} more"
         raise RequestError(400, message, param=body.prompt_field, code="context_length_exceeded")
+
+
+async def _without_replies(prompts: Sequence[Prompt]) -> AsyncGenerator[Event, None]:
+    for index, prompt in enumerate(prompts):
+        yield Started(index)
+        yield Finished(index, "length", len(prompt.ids) + len(prompt.suffix), 0, 0)
 
 
 def _blamed_knob(body: SamplingBody, error: UserError) -> str | None:

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 _ONE_CHOICE = "the sampler unmasks tokens out of order"
 # Fields of OpenAI's (and vLLM's) bodies that are not supported: the values that ask for nothing, and why not.
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "logprobs": ((False,), "a token's probability at its unmasking is not that of the sequence"),
-    "top_logprobs": ((0,), "a token's probability at its unmasking is not that of the sequence"),
-    "prompt_logprobs": ((), "a token's probability at its unmasking is not that of the sequence"),
+    "prompt_logprobs": ((), "send logprobs with echo to /v1/completions"),
     "presence_penalty": ((0,), _ONE_CHOICE),
     "frequency_penalty": ((0,), _ONE_CHOICE),
     "repetition_penalty": ((1,), _ONE_CHOICE),
@@ -64,6 +62,8 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "metadata": (({},), "nothing is stored"),
     "service_tier": (("auto", "default"), "there is one tier"),
 }
+MAX_TOP = 20
+"""Alternatives of a token that one may ask for."""
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 500
 _MAX_NAME_CHARS = 64
@@ -101,8 +101,17 @@ class Prompt:
     ids: Sequence[int]
     suffix: Sequence[int] = ()
     """For infilling: what follows the reply."""
-    echo: str = ""
+    echo: str | None = None
     """Text that the reply begins with."""
+
+
+class Likelihood(NamedTuple):
+    """What is asked of an echoed prompt."""
+
+    begin: int
+    """The first token whose likelihood is wanted."""
+    samples: int | None
+    """Of the Monte-Carlo bound; None is the chain rule."""
 
 
 class Labels(StrictModel):
@@ -164,6 +173,10 @@ class SamplingBody(KnobFields):
     n: int = Field(1, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: list[Annotated[str, Field(max_length=_MAX_STOP_CHARS)]] = Field([], max_length=_MAX_STOPS)
+    stop_token_ids: list[int] = Field([], max_length=_MAX_STOPS)
+    """vLLM's: ids that end the text like EOS; not part of it."""
+    ignore_eos: bool = False
+    """vLLM's: EOS and the end of a turn are tokens like others, the canvas is filled."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     include_trace: bool = False
@@ -180,6 +193,16 @@ class SamplingBody(KnobFields):
         """What stands in it."""
         limit: int | None = getattr(self, self.limit_field)
         return limit
+
+    @property
+    def num_top(self) -> int | None:
+        """How many alternatives of each token are asked for; None: log-probabilities are not."""
+        return None
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """Of the prompts; None: it is not asked for."""
+        return None
 
     @property
     def num_prompts(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipelines.serving.dialects.body import Prompt, SamplingBody, StrictModel
+from llada.sampling.events import Token, show_bytes
+from pipelines.serving.dialects.body import MAX_TOP, Prompt, SamplingBody, StrictModel
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.errors import RequestError, shorten
 
@@ -86,6 +88,14 @@ class ChatBody(SamplingBody):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     """The newer name of max_tokens."""
+    logprobs: bool = False
+    """For each token its log-probability in the forward that unmasked it, at temperature 1 among what may stand there."""
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+    """And so many of the likeliest tokens there."""
+
+    @property
+    def num_top(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit_field(self) -> str:
@@ -100,6 +110,12 @@ class ChatBody(SamplingBody):
         return [Prompt(encoder.encode_chat(turns))]
 
     @model_validator(mode="after")
+    def _refuse_top_alone(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError(400, "top_logprobs goes with logprobs=true", param="top_logprobs")
+        return self
+
+    @model_validator(mode="after")
     def _refuse_two_limits(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.token_limit:
             message = "max_tokens and max_completion_tokens differ: send one of them"
@@ -112,6 +128,14 @@ class ChatWriter(ReplyWriter):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    def logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
+        content = [
+            _logprob(token.raw, token.logprob)
+            | {"top_logprobs": [_logprob(spelled, value) for spelled, value in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
     def message(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text}}
 
@@ -123,3 +147,8 @@ class ChatWriter(ReplyWriter):
 
     def no_delta(self) -> dict[str, Any]:
         return {"delta": {}}
+
+
+def _logprob(spelled: bytes, value: float | None) -> dict[str, Any]:
+    """What OpenAI says of a token. One that was given had no probability: 0, as it was certain."""
+    return {"token": show_bytes(spelled), "logprob": value or 0.0, "bytes": list(spelled)}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipelines.serving.dialects.body import Prompt, SamplingBody
+from llada.sampling.events import Token, show_bytes
+from pipelines.serving.dialects.body import MAX_TOP, Likelihood, Prompt, SamplingBody
 from pipelines.serving.dialects.writer import ReplyWriter
+from pipelines.serving.errors import RequestError
 
 if TYPE_CHECKING:
     from pipelines.serving.prompts import PromptEncoder
@@ -19,7 +22,29 @@ class CompletionBody(SamplingBody):
     prompt: list[str | list[int]]
     """In the request also a string, or the token ids of one prompt."""
     suffix: str = ""
+    max_tokens: int | None = Field(None, ge=0)
+    """With echo it may be 0: the prompt alone."""
     echo: bool = False
+    """Begin the reply with the prompt; with logprobs, tell its likelihood."""
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
+    """For each token its log-probability in the forward that unmasked it, at temperature 1 among what may stand there, and
+    those of so many of the likeliest ones. Of the tokens of an echoed prompt those of the chain rule: each given the ones
+    before it, with masks in the place of the others; a forward for each token."""
+    likelihood_from: int = Field(0, ge=0)
+    """Ours, of an echoed prompt: the first token whose likelihood is asked for; those before are given."""
+    likelihood_samples: int | None = Field(None, ge=1, le=1024)
+    """Ours, of an echoed prompt: not the chain rule but LLaDA's Monte-Carlo bound from so many sampled masks, shared out among
+    the tokens; a forward for each sample."""
+
+    @property
+    def num_top(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        if not self.echo or self.logprobs is None:
+            return None
+        return Likelihood(self.likelihood_from, self.likelihood_samples)
 
     @property
     def num_prompts(self) -> int:
@@ -34,8 +59,29 @@ class CompletionBody(SamplingBody):
             else:
                 ids = encoder.check_ids(given)
                 text = encoder.decode(ids) if self.echo else ""
-            prompts.append(Prompt(ids, suffix, echo=text if self.echo else ""))
+            prompts.append(Prompt(ids, suffix, echo=text if self.echo else None))
         return prompts
+
+    @model_validator(mode="after")
+    def _refuse_what_needs_another(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestError(400, "max_tokens=0 goes with echo=true", param="max_tokens")
+        for name in ("likelihood_from", "likelihood_samples"):
+            if name in self.model_fields_set and self.likelihood is None:
+                raise RequestError(400, f"{name} goes with echo=true and logprobs", param=name)
+        if self.likelihood is not None and self.suffix:
+            message = "suffix: the likelihood of a prompt is told of what nothing follows"
+            raise RequestError(400, message, param="suffix")
+        if self.likelihood_samples and self.logprobs:
+            message = "a token has no alternatives in a Monte-Carlo likelihood: send logprobs=0"
+            raise RequestError(400, message, param="logprobs")
+        return self
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _false_is_none(cls, logprobs: Any) -> Any:
+        """What clients send here that mean a chat's field: it asks for nothing."""
+        return None if logprobs is False else logprobs
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -60,6 +106,31 @@ class CompletionBody(SamplingBody):
 class CompletionWriter(ReplyWriter):
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
+
+    def __init__(self, body: SamplingBody, model_id: str) -> None:
+        super().__init__(body, model_id)
+        self._offsets: dict[int, int] = {}
+
+    def logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
+        """OpenAI's lists, one entry for each token; `text_offset` is where it stands in the text of all tokens."""
+        offset = self._offsets.get(index, 0)
+        offsets = []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.text)
+        self._offsets[index] = offset
+        tops: list[dict[str, float] | None] = []
+        for token in tokens:
+            top: dict[str, float] = {}
+            for spelled, value in token.top:
+                top.setdefault(show_bytes(spelled), value)  # of tokens that read alike, the likelier one
+            tops.append(None if token.logprob is None else top)
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": tops if self.body.num_top else None,
+            "text_offset": offsets,
+        }
 
     def message(self, text: str) -> dict[str, Any]:
         return {"text": text}

@@ -52,6 +52,10 @@ class ReplyWriter(ABC):
     def no_delta(self) -> dict[str, Any]:
         """In a chunk without text: a draft, or why a choice ended."""
 
+    def logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
+        """What a choice says of its tokens, or of further ones; asked only where the body's `num_top` is a number."""
+        raise NotImplementedError
+
     def add(self, event: Event) -> None:
         """Collect an event for `whole`."""
         if isinstance(event, Text):
@@ -65,11 +69,12 @@ class ReplyWriter(ABC):
         choices = []
         for index, end in sorted(self._ends.items()):
             message = self.message("".join(self._texts.get(index, [])))
+            logprobs = self._logprobs(index, self._tokens.get(index, []))
             choices.append(
                 {
                     "index": index,
                     **message,
-                    "logprobs": None,
+                    "logprobs": logprobs,
                     "finish_reason": end.reason,
                     **self._trace(index),
                 }
@@ -85,8 +90,9 @@ class ReplyWriter(ABC):
                 chunks.append(self._chunk(event.index, first))
         self.add(event)
         if isinstance(event, Text):
-            if event.text:
-                chunks.append(self._chunk(event.index, self.delta(event.text)))
+            logprobs = self._logprobs(event.index, event.tokens) if event.tokens else None
+            if event.text or logprobs:
+                chunks.append(self._chunk(event.index, self.delta(event.text), logprobs=logprobs))
         elif isinstance(event, Draft):
             chunks.append(self._chunk(event.index, self.no_delta()) | {"draft": draft_object(event)})
         elif isinstance(event, Finished):
@@ -105,11 +111,20 @@ class ReplyWriter(ABC):
         name = "event: draft\n" if "draft" in chunk else ""
         return f"{name}data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
-    def _chunk(self, index: int, part: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    def _chunk(
+        self,
+        index: int,
+        part: dict[str, Any],
+        reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         trace = {} if reason is None else self._trace(index)
-        choice = {"index": index, **part, "logprobs": None, "finish_reason": reason, **trace}
+        choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason, **trace}
         usage = {"usage": None} if self.body.stream_options.include_usage else {}
         return {**self._head(self.chunk_object), "choices": [choice], **usage}
+
+    def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        return None if self.body.num_top is None else self.logprobs(index, tokens)
 
     def _trace(self, index: int) -> dict[str, Any]:
         return {"trace": trace_object(self._tokens.get(index, []))} if self.body.include_trace else {}

@@ -20,6 +20,7 @@ KEEPING: list[dict[str, Any]] = [
     {},
     {"remasking": "margin"},
     {"remasking": "random"},
+    {"remasking": "leftmost"},
     {"remasking": "first_hitting"},
     {"remasking": "ancestral"},
     {"remasking": "ancestral", "schedule": "cosine", "stratified": True},

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llada.diffusion.noise import row_keys
 from llada.sampling import draw
-from llada.sampling.draw import Cut, certainty, confidence, draw_tokens, two_likeliest
+from llada.sampling.draw import Cut, certainty, confidence, draw_tokens, likeliest_tokens, two_likeliest
 
 WORDS = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05], dtype=torch.float64)
 
@@ -252,3 +252,16 @@ def test_drawn_tokens_are_samples_of_the_softmax() -> None:
         statistic = float(((counts[:4] - expected) ** 2 / expected).sum())
         assert statistic < 16.3  # chi-square, 3 degrees of freedom: one in a thousand
     assert draw_tokens(logits[None], 0.0, torch.zeros(1).long()).tolist() == [0]
+
+
+@pytest.mark.parametrize("slice_size", [1 << 23, 7])
+def test_the_likeliest_tokens(slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draw, "_SLICE", slice_size)
+    logits = random_logits()
+    expected, which = logits.log_softmax(1).topk(6)
+    ids, log_probs = likeliest_tokens(logits.clone(), 6)
+    assert torch.allclose(log_probs, expected)
+    sure = expected.diff(dim=1).abs().amin(1) > 1e-9  # of equals any may come first
+    assert sure.any()
+    assert torch.equal(ids[sure], which[sure])
+    assert likeliest_tokens(logits, 99)[0].shape == (60, 50)

@@ -451,7 +451,7 @@ def test_the_trace_says_which_forward_each_token_came_from() -> None:
         untraced = asyncio.run(read(engine, dataclasses.replace(request, wants_trace=False)))
     assert traced.steps == [len(wanted) - 2, None, *range(len(wanted) - 3, -1, -1)]  # the last one first
     assert [token.id for token in traced.tokens] == wanted
-    assert b"".join(token.bytes for token in traced.tokens).decode() == traced.text == untraced.text
+    assert b"".join(token.raw for token in traced.tokens).decode() == traced.text == untraced.text
     assert {token.block for token in traced.tokens} == {0}
     assert untraced.tokens == []
 
@@ -475,6 +475,61 @@ def test_tells_how_sure_the_model_was(engine: DenoiseEngine, remasking: str) -> 
         logits = engine.model(seen[None])[0, begin + place].double()
         logits[MASK] = -torch.inf
         assert token.logprob == pytest.approx(logits.log_softmax(0)[token.id].item(), rel=1e-5)
+
+
+def test_tells_what_else_was_likely(engine: DenoiseEngine) -> None:
+    """The likeliest among what may stand there, the token itself with the same number; also where rows grow."""
+    sampling = SamplingConfig(12, 6, 12, temperature=1.0, allowed={3: [7, 9]})
+    request = GenerateRequest(ids("The"), sampling, seed=3, end_ids=frozenset(), wants_trace=True, num_top=4)
+    growing = SamplingConfig(12, None, 12, initial_length=3, insert_below=0.9)
+    beside = dataclasses.replace(request, sampling=growing, end_ids=None, num_top=2)
+
+    async def both() -> dict[int, list[Token]]:
+        tokens: dict[int, list[Token]] = {0: [], 1: []}
+        async for event in engine.stream(request, beside):
+            if isinstance(event, Text):
+                tokens[event.index] += event.tokens
+        return tokens
+
+    found = asyncio.run(both())
+    steps = torch.tensor([token.step for token in found[0]])
+    final = torch.tensor(ids("The") + [token.id for token in found[0]])
+    begin = len(ids("The"))
+    for place, token in enumerate(found[0]):
+        seen = final.clone()
+        seen[begin:][steps >= token.step] = MASK
+        logits = engine.model(seen[None])[0, begin + place].double()
+        logits[MASK] = -torch.inf
+        if place == 3:
+            logits[[i for i in range(300) if i not in (7, 9)]] = -torch.inf
+        values, which = logits.log_softmax(0).topk(4 if place != 3 else 2)
+        assert [value for _, value in token.top] == pytest.approx(values.tolist(), rel=1e-4)
+        assert [spelled for spelled, _ in token.top] == [engine.token_bytes[i] for i in which.tolist()]
+        own = dict(zip(which.tolist(), (value for _, value in token.top), strict=True))
+        assert own.get(token.id, token.logprob) == token.logprob
+    assert found[1]
+    assert all(len(token.top) == 2 and token.top[0][1] >= (token.logprob or 0) for token in found[1])
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "leftmost"])
+def test_writes_what_it_is_told(engine: DenoiseEngine, remasking: str) -> None:
+    """And says how likely it was, in the order of the rule; an end of the text is a token like others."""
+    told = [*ids("cat sat"), EOS, *ids("on")]
+    sampling = SamplingConfig(len(told) + 2, None, 64, remasking=remasking)
+    request = GenerateRequest(ids("The"), sampling, end_ids=frozenset(), wants_trace=True, forced=told)
+    reply = asyncio.run(read(engine, request))
+    assert [token.id for token in reply.tokens][: len(told)] == told
+    assert (reply.steps == [*range(len(told) + 2)]) is (remasking == "leftmost")
+    assert all(token.logprob is not None and token.logprob < 0 for token in reply.tokens)
+    for forced, changes, message in (
+        ([MASK], {}, "the mask token .* cannot be written"),
+        ([7] * 99, {}, "a place for each"),
+        ([7], {"initial_length": 2}, "does not grow"),
+        ([300], {}, "forced"),
+    ):
+        bad = dataclasses.replace(request, forced=forced, sampling=dataclasses.replace(SAMPLING, **changes))
+        with pytest.raises(UserError, match=message):
+            asyncio.run(anext(engine.stream(bad)))
 
 
 def test_refuses_what_cannot_be_run(engine: DenoiseEngine) -> None:

@@ -338,3 +338,8 @@ def test_more_steps_than_masks_are_more_chances_to_correct(make_model: MakeModel
         out = generate(model, [[5, 6]], gen_length=6, steps=24, block_length=6, seed=0, **rule)
         assert 6 < out.nfe <= 24
         assert not (out.sequences == 22).any()
+
+
+def test_leftmost_goes_from_left_to_right(make_model: MakeModel) -> None:
+    out = generate(make_model(), [[3, 4]], gen_length=7, steps=4, block_length=64, remasking="leftmost")
+    assert out.reveal_step.tolist() == [[0, 0, 1, 1, 2, 2, 3]]

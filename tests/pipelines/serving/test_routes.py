@@ -32,7 +32,9 @@ FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0
 
 
 REFUSED_EVERYWHERE = [
-    ({"logprobs": True}, "logprobs=true is not supported"),
+    ({"prompt_logprobs": 2}, "prompt_logprobs=2 is not supported"),
+    ({"stop_token_ids": [10**6]}, "stop_token_ids: id 1000000 lies outside the vocabulary of"),
+    ({"stop_token_ids": [1]}, "stop_token_ids: id 1 is the mask"),
     ({"top_p": 1.5}, "top_p: input should be less than or equal to 1"),
     ({"top_k": -2}, "top_k: input should be greater than or equal to -1"),
     ({"presence_penalty": 0.5}, "presence_penalty=0.5 is not supported"),
@@ -43,7 +45,6 @@ REFUSED_EVERYWHERE = [
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"max_token": 5}, "unknown field 'max_token'; did you mean 'max_tokens'?"),
     ({"steps_": 5}, "unknown field 'steps_'; did you mean 'steps'?"),
-    ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
     ({"max_tokens": "5"}, "max_tokens: input should be a valid integer"),
     ({"max_tokens": CONTEXT}, f"context length is {CONTEXT} tokens, but the prompt has"),
     ({"temperature": -1}, "temperature: input should be greater"),
@@ -65,6 +66,14 @@ REFUSED_EVERYWHERE = [
     ({"stream": True, "stream_options": {"include_usag": True}}, "did you mean 'include_usage'?"),
 ]
 REFUSED_COMPLETIONS = [
+    ({"max_tokens": 0}, "max_tokens=0 goes with echo=true"),
+    ({"logprobs": True}, "logprobs: input should be a valid integer"),
+    ({"logprobs": 21}, "logprobs: input should be less than or equal to 20"),
+    ({"likelihood_from": 2, "echo": True}, "likelihood_from goes with echo=true and logprobs"),
+    ({"likelihood_samples": 2, "logprobs": 0}, "likelihood_samples goes with echo=true and logprobs"),
+    ({"likelihood_samples": 2, "logprobs": 1, "echo": True}, "send logprobs=0"),
+    ({"logprobs": 0, "echo": True, "suffix": "x"}, "suffix: the likelihood of a prompt"),
+    ({"logprobs": 0, "echo": True, "likelihood_from": 99}, "likelihood_from=99 lies behind the prompt of"),
     ({"prompt": []}, "prompt: must not be empty"),
     ({"prompt": 5}, "prompt: must be a string"),
     ({"prompt": ["a", 5]}, "prompt: must be a string"),
@@ -74,6 +83,10 @@ REFUSED_COMPLETIONS = [
     ({"prompt": [7] * 2000, "suffix": "Go on! " * 50}, "and the suffix"),
 ]
 REFUSED_CHATS = [
+    ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
+    ({"logprobs": 3}, "logprobs: input should be a valid boolean"),
+    ({"top_logprobs": 3}, "top_logprobs goes with logprobs=true"),
+    ({"top_logprobs": 21, "logprobs": True}, "top_logprobs: input should be less than or equal to 20"),
     ({"messages": []}, "messages: list should have at least 1 item"),
     ({"messages": "Hello"}, "messages: input should be a valid list"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),

@@ -106,7 +106,7 @@ def test_refused_fields_name_their_reason() -> None:
     assert (error.status, error.param, error.code) == (400, "presence_penalty", "unsupported_parameter")
     assert error.message == "presence_penalty=0.9 is not supported: the sampler unmasks tokens out of order"
     assert parse(presence_penalty=0.0, logprobs=False, tools=[], store=None).knobs() == {}
-    assert "not supported" in problem(logprobs=0).message  # 0 is not false
+    assert "not supported" in problem(store=0).message  # 0 is not false
 
 
 @pytest.mark.parametrize(

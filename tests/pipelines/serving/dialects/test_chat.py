@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llada.sampling.events import Finished, Text
+from llada.sampling.events import Finished, Text, Token
 from llada.tokenizer import train_tokenizer
 from pipelines.serving.dialects.body import parse_body
 from pipelines.serving.dialects.chat import ChatBody, ChatWriter
@@ -87,7 +87,7 @@ def test_a_conversation_is_one_prompt() -> None:
     )
     (prompt,) = body().prompts(encoder)
     assert prompt.ids == encoder.encode_chat([USER])
-    assert (prompt.suffix, prompt.echo) == ((), "")
+    assert (prompt.suffix, prompt.echo) == ((), None)
 
 
 def test_max_completion_tokens_is_the_newer_name() -> None:
@@ -124,3 +124,30 @@ def test_an_empty_reply_still_has_its_role() -> None:
     writer = ChatWriter(body(stream=True), "tiny")
     chunks = writer.chunks(Finished(0, "stop", 1, 0, 1))
     assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"role": "assistant", "content": ""}, {}]
+
+
+def test_log_probabilities_have_openais_form() -> None:
+    """Whole, and in the chunk of the text that brings the tokens; a part of a character has no text of its own."""
+    tokens = (Token(7, b"Gr\xc3", 0, 1, -0.5, ((b"Go", -0.25),)), Token(8, b"\xbc", 0, None, None))
+    events = [Text(0, "", tokens[:1]), Text(0, "Grü", tokens[1:]), Finished(0, "length", 1, 2, 2)]
+    expected = [
+        {
+            "token": "Gr\\xc3",
+            "logprob": -0.5,
+            "bytes": [71, 114, 0xC3],
+            "top_logprobs": [{"token": "Go", "logprob": -0.25, "bytes": [71, 111]}],
+        },
+        {"token": "\\xbc", "logprob": 0.0, "bytes": [0xBC], "top_logprobs": []},
+    ]
+    whole = ChatWriter(body(logprobs=True, top_logprobs=1), "tiny")
+    streamed = ChatWriter(body(logprobs=True, top_logprobs=1, stream=True), "tiny")
+    silent = ChatWriter(body(include_trace=True), "tiny")
+    for event in events:
+        whole.add(event)
+        silent.add(event)
+    assert whole.whole()["choices"][0]["logprobs"] == {"content": expected, "refusal": None}
+    assert silent.whole()["choices"][0]["logprobs"] is None
+    chunks = [chunk["choices"][0] for event in events for chunk in streamed.chunks(event)]
+    parts = [chunk["logprobs"]["content"] for chunk in chunks if chunk["logprobs"]]
+    assert parts == [expected[:1], expected[1:]]
+    assert "".join(chunk["delta"].get("content", "") for chunk in chunks) == "Grü"

@@ -1,0 +1,162 @@
+"""The likelihood of prompts, equal to what one computes from the network's logits by hand, and as OpenAI's lists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.engine import DenoiseEngine
+from llada.sampling.events import Event
+from llada.tokenizer import encode_texts, train_tokenizer
+from pipelines.serving.errors import RequestError
+from pipelines.serving.replica import Denoiser
+from pipelines.serving.scoring import Score, score_prompts
+
+Call = Callable[..., httpx.Response]
+TEXT = "Ten, twenty!"
+
+
+@pytest.fixture(scope="module")
+def ids(denoiser: Denoiser) -> list[int]:
+    return encode_texts(denoiser.engine.tokenizer, [TEXT])[0]
+
+
+def log_probs(model: Any, noisy: torch.Tensor, mask: int, cfg_scale: float = 0.0) -> torch.Tensor:
+    """(L, V) float64, the mask aside."""
+    with torch.no_grad():
+        logits = model(noisy[None])[0].double()
+        if cfg_scale:
+            hidden = torch.full_like(noisy, mask)
+            without = model(hidden[None])[0].double()
+            logits = without + (1 + cfg_scale) * (logits - without)
+    logits[:, mask] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def run(engine: DenoiseEngine, *scores: Score) -> None:
+    async def read() -> list[Event]:
+        return [event async for event in score_prompts(engine, scores)]
+
+    assert len(asyncio.run(read())) == 1
+
+
+@pytest.mark.parametrize("begin", [0, 3])
+def test_the_chain_rule(denoiser: Denoiser, ids: list[int], begin: int) -> None:
+    engine = denoiser.engine
+    score = Score(engine, ids, begin=begin, num_top=3)
+    run(engine, score)
+    assert score.forwards == len(ids) - begin
+    for place, token in enumerate(score.tokens):
+        assert token.id == ids[place]
+        if place < begin:
+            assert token.logprob is None
+            continue
+        noisy = torch.tensor([*ids[:place], *[engine.mask_id] * (len(ids) - place)])
+        expected = log_probs(engine.model, noisy, engine.mask_id)[place]
+        assert token.logprob == pytest.approx(float(expected[ids[place]]), rel=1e-4)
+        best, which = expected.topk(3)
+        assert [value for _, value in token.top] == pytest.approx(best.tolist(), rel=1e-4)
+        assert [spelled for spelled, _ in token.top] == [engine.token_bytes[i] for i in which.tolist()]
+
+
+@pytest.mark.parametrize("network_block", [None, 4])
+def test_the_monte_carlo_bound(network_block: int | None) -> None:
+    """Σ log p · T/l over masks as `llada.log_likelihood` draws them; blocks of a block-causal network see clean ones before."""
+    tokenizer = train_tokenizer(["One, two"] * 5, 300)
+    mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
+    shape = {"max_length": 64, "mask_token_id": mask, "eos_token_id": eos}
+    model = Transformer(ModelConfig(len(tokenizer), 32, 2, 2, 64, **shape, block_length=network_block)).eval()
+    model.init_weights(1)
+    engine = DenoiseEngine(model, tokenizer)
+    ids, begin = encode_texts(tokenizer, [TEXT])[0], 2
+    score = Score(engine, ids, begin=begin, samples=20, seed=7)
+    clean, total = torch.tensor(ids), torch.zeros(len(ids), dtype=torch.float64)
+    for masked in score._masks(20):
+        is_masked = torch.cat([torch.zeros(begin, dtype=torch.bool), masked])
+        noisy = torch.where(is_masked, mask, clean)
+        if network_block is None:
+            found = log_probs(model, noisy, mask)
+        else:  # each block behind the clean ones
+            rows = []
+            for block in range(0, len(ids), network_block):
+                seen = torch.where(torch.arange(len(ids)) < block, clean, noisy)
+                rows.append(log_probs(model, seen, mask)[block : block + network_block])
+            found = torch.cat(rows)
+        own = found.gather(1, clean[:, None]).squeeze(1)
+        total += own.masked_fill(~is_masked, 0.0) * len(masked) / int(masked.sum()) / 20
+    run(engine, score)
+    engine.close()
+    assert [token.logprob for token in score.tokens[:begin]] == [None] * begin
+    assert [t.logprob for t in score.tokens[begin:]] == pytest.approx(total[begin:].tolist(), rel=1e-3)
+
+
+def test_guidance_and_a_token_alone(denoiser: Denoiser, ids: list[int]) -> None:
+    """Of one token chain and bound are the same, whatever the samples."""
+    engine, begin = denoiser.engine, len(ids) - 1
+    chain = Score(engine, ids, begin=begin, cfg_scale=1.5)
+    bound = Score(engine, ids, begin=begin, cfg_scale=1.5, samples=3)
+    run(engine, chain, bound)
+    noisy = torch.tensor([*ids[:-1], engine.mask_id])
+    expected = log_probs(engine.model, noisy, engine.mask_id, 1.5)[-1, ids[-1]]
+    assert chain.tokens[-1].logprob == pytest.approx(float(expected), rel=1e-4)
+    assert bound.tokens[-1].logprob == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_what_is_asked_behind_the_prompt_is_refused(denoiser: Denoiser, ids: list[int]) -> None:
+    with pytest.raises(RequestError, match="likelihood_from=99 lies behind the prompt"):
+        Score(denoiser.engine, ids, begin=99)
+    empty = Score(denoiser.engine, ids, begin=len(ids))
+    assert list(empty.requests()) == []
+
+
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_a_prompt_is_scored_over_http(
+    post: Call, denoiser: Denoiser, ids: list[int], max_tokens: int
+) -> None:
+    """Token ids and text, several prompts, choices that share a prompt; whole and streamed."""
+    body = {"prompt": [ids, ids[:3]], "max_tokens": max_tokens, "echo": True, "logprobs": 2, "n": 2}
+    reply = post("/v1/completions", body).json()
+    score = Score(denoiser.engine, ids, num_top=2)
+    run(denoiser.engine, score)
+    assert [choice["index"] for choice in reply["choices"]] == [0, 1, 2, 3]
+    for choice in reply["choices"][:2]:
+        found = choice["logprobs"]
+        end = len(ids)
+        assert choice["text"].startswith(TEXT)
+        assert len(found["tokens"]) == len(found["token_logprobs"]) <= end + max_tokens
+        assert "".join(found["tokens"][:end]) == TEXT
+        assert found["token_logprobs"][:end] == pytest.approx([t.logprob for t in score.tokens], rel=1e-5)
+        assert found["text_offset"][:end] == [len("".join(found["tokens"][:i])) for i in range(end)]
+        for token, value, top in zip(
+            found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True
+        ):
+            assert len(top) == 2
+            assert value <= max(top.values())
+            assert token not in top or top[token] == value
+    usage = reply["usage"]
+    assert usage["prompt_tokens"] == len(ids) + 3
+    assert usage["completion_tokens"] <= 4 * max_tokens
+    assert reply["denoising"]["forwards"] >= len(ids) + 3
+    if not max_tokens:
+        assert [choice["text"] for choice in reply["choices"]][:2] == [TEXT, TEXT]
+        assert {choice["finish_reason"] for choice in reply["choices"]} == {"length"}
+    text = post("/v1/completions", {**body, "prompt": TEXT, "n": 1}).json()["choices"][0]["logprobs"]
+    assert text["tokens"] == reply["choices"][0]["logprobs"]["tokens"]
+    assert text["token_logprobs"] == pytest.approx(
+        reply["choices"][0]["logprobs"]["token_logprobs"], rel=1e-4
+    )
+
+
+def test_a_prompt_that_fills_the_context_can_be_scored_alone(post: Call, ids: list[int]) -> None:
+    body = {"max_tokens": 0, "echo": True, "logprobs": 0, "likelihood_from": 2047}
+    full = post("/v1/completions", {**body, "prompt": (ids * 2048)[:2048]})
+    assert full.status_code == 200
+    assert full.json()["choices"][0]["logprobs"]["top_logprobs"] is None
+    over = post("/v1/completions", {**body, "prompt": (ids * 2048)[:2049]})
+    assert over.json()["error"]["code"] == "context_length_exceeded"
