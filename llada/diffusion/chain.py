@@ -95,7 +95,7 @@ def chain_log_probs(
         while len(waiting := masked.any(1).nonzero()[:, 0]):
             for rows in waiting.split(max_rows):
                 hidden = masked[rows]
-                at = hidden & _in_first_block(hidden, network_block(model))
+                at = hidden & in_first_block(hidden, network_block(model))
                 log_p = torch.full(hidden.shape, -torch.inf, dtype=torch.float64, device=tokens.device)
                 log_p[at] = -nats(rows, hidden, at).double()
                 best, chosen = log_p.max(1)
@@ -110,7 +110,7 @@ def chain_log_probs(
     return result
 
 
-def _in_first_block(hidden: Tensor, block: int | None) -> Tensor:
+def in_first_block(hidden: Tensor, block: int | None) -> Tensor:
     """Which positions (n, L) lie in the block of a row's first hidden one: a block-causal network's later blocks are predicted
     behind a clean text."""
     if block is None:

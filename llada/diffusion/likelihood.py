@@ -55,13 +55,21 @@ def stratified_counts(start: Tensor | int, batch: int, length: int) -> Tensor:
 
 @torch.no_grad()
 def answer_nats(
-    model: Model, noisy: Tensor, clean: Tensor, answer: Tensor, *, mask_id: int, cfg_scale: float = 0.0
+    model: Model,
+    noisy: Tensor,
+    clean: Tensor,
+    answer: Tensor,
+    *,
+    mask_id: int,
+    cfg_scale: float = 0.0,
+    **inputs: Tensor,
 ) -> Tensor:
     """Σ −log p · T/l of each noised row, (B,): the terms whose mean over masks bounds −log p(answer | prompt).
 
     Args:
         noisy, clean: (B, L) with exactly the masked answer positions replaced.
         answer: (B, L) bool, True on the T answer tokens.
+        inputs: (B, L) each, passed on to the network (segment_ids, for rows with padding).
     """
     masked = (noisy == mask_id) & answer
     context = None if network_block(model) is None else clean
@@ -75,6 +83,7 @@ def answer_nats(
         mask_id,
         context,
         read_out=lambda x, weight: token_cross_entropy(x, targets, weight, cfg_scale=cfg_scale),
+        **inputs,
     )
     return row_sums(nats, masked) * answer.sum(1) / masked.sum(1)
 
