@@ -49,6 +49,7 @@ def complete_texts(
     config: SamplingConfig,
     *,
     tools: Sequence[Sequence[Any]] | None = None,
+    stop: Sequence[str] = (),
     seed: int | Sequence[int] = 0,
     max_rows: int = 32,
     max_tokens: int = 4096,
@@ -58,6 +59,7 @@ def complete_texts(
 
     Args:
         tools: those of each prompt that is a conversation.
+        stop: strings before which a text ends.
         seed: of each prompt, or of the first; the same seed gives a prompt the same text in any company.
         max_rows, max_tokens: replies on the canvas at a time, and tokens that one forward is fed.
         batch_invariant: rounding does not depend on the company either (`forward`).
@@ -96,6 +98,7 @@ def complete_texts(
                 length=config.gen_length,
                 mask_id=mask_id,
                 end_ids=frozenset(ends),
+                stop=stop,
             )
             for number in joining
         ]

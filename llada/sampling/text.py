@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from llada.errors import UserError
 from llada.model.hf import load_model
 from llada.model.predict import Model, config_eos_id
-from llada.model.transformer import Transformer
+from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.sampling.inputs import as_ids
 from llada.tokenizer import (
@@ -48,9 +48,16 @@ def load(
             or a tokenizer that does not fit it, each named.
     """
     model = load_model(path, device=device, dtype=dtype)
+    tokenizer = checkpoint_tokenizer(path, model.config)
+    if tokenizer is not None and model.config.mask_token_id is None and not model.config.causal:
+        model.config = replace(model.config, mask_token_id=tokenizer.mask_token_id)
+    return model, tokenizer
+
+
+def checkpoint_tokenizer(path: str | Path, config: ModelConfig) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of a checkpoint folder with this network, as `load` gives it, without the weights."""
     if not has_tokenizer(path):
-        return model, None
-    config = model.config
+        return None
     tokenizer = load_tokenizer(
         path,
         mask_token_id=config.mask_token_id,
@@ -62,19 +69,17 @@ def load(
             f"{path}: the tokenizer has ids up to {vocab_size(tokenizer) - 1}, the embedding {config.vocab_size} rows; give "
             "the checkpoint the tokenizer that it was trained with"
         )
-    if config.mask_token_id is None and not config.causal:
-        model.config = replace(config, mask_token_id=tokenizer.mask_token_id)
-    elif config.mask_token_id not in (None, tokenizer.mask_token_id):
+    if config.mask_token_id not in (None, tokenizer.mask_token_id):
         raise UserError(
             f"{path}: the mask is id {config.mask_token_id} in config.json, but {tokenizer.mask_token!r} with id "
             f"{tokenizer.mask_token_id} in the tokenizer; correct the one that is wrong"
         )
     tokenizer.padding_side = "left"  # what is generated stands behind a prompt
-    return model, tokenizer
+    return tokenizer
 
 
-Prompt = str | Sequence[Mapping[str, str]]
-"""Plain text, or chat messages."""
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+"""Plain text, chat messages, or token ids."""
 
 
 def end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
@@ -139,7 +144,8 @@ def _spell_tokens(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, tools: Sequence[Any] = ()) -> list[int]:
-    """A plain prompt's ids, or a conversation's ids up to the open assistant turn, which may call `tools`."""
+    """A plain prompt's ids, or a conversation's ids up to the open assistant turn, which may call `tools`; ids are kept."""
     if isinstance(prompt, str):
         return list(encode_texts(tokenizer, [prompt])[0]) if prompt else []
-    return render_chat(tokenizer, list(prompt), tools=tools)
+    ids = [part for part in prompt if isinstance(part, int)]
+    return ids or render_chat(tokenizer, [part for part in prompt if not isinstance(part, int)], tools=tools)

@@ -1,0 +1,236 @@
+"""lm_eval on a checkpoint of ours: its own evaluator asks, and gets what scoring and the sampler give."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from llada.errors import UserError
+from llada.evals.harness import HarnessModel
+from llada.evals.scoring import Pair, ScoreConfig, score_pairs
+from llada.model.hf import save_model
+from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.completions import complete_texts
+from llada.sampling.config import SamplingConfig
+from llada.sampling.text import load
+from llada.tokenizer import encode_texts, save_tokenizer, train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+CONTEXT = 64
+QUESTIONS = [
+    {"question": f"What is {n} and {n}?", "choices": [str(n), str(2 * n), "nothing at all"], "answer": n % 3}
+    for n in range(3)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer([line["question"] for line in QUESTIONS] * 5, 300)
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = Transformer(ModelConfig(300, 16, 1, 2, 32, max_length=CONTEXT, **ids))
+    model.init_weights(0)
+    save_model(model, folder)
+    save_tokenizer(tokenizer, folder)
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS))
+    return str(folder)
+
+
+def task_of(folder: str, **changes: Any) -> dict[str, Any]:
+    """A task of lm_eval on the file beside the model."""
+    return {
+        "task": "questions",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{folder}/questions.jsonl"}},
+        "test_split": "test",
+        "doc_to_text": "Q: {{question}}\nA:",
+        **changes,
+    }
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def evaluated(model: HarnessModel, task: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures, and what was asked and answered for each document."""
+    tasks = TaskManager(include_defaults=False)  # thousands of files are looked through for those
+    found = simple_evaluate(model, tasks=[task], task_manager=tasks, log_samples=True, bootstrap_iters=0)
+    assert found is not None
+    return found["results"]["questions"], found["samples"]["questions"]
+
+
+def asked(*args: Any) -> Instance:
+    return Instance("generate_until", {}, args, 0)
+
+
+def through_json(
+    build: Callable[[], Callable[[Any], Any]], blocks: Sequence[Any], *, folder: str
+) -> Iterator[Any]:
+    """As a store between processes would have them."""
+    for block in blocks:
+        yield json.loads(json.dumps(build()(json.loads(json.dumps(block)))))
+
+
+def test_choices_are_scored_and_counted(folder: str) -> None:
+    assert get_model("llada") is HarnessModel
+    model = HarnessModel(folder, num_samples=4, cfg_scale=0.5)
+    task = task_of(
+        folder,
+        output_type="multiple_choice",
+        doc_to_choice="{{choices}}",
+        doc_to_target="answer",
+        num_fewshot=0,
+    )
+    figures, samples = evaluated(model, task)
+    network, tokenizer = load(folder)
+    hits = 0
+    for line, sample in zip(QUESTIONS, samples, strict=True):
+        prompt = f"Q: {line['question']}\nA:"
+        given = encode_texts(tokenizer, [prompt])[0]
+        wholes = encode_texts(tokenizer, [f"{prompt} {choice}" for choice in line["choices"]])
+        pairs = [Pair(given, whole[len(given) :]) for whole in wholes]
+        expected = score_pairs(network, pairs, ScoreConfig(num_samples=4, cfg_scale=0.5))
+        got = [float(answer[0][0]) for answer in sample["resps"]]
+        assert got == pytest.approx([score.log_p for score in expected], rel=1e-5)
+        hits += max(range(3), key=lambda k: expected[k].log_p) == line["answer"]
+    assert figures["acc,none"] == pytest.approx(hits / 3)
+
+
+def test_texts_are_bounded_in_pieces_that_fit(folder: str) -> None:
+    network, tokenizer = load(folder)
+    model = HarnessModel(folder, num_samples=2)
+    text = "What is it and what is nothing? " * 12
+    ids, eos = list(encode_texts(tokenizer, [text])[0]), tokenizer.eos_token_id
+    pieces = [ids[start : start + CONTEXT - 1] for start in range(0, len(ids), CONTEXT - 1)]
+    assert len(pieces) > 2
+    pairs, before = [], [eos]
+    for piece in pieces:
+        pairs.append(Pair(before[-(CONTEXT - len(piece)) :], piece))
+        before += piece
+    assert len(pairs[1].context) == 1
+    assert len(pairs[-1].context) == CONTEXT - len(pieces[-1])
+    expected = sum(score.log_p for score in score_pairs(network, pairs, ScoreConfig(num_samples=2)))
+    assert model.loglikelihood_rolling([asked(text)]) == pytest.approx([expected], rel=1e-5)
+    assert model.num_cut == 1
+    figures, _ = evaluated(
+        HarnessModel(folder, num_samples=2),
+        task_of(
+            folder,
+            output_type="loglikelihood_rolling",
+            doc_to_target="{{question}}",
+            metric_list=[{"metric": "bits_per_byte"}],
+        ),
+    )
+    assert 0 < figures["bits_per_byte,none"] < 60
+
+
+def test_texts_are_written_up_to_a_stop_string(folder: str) -> None:
+    network, tokenizer = load(folder)
+    model = HarnessModel(folder, block_length=4, seed=3)
+    prompts = ["What is 1?", "What is nothing?"]
+    wishes = {"until": ["a", "\n"], "max_gen_toks": 8, "do_sample": False, "temperature": 0.7}
+    got = model.generate_until([asked(prompt, wishes) for prompt in prompts])
+    sampling = SamplingConfig(gen_length=8, block_length=4)
+    whole = [line["text"] for line in complete_texts(network, tokenizer, prompts, sampling, seed=3)]
+    assert got == [text.split("a")[0].split("\n")[0] for text in whole]
+    drawn = {**wishes, "until": [], "do_sample": True, "temperature": 1, "top_k": 3, "max_gen_toks": 30}
+    sampling = SamplingConfig(gen_length=30, block_length=4, temperature=1.0, top_k=3)
+    expected = complete_texts(network, tokenizer, prompts, sampling, seed=3)
+    assert model.generate_until([asked(prompt, drawn) for prompt in prompts]) == [
+        line["text"] for line in expected
+    ]
+    longer = HarnessModel(folder, gen_length=16)  # what is given by hand goes before what a task says
+    whole = [
+        line["text"] for line in complete_texts(network, tokenizer, prompts, SamplingConfig(gen_length=16))
+    ]
+    assert longer.generate_until([asked(prompt, {"max_gen_toks": 8}) for prompt in prompts]) == whole
+
+
+def test_a_prompt_without_room_loses_its_beginning(folder: str) -> None:
+    network, tokenizer = load(folder)
+    model = HarnessModel(folder, gen_length=8)
+    prompt = "What is it and what is nothing? " * 12
+    ids = list(encode_texts(tokenizer, [prompt])[0])[-(CONTEXT - 8) :]
+    (expected,) = complete_texts(network, tokenizer, [ids], SamplingConfig(gen_length=8))
+    assert model.generate_until([asked(prompt, {}), asked("What", {})])[0] == expected["text"]
+    assert model.num_cut == 1
+
+
+def test_what_is_asked_may_be_answered_elsewhere(folder: str) -> None:
+    """Blocks and their results are JSON; the network is opened where they are worked on."""
+    pairs = [((question["question"], " 2"), [5, 6], [7] * (n + 1)) for n, question in enumerate(QUESTIONS)]
+    here, there = HarnessModel(folder), HarnessModel(folder, map_blocks=through_json)
+    assert here._loglikelihood_tokens(pairs) == [tuple(score) for score in there._loglikelihood_tokens(pairs)]
+    requests = [asked("What is 1?", {"max_gen_toks": 8}), asked("What is", {"max_gen_toks": 4})]
+    assert here.generate_until(requests) == there.generate_until(requests)
+
+
+def test_a_chat_is_rendered_and_read_with_its_special_tokens(folder: str) -> None:
+    model = HarnessModel(folder)
+    text = model.apply_chat_template([{"role": "user", "content": "What is 1?"}])
+    ids = model.tok_encode(text)
+    assert ids[0] == model.tokenizer.bos_token_id
+    assert len(ids) < len(text) / 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_sample": 3}, "unknown model argument num_sample; did you mean 'num_samples'"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"rule": "chain"}, "rule"),
+        ({"block_length": 0}, "block_length"),
+        ({"batch_size": "many"}, "batch_size must be a number of rows or auto, not 'many'"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+    ids=str,
+)
+def test_wrong_model_arguments_are_named(folder: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        HarnessModel(folder, **settings)
+
+
+def test_wishes_that_cannot_be_granted_are_named(folder: str) -> None:
+    model = HarnessModel(folder)
+    with pytest.raises(UserError, match="asks for num_beams=4, which this sampler has not"):
+        model.generate_until([asked("What", {"num_beams": 4})])
+    with pytest.raises(UserError, match="256 tokens of an answer leave no room"):
+        model.generate_until([asked("What", {})])
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_the_command_line_of_lm_eval_knows_the_model(folder: str, tmp_path: Path) -> None:
+    task = task_of(folder, output_type="multiple_choice", doc_to_choice="{{choices}}", doc_to_target="answer")
+    (tmp_path / "questions.yaml").write_text(json.dumps(task))  # JSON is YAML
+    words = [
+        "--model",
+        "llada",
+        "--model_args",
+        f"pretrained={folder},rule=left_to_right",
+        "--tasks",
+        "questions",
+    ]
+    words += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--batch_size", "4"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "llada.evals.harness", *words]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    assert 0 <= json.loads(results.read_text())["results"]["questions"]["acc,none"] <= 1
