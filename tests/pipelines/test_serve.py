@@ -557,7 +557,7 @@ def test_an_interruption_while_ray_starts_is_one_line(
 @pytest.mark.timeout(600)
 def test_taking_it_down_finishes_what_runs_and_refuses_the_rest(random_model: Path, tmp_path: Path) -> None:
     """SIGTERM with two requests running, two waiting and more to come: nobody hangs, and nobody is told 404."""
-    settings: dict[str, Any] = {"max_ongoing_requests": 2, "graceful_shutdown_timeout_s": 30}
+    settings: dict[str, Any] = {"max_ongoing_requests": 2, "graceful_shutdown_timeout_s": 12}
     with serving(random_model, tmp_path / "out.txt", **settings) as (client, process):
 
         async def take_down() -> tuple[list[httpx.Response], list[httpx.Response], list[httpx.Response]]:

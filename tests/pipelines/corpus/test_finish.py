@@ -8,7 +8,7 @@ from llada.data.work.job import Job, Snapshot
 from llada.data.work.units import Plan, read_plan
 from llada.errors import UserError
 from llada.files import write_bytes
-from pipelines.corpus.finish import check, check_tokenizer
+from pipelines.corpus.finish import check, check_tokenizer, describe_left_out
 
 
 def job_of(tmp_path, files=3, **changes):
@@ -78,3 +78,13 @@ def test_what_is_bearable_is_said(tmp_path, caplog):
         "could not be read (403) and is left out, a later run tries again: lost",
     ]
     check(job_of(tmp_path), report(rows=0), is_first=False)  # a later snapshot may add nothing
+
+
+def test_the_terminal_names_each_kind_that_was_left_out_or_none():
+    counts = {"rejected": {}, "filtered": {}, "unreadable_files": []}
+    assert describe_left_out(counts) == "none"
+    counts |= {"filtered": {"too_short": 1200, "duplicate": 3}, "unreadable_files": ["a", "b", "c", "d"]}
+    assert (
+        describe_left_out(counts)
+        == "documents 1,203: too_short 1,200, duplicate 3; unreadable files 4: a, b, c"
+    )

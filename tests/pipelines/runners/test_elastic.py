@@ -22,7 +22,8 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("plan", ["2,1", pytest.param("2,1,3,2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["2,1", "2,1,3,2"])
 def test_samples_and_masks_do_not_depend_on_which_machines_are_there(stages, tmp_path, monkeypatch, plan):
     script = Path(__file__).with_name("elastic_run.py")
     (tmp_path / "recipe.json").write_text(to_json(stages.recipe))
