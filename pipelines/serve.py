@@ -27,6 +27,7 @@ from llada.files import local_path
 from llada.model.hf import find_dtype
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, from_dict, limited, merge_settings, require
+from pipelines.serving.admission import Admission
 from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkpoint
 from pipelines.serving.gateway import Gateway
 from pipelines.serving.keys import KeyLimits, load_keys
@@ -88,8 +89,8 @@ class ServeArgs:
     gpus_per_replica: float | None = limited(None, low=0)
     """GPUs of a replica; 0.5 puts two on one."""
     target_ongoing_requests: float | None = limited(None, above=0)
-    """Requests for each replica, running and queued, that autoscaling aims at, a running one counted as the replies that it
-    asks for; None: half of max_ongoing_requests."""
+    """Work for each replica, running and queued, that autoscaling aims at, in requests as `sampling` has them: one that asks for
+    more tokens or replies counts for more, one that is half done for half; None: half of max_ongoing_requests."""
     upscale_delay_s: float = limited(15, low=0)
     """Seconds of more load before replicas are added."""
     downscale_delay_s: float = limited(300, low=0)
@@ -102,9 +103,9 @@ class ServeArgs:
     """Requests that a replica takes at a time; they share its forwards. None: 8, or twice a larger
     target_ongoing_requests."""
     max_queued_requests: int = limited(64, low=-1)
-    """Requests that may wait; -1 for any number. Ray keeps to it within a few requests of a burst."""
+    """Requests that may wait beside those that the replicas take; -1 for any number."""
     retry_after_s: int = limited(5, low=0)
-    """What a rejected client is told to wait."""
+    """What a rejected client is told to wait until it is known how fast the queue goes."""
     max_choices: int = limited(32, low=1)
     """Prompts times n in one request."""
     max_messages: int = limited(1024, low=1)
@@ -232,7 +233,9 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         logs_prompts=args.log_prompts,
         echoes_id=False,
     )
-    return gateway.bind(model, args.name, args.retry_after_s, limits, access, args.api_keys)
+    admission = Admission(args.max_queued_requests, args.ongoing_requests[1], args.retry_after_s)
+    tokens = args.sampling.gen_length
+    return gateway.bind(model, args.name, admission, tokens, limits, access, args.api_keys)
 
 
 def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
@@ -241,7 +244,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
 
     low, high = args.replicas
     target, most = args.ongoing_requests
-    # Wide open: the limits are the Denoiser's, and /health must answer when they are reached.
+    # Wide open: it counts its requests itself (admission.py), and /health must answer when there are too many.
     gateway = serve.deployment(
         name="Gateway",
         num_replicas=1,
@@ -265,7 +268,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
             "downscale_delay_s": args.downscale_delay_s,
         },
         max_ongoing_requests=most,
-        max_queued_requests=args.max_queued_requests,
+        max_queued_requests=-1,  # the gateway's, which counts more exactly than Ray
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
         max_surge_percent=args.max_surge_percent,
     )(Denoiser)

@@ -53,6 +53,8 @@ class Progress(NamedTuple):
     tokens: Tensor  # (L,) int64: its row, masks included
     final_until: int  # the column before which no token changes any more
     forwards: int  # of the row so far
+    fed: int  # tokens that were fed to the network for it in this turn
+    block: int  # that it works on
 
 
 class Batch:
@@ -107,12 +109,14 @@ class Batch:
         if canvas is None:
             return
         fed, final, forwards = canvas.token_forwards.tolist(), canvas.final_until(), canvas.forwards.tolist()
+        blocks = canvas.block.tolist()
         for row in [*self._given_whole, *brought_on]:
             run = self.runs[row]
-            run.group.served += fed[row] - run.fed
-            run.served += fed[row] - run.fed
+            new = fed[row] - run.fed
+            run.group.served += new
+            run.served += new
             run.fed = fed[row]
-            yield Progress(run, canvas.tokens[row], final[row], forwards[row])
+            yield Progress(run, canvas.tokens[row], final[row], forwards[row], new, blocks[row])
 
     def trace(self, run: Run, begin: int, end: int) -> Trace:
         """How the tokens in these columns of a row that is traced came to be there."""

@@ -118,7 +118,7 @@ def complete_texts(
         step, brought_on = batch.plan(), []
         if step is not None and batch.canvas is not None:
             brought_on = advance(model, batch.canvas, step, prefixes, batch_invariant=batch_invariant)
-        for line, tokens, final_until, forwards in batch.progress(brought_on):
+        for line, tokens, final_until, forwards, *_ in batch.progress(brought_on):
             assert isinstance(line, _Line)
             line.text += line.reply.read(tokens, final_until)
             if line.reply.reason is not None:

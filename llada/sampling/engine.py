@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
 from llada.model.predict import Model, check_tokens, check_weights, network_block, resolve_mask_id
-from llada.sampling.batch import Batch, Group, Run, cache_bytes
+from llada.sampling.batch import Batch, Group, Progress, Run, cache_bytes
 from llada.sampling.blocks import check_network_block, check_steps, count_blocks
+from llada.sampling.cache import find_cache
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.compiled import compile_network
 from llada.sampling.config import SamplingConfig, check_room, check_window
@@ -32,6 +33,7 @@ from llada.sampling.mailbox import Letter, Mailbox
 from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import advance
+from llada.sampling.stats import EngineStats, Forecast
 from llada.sampling.text import spell_fixed, text_ends, turn_end
 from llada.sampling.text_stream import pieces
 from llada.sampling.token_bytes import TokenBytes
@@ -71,6 +73,9 @@ class _Run(Run):
     ) -> None:
         super().__init__(reply, stream)
         self.index, self.request, self.stream, self.cache_bytes = index, request, stream, cache_bytes
+        self.num_given = len(request.prompt) + len(request.suffix)
+        self.block, self.block_began = 0, 0.0
+        """The one that it works on, and since when (`time.monotonic`)."""
 
 
 class _Stream(Group):
@@ -134,6 +139,7 @@ class DenoiseEngine:
         self._running: list[_Stream] = []
         self._batch = Batch(max_tokens=max_tokens)
         self._prefixes = PrefixStore()
+        self._stats, self.forecast = EngineStats(rows_most=max_concurrent), Forecast()
         self._written_to: dict[Mailbox, None] = {}
         """Whose readers are to be woken, in order."""
         self._damage: str | None = None
@@ -160,6 +166,25 @@ class DenoiseEngine:
         """Replies that are asked for and not complete, of all streams."""
         with self._changed:
             return sum(stream.num_unfinished for stream in [*self._running, *self._waiting])
+
+    def stats(self) -> EngineStats:
+        """As things stand."""
+        with self._changed:
+            streams = [*self._running, *self._waiting]
+            runs = [_own(run) for run in list(self._batch.runs)]
+            left = sum(max(self._expect(run) - run.fed, run.num_given) for run in runs)
+            left += sum(self._expect(run) for stream in streams for run in list(stream.waiting))
+            return dataclasses.replace(
+                self._stats,
+                blocks=list(self._stats.blocks),
+                replies=sum(stream.num_unfinished for stream in streams),
+                rows_now=len(runs),
+                cache_bytes=sum(run.cache_bytes for run in runs),
+                work_left=left,
+            )
+
+    def _expect(self, run: _Run) -> float:
+        return self.forecast.expect(run.request.sampling, run.num_given)
 
     async def stream(self, *requests: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Run the requests; yields their events as they come, the last of each a Finished. Leaving early cancels them.
@@ -265,6 +290,7 @@ class DenoiseEngine:
             num_top=request.num_top,
             forced=request.forced,
         )
+        run.block_began = time.monotonic()
         self._write(run.stream, Started(run.index))
         return canvas
 
@@ -330,11 +356,13 @@ class DenoiseEngine:
         self._let_go()
         if self._waiting or any(stream.waiting for stream in self._running):
             self._admit()
-        for run, tokens, final_until, forwards in self._batch.progress(self._advance()):
+        for progress in self._batch.progress(self._advance()):
+            run = _own(progress.run)
             try:
-                self._read(_own(run), tokens, final_until, forwards)
+                self._read(run, progress.tokens, progress.final_until, progress.forwards)
             except Exception as error:  # says nothing about the network
                 self._fail(run, error)
+            self._count(run, progress)
         self._wake_readers()
         self._let_go()
 
@@ -343,13 +371,13 @@ class DenoiseEngine:
         step, canvas = self._batch.plan(), self._batch.canvas
         if step is None or canvas is None:
             return []
-        self._forward_began = time.monotonic()
+        self._forward_began = began = time.monotonic()
         try:
             if self._damage is not None:
                 for row in step.rows.tolist():
                     self._fail_in_network(row, FloatingPointError(self._damage))
                 return []
-            return advance(
+            brought_on = advance(
                 self.model,
                 canvas,
                 step,
@@ -357,8 +385,27 @@ class DenoiseEngine:
                 batch_invariant=self.batch_invariant,
                 fail=self._fail_in_network,
             )
+            self._stats.forwards += 1
+            self._stats.rows += len(brought_on)
+            self._stats.seconds += time.monotonic() - began
+            return brought_on
         finally:
             self._forward_began = None
+
+    def _count(self, run: _Run, progress: Progress) -> None:
+        """What a turn did for a reply, in the statistics."""
+        stats, sampling, is_over = self._stats, run.request.sampling, run.reply.reason is not None
+        stats.tokens += progress.fed
+        cache = find_cache(sampling)
+        if cache is not None and cache.refresh is None:
+            whole = (run.num_given + sampling.gen_length) * (1 + (sampling.cfg_scale != 0))
+            stats.cache_refreshes += progress.fed >= whole
+        if is_over or progress.block != run.block:
+            now = time.monotonic()
+            stats.add_block(now - run.block_began)
+            run.block, run.block_began = progress.block, now
+        if is_over:
+            self.forecast.learn(sampling, run.num_given, run.fed)
 
     def _let_go(self) -> None:
         """Take the replies off the canvas that have ended or are no longer wanted, and forget streams without any."""
@@ -366,6 +413,10 @@ class DenoiseEngine:
             if stream.is_cancelled:
                 stream.waiting.clear()
                 stream.num_unfinished = 0
+        for run in map(_own, self._batch.runs):
+            if run.stream.is_cancelled and run.reply.reason is None:
+                self._stats.cancelled_replies += 1
+                self._stats.cancelled_tokens += run.fed
         self._batch.keep(lambda run: run.reply.reason is None and not _own(run).stream.is_cancelled)
         if any(not (stream.waiting or stream.on_canvas) for stream in self._running):
             with self._changed:
@@ -401,10 +452,8 @@ class DenoiseEngine:
         if reply.reason is not None:
             self._failures = 0
             run.stream.num_unfinished -= 1
-            num_given = len(request.prompt) + len(request.suffix)
-            self._write(
-                run.stream, Finished(run.index, reply.reason, num_given, reply.num_committed, forwards)
-            )
+            end = Finished(run.index, reply.reason, run.num_given, reply.num_committed, forwards)
+            self._write(run.stream, end)
 
     def _tokens(self, run: _Run, begin: int, end: int) -> tuple[Token, ...]:
         """The tokens [begin, end) of a reply that is traced."""

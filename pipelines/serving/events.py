@@ -27,4 +27,9 @@ class Refused:
     code: str | None
 
 
-ReplicaEvent = Refused | Serving | Started | Text | Draft | Finished
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The replica has died before the client had a byte; another begins anew, and what came before is void."""
+
+
+ReplicaEvent = Refused | Restarted | Serving | Started | Text | Draft | Finished

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, cast
 
 from fastapi import FastAPI
 
+from llada.sampling.events import Finished, Started
+from llada.sampling.stats import EngineStats
 from pipelines.serving.access_log import RequestIds, write_to_stdout
+from pipelines.serving.admission import Admission
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.errors import RequestError
-from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.events import ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import load_keys
 from pipelines.serving.limits import RequestLimits
+from pipelines.serving.metrics import GatewayMetrics
 from pipelines.serving.routes import Access, Health, build_api
 
 if TYPE_CHECKING:
@@ -29,6 +34,12 @@ _DRAINING = Health("draining", "the endpoint is being taken down")
 # How often Serve's controller is asked whether replicas run: soon again while none does.
 _ASK_EVERY_S = 3.0
 _ASK_SOON_S = 0.25
+_CANARY_EVERY_S = 30.0
+_CANARY_TIMEOUT_S = 20.0
+
+
+class _LostReplicaError(Exception):
+    """The replica that a request was at is no more."""
 
 
 class Gateway:
@@ -38,22 +49,31 @@ class Gateway:
         self,
         denoiser: DeploymentHandle,
         model_id: str,
-        retry_after_s: int,
+        admission: Admission,
+        default_tokens: int,
         limits: RequestLimits,
         access: Access,
         api_keys: str | None,
     ) -> None:
-        """`api_keys`: where they are (`load_keys`): what Ray stores of its deployments must not hold them. Raises UserError."""
-        self._replicas = Replicas(denoiser, retry_after_s)
+        """`default_tokens`: of a reply whose request does not say; `api_keys`: where they are (`load_keys`): what Ray stores of its deployments must not hold them. Raises UserError."""
+        self._replicas = Replicas(denoiser, admission, default_tokens)
         self._model_id, self._limits = model_id, limits
+        self._metrics = GatewayMetrics()
         self._access = dataclasses.replace(access, keys=load_keys(api_keys) if api_keys else ())
         write_to_stdout()
-        self._replicas.look()  # one that takes over from another is not "starting"
+        # One that takes over from another is not "starting". (In a thread: this one has an event loop, which must not wait.)
+        first = threading.Thread(target=self._replicas.look, daemon=True)
+        first.start()
+        first.join(_CANARY_TIMEOUT_S)
         threading.Thread(target=self._replicas.watch, name="watch-health", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
-        return build_api(self._replicas, self._model_id, self._limits, self._access)
+        return build_api(self._replicas, self._model_id, self._limits, self._access, self._metrics)
+
+    async def report(self, replica: str, stats: EngineStats) -> None:
+        """What a replica's engine has done; called by it every few seconds."""
+        self._metrics.reports.take(replica, stats)
 
     async def drain(self, grace_s: float) -> None:
         """Refuse what comes and what waits; returns when the running requests are finished, or after `grace_s`."""
@@ -63,9 +83,11 @@ class Gateway:
 class Replicas:
     """The Denoiser deployment as a backend of the HTTP application."""
 
-    def __init__(self, handle: DeploymentHandle, retry_after_s: int) -> None:
+    def __init__(self, handle: DeploymentHandle, admission: Admission, default_tokens: int) -> None:
         self._handle = handle.options(stream=True)
-        self._retry_after_s = retry_after_s
+        self._canary = handle.canary
+        self._admission, self._default_tokens = admission, default_tokens
+        self._answered_at = -math.inf
         self._health = Health("starting", "the model is being loaded")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = asyncio.Event()
@@ -73,35 +95,56 @@ class Replicas:
         self._is_over = False  # no request is waited for any more
 
     async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
-        """The events of one replica. Raises RequestError 429 when the queue is full, 503 when no replica answers or the
-        endpoint is taken down before one does."""
+        """The events of one replica, or of a second one where the first has died before the client had a byte of it. Raises
+        RequestError 429 when the queue is full, 503 when no replica answers or the endpoint is taken down before one does."""
+        self._loop = asyncio.get_running_loop()
+        if self._draining.is_set():
+            raise self._away()
+        tokens = self._default_tokens if body.token_limit is None else body.token_limit
+        place = self._admission.enter(body.num_prompts * body.n * tokens)
+        is_done = has_bytes = False
+        try:
+            for is_last in (False, True):
+                try:
+                    async with contextlib.aclosing(self._ask_replica(body, ids)) as events:
+                        async for event in events:
+                            place.waits = False
+                            has_bytes |= body.stream and not isinstance(event, Serving | Started)
+                            is_done = isinstance(event, Finished)
+                            yield event
+                    return
+                except _LostReplicaError as error:
+                    if is_last or has_bytes or self._draining.is_set():
+                        raise self._away() from error
+                    place.waits = True
+                    yield Restarted()
+        finally:
+            place.leave(is_done=is_done)
+
+    async def _ask_replica(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
+        """The events of one replica. Raises `_LostReplicaError` when it has died, and RequestError 503 as `stream`."""
         from ray.exceptions import RayActorError, TaskCancelledError
         from ray.serve.exceptions import (
-            BackPressureError,
             DeploymentUnavailableError,
             ReplicaUnavailableError,
             RequestCancelledError,
         )
 
-        self._loop = asyncio.get_running_loop()
-        if self._draining.is_set():
-            raise self._away()
         response = cast("DeploymentResponseGenerator[ReplicaEvent]", self._handle.stream.remote(body, ids))
         self._open.add(response)
         try:
             first = await self._first(response)
+            self._answered_at = time.monotonic()
             self._health = Health("ok")
             yield first
             async for event in response:
                 yield event
-        except BackPressureError as error:
-            raise RequestError(
-                429,
-                "too many requests are waiting; try again later",
-                code="queue_full",
-                retry_after_s=self._retry_after_s,
-            ) from error
-        except (DeploymentUnavailableError, ReplicaUnavailableError, RayActorError) as error:
+        except (ReplicaUnavailableError, RayActorError) as error:
+            _log.warning("request %s: its replica has died: %s", ids.request_id, error)
+            with contextlib.suppress(Exception):
+                response.cancel()
+            raise _LostReplicaError from error
+        except DeploymentUnavailableError as error:
             _log.warning("no answer from the model's replicas: %s", error)
             raise self._away() from error
         except (asyncio.CancelledError, RequestCancelledError, TaskCancelledError) as error:
@@ -133,7 +176,8 @@ class Replicas:
 
     def _away(self) -> RequestError:
         why = "is being taken down" if self._draining.is_set() else "is not available"
-        return RequestError(503, f"the model {why}; try again later", retry_after_s=self._retry_after_s)
+        wait_s = self._admission.retry_after_s()
+        return RequestError(503, f"the model {why}; try again later", retry_after_s=wait_s)
 
     async def drain(self, grace_s: float) -> None:
         """See `Gateway.drain`."""
@@ -163,11 +207,28 @@ class Replicas:
                 self._loop.call_soon_threadsafe(self._draining.set)
 
     def look(self) -> None:
-        """Bring `health` up to date."""
+        """Bring `health` up to date. Not in a thread with an event loop."""
         try:
-            self._health = self._ask()
+            seen = self._ask()
         except Exception as error:  # the replicas are no worse for a controller that is away
             _log.warning("Serve's controller does not answer: %s", error)
+            return
+        if seen.status == "ok" and self._admission.num_replicas and not self._has_answered():
+            seen = Health("unavailable", "the model does not answer a request for one token")
+        self._health = seen
+
+    def _has_answered(self) -> bool:
+        """Whether a replica answers. Where users are served they are the proof; else, from time to time, one token is asked
+        for, which nobody waits behind."""
+        if self._open or time.monotonic() - self._answered_at < _CANARY_EVERY_S:
+            return True
+        try:
+            self._canary.remote().result(timeout_s=_CANARY_TIMEOUT_S)
+        except Exception as error:
+            _log.warning("the model does not answer a request for one token: %r", error)
+            return bool(self._open)  # it stands behind those who came meanwhile
+        self._answered_at = time.monotonic()
+        return True
 
     def _ask(self) -> Health:
         from ray import serve
@@ -179,7 +240,8 @@ class Replicas:
         # Serve tells of no deployment while it builds a new version, nor when it could not: the old ones go on.
         if deployment is None:
             return self._health
-        running = any(n for state, n in deployment.replica_states.items() if state == "RUNNING")
+        running = sum(n for state, n in deployment.replica_states.items() if state == "RUNNING")
+        self._admission.num_replicas = running
         # A deployment may be meant to have no replica now.
         if running or deployment.status == "HEALTHY":
             return Health("ok")

@@ -1,4 +1,5 @@
-"""The endpoint's own numbers in Prometheus' text format. Ray's (replicas, queues, GPUs) are on Ray's metrics ports."""
+"""The endpoint's own numbers in Prometheus' text format: what the gateway sees of requests, and what the replicas tell it of
+their engines (reports.py). Ray's (replicas, queues, GPUs) are on Ray's metrics ports."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from llada.sampling.events import Finished, Started, Text
-from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.events import ReplicaEvent, Restarted
 from pipelines.serving.keys import Account
+from pipelines.serving.reports import ReplicaReports
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS_PER_FORWARD = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -21,10 +23,13 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.reports = ReplicaReports()
+        self.registry.register(self.reports)
         kinds: dict[str, Any] = {"registry": self.registry, "namespace": "llada"}
         self.requests = Counter(
             "requests", "Answered requests by route and HTTP status", ["route", "status"], **kinds
         )
+        self.retries = Counter("retries", "Requests begun anew, as their replica has died", **kinds)
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts and suffixes", **kinds)
         self.completion_tokens = Counter("completion_tokens", "Tokens of replies, up to their ends", **kinds)
         self.forwards = Counter("forwards", "Forwards of the network", **kinds)
@@ -74,6 +79,12 @@ class RequestTrack:
             self._gauge.dec()
             self._gauge = metrics.running
             self._gauge.inc()
+        elif isinstance(event, Restarted):
+            metrics.retries.inc()
+            self._gauge.dec()
+            self._gauge = metrics.queued
+            self._gauge.inc()
+            self._count = dict.fromkeys(self._count, 0)
         elif isinstance(event, Text) and event.text and self._is_first:
             self._is_first = False
             self.notes["first_text_s"] = round(time.monotonic() - self._began, 4)

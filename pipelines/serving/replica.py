@@ -27,14 +27,17 @@ from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.dialects.body import Prompt, SamplingBody
+from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Refused, ReplicaEvent, Serving
 from pipelines.serving.prompts import PromptEncoder
-from pipelines.serving.scaling import CHOICES
+from pipelines.serving.reports import report_to_gateway
+from pipelines.serving.scaling import MEAN_REQUEST, REPLIES, USUAL_REQUEST, WORK
 from pipelines.serving.scoring import Score, score_prompts
 from pipelines.stage.artifact import fetch_folder, find_manifest
 
 _log = logging.getLogger(__name__)
+_NEWEST = 0.1  # the newest request's weight in the mean of them
 
 
 class Denoiser:
@@ -86,6 +89,7 @@ class Denoiser:
             torch=torch.__version__,
         )
         self.sampling, self.stall_timeout_s = sampling, stall_timeout_s
+        self._mean_request: float | None = None
         self.max_prompt_tokens = max_prompt_tokens
         self.max_length = model.config.max_length
         self.engine = DenoiseEngine(
@@ -105,10 +109,34 @@ class Denoiser:
         # What is loaded stays: without this, a full pass of Python's collector over it stops all streams for 0.2 s.
         gc.collect()
         gc.freeze()
+        report_to_gateway(self)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray Serve asks for the autoscaling (scaling.py)."""
-        return {CHOICES: float(self.engine.num_unfinished)}
+        stats, usual = self.engine.stats(), self._usual_request()
+        return {
+            REPLIES: float(stats.replies),
+            WORK: float(stats.work_left),
+            MEAN_REQUEST: usual if self._mean_request is None else self._mean_request,
+            USUAL_REQUEST: usual,
+        }
+
+    def _usual_request(self) -> float:
+        """Token-forwards of a reply by the defaults, to a prompt that is as long as it."""
+        return self.engine.forecast.expect(self.sampling, self.sampling.gen_length)
+
+    def _note_work(self, requests: list[GenerateRequest]) -> None:
+        """Let what a request asks for count in the mean of those that have come of late."""
+        expect = self.engine.forecast.expect
+        work = sum(expect(one.sampling, len(one.prompt) + len(one.suffix)) for one in requests)
+        before = self._usual_request() if self._mean_request is None else self._mean_request
+        self._mean_request = before + _NEWEST * (work - before)
+
+    async def canary(self) -> None:
+        """Denoise one token. Raises what makes that fail."""
+        _, requests = self.requests_of(CompletionBody.model_validate({"prompt": "", "max_tokens": 1}))
+        async for _ in self.engine.stream(*requests):
+            pass
 
     def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""
@@ -134,6 +162,7 @@ class Denoiser:
         except RequestError as error:
             yield Refused(error.status, error.message, error.param, error.code)
             return
+        self._note_work(requests)
         yield Serving(self.fingerprint, self.run_id)
         try:
             async with contextlib.aclosing(self._run(body, prompts, scores, requests)) as events:

@@ -31,7 +31,7 @@ from pipelines.serving.dialects.chat import ChatBody, ChatWriter
 from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.errors import RequestError, shorten
-from pipelines.serving.events import Refused, ReplicaEvent, Serving
+from pipelines.serving.events import Refused, ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import Guard, KeyLimits
 from pipelines.serving.limits import DEFAULT_LIMITS, RequestLimits
 from pipelines.serving.metrics import GatewayMetrics, RequestTrack
@@ -93,7 +93,11 @@ class Access:
 
 
 def build_api(
-    backend: Backend, model_id: str, limits: RequestLimits = DEFAULT_LIMITS, access: Access = Access()
+    backend: Backend,
+    model_id: str,
+    limits: RequestLimits = DEFAULT_LIMITS,
+    access: Access = Access(),
+    metrics: GatewayMetrics | None = None,
 ) -> FastAPI:
     """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /."""
     api = FastAPI(title="llada", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -110,7 +114,7 @@ def build_api(
             expose_headers=[REQUEST_ID, "Retry-After"],
         )
     api.add_middleware(AccessLog, echoes_id=access.echoes_id)
-    metrics = GatewayMetrics()
+    metrics = metrics or GatewayMetrics()
     created = int(time.time())
     card = {"id": model_id, "object": "model", "created": created, "owned_by": "llada"}
 
@@ -326,6 +330,8 @@ async def _follow(
                 raise RequestError(event.status, event.message, param=event.param, code=event.code)
             if isinstance(event, Serving):
                 writer.system_fingerprint, writer.run_id = event.fingerprint, event.run_id
+            elif isinstance(event, Restarted):
+                writer.restart()
             elif not isinstance(event, Started):
                 yield event
 

@@ -64,6 +64,11 @@ class ReplyWriter(ABC):
         elif isinstance(event, Finished):
             self._ends[event.index] = event
 
+    def restart(self) -> None:
+        """Forget what was collected: the reply begins anew."""
+        self._texts.clear()
+        self._ends.clear()
+
     def whole(self) -> dict[str, Any]:
         """The reply to a request that does not stream."""
         choices = []

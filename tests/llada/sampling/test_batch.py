@@ -131,7 +131,7 @@ def test_any_company_gives_the_same_text(dtype: torch.dtype, batch_invariant: bo
         laid_out = [lay_out(*case) for _, case in joining]
         numbers.update({run: number for (run, _), (number, _) in zip(laid_out, joining, strict=True)})
         batch.add([run for run, _ in laid_out], [canvas for _, canvas in laid_out])
-        for run, tokens, final_until, forwards in turn(
+        for run, tokens, final_until, forwards, *_ in turn(
             batch, model, prefixes=prefixes, batch_invariant=batch_invariant
         ):
             run.reply.read(tokens, final_until)

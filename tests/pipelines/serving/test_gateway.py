@@ -1,15 +1,20 @@
-"""What the front process loads and says of its health. (Its way to the replicas is exercised over HTTP in
-tests/pipelines/test_serve.py.)"""
+"""What the front process loads, says of its health, and does when a replica dies. (Its way to the replicas is exercised over
+HTTP in tests/pipelines/test_serve.py.)"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import subprocess
 import sys
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -21,8 +26,14 @@ from ray.serve.schema import (
 )
 
 from pipelines.serve import APP_NAME
+from pipelines.serving import gateway
+from pipelines.serving.access_log import RequestIds
+from pipelines.serving.admission import Admission
+from pipelines.serving.dialects.body import SamplingBody
+from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.gateway import Replicas
-from pipelines.serving.routes import Health
+from pipelines.serving.replica import Denoiser
+from pipelines.serving.routes import Health, build_api
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -44,12 +55,60 @@ def test_the_front_process_needs_no_torch() -> None:
 
 
 class Handle:
-    """As much of Ray's handle of a deployment as the gateway's health needs."""
+    """As much of Ray's handle of a deployment as the gateway needs, over a model in this process. Its replicas die as Ray's
+    do: so many events after they have taken the request."""
 
     app_name, deployment_name = APP_NAME, "Denoiser"
 
+    def __init__(self, denoiser: Denoiser | None = None, deaths: Sequence[int] = ()) -> None:
+        self.denoiser, self.deaths = denoiser, list(deaths)
+        self.canaries = 0
+        self.answers_canaries = True
+        self.stream, self.canary = _Call(self._stream), _Call(self._canary)
+
     def options(self, **_: Any) -> Handle:
         return self
+
+    def _stream(self, body: SamplingBody, ids: RequestIds) -> _Response:
+        assert self.denoiser is not None
+        return _Response(self.denoiser.stream(body, ids), self.deaths.pop(0) if self.deaths else None)
+
+    def _canary(self) -> Handle:
+        self.canaries += 1
+        return self
+
+    def result(self, *, timeout_s: float) -> None:
+        if not self.answers_canaries:
+            raise TimeoutError
+
+
+class _Call:
+    def __init__(self, remote: Callable[..., Any]) -> None:
+        self.remote = remote
+
+
+class _Response:
+    def __init__(self, events: AsyncGenerator[ReplicaEvent, None], last: int | None) -> None:
+        self._events, self._left = events, last
+
+    def __aiter__(self) -> _Response:
+        return self
+
+    async def __anext__(self) -> ReplicaEvent:
+        if self._left == 0:
+            await self._events.aclose()
+            raise RayActorError
+        if self._left is not None:
+            self._left -= 1
+        return await anext(self._events)
+
+    def cancel(self) -> None:
+        """What has died does nothing any more."""
+
+
+def replicas_of(handle: Handle) -> Replicas:
+    admission = Admission(max_queued=4, per_replica=2, retry_after_s=5)
+    return Replicas(handle, admission, 8)  # type: ignore[arg-type]
 
 
 def serve_says(
@@ -81,7 +140,7 @@ def serve_says(
 def test_health_is_a_word_and_a_reason_that_a_stranger_may_read(
     monkeypatch: pytest.MonkeyPatch, state: DeploymentStatus, running: int, word: str
 ) -> None:
-    replicas = Replicas(Handle(), 5)  # type: ignore[arg-type]
+    replicas = replicas_of(Handle())
     assert replicas.health().status == "starting"
     monkeypatch.setattr(serve, "status", lambda: serve_says(state, running=running))
     replicas.look()
@@ -103,7 +162,7 @@ def test_asking_for_the_health_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> N
         return serve_says(DeploymentStatus.HEALTHY, running=1)
 
     monkeypatch.setattr(serve, "status", status)
-    replicas = Replicas(Handle(), 5)  # type: ignore[arg-type]
+    replicas = replicas_of(Handle())
     replicas.look()
     assert [replicas.health() for _ in range(100)] == [Health("ok")] * 100
     assert asked == 1
@@ -113,3 +172,100 @@ def test_asking_for_the_health_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(serve, "status", lambda: deleting)
     replicas.look()
     assert replicas.health().status == "draining"
+
+
+# --- A request of one token says whether the model answers ------------------------------------------------------------
+
+
+def test_ready_is_only_what_answers_and_users_are_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "status", lambda: serve_says(DeploymentStatus.HEALTHY, running=1))
+    handle = Handle()
+    replicas = replicas_of(handle)
+    handle.answers_canaries = False
+    replicas.look()
+    assert replicas.health().status == "unavailable"
+    handle.answers_canaries = True
+    replicas.look()
+    assert (replicas.health(), handle.canaries) == (Health("ok"), 2)
+    replicas.look()
+    assert handle.canaries == 2  # what has been shown holds for a while
+    monkeypatch.setattr(gateway, "_CANARY_EVERY_S", 0)
+    replicas.look()
+    assert handle.canaries == 3
+    replicas._open.add(object())  # type: ignore[arg-type]
+    replicas.look()
+    assert (replicas.health(), handle.canaries) == (Health("ok"), 3)
+
+
+def test_a_model_that_has_been_let_go_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        gateway.Replicas, "_ask", lambda self: Health("ok")
+    )  # no replica was counted: there is to be none
+    handle = Handle()
+    replicas = replicas_of(handle)
+    replicas.look()
+    assert (replicas.health(), handle.canaries) == (Health("ok"), 0)
+
+
+def test_the_canary_is_a_request(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(denoiser.canary())
+    monkeypatch.setattr(denoiser.engine, "_damage", "weights that are no numbers")
+    with pytest.raises(FloatingPointError):
+        asyncio.run(denoiser.canary())
+    monkeypatch.setattr(denoiser.engine, "_failures", 0)
+
+
+# --- A replica that dies ----------------------------------------------------------------------------------------------
+
+FAST = {"prompt": "Go", "max_tokens": 8, "block_length": 4, "temperature": 1.0, "seed": 3}
+
+
+def ask(handle: Handle, **fields: Any) -> tuple[httpx.Response, str]:
+    async def send() -> tuple[httpx.Response, str]:
+        transport = httpx.ASGITransport(build_api(replicas_of(handle), "tiny"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.post("/v1/completions", json={**FAST, **fields})
+            return answer, (await client.get("/metrics")).text
+
+    return asyncio.run(send())
+
+
+def texts(answer: httpx.Response) -> dict[int, str]:
+    """{choice: text} of a whole or streamed reply."""
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")] or [answer.text]
+    found: dict[int, str] = {}
+    for choice in (choice for line in lines for choice in json.loads(line)["choices"]):
+        found[choice["index"]] = found.get(choice["index"], "") + choice["text"]
+    return found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("died_after", [0, 1, 2])
+def test_who_has_no_byte_yet_does_not_see_it(denoiser: Denoiser, died_after: int, stream: bool) -> None:
+    """After 0, 1 or 2 events: none, that it is served, that it is begun."""
+    expected, _ = ask(Handle(denoiser), stream=stream)
+    answer, metrics = ask(Handle(denoiser, [died_after]), stream=stream)
+    assert answer.status_code == 200
+    assert texts(answer) == texts(expected)
+    assert "llada_retries_total 1.0" in metrics
+    assert "llada_requests_queued 0.0" in metrics
+    assert "llada_requests_running 0.0" in metrics
+
+
+@pytest.mark.parametrize("died_after", [4, 6, 9])
+def test_a_whole_reply_is_begun_anew_whenever_it_happens(denoiser: Denoiser, died_after: int) -> None:
+    expected, _ = ask(Handle(denoiser), n=2)
+    answer, _ = ask(Handle(denoiser, [died_after]), n=2)
+    assert (answer.status_code, texts(answer)) == (200, texts(expected))
+    assert answer.json()["usage"] == expected.json()["usage"]
+
+
+def test_a_stream_that_has_begun_breaks_off_and_nobody_is_tried_a_third_time(denoiser: Denoiser) -> None:
+    answer, metrics = ask(Handle(denoiser, [4]), stream=True)
+    *_, error, done, _ = answer.text.split("\n\n")
+    assert json.loads(error.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
+    assert done == "data: [DONE]"
+    assert "llada_retries_total 0.0" in metrics
+    answer, metrics = ask(Handle(denoiser, [1, 1]))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "llada_retries_total 1.0" in metrics
