@@ -23,7 +23,7 @@ help:  ## this list
 quickstart: $(VENV)/.installed  ## set up, then everything from raw text to a chat answer (QUICKSTART="--input my.jsonl")
 	$(BIN)/llada quickstart $(QUICKSTART)
 
-test: lint  ## set up, then lint, types and all tests on two processes (WORKERS=N)
+test: lint $(VENV)/.installed-browser  ## set up, then lint, types and all tests on two processes (WORKERS=N)
 	$(PYTEST) -m "not slow"
 
 test-fast: lint  ## the same without the tests that start servers, in about three minutes
@@ -67,6 +67,12 @@ $(VENV)/.installed: pyproject.toml infra/constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable ".[dev]"
+	touch $@
+
+# Of the page's tests: the machine's own Chromium, else one of Playwright's. Without either they say that they are skipped.
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| $(BIN)/python -m playwright install chromium-headless-shell || echo "no Chromium, and none can be downloaded: the page will not be tested"
 	touch $@
 
 clean:  ## remove the virtual environment and what was built

@@ -28,6 +28,7 @@ from llada.model.hf import find_dtype
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, from_dict, limited, merge_settings, require
 from pipelines.serving.admission import Admission
+from pipelines.serving.card import model_facts
 from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkpoint
 from pipelines.serving.gateway import Gateway
 from pipelines.serving.keys import KeyLimits, load_keys
@@ -204,7 +205,7 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
             return build_app(with_folder(parse_args(args)))
         except UserError as error:  # any other exception Serve tries again, and shows as a traceback
             raise RayServeException(str(error)) from error
-    check_checkpoint(args.model)
+    config = check_checkpoint(args.model)
     with naming(args.model):
         find_dtype(args.dtype)
         if args.verify_checksums and (folder := local_path(args.model)) is not None:
@@ -235,7 +236,8 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
     )
     admission = Admission(args.max_queued_requests, args.ongoing_requests[1], args.retry_after_s)
     tokens = args.sampling.gen_length
-    return gateway.bind(model, args.name, admission, tokens, limits, access, args.api_keys)
+    facts = model_facts(config, args.sampling)
+    return gateway.bind(model, args.name, admission, tokens, limits, access, args.api_keys, facts)
 
 
 def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:

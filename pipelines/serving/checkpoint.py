@@ -14,6 +14,7 @@ import llada
 from llada.data.tokens.manifest import FileEntry
 from llada.errors import UserError
 from llada.files import fetch_ranges, file_sizes, filesystem, join, local_path, sha256
+from llada.model.transformer import ModelConfig
 from llada.tokenizer import has_tokenizer
 from pipelines.stage.artifact import fetch_folder, find_manifest
 
@@ -32,18 +33,18 @@ _SMALL_BYTES = 100 << 20
 _CODE = ("model", "diffusion", "sampling")
 
 
-def check_checkpoint(url: str) -> None:
-    """Refuse a folder that no replica could load: config, tokenizer, and the names, shapes and sizes of the weights.
+def check_checkpoint(url: str) -> ModelConfig:
+    """Refuse a folder that no replica could load: config, tokenizer, and the names, shapes and sizes of the weights. The
+    model's configuration.
 
     The weights themselves are not read; of a remote folder only their headers are fetched.
     """
     with naming(url):
         if local_path(url) is not None:
-            _check(fetch_folder(url))
-            return
+            return _check(fetch_folder(url))
         with tempfile.TemporaryDirectory() as sketch:
             _draw(url, Path(sketch))
-            _check(Path(sketch))
+            return _check(Path(sketch))
 
 
 def verify_checkpoint(folder: Path, *, read_weights: bool = True) -> dict[str, str]:
@@ -93,7 +94,7 @@ def naming(url: str) -> Iterator[None]:
         raise UserError(f"cannot serve {url}: {error}") from error
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path) -> ModelConfig:
     sizes = file_sizes(str(folder))
     for name, entry in _listed(folder).items():
         if sizes.get(name) != entry["bytes"]:
@@ -101,9 +102,10 @@ def _check(folder: Path) -> None:
             raise UserError(
                 f"{name} {there}; manifest.json lists {entry['bytes']:,} bytes: copy the folder again"
             )
-    llada.load(folder)  # maps the weights, and reads none of them
+    model, _ = llada.load(folder)  # maps the weights, and reads none of them
     if not has_tokenizer(folder):
         raise UserError("it has no tokenizer.json")
+    return model.config
 
 
 def _listed(folder: Path) -> dict[str, FileEntry]:

@@ -9,8 +9,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, cast
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
 
@@ -54,10 +54,11 @@ class Gateway:
         limits: RequestLimits,
         access: Access,
         api_keys: str | None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """`default_tokens`: of a reply whose request does not say; `api_keys`: where they are (`load_keys`): what Ray stores of its deployments must not hold them. Raises UserError."""
         self._replicas = Replicas(denoiser, admission, default_tokens)
-        self._model_id, self._limits = model_id, limits
+        self._model_id, self._limits, self._facts = model_id, limits, facts
         self._metrics = GatewayMetrics()
         self._access = dataclasses.replace(access, keys=load_keys(api_keys) if api_keys else ())
         write_to_stdout()
@@ -69,7 +70,9 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
-        return build_api(self._replicas, self._model_id, self._limits, self._access, self._metrics)
+        return build_api(
+            self._replicas, self._model_id, self._limits, self._access, self._metrics, self._facts
+        )
 
     async def report(self, replica: str, stats: EngineStats) -> None:
         """What a replica's engine has done; called by it every few seconds."""

@@ -25,6 +25,7 @@ _ENVIRONMENT = "env:"
 _SHORTEST = 8
 # What strangers may see: that somebody answers, how much there is to do, and the page, which asks for the key.
 _OPEN = frozenset({"/", "/health", "/metrics", "/docs", "/openapi.json"})
+_PAGE_FILES = "/static/"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,11 @@ class Guard:
         self._accounts = {digest: Account(digest.hex()[:8], limits) for digest in map(_digest, keys)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN:
+        if (
+            scope["type"] == "http"
+            and scope["path"] not in _OPEN
+            and not scope["path"].startswith(_PAGE_FILES)
+        ):
             try:
                 account = self._account(Headers(scope=scope).get("authorization", ""))
                 scope["state"]["notes"]["key"] = account.name

@@ -11,13 +11,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -35,10 +34,10 @@ from pipelines.serving.events import Refused, ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import Guard, KeyLimits
 from pipelines.serving.limits import DEFAULT_LIMITS, RequestLimits
 from pipelines.serving.metrics import GatewayMetrics, RequestTrack
+from pipelines.serving.page import add_page
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_PAGE = Path(__file__).parent / "static" / "index.html"
 # A client's own time limit, which Ray's proxy enforces with a plain text 408 (a value that is not positive: none).
 _TIMEOUT_HEADER = "x-request-timeout-seconds"
 _READ = ["GET", "HEAD"]
@@ -98,8 +97,12 @@ def build_api(
     limits: RequestLimits = DEFAULT_LIMITS,
     access: Access = Access(),
     metrics: GatewayMetrics | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> FastAPI:
-    """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /."""
+    """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /.
+
+    `facts`: what /v1/models says of the model beside its name (`model_facts` in card.py).
+    """
     api = FastAPI(title="llada", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     if access.keys:
         api.add_middleware(Guard, keys=access.keys, limits=access.key_limits)
@@ -116,7 +119,7 @@ def build_api(
     api.add_middleware(AccessLog, echoes_id=access.echoes_id)
     metrics = metrics or GatewayMetrics()
     created = int(time.time())
-    card = {"id": model_id, "object": "model", "created": created, "owned_by": "llada"}
+    card = {"id": model_id, "object": "model", "created": created, "owned_by": "llada", **(facts or {})}
 
     @api.api_route("/v1/models", methods=_READ)
     async def list_models() -> dict[str, Any]:
@@ -140,9 +143,7 @@ def build_api(
     async def show_metrics() -> Response:
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    @api.api_route("/", methods=_READ)
-    async def page() -> HTMLResponse:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
+    add_page(api)
 
     @api.exception_handler(RequestError)
     async def refuse(_: Request, error: RequestError) -> Response:

@@ -169,9 +169,16 @@ class SamplingBody(KnobFields):
     """What clients of the dialect call that which is continued."""
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens that the reply may have: masks on its canvas."
+    )
     n: int = Field(1, ge=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: int | None = Field(
+        None,
+        ge=-(2**63),
+        lt=2**63,
+        description="Of what is drawn: the same request with it has the same answer.",
+    )
     stop: list[Annotated[str, Field(max_length=_MAX_STOP_CHARS)]] = Field([], max_length=_MAX_STOPS)
     stop_token_ids: list[int] = Field([], max_length=_MAX_STOPS)
     """vLLM's: ids that end the text like EOS; not part of it."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.tokenizer import save_tokenizer, train_tokenizer
+from pipelines.serving.card import model_facts
 from pipelines.serving.limits import RequestLimits
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import Health, build_api
+from pipelines.serving.routes import Access, Health, build_api
 
 CONTEXT = 2048
 
@@ -71,15 +73,28 @@ Call = Callable[..., httpx.Response]
 
 
 @pytest.fixture(scope="session")
+def application() -> Callable[..., FastAPI]:
+    """The HTTP application in front of a Denoiser."""
+
+    def application(denoiser: Denoiser, keys: Sequence[str] = ()) -> FastAPI:
+        facts = model_facts(denoiser.engine.model.config, denoiser.sampling)
+        return build_api(Local(denoiser), "tiny", access=Access(keys=keys), facts=facts)
+
+    return application
+
+
+@pytest.fixture(scope="session")
 def call() -> Call:
     """call(denoiser, method, path, body) is a request to the application; `body` as JSON unless it is bytes."""
 
-    def call(denoiser: Denoiser, method: str, path: str, body: Any = None) -> httpx.Response:
+    def call(
+        denoiser: Denoiser, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
         async def send() -> httpx.Response:
             transport = httpx.ASGITransport(build_api(Local(denoiser), "tiny", RequestLimits(choices=4)))
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 content = body if isinstance(body, bytes) else json.dumps(body).encode()
-                return await client.request(method, path, content=content)
+                return await client.request(method, path, content=content, headers=headers)
 
         return asyncio.run(send())
 

@@ -1,0 +1,53 @@
+"""The page at / and the files that it consists of (static/): plain HTML, CSS and JavaScript, no build, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+
+from pipelines.serving.dialects.chat import ChatBody
+
+_STATIC = "/static/"  # open to strangers (keys.py)
+_READ = ["GET", "HEAD"]
+_FOLDER = Path(__file__).parent / "static"
+# Not from `mimetypes`, which reads a machine's own tables: a module of another type is not run.
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+# The page asks this endpoint alone, whatever a model writes into it.
+_POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def add_page(api: FastAPI) -> None:
+    """Let `api` answer / and /static/NAME, and /static/fields.json: the JSON schema of a chat request, whose descriptions are
+    the help of the page's settings."""
+    schema = json.dumps(ChatBody.model_json_schema()).encode()
+    api.api_route(f"{_STATIC}fields.json", methods=_READ, include_in_schema=False)(
+        _File(schema, "application/json")
+    )
+    for path in sorted(_FOLDER.iterdir()):
+        if path.suffix in _TYPES:
+            where = "/" if path.name == "index.html" else _STATIC + path.name
+            file = _File(path.read_bytes(), f"{_TYPES[path.suffix]}; charset=utf-8")
+            api.api_route(where, methods=_READ, include_in_schema=False)(file)
+
+
+class _File:
+    """Its content. Browsers ask each time whether theirs is the same (a page and its modules change together)."""
+
+    def __init__(self, content: bytes, kind: str) -> None:
+        self._content = content
+        self._headers = {
+            "Content-Type": kind,
+            "Cache-Control": "no-cache",
+            "ETag": f'"{hashlib.sha256(self._content).hexdigest()[:16]}"',
+            "Content-Security-Policy": _POLICY,
+            "X-Content-Type-Options": "nosniff",
+        }
+
+    async def __call__(self, request: Request) -> Response:
+        asked = request.headers.get("if-none-match", "")
+        if self._headers["ETag"] in asked:
+            return Response(status_code=304, headers=self._headers)
+        return Response(self._content, headers=self._headers)

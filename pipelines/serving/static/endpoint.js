@@ -1,0 +1,65 @@
+// The endpoint's HTTP side: what is served, and replies as they come.
+
+/** A refusal or failure in the endpoint's words. `code` and `param` are OpenAI's. */
+export class EndpointError extends Error {
+  constructor({ message, code = null, param = null }) {
+    super(message);
+    Object.assign(this, { code, param });
+  }
+}
+
+let key = sessionStorage.getItem("api-key");
+
+/** From now on, requests carry this API key. */
+export function setKey(given) {
+  key = given;
+  sessionStorage.setItem("api-key", given);
+}
+
+/** The endpoint's answer to a request. Throws EndpointError for a refusal. */
+async function ask(path, options = {}) {
+  const authorization = key ? { Authorization: `Bearer ${key}` } : {};
+  const response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization } });
+  if (response.ok) return response;
+  const answer = await response.json().catch(() => ({}));
+  throw new EndpointError({ message: `the endpoint answers with status ${response.status}`, ...answer.error });
+}
+
+const readJson = async path => (await ask(path)).json();
+
+/** The card of the model that is served: its name, and what else the endpoint says of it. */
+export const loadModel = async () => (await readJson("v1/models")).data[0];
+
+/** {name: JSON schema} of the fields of a chat request. */
+export const loadFields = async () => (await readJson("static/fields.json")).properties;
+
+/** The chunks of a streamed reply. Throws EndpointError for a refusal, also one in the stream's middle. */
+export async function* stream(path, body, signal) {
+  const response = await ask(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true, include_drafts: true } }),
+    signal,
+  });
+  let rest = "";
+  for await (const text of pieces(response.body)) {
+    const events = (rest + text).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const data = event.split("\n").find(line => line.startsWith("data: "))?.slice(6);
+      if (data === undefined || data === "[DONE]") continue;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new EndpointError(chunk.error);
+      yield chunk;
+    }
+  }
+}
+
+async function* pieces(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    yield value;
+  }
+}

@@ -1,0 +1,207 @@
+// The page: what is asked, with which settings, and where the replies go.
+
+import { Conversation } from "./conversation.js";
+import { loadFields, loadModel, setKey } from "./endpoint.js";
+import { EXAMPLES, facts, play } from "./welcome.js";
+import { around, fill, GAP, hasGap } from "./infill.js";
+import { Reply } from "./reply.js";
+import { Settings } from "./settings.js";
+
+const $ = id => document.getElementById(id);
+const talk = $("talk"), text = $("text");
+const conversation = new Conversation();
+const MODES = {
+  chat: { label: "Message", how: "", keys: "Enter sends, Shift+Enter makes a new line, Esc stops.", rows: 1, send: "Send" },
+  infill: { label: "Text with gaps", how: "Each _ is a token to be written: ____ is a gap of four.", keys: "Ctrl+Enter fills.", rows: 4, send: "Fill" },
+};
+let model = null, settings = null;
+let mode = "chat", colour = "step";
+let running = null; // an AbortController
+let latest = []; // replies of the last turn
+
+const element = (name, className, content = "") => Object.assign(document.createElement(name), { className, textContent: content });
+
+// --- A turn ----------------------------------------------------------------------------------------------------------------
+
+/** Put a question onto the page and stream its replies, one for each side. */
+async function ask(question, askedIn = mode) {
+  for (const reply of latest) reply.fold();
+  const turn = element("article", "turn");
+  turn.append(element("p", "said", question));
+  talk.append(turn);
+  $("welcome").hidden = true;
+  if (askedIn === "chat") conversation.ask(question);
+  await answer(turn, question, askedIn);
+}
+
+/** Stream replies into a turn, in the place of those that are there. */
+async function answer(turn, question, askedIn) {
+  if (askedIn === "chat") conversation.answer(null);
+  turn.querySelector(".replies")?.remove();
+  turn.querySelector(".trimmed")?.remove();
+  const sides = settings.sides;
+  const replies = element("div", sides.length > 1 ? "replies two" : "replies");
+  turn.append(replies);
+  latest = sides.map(side => new Reply({
+    name: sides.length > 1 ? `${"AB"[side]}: ${settings.summary(side)}` : "",
+    colour,
+    around: askedIn === "infill" ? around(question) : undefined,
+    onAgain: () => running || answer(turn, question, askedIn),
+  }));
+  replies.append(...latest.map(reply => reply.element));
+  turn.scrollIntoView({ block: "start" });
+  running = new AbortController();
+  $("send").textContent = "Stop";
+  $("status").textContent = "";
+  const signal = running.signal;
+  await Promise.all(sides.map(side => receive(latest[side], askedIn === "chat"
+    ? conversation.reply({
+      model: model.id, system: settings.system, values: settings.values(side), length: settings.defaults.max_tokens, signal,
+      onTrim: number => note(turn, number),
+    })
+    : fill({ model: model.id, text: question, values: settings.values(side), signal }))));
+  running = null;
+  $("send").textContent = MODES[mode].send;
+  if (askedIn === "chat") {
+    if (latest[0].recording.text) conversation.answer(latest[0].recording.text);
+    else conversation.withdraw();
+  }
+  $("status").textContent = latest.map(reply => reply.problem?.message ?? reply.text).join("\n");
+}
+
+async function receive(reply, chunks) {
+  try {
+    for await (const chunk of chunks) reply.add(chunk);
+    reply.close();
+  } catch (error) {
+    reply.close(error);
+  }
+}
+
+function note(turn, number) {
+  const said = turn.querySelector(".trimmed") ?? turn.insertBefore(element("p", "note trimmed"), turn.querySelector(".replies"));
+  said.textContent = number === 1 ? "The oldest turn no longer fits and is left out." : `The ${number} oldest turns no longer fit and are left out.`;
+}
+
+// --- What one types --------------------------------------------------------------------------------------------------------
+
+function setMode(next) {
+  mode = next;
+  const { label, how, keys, rows } = MODES[mode];
+  document.body.classList.toggle("infilling", mode === "infill");
+  document.querySelector("label[for=text]").textContent = text.placeholder = label;
+  $("how").textContent = how;
+  document.querySelector(".keys").textContent = keys;
+  text.rows = rows;
+  $("add-gap").hidden = mode !== "infill";
+  if (!running) $("send").textContent = MODES[mode].send;
+  document.querySelector(`[name=mode][value=${mode}]`).checked = true;
+  grow();
+}
+
+function grow() {
+  text.style.height = "";
+  text.style.height = `${text.scrollHeight + 2}px`;
+}
+
+function submit() {
+  if (running) return running.abort();
+  const question = mode === "chat" ? text.value.trim() : text.value;
+  if (!question.trim() || !settings) return;
+  if (mode === "infill" && !hasGap(question)) {
+    $("how").textContent = "There is no gap yet: type _ for each token that is to be written.";
+    return;
+  }
+  if (mode === "chat") text.value = "";
+  grow();
+  ask(question);
+}
+
+$("composer").addEventListener("submit", event => {
+  event.preventDefault();
+  submit();
+});
+text.addEventListener("input", grow);
+text.addEventListener("keydown", event => {
+  const isSend = event.key === "Enter" && !event.isComposing && (mode === "chat" ? !event.shiftKey : event.ctrlKey || event.metaKey);
+  if (!isSend) return;
+  event.preventDefault();
+  if (!running) submit();
+});
+document.addEventListener("keydown", event => {
+  if (event.key === "Escape" && running && !$("settings").open) running.abort();
+});
+$("add-gap").addEventListener("click", () => {
+  text.setRangeText(GAP, text.selectionStart, text.selectionEnd, "end");
+  text.focus();
+  grow();
+});
+document.querySelectorAll("[name=mode]").forEach(input => input.addEventListener("change", () => setMode(input.value)));
+document.querySelectorAll("[name=colour]").forEach(input => input.addEventListener("change", () => {
+  colour = input.value;
+  for (const reply of latest) reply.colour = colour;
+}));
+$("clear").addEventListener("click", () => {
+  running?.abort();
+  conversation.clear();
+  latest = [];
+  talk.replaceChildren();
+  $("welcome").hidden = false;
+  text.value = "";
+  grow();
+  text.focus();
+});
+$("compare").addEventListener("click", () => {
+  const isComparing = $("compare").getAttribute("aria-pressed") !== "true";
+  $("compare").setAttribute("aria-pressed", String(isComparing));
+  document.body.classList.toggle("comparing", isComparing);
+  settings.isComparing = isComparing;
+});
+$("open-settings").addEventListener("click", () => settings.open());
+
+// --- The beginning ---------------------------------------------------------------------------------------------------------
+
+setMode("chat");
+play($("claim").textContent, $("picture"));
+text.focus({ preventScroll: true });
+$("examples").append(...EXAMPLES.map(({ mode: of, text: example }) => {
+  const button = element("button", "", example);
+  button.type = "button";
+  button.append(element("small", "", of === "chat" ? "Chat" : "Fill gaps"));
+  button.addEventListener("click", () => {
+    if (running || !settings) return;
+    setMode(of);
+    if (of === "infill") text.value = example;
+    grow();
+    ask(example);
+  });
+  return button;
+}));
+async function begin() {
+  const [card, fields] = await Promise.all([loadModel(), loadFields()]);
+  model = card;
+  $("model").textContent = document.title = card.id;
+  $("facts").append(...facts(card).flatMap(([name, value]) => {
+    const pair = document.createElement("div");
+    pair.append(element("dt", "", name), element("dd", "", value));
+    return [pair];
+  }));
+  const knobs = Object.fromEntries(Object.keys(card.defaults).filter(name => fields[name]).map(name => [name, fields[name]]));
+  settings = new Settings($("settings"), { fields: knobs, defaults: card.defaults, onChange: () => {} });
+  $("ask-key").hidden = true;
+}
+
+/** What is served is not known: because the endpoint wants a key, or is away. */
+function explain(error) {
+  const isLocked = error.code === "invalid_api_key";
+  $("ask-key").hidden = !isLocked;
+  $("model").textContent = isLocked ? "locked" : "the endpoint does not answer";
+  $("status").textContent = error.message;
+}
+
+$("ask-key").addEventListener("submit", event => {
+  event.preventDefault();
+  setKey($("key").value);
+  begin().then(() => text.focus(), explain);
+});
+begin().catch(explain);
