@@ -159,7 +159,15 @@ def read_job(stage: str, words: Sequence[str]) -> Job:
                 file=sys.stderr,
             )
     preset = words[0] if words and not words[0].startswith("-") else ""
-    metadata = {"stage": stage, "preset": preset, "output": output, "commit": git_commit() or ""}
+    # The MLflow run is made by the job, and bears its name (the tag `ray_job`); here stands where to look for it.
+    tracking = (common.tracking_uri if common else None) or os.environ.get("MLFLOW_TRACKING_URI", "")
+    metadata = {
+        "stage": stage,
+        "preset": preset,
+        "output": output,
+        "commit": git_commit() or "",
+        "mlflow": tracking,
+    }
     with contextlib.suppress(Exception):  # no such user in a container
         metadata["user"] = getpass.getuser()
     module = stage.replace("-", "_")

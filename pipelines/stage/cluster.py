@@ -265,7 +265,7 @@ def _init(cluster: ClusterConfig) -> None:
 
 def _beside_the_jobs(environment: dict[str, Any]) -> dict[str, Any]:
     """Of a runtime environment, what the job that we are has not got yet: Ray refuses to be told twice."""
-    job = json.loads(os.environ.get(_JOB_CONFIG, "{}")).get("runtime_env") or {}
+    job = _job_config().get("runtime_env") or {}
     env_vars = {
         name: value for name, value in environment["env_vars"].items() if name not in job.get("env_vars", {})
     }
@@ -273,6 +273,15 @@ def _beside_the_jobs(environment: dict[str, Any]) -> dict[str, Any]:
         **{name: value for name, value in environment.items() if name not in job},
         "env_vars": env_vars,
     }
+
+
+def submission_id() -> str | None:
+    """The name of the Ray job whose process this is; None where it is none."""
+    return (_job_config().get("metadata") or {}).get("job_submission_id")
+
+
+def _job_config() -> dict[str, Any]:
+    return json.loads(os.environ.get(_JOB_CONFIG, "{}"))
 
 
 def _is_about_starting(error: Exception) -> bool:

@@ -26,6 +26,8 @@ from pipelines.stage.metric_history import MetricHistory
 EXPERIMENT = "llada"
 RUN_FILE = "tracking.json"
 UNDELIVERED_FILE = "tracking-undelivered.jsonl"
+# Of a run: the Ray job that works at it, or did last, by its submission id.
+JOB_TAG = "ray_job"
 _SQLITE = "sqlite:///"
 _REGISTRY = "models:/"
 # MLflow's limits (mlflow/utils/validation.py).
@@ -57,6 +59,8 @@ class Delivery:
             self.run_id = client.create_run(_experiment(client), run_name=name, tags=tags).info.run_id
         else:
             client.update_run(self.run_id, status="RUNNING")
+            if JOB_TAG in tags:
+                client.set_tag(self.run_id, JOB_TAG, tags[JOB_TAG])
         record = json.dumps({"uri": self.uri, "run_id": self.run_id}) + "\n"
         write_bytes(join(self.output, RUN_FILE), record.encode())
         self.history = MetricHistory(client, self.run_id, is_new=is_new)

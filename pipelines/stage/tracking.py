@@ -26,8 +26,10 @@ from llada.files import absolute, exists, join, local_path
 from llada.settings import flatten_settings
 from llada.store_errors import may_pass
 from pipelines.stage.artifact import git_commit, link_run
+from pipelines.stage.cluster import submission_id
 from pipelines.stage.delivery import (
     CALLS,
+    JOB_TAG,
     UNDELIVERED_FILE,
     Call,
     Delivery,
@@ -184,6 +186,8 @@ class Tracker:
             tags["mlflow.user"] = getpass.getuser()
         if self.preset:
             tags["preset"] = self.preset
+        if job := submission_id():
+            tags[JOB_TAG] = job
         if commit := git_commit():
             tags |= {"git_commit": commit, "mlflow.source.git.commit": commit}
         return tags

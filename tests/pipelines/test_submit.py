@@ -12,6 +12,7 @@ import pytest
 
 from llada.errors import UserError
 from pipelines.stage.artifact import git_commit
+from pipelines.stage.delivery import open_client
 from pipelines.stage.job_server import code_environment, job_server
 from pipelines.submit import find_running, job_environment, named_files, read_job
 
@@ -34,7 +35,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- Before anything is sent ------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_what_its_stage_reads(here):
+def test_a_job_is_what_its_stage_reads(here, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")
     words = [
         "tiny",
         "--input=@list.txt",
@@ -51,7 +53,13 @@ def test_a_job_is_what_its_stage_reads(here):
     )
     assert set(job.files) == {"list.txt", "cluster.yaml"}
     assert job.cluster.runtime_env == {"env_vars": {"A": "1"}}
-    expected = {"stage": "prepare", "preset": "tiny", "output": "s3://b/o", "commit": git_commit()}
+    expected = {
+        "stage": "prepare",
+        "preset": "tiny",
+        "output": "s3://b/o",
+        "commit": git_commit(),
+        "mlflow": "http://mlflow",
+    }
     assert expected.items() <= job.metadata.items()
     with job_environment(job, "here") as environment:
         sent = {path.name: path.read_text() for path in Path(environment["working_dir"]).iterdir()}
@@ -141,6 +149,8 @@ def test_a_stage_on_a_cluster(here, ray_cluster, cluster_client, corpus, llada: 
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["git_commit"] == git_commit()  # there is no repository where it ran
     assert manifest["counts"]["train_tokens"] > 1000
+    tracked = open_client(f"sqlite:///{ray_cluster.folder / 'mlflow.db'}").get_run(manifest["mlflow_run_id"])
+    assert tracked.data.tags["ray_job"] == name
 
     code, out, _ = llada("submit", "list")
     (row,) = (line.split() for line in out.splitlines() if line.startswith(name))
