@@ -15,7 +15,7 @@ PYTEST    := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -
 BENCHMARK  = $(BIN)/python tests/benchmarks/$(1).py --results $(RESULTS) $(if $(QUICK),--quick) \
              $(if $(DATATROVE_PYTHON),--datatrove-python $(DATATROVE_PYTHON))
 
-.PHONY: help quickstart test test-fast lint format bench bench-sampler bench-training clean
+.PHONY: help quickstart test test-fast lint format audit bench bench-sampler bench-training clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 format: $(VENV)/.installed-dev  ## what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit:  ## known vulnerabilities in the versions of infra/constraints.txt, as PyPI tells them
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit==2.10.0
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement infra/constraints.txt
 
 bench: $(VENV)/.installed-dev  ## benchmarks, into RESULTS=build/benchmarks (QUICK=1: on little data; DATATROVE_PYTHON=…: beside datatrove)
 	$(call BENCHMARK,minhash)

@@ -39,7 +39,13 @@ README = (ROOT / "infra/README.md").read_text()
 # Made by commands, since what is in them stands in no file.
 SECRETS = set(re.findall(r"--namespace llada create secret generic ([\w-]+)", README))
 # Applied by themselves.
-ALONE = {"pretrain.yaml", "service.yaml", "nightly/rayjob.yaml", "nightly/raycronjob.yaml"}
+ALONE = {
+    "pretrain.yaml",
+    "service.yaml",
+    "service_small.yaml",
+    "nightly/rayjob.yaml",
+    "nightly/raycronjob.yaml",
+}
 
 
 @functools.cache
