@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -198,15 +199,20 @@ class RayCluster:
 
     @contextlib.contextmanager
     def node(self, cpus: int) -> Iterator[None]:
-        """Another node for a `with` block, at whose end it is killed."""
+        """Another node for a `with` block, at whose end it is killed; with a network of its own, where this machine lets us."""
         words = [f"--address={self.nodes_address}", "--dashboard-agent-listen-port=0", f"--num-cpus={cpus}"]
-        with _ray_start(self.folder, self.environment, words):
+        with (
+            own_network() as (prefix, variables),
+            _ray_start(self.folder, {**self.environment, **variables}, words, prefix),
+        ):
             yield
 
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """`ray start --head` with a token; processes of its own, which know nothing of this repository."""
+    from ray.util import get_node_ip_address
+
     ports = []
     with contextlib.ExitStack() as probes:
         for _ in range(3):
@@ -233,19 +239,54 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         assert status == 401, "it lets everybody in"
-        yield RayCluster(address, token, folder, f"127.0.0.1:{ports[0]}", environment)
+        yield RayCluster(address, token, folder, f"{get_node_ip_address()}:{ports[0]}", environment)
+
+
+@contextlib.contextmanager
+def own_network() -> Iterator[tuple[list[str], dict[str, str]]]:
+    """What stands before a command that is to have a network of its own for a `with` block (a namespace of Linux, behind a cable
+    to this machine), and variables for it; nothing, where making one is not permitted."""
+    name, number = f"ll{secrets.token_hex(3)}", secrets.randbelow(256)
+    here, there = f"{name}-a", f"{name}-b"
+
+    def ip(words: str) -> bool:
+        done = subprocess.run(["ip", *words.split()], capture_output=True, timeout=60, check=False)
+        return done.returncode == 0
+
+    if shutil.which("ip") is None or not ip(f"netns add {name}"):
+        yield [], {}
+        return
+    steps = [
+        f"link add {here} type veth peer name {there} netns {name}",
+        f"addr add 10.213.{number}.1/30 dev {here}",
+        f"link set {here} up",
+        f"-n {name} addr add 10.213.{number}.2/30 dev {there}",
+        f"-n {name} link set {there} up",
+        f"-n {name} link set lo up",
+        f"-n {name} route add default via 10.213.{number}.1",
+    ]
+    try:
+        # By its name, PyTorch's gloo would look for this machine's address there.
+        yield (
+            (["ip", "netns", "exec", name], {"GLOO_SOCKET_IFNAME": there})
+            if all(map(ip, steps))
+            else ([], {})
+        )
+    finally:
+        ip(f"link del {here}")
+        ip(f"netns del {name}")
 
 
 @contextlib.contextmanager
 def _ray_start(
-    folder: Path, environment: dict[str, str], words: list[str]
+    folder: Path, environment: dict[str, str], words: list[str], prefix: Sequence[str] = ()
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """`ray start` with these words for a `with` block: the process and its log. At the end it is killed with all of its own."""
     log = folder / f"ray-{time.time_ns()}.log"
     common = ["--num-gpus=0", f"--object-store-memory={100 << 20}", "--disable-usage-stats", "--block"]
     with log.open("w") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *common],
+            [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", *words, *common],
             env=environment, cwd=folder, stdout=stream, stderr=stream,
         )  # fmt: skip
     try:
