@@ -27,7 +27,7 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 STEPS, PER_CHECKPOINT = 700, 20
 SMALL = [
     "--model.d-model=32", "--model.num-layers=2", "--model.num-heads=2", "--model.ffn-dim=64", "--train.samples=0",
-    "--train.global-batch-tokens=1024", "--train.validate-every=1000", "--train.validation-rows=8", "--train.log-every=5",
+    "--train.global-batch-tokens=1024", "--train.validation-rows=8", "--train.log-every=5",
     f"--train.checkpoint-every={PER_CHECKPOINT}",
 ]  # fmt: skip
 
@@ -98,7 +98,13 @@ def test_from_text_to_an_endpoint_on_two_nodes(ray_cluster, corpus, tmp_path, ll
         assert read_manifest(str(data))["snapshot"] == "snapshots/0001"
 
         # A training: its second machine is lost without a word, and comes back.
-        train = [*words["pretrain"], *tracked, *SMALL, f"--train.num-steps={STEPS}"]
+        train = [
+            *words["pretrain"],
+            *tracked,
+            *SMALL,
+            f"--train.num-steps={STEPS}",
+            f"--train.validate-every={STEPS}",
+        ]
         run([train[0], "--no-wait", *train[1:]])
         wait_until(lambda: complete_checkpoints(str(base / "checkpoints")))
         second.close()
@@ -116,7 +122,8 @@ def test_from_text_to_an_endpoint_on_two_nodes(ray_cluster, corpus, tmp_path, ll
         # Another checkpoint, which goes on from it.
         run(
             [word if word != str(base) else str(tuned) for word in words["pretrain"]],
-            *tracked, *[word for word in SMALL if not word.startswith("--model")], "--train.num-steps=20", "--model", str(base),
+            *tracked, "--model", str(base), "--train.num-steps=20", "--train.validate-every=20",
+            *[word for word in SMALL if not word.startswith("--model")],
         )  # fmt: skip
 
         # The endpoint, from one champion to the next under load; then to one that is none.
