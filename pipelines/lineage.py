@@ -43,7 +43,8 @@ class LineageArgs:
     """What an answer, a checkpoint or data came from: stages, commits, MLflow runs, down to the raw files."""
 
     what: Annotated[str, tyro.conf.Positional]
-    """An endpoint's http(s):// URL, an answer's id, a stage's folder at any other URL, or models:/NAME@ALIAS."""
+    """An endpoint's http(s):// URL (its key, if it wants one: $OPENAI_API_KEY), an answer's id, a stage's folder at any other URL,
+    or models:/NAME@ALIAS."""
     tracking_uri: str | None = None
     """MLflow of the answer's run and of models:/…; default $MLFLOW_TRACKING_URI, else mlflow.db in this folder."""
     files: int = limited(3, low=0)

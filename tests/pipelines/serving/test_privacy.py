@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
-from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.replica import Denoiser
 
@@ -23,9 +23,9 @@ class Failing:
     def check_health(self) -> None:
         return
 
-    async def stream(self, body: SamplingBody) -> AsyncGenerator[ReplicaEvent, None]:
+    async def stream(self, *request: Any) -> AsyncGenerator[ReplicaEvent, None]:
         number = 0
-        async for event in self.denoiser.stream(body):
+        async for event in self.denoiser.stream(*request):
             if number == self.after:
                 raise RuntimeError("the device is gone")
             number += 1
