@@ -1,8 +1,7 @@
 """What the workers of a training say, on its way to the terminal and to MLflow.
 
-A worker tells (`Reporter`), a thread of the driver listens (`Listener`), and a queue on the driver's node stands between
-them. Neither waits for the other, and what cannot be told or shown is trained all the same: the record (stage/metrics.py)
-has it.
+A worker tells (`Reporter`), a thread of the driver listens (`Listener`), and a channel (channel.py) stands between them.
+Neither waits for the other, and what cannot be told or shown is trained all the same: the record (stage/metrics.py) has it.
 """
 
 from __future__ import annotations
@@ -29,13 +28,11 @@ from llada.training.events import (
     Validated,
 )
 from llada.training.watch import Hang
+from pipelines.runners.channel import Channel
 from pipelines.runners.gauges import TrainingGauges
 from pipelines.runners.worker_error import WorkerError
 from pipelines.stage.metrics import points_of, step_of
 from pipelines.stage.tracking import Tracker
-
-# How long a worker that is done waits for the driver to hear of it.
-FLUSH_TIMEOUT_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -54,27 +51,24 @@ Said = Event | WorkerError | HungWorker
 class Reporter:
     """Tells the driver of a worker's events. It never waits for the driver, and never fails because of it."""
 
-    def __init__(self, events: Any) -> None:
-        self.events, self.last = events, None
+    def __init__(self, events: Channel) -> None:
+        self.events = events
 
     def tell(self, item: Said) -> None:
         with contextlib.suppress(Exception):
-            self.last = self.events.actor.put_nowait.remote(item)
+            self.events.put(item)
 
     def flush(self) -> None:
         """Wait a little for what was told last."""
-        import ray
-
-        if self.last is not None:
-            with contextlib.suppress(Exception):
-                ray.wait([self.last], timeout=FLUSH_TIMEOUT_S)
+        with contextlib.suppress(Exception):
+            self.events.flush()
 
 
 class Listener:
-    """Drains the event queue on the driver while the trainer runs."""
+    """Hears what comes through the channel while the trainer runs, and removes it."""
 
     def __init__(
-        self, events: Any, tracker: Tracker | None, label: str, *, progress: bool, log_folder: str
+        self, events: Channel, tracker: Tracker | None, label: str, *, progress: bool, log_folder: str
     ) -> None:
         self.events, self.tracker, self.label, self.progress = events, tracker, label, progress
         self.hangs = os.path.join(log_folder, "hangs.log")
@@ -90,10 +84,10 @@ class Listener:
 
     def __exit__(self, *exception: object) -> None:
         with contextlib.suppress(Exception):  # Ray itself may be gone, and the queue with it
-            self.events.put(None)
+            self.events.close()
         self._thread.join()
         with contextlib.suppress(Exception):
-            self.events.shutdown()
+            self.events.remove()
         if self._bar is not None:
             self._bar.close()
 
@@ -101,7 +95,7 @@ class Listener:
         from ray.exceptions import RayError
 
         failed: set[str] = set()
-        with contextlib.suppress(RayError):
+        with contextlib.suppress(RayError, OSError):
             while (event := self.events.get()) is not None:
                 try:
                     self._handle(event)

@@ -5,13 +5,19 @@ What is overridden is private, because Ray has no setting for it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
+import ray
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipelines.runners.failure_budget import FailureBudget
@@ -57,6 +63,83 @@ class FreePlaces(ControllerCallback, WorkerGroupCallback):
                 log.warning("the places of workers that did not start are not free", exc_info=True)
 
 
+class GroupOfOurs(WorkerGroup):
+    """Workers of a Ray that this process has started, whose controller runs in it."""
+
+    _places: Any = None
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except KeyboardInterrupt:  # of Exceptions, Ray itself takes care
+            if self._places is not None:
+                self._places.shutdown()
+            raise
+
+    def _create_placement_group(self, *args: Any) -> Any:
+        self._places = super()._create_placement_group(*args)
+        return self._places
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        """As Ray does, but for what only those need who report to Ray: a barrier, and an actor that keeps the checkpoints."""
+        told = [
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context,
+                distributed_context=worker.distributed_context,
+                synchronization_actor=None,
+                storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate,
+                controller_actor=None,
+                **{name: values[number] for name, values in train_context_args.items()},
+            )
+            for number, worker in enumerate(workers)
+        ]
+        ray.get(told)
+        self._decorate_worker_log_file_paths(workers)
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
+        """Without what they have inherited: for a runtime environment, Ray starts a process that starts the worker."""
+        return custom_runtime_env
+
+
+class ControllerOfOurs(TrainController):
+    """Runs in the driver."""
+
+    worker_group_cls = GroupOfOurs
+
+
+class NoBarrier:
+    """In place of the actor at which workers meet that report to Ray Train; ours do not."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[NoBarrier]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> NoBarrier:
+        return cls()
+
+
+@contextlib.contextmanager
+def _no_barrier() -> Iterator[None]:
+    """For a `with` block, a group of workers has none."""
+    places: list[tuple[Any, str, Any]] = [
+        (worker_group, "SynchronizationActor", NoBarrier),
+        (state, "_shutdown_sync_actor", lambda _: None),
+    ]
+    kept = [getattr(module, name) for module, name, _ in places]
+    for module, name, instead in places:
+        setattr(module, name, instead)
+    try:
+        yield
+    finally:
+        for (module, name, _), before in zip(places, kept, strict=True):
+            setattr(module, name, before)
+
+
 class Trainer(TorchTrainer):
     """Runs a function on workers, and again as long as its `budget` of failures allows."""
 
@@ -69,7 +152,18 @@ class Trainer(TorchTrainer):
         if is_own_ray() and isinstance(self.scaling_config.num_workers, int):
             scaling: Any = self.scaling_config  # that of Ray Train, in spite of its declared type
             options["scaling_policy"] = UnscaledGroup(scaling)
-        return super()._initialize_and_run_controller(**options)
+        if not is_own_ray() or asyncio._get_running_loop() is not None:  # as in a notebook
+            return super()._initialize_and_run_controller(**options)
+        # A process of its own would be one more to start, and would survive nothing that this one does not.
+        with _no_barrier():
+            controller = ControllerOfOurs(**options)
+            try:
+                asyncio.run(controller.run())
+            except BaseException:
+                if (group := controller.get_worker_group()) is not None:
+                    group.abort()
+                raise
+            return controller.get_result()
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ray's handler of Ctrl-C ends the process by SystemExit, past all who would clean up and say how to go on."""

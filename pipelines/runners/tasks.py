@@ -7,6 +7,7 @@ results. A task writes its own output and must be repeatable: Ray starts those o
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -16,10 +17,14 @@ from tqdm import tqdm
 
 from pipelines.runners.failures import Failure, as_failure
 from pipelines.runners.gauges import TaskGauges
-from pipelines.stage.cluster import ClusterConfig, require_room
+from pipelines.stage.cluster import ClusterConfig, most_cpus, require_room
 
-# Ray Data's bookkeeping is per block: a block of a long list holds many tasks.
-MAX_BLOCKS = 4096
+# Ray Data's bookkeeping is per block: a block of a long list holds many tasks. There are so many blocks ...
+USUAL_BLOCKS = 4096
+# ... on a large cluster more, so that each worker finds several and none waits long for the last ones ...
+BLOCKS_PER_WORKER = 4
+# ... within what Ray is tested with: 10,000 tasks at a time.
+MAX_BLOCKS = 40_000
 
 
 def map_tasks(
@@ -51,12 +56,18 @@ def map_tasks(
                     raise
                 yield {"number": [number], "result": [""], "failure": [json.dumps(asdict(failure))]}
 
-    items = ray.data.range(len(numbers), override_num_blocks=min(len(numbers), MAX_BLOCKS))
+    workers = cluster.data_workers or most_cpus() / cluster.cpus_per_data_worker
+    items = ray.data.range(len(numbers), override_num_blocks=num_blocks(len(numbers), workers))
     pool = ray.data.TaskPoolStrategy(size=cluster.data_workers)
     for row in items.map_batches(run, batch_size=None, compute=pool, **limits).iter_rows():
         if row["failure"]:
             Failure(**json.loads(row["failure"])).raise_again()
         yield int(row["number"]), json.loads(row["result"])
+
+
+def num_blocks(tasks: int, workers: float) -> int:
+    """Into how many blocks so many tasks are cut for so many workers."""
+    return min(tasks, MAX_BLOCKS, max(USUAL_BLOCKS, math.ceil(BLOCKS_PER_WORKER * workers)))
 
 
 class TaskRun:

@@ -25,10 +25,12 @@ from llada.files import join, local_path, storage_errors
 from llada.training.events import Event, EventSink
 from llada.training.trainer import TrainResult
 from llada.training.watch import Hang, HangWatch
+from pipelines.runners.channel import Channel, FileChannel, QueueChannel
 from pipelines.runners.listener import HungWorker, Listener, Reporter
 from pipelines.runners.worker_error import as_worker_error, worker_errors
 from pipelines.stage.cluster import ClusterConfig, connect, require_room
 from pipelines.stage.metrics import MetricsRecord
+from pipelines.stage.own_ray import is_own_ray
 from pipelines.stage.tracking import Tracker
 from pipelines.stage.training import CHECKPOINTS
 
@@ -72,11 +74,8 @@ def run_workers(
     """
     log_folder = _log_folder(output)
     with storage_errors(output), connect(cluster, log_folder):
-        import ray
         from ray.train.torch import TorchConfig
         from ray.train.v2.api.config import RunConfig, ScalingConfig
-        from ray.util.queue import Queue
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from pipelines.runners.failure_budget import FailureBudget
         from pipelines.runners.ray_trainer import Trainer
@@ -85,12 +84,15 @@ def run_workers(
         is_elastic = cluster.min_workers < cluster.max_workers
         timeout_s = ELASTIC_START_TIMEOUT_S if is_elastic else WORKER_START_TIMEOUT_S
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", timeout_s)
-        # On the driver's node: what is lost with any other node must be replaceable.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        events = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        events = FileChannel() if is_own_ray() else QueueChannel()
         trainer = Trainer(
             partial(_work, function, output, cluster, events, run_id),
-            budget=FailureBudget(join(output, CHECKPOINTS), cluster.max_failures, cluster.max_preemptions),
+            budget=FailureBudget(
+                join(output, CHECKPOINTS),
+                cluster.max_failures,
+                cluster.max_preemptions,
+                cluster.store_patience_s,
+            ),
             torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=cluster.num_workers,
@@ -126,7 +128,7 @@ def run_workers(
 
 
 def _work(
-    function: TrainFunction, output: str, cluster: ClusterConfig, events: Any, run_id: str | None
+    function: TrainFunction, output: str, cluster: ClusterConfig, events: Channel, run_id: str | None
 ) -> dict[str, Any]:
     """Runs on every worker; what worker 0 returns, a TrainResult's fields, arrives at the driver. As such, because Ray's
     controller reads it on the way, and would import the trainer for it."""

@@ -60,6 +60,9 @@ class ClusterConfig:
     """Between two looks whether there is room for more training workers."""
     max_failures: int = limited(3, low=0)
     """So often in a row, without a new checkpoint in between, training workers may fail; then the run ends."""
+    store_patience_s: float = limited(3600, low=0)
+    """So long in all, without a new checkpoint in between, a training whose store is away waits before it tries again: at first a
+    few seconds, then up to a minute at a time. These attempts are no failures. Then the run ends."""
     max_preemptions: int | None = limited(None, low=0)
     """So often machines may be taken away from a training; None: any number of times."""
     hang_timeout_s: float = limited(60, above=0)
@@ -184,6 +187,15 @@ def require_room(what: str, number: int, cpus: float, gpus: float = 0) -> None:
             f"there is no room for {asked}: the cluster has {there}, and its autoscaler goes up to {_described(most)}; {remedy}"
         )
     log.warning("no room yet for %s: the cluster has %s; machines are waited for", asked, there)
+
+
+def most_cpus() -> float:
+    """CPUs of the Ray that we are connected to, with those that its autoscaler may add."""
+    import ray
+    from ray._private.state import state  # as above
+
+    added = state.get_max_resources_from_cluster_config() or {}
+    return max(ray.cluster_resources().get("CPU", 0), added.get("CPU", 0))
 
 
 def _fitting(node: Mapping[str, float], need: Mapping[str, float]) -> float:

@@ -47,6 +47,8 @@ OWN_RAY = {
     "RAY_AUTH_MODE": "disabled",
     # Nobody takes its machine away: each training would start a process that looks out for that.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Its controller is in this process, whose log Ray's words go to.
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     # A worker that waits for work looks up a hundred times a second: none is started before it is asked for.
     "RAY_prestart_worker_first_driver": "0",
     **PATIENT,

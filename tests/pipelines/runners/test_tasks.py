@@ -10,8 +10,8 @@ import pytest
 
 from llada.errors import UserError
 from llada.files import storage_errors
-from pipelines.runners.tasks import map_tasks
-from pipelines.stage.cluster import ClusterConfig
+from pipelines.runners.tasks import MAX_BLOCKS, map_tasks, num_blocks
+from pipelines.stage.cluster import ClusterConfig, most_cpus
 from pipelines.stage.command import exit_codes
 
 pytestmark = pytest.mark.integration
@@ -24,6 +24,18 @@ def square(number: int) -> int:
 def test_results_come_with_their_numbers(local_ray):
     assert dict(map_tasks(square, range(3, 12, 4), ClusterConfig())) == {3: 9, 7: 49, 11: 121}
     assert list(map_tasks(square, range(0), ClusterConfig())) == []
+
+
+def test_each_worker_of_a_large_cluster_finds_blocks_and_the_driver_keeps_books_of_few():
+    assert num_blocks(7, 10_000) == 7
+    assert num_blocks(1_000_000, 2) == num_blocks(1_000_000, 1024) == 4096
+    assert num_blocks(1_000_000, 10_000) == 40_000
+    assert num_blocks(1_000_000, 1024.25) == 4097
+    assert num_blocks(1_000_000, 1e6) == MAX_BLOCKS
+
+
+def test_the_cpus_of_a_ray_are_counted(local_ray):
+    assert most_cpus() == 2
 
 
 def unequal_lengths(number: int) -> int:

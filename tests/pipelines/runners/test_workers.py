@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,9 +17,9 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 import torch
 
+from llada import files
 from llada.config import Recipe
 from llada.errors import UserError
 from llada.model.hf import load_state, read_config
@@ -30,8 +31,10 @@ from llada.training.preemption import Departure, PreemptedError
 from llada.training.trainer import TrainResult
 from pipelines.prepare import prepare
 from pipelines.pretrain import pretrain
+from pipelines.runners import failure_budget
 from pipelines.runners.workers import TrainFunction, WorkerHooks, run_workers
 from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.interruption import interruptible
 from pipelines.stage.training import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -250,7 +253,15 @@ def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(l
     # Who asks the Ray that was started last on this machine whether the run goes on, and would take the workers' places.
     titles = (tmp_path / "titles").read_text()
     assert "ray::RayTrainWorker" in titles
-    assert "ray::PlacementGroupCleaner" not in titles
+    # Ray's controller is in this process, and no worker reports to Ray, or asks for machines.
+    others = (
+        "PlacementGroupCleaner",
+        "TrainController",
+        "SynchronizationActor",
+        "_QueueActor",
+        "AutoscalingCoordinator",
+    )
+    assert [name for name in others if f"ray::{name}" in titles] == []
     assert [event.loss for event in read_metrics(str(tmp_path / "out"))] == [2.0]
 
 
@@ -291,10 +302,13 @@ def test_a_fault_of_ours_is_tried_again_and_keeps_its_remote_traceback(local_ray
     assert notes.rstrip().endswith("ValueError: operands could not be broadcast together")
 
 
-def test_failures_count_only_without_a_new_checkpoint_and_a_store_may_come_back(local_ray, tmp_path):
+def test_failures_count_only_without_a_new_checkpoint_and_a_store_may_come_back(
+    local_ray, tmp_path, monkeypatch
+):
     """Four attempts fail, of which no two in a row make no checkpoint: by an exception that cannot be pickled, a store that
     is away for a moment, a killed process, and because the worker was asked to leave."""
     output = tmp_path / "out"
+    monkeypatch.setattr(failure_budget, "FIRST_PAUSE_S", 0.1)
 
     class OddError(Exception):
         def __init__(self, one: str, two: str) -> None:
@@ -345,6 +359,40 @@ def test_workers_that_die_as_they_start_leave_their_places_to_the_next_ones(loca
     assert attempts(tmp_path / "arrived") > 2
 
 
+@pytest.mark.parametrize("when", ["while they start", "at work"])
+def test_an_interrupted_training_leaves_the_places_to_the_next_one_of_the_process(local_ray, tmp_path, when):
+    """Ray's controller is in this process, which goes on."""
+    driver = os.getpid()
+
+    class InterruptsWhereItArrives:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return interrupt, ()
+
+    def interrupt() -> None:
+        if when == "while they start":
+            os.kill(driver, signal.SIGINT)
+            time.sleep(60)
+
+    def function(cargo: object, hooks: WorkerHooks) -> TrainResult:
+        os.kill(driver, signal.SIGINT)
+        time.sleep(60)
+        return RESULT
+
+    def default() -> Any:  # of a process that is no command
+        return signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = default()
+    try:
+        with (
+            contextlib.nullcontext() if when == "at work" else interruptible(),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            run(partial(function, InterruptsWhereItArrives()), tmp_path / "out", num_workers=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert run(lambda hooks: RESULT, tmp_path / "next", num_workers=2) == RESULT
+
+
 def test_a_store_that_does_not_come_back_is_one_line(local_ray, tmp_path):
     def function(hooks: WorkerHooks) -> TrainResult:
         error = StoreError("s3://bucket: the store is overloaded; run the same command again")
@@ -352,7 +400,47 @@ def test_a_store_that_does_not_come_back_is_one_line(local_ray, tmp_path):
         raise error
 
     with pytest.raises(UserError, match="^s3://bucket: the store is overloaded"):
-        run(function, tmp_path / "out", max_failures=0)
+        run(function, tmp_path / "out", store_patience_s=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_store_that_is_away_while_workers_start_again_is_waited_for(
+    local_ray, s3_url, s3_gateway, tmp_path, monkeypatch, caplog
+):
+    """Away for two attempts more, where no failure is allowed; what Ray and the budget look at is in it, too."""
+    monkeypatch.setattr(failure_budget, "FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr(files, "_PAUSES_S", (0.1,))
+    output = f"{s3_url}/{tmp_path.name}"
+    files.write_bytes(f"{output}/text", b"there")
+    is_over = threading.Event()
+
+    def function(hooks: WorkerHooks) -> TrainResult:
+        files._PAUSES_S = (0.1,)  # in this process
+        with open(tmp_path / "attempts", "a") as file:
+            file.write("x")
+        while attempts(tmp_path / "attempts") < 4:
+            files.read_bytes(f"{output}/text")
+            time.sleep(0.05)
+        return RESULT
+
+    def disturb() -> None:
+        for number in (1, 4):
+            while attempts(tmp_path / "attempts") < number and not is_over.wait(0.05):
+                pass
+            (s3_gateway.close if number == 1 else s3_gateway.open)()
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    try:
+        options = {"tracker": None, "label": "toy", "progress": False}
+        result = run_workers(function, output=output, cluster=ClusterConfig(max_failures=0), **options)
+    finally:
+        is_over.set()
+        disturber.join()
+    assert result == RESULT
+    assert attempts(tmp_path / "attempts") == 4
+    assert "the workers start again in" in caplog.text
 
 
 def test_a_worker_that_is_asked_to_leave_does_so_in_good_order(local_ray, tmp_path):
@@ -404,14 +492,14 @@ def test_a_worker_that_hangs_is_reported_with_all_stacks_and_started_again(
 
 
 def test_a_driver_that_hears_nothing_fails_no_step(local_ray, tmp_path):
-    """The queue that leads to it dies in the middle: steps are done, their log is kept, the result arrives."""
+    """What leads to it is gone in the middle: steps are done, their log is kept, the result arrives."""
 
     def function(hooks: WorkerHooks) -> TrainResult:
         hooks.report(RunStarted(0, 2, 10, 3.0, "float32", 1))
         (reporter,) = (
             cell.cell_contents for cell in hooks.report.__closure__ if hasattr(cell.cell_contents, "tell")
         )
-        ray.kill(reporter.events.actor)
+        reporter.events.remove()
         for number in (1, 2):
             hooks.report(StepDone(number, 2.0, 0.1, 1.0, 64, 64.0, 0.5))
         return RESULT

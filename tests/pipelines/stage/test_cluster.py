@@ -173,7 +173,7 @@ def start_ray(folder: Path, preparation: str, **environment: str) -> subprocess.
     """A process that starts a Ray of its own, after some `preparation`."""
     program = (
         "import sys\n"
-        "from pipelines.stage import cluster\n"
+        "from pipelines.stage import cluster, own_ray\n"
         "from pipelines.stage.command import exit_codes\n"
         f"{preparation}\n"
         "with exit_codes('prepare'), cluster.connect(cluster.ClusterConfig(num_cpus=1), sys.argv[1]):\n"
@@ -223,7 +223,7 @@ threading.Thread(target=handle, daemon=True).start()
 @pytest.mark.parametrize(("what", "patience_s"), [("suspend()", 5), ("kill()", 500)])
 def test_a_start_that_hangs_or_fails_is_one_line(tmp_path, what, patience_s):
     """The raylet is stopped as soon as it is there; or it dies, for which nobody waits."""
-    preparation = f"cluster.START_TIMEOUT_S = {patience_s}\n{AS_SOON_AS_THERE_IS_A_RAYLET.format(what)}"
+    preparation = f"own_ray.START_TIMEOUT_S = {patience_s}\n{AS_SOON_AS_THERE_IS_A_RAYLET.format(what)}"
     done = start_ray(tmp_path, preparation)
     assert done.returncode == 1, done.stdout
     assert done.stderr.startswith("llada prepare: Ray did not start on this machine: "), done.stderr
