@@ -1,7 +1,8 @@
-"""The command `evaluate`: a checkpoint's perplexity bound on held-out shards, and samples of its text.
+"""The command `evaluate`: a checkpoint's perplexity bound on held-out shards, samples of its text, and benchmarks of lm_eval.
 
     <output>/results.json      the figures, with every setting they were made with
-             samples.jsonl     what it writes                  rows/  per-block figures (what a rerun skips)
+             samples.jsonl     what it writes                  rows/, requests/  per-block figures (what a rerun skips)
+             benchmarks/       each document of a task of lm_eval, with what was asked and answered
              manifest.json     last
 
 Blocks of rows go through a Ray Data actor pool, each actor with one copy of the model. The noise belongs to the row, so
@@ -41,7 +42,7 @@ from pipelines.stage.tracking import Tracker
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """A checkpoint's perplexity bound and samples."""
+    """A checkpoint's perplexity bound, samples, and benchmarks of lm_eval."""
 
     model: str
     """Checkpoint folder."""
@@ -106,7 +107,9 @@ def evaluate(
             build, blocks, output=join(output, folder), cluster=cluster, label="evaluate", progress=progress
         )
 
-    evaluation = Evaluation(config, model, partial(_open_model, model), data, output, on_ray)
+    evaluation = Evaluation(
+        config, model, partial(_open_model, model), data, output, on_ray, partial(fetch_folder, model)
+    )
     results: Figures = {}
     with storage_errors(output), connect(cluster, join(output, "logs")):
         for task in tasks:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
+from llada.evals.scoring import ScoreConfig
 from llada.model.transformer import Transformer
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, limited
@@ -42,6 +44,28 @@ class OpenModel(Protocol):
 
 
 @dataclass(frozen=True)
+class BenchmarkConfig:
+    """Tasks of lm_eval (the extra "eval"), their answers written with `sampling`."""
+
+    names: tuple[str, ...] = ()
+    """Tasks and groups, as `lm_eval ls tasks` has them."""
+    task_folder: str | None = None
+    """A folder with further task files."""
+    num_fewshot: int | None = limited(None, low=0)
+    """Examples in each prompt; None: as many as the task says."""
+    limit: int | None = limited(None, low=1)
+    """Documents of each task, from its start; None: all."""
+    chat: bool = False
+    """Prompts through the chat template."""
+    gen_length: int | None = limited(None, low=1)
+    """Masks behind each prompt; None: as many as the task says. (`sampling` has its own for the task "samples".)"""
+    score: ScoreConfig = ScoreConfig()
+
+    def __post_init__(self) -> None:
+        check_limits(self, "benchmarks")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """What to measure, and how exactly."""
 
@@ -58,6 +82,7 @@ class EvaluateConfig:
     prompts: tuple[str, ...] = ("",)
     """Completed by the task "samples"."""
     sampling: SamplingConfig = SamplingConfig()
+    benchmarks: BenchmarkConfig = BenchmarkConfig()
 
     def __post_init__(self) -> None:
         check_limits(self, "evaluate")
@@ -75,6 +100,8 @@ class Evaluation:
     """A prepared folder, for tasks that need one."""
     output: str
     map_blocks: MapBlocks
+    fetch_model: Callable[[], str | Path]
+    """A local copy of the checkpoint, for tasks that need more of it than the network."""
 
     def require_data(self) -> str:
         """The prepared folder. Raises UserError without one."""

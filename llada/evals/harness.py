@@ -37,6 +37,7 @@ try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from lm_eval.utils import simple_parse_args_string
 except ImportError:
     raise UserError("lm_eval is not installed: pip install 'llada-pipelines[eval]'") from None
 
@@ -133,48 +134,96 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self,
+        folder: str,
+        setup: Setup,
+        *,
+        sampling: Mapping[str, Any],
+        gen_length: int | None = None,
+        map_blocks: MapBlocks | None = None,
+    ) -> None:
+        """
+        Args:
+            folder: a local copy of the checkpoint, of which the configuration and the tokenizer are read.
+            setup: what works on the requests.
+            sampling: settings of SamplingConfig; those that a task asks for go before them.
+            gen_length: goes before what a task asks for.
+            map_blocks: how blocks of requests are run; None: in this process.
+
+        Raises UserError: no checkpoint, one without a tokenizer, a setting that is unknown or out of its limits.
+        """
+        super().__init__()
+        from_dict(
+            SamplingConfig, {**sampling, **({"gen_length": gen_length} if gen_length else {})}, "sampling."
+        )
+        self._sampling, self._gen_length, self._setup, self._map_blocks = (
+            sampling,
+            gen_length,
+            setup,
+            map_blocks,
+        )
+        config, _ = read_config(folder)
+        tokenizer = checkpoint_tokenizer(folder, config)
+        if tokenizer is None:
+            raise UserError(f"{folder} has no tokenizer, which lm_eval needs")
+        self.tokenizer, self.max_length = tokenizer, config.max_length
+        self._worker: Worker | None = None
+        self._folder, self._reads_specials, self._calls = folder, False, 0
+        self.num_cut = 0
+        """Requests that did not fit the context."""
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> HarnessModel:
+        """lm_eval's `--model_args` as a string."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> HarnessModel:
+        """lm_eval's `--model_args`, and the options of its own that it gives to a model."""
+        given = {
+            **arg_dict,
+            **{name: value for name, value in (additional_config or {}).items() if value is not None},
+        }
+        return cls.from_arguments(**given)
+
+    @classmethod
+    def from_arguments(
+        cls,
         pretrained: str,
         *,
         device: str | None = None,
         dtype: str | None = None,
         batch_size: int | str = "auto",
         max_batch_size: int | None = None,
-        map_blocks: MapBlocks | None = None,
-        open_model: OpenModel | None = None,
         **settings: Any,
-    ) -> None:
-        """
+    ) -> HarnessModel:
+        """A model in this process.
+
         Args:
             pretrained: checkpoint folder.
             batch_size: rows of a forward at the most; "auto": as many as `max_tokens` allows.
-            map_blocks, open_model: how blocks of requests are run, and the checkpoint opened there; None: in this process.
             settings: those of ScoreConfig and SamplingConfig.
 
-        Raises UserError: no checkpoint, one without a tokenizer, a setting that is unknown or out of its limits.
+        Raises UserError: see above.
         """
-        super().__init__()
-        scoring = {field.name for field in fields(ScoreConfig)}
-        sampling = {field.name for field in fields(SamplingConfig)}
+        scoring, sampling = ({field.name for field in fields(kind)} for kind in (ScoreConfig, SamplingConfig))
         for name in settings:
             if name not in scoring | sampling:
                 raise UserError(f"lm_eval: unknown model argument {name}; {hint(name, scoring | sampling)}")
-        self._sampling = {name: value for name, value in settings.items() if name in sampling}
         score = from_dict(
-            ScoreConfig, {name: value for name, value in settings.items() if name in scoring}, "score."
+            ScoreConfig, {name: settings[name] for name in settings if name in scoring}, "score."
         )
-        from_dict(SamplingConfig, self._sampling, "sampling.")
         rows = _rows(batch_size if max_batch_size is None else max_batch_size)
-        self._setup = Setup(open_model or partial(open_folder, pretrained, device, dtype), score, rows)
-        self._map_blocks = map_blocks
-        config, _ = read_config(pretrained)
-        tokenizer = checkpoint_tokenizer(pretrained, config)
-        if tokenizer is None:
-            raise UserError(f"{pretrained} has no tokenizer, which lm_eval needs")
-        self.tokenizer, self.max_length = tokenizer, config.max_length
-        self._worker: Worker | None = None
-        self._pretrained, self._reads_specials, self._calls = pretrained, False, 0
-        self.num_cut = 0
-        """Requests that did not fit the context."""
+        gen_length = settings.pop("gen_length", None)
+        return cls(
+            pretrained,
+            Setup(partial(open_folder, pretrained, device, dtype), score, rows),
+            sampling={name: settings[name] for name in settings if name in sampling},
+            gen_length=gen_length,
+        )
 
     @property
     def eot_token_id(self) -> int:
@@ -184,7 +233,7 @@ class HarnessModel(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         """Of the cache of requests."""
-        return self._pretrained.replace("/", "__")
+        return self._folder.replace("/", "__")
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -308,13 +357,11 @@ class HarnessModel(TemplateLM):
                     f"{hint(name, own)}"
                 )
         sampling: dict[str, Any] = {
-            "gen_length": length,
             **self._sampling,
+            "gen_length": self._gen_length or length,
             **(warmth if sampled else {}),
             **wishes,
         }
-        if "temperature" in sampling:
-            sampling["temperature"] = float(sampling["temperature"])
         settings = asdict(from_dict(SamplingConfig, sampling, "sampling."))
         return settings, [until] if isinstance(until, str) else list(until)
 

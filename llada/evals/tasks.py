@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llada.evals.benchmarks import run_benchmarks
 from llada.evals.evaluation import Task
 from llada.evals.perplexity import measure_perplexity
 from llada.evals.samples import write_samples
@@ -15,6 +16,7 @@ TASKS: Registry[Task] = Registry(
             needs_data=True,
             heeds=("split", "max_rows", "num_samples", "rows_per_block", "document_mask", "seed"),
         ),
+        "benchmarks": Task(run_benchmarks, needs_data=False, heeds=("benchmarks", "sampling")),
         "samples": Task(write_samples, needs_data=False, heeds=("prompts", "sampling", "seed")),
     },
 )

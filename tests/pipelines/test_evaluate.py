@@ -14,7 +14,9 @@ import llada
 from llada.data.tokens.shards import TokenDataset
 from llada.errors import UserError
 from llada.evals import perplexity
-from llada.evals.evaluation import EvaluateConfig
+from llada.evals.benchmarks import run_benchmarks
+from llada.evals.evaluation import BenchmarkConfig, EvaluateConfig, Evaluation
+from llada.evals.scoring import ScoreConfig
 from llada.evals.tasks import TASKS
 from llada.training.parallel import resolve_precision
 from pipelines.evaluate import evaluate, settings_in_force
@@ -91,3 +93,53 @@ def test_in_force_are_the_settings_of_the_chosen_tasks():
     assert "sampling" not in bound
     assert bound["num_samples"] == 4
     assert len(settings_in_force(EvaluateConfig(), list(TASKS.values()))) == len(fields(EvaluateConfig))
+
+
+def test_benchmarks_on_two_workers_and_after_a_loss_are_those_of_one(stages, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = [{"text": f"The {n}", "choices": [f" {n}", " and the"]} for n in range(70)]  # more than a block
+    (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = {
+        "task": "toy",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "toy.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 0,
+        "target_delimiter": "",
+    }
+    (tmp_path / "toy.yaml").write_text(json.dumps(task))
+    benchmarks = BenchmarkConfig(("toy",), task_folder=str(tmp_path), score=ScoreConfig(num_samples=4))
+    config = EvaluateConfig(tasks=("benchmarks",), benchmarks=benchmarks)
+    output = tmp_path / "out"
+    options = {
+        "model": stages.pretrained,
+        "data": None,
+        "output": str(output),
+        "cluster": ClusterConfig(min_replicas=2, max_replicas=2, cpus_per_replica=0.5),
+        "progress": False,
+    }
+    results = evaluate(config, **options)["results"]
+    blocks = sorted((output / "requests").rglob("*.json"))
+    assert len(blocks) == 3
+    answers = (output / "benchmarks" / "toy.jsonl").read_text()
+    for lost in (output / "manifest.json", output / "results.json", blocks[1]):
+        lost.unlink()
+    kept = blocks[0].stat().st_mtime_ns
+    assert evaluate(config, **options)["results"] == results
+    assert blocks[0].stat().st_mtime_ns == kept
+    assert (output / "benchmarks" / "toy.jsonl").read_text() == answers
+
+    def here(build, blocks, *, folder):
+        return map(build(), blocks)
+
+    def open_model(*, fast):
+        return llada.load(stages.pretrained, dtype=resolve_precision("auto", torch.device("cpu")))
+
+    alone = Evaluation(
+        config, "m", open_model, None, str(tmp_path / "alone"), here, lambda: stages.pretrained
+    )
+    assert run_benchmarks(alone) == results

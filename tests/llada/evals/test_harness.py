@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from llada.errors import UserError
-from llada.evals.harness import HarnessModel
+from llada.evals.harness import HarnessModel, Setup, open_folder
 from llada.evals.scoring import Pair, ScoreConfig, score_pairs
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
@@ -87,7 +88,7 @@ def through_json(
 
 def test_choices_are_scored_and_counted(folder: str) -> None:
     assert get_model("llada") is HarnessModel
-    model = HarnessModel(folder, num_samples=4, cfg_scale=0.5)
+    model = HarnessModel.from_arguments(folder, num_samples=4, cfg_scale=0.5)
     task = task_of(
         folder,
         output_type="multiple_choice",
@@ -112,7 +113,7 @@ def test_choices_are_scored_and_counted(folder: str) -> None:
 
 def test_texts_are_bounded_in_pieces_that_fit(folder: str) -> None:
     network, tokenizer = load(folder)
-    model = HarnessModel(folder, num_samples=2)
+    model = HarnessModel.from_arguments(folder, num_samples=2)
     text = "What is it and what is nothing? " * 12
     ids, eos = list(encode_texts(tokenizer, [text])[0]), tokenizer.eos_token_id
     pieces = [ids[start : start + CONTEXT - 1] for start in range(0, len(ids), CONTEXT - 1)]
@@ -127,7 +128,7 @@ def test_texts_are_bounded_in_pieces_that_fit(folder: str) -> None:
     assert model.loglikelihood_rolling([asked(text)]) == pytest.approx([expected], rel=1e-5)
     assert model.num_cut == 1
     figures, _ = evaluated(
-        HarnessModel(folder, num_samples=2),
+        HarnessModel.from_arguments(folder, num_samples=2),
         task_of(
             folder,
             output_type="loglikelihood_rolling",
@@ -140,7 +141,7 @@ def test_texts_are_bounded_in_pieces_that_fit(folder: str) -> None:
 
 def test_texts_are_written_up_to_a_stop_string(folder: str) -> None:
     network, tokenizer = load(folder)
-    model = HarnessModel(folder, block_length=4, seed=3)
+    model = HarnessModel.from_arguments(folder, block_length=4, seed=3)
     prompts = ["What is 1?", "What is nothing?"]
     wishes = {"until": ["a", "\n"], "max_gen_toks": 8, "do_sample": False, "temperature": 0.7}
     got = model.generate_until([asked(prompt, wishes) for prompt in prompts])
@@ -153,7 +154,9 @@ def test_texts_are_written_up_to_a_stop_string(folder: str) -> None:
     assert model.generate_until([asked(prompt, drawn) for prompt in prompts]) == [
         line["text"] for line in expected
     ]
-    longer = HarnessModel(folder, gen_length=16)  # what is given by hand goes before what a task says
+    longer = HarnessModel.from_arguments(
+        folder, gen_length=16
+    )  # what is given by hand goes before what a task says
     whole = [
         line["text"] for line in complete_texts(network, tokenizer, prompts, SamplingConfig(gen_length=16))
     ]
@@ -162,7 +165,7 @@ def test_texts_are_written_up_to_a_stop_string(folder: str) -> None:
 
 def test_a_prompt_without_room_loses_its_beginning(folder: str) -> None:
     network, tokenizer = load(folder)
-    model = HarnessModel(folder, gen_length=8)
+    model = HarnessModel.from_arguments(folder, gen_length=8)
     prompt = "What is it and what is nothing? " * 12
     ids = list(encode_texts(tokenizer, [prompt])[0])[-(CONTEXT - 8) :]
     (expected,) = complete_texts(network, tokenizer, [ids], SamplingConfig(gen_length=8))
@@ -173,14 +176,22 @@ def test_a_prompt_without_room_loses_its_beginning(folder: str) -> None:
 def test_what_is_asked_may_be_answered_elsewhere(folder: str) -> None:
     """Blocks and their results are JSON; the network is opened where they are worked on."""
     pairs = [((question["question"], " 2"), [5, 6], [7] * (n + 1)) for n, question in enumerate(QUESTIONS)]
-    here, there = HarnessModel(folder), HarnessModel(folder, map_blocks=through_json)
+    here, there = (
+        HarnessModel.from_arguments(folder),
+        HarnessModel(
+            folder,
+            Setup(partial(open_folder, folder, None, None), ScoreConfig(), None),
+            sampling={},
+            map_blocks=through_json,
+        ),
+    )
     assert here._loglikelihood_tokens(pairs) == [tuple(score) for score in there._loglikelihood_tokens(pairs)]
     requests = [asked("What is 1?", {"max_gen_toks": 8}), asked("What is", {"max_gen_toks": 4})]
     assert here.generate_until(requests) == there.generate_until(requests)
 
 
 def test_a_chat_is_rendered_and_read_with_its_special_tokens(folder: str) -> None:
-    model = HarnessModel(folder)
+    model = HarnessModel.from_arguments(folder)
     text = model.apply_chat_template([{"role": "user", "content": "What is 1?"}])
     ids = model.tok_encode(text)
     assert ids[0] == model.tokenizer.bos_token_id
@@ -201,11 +212,11 @@ def test_a_chat_is_rendered_and_read_with_its_special_tokens(folder: str) -> Non
 )
 def test_wrong_model_arguments_are_named(folder: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        HarnessModel(folder, **settings)
+        HarnessModel.from_arguments(folder, **settings)
 
 
 def test_wishes_that_cannot_be_granted_are_named(folder: str) -> None:
-    model = HarnessModel(folder)
+    model = HarnessModel.from_arguments(folder)
     with pytest.raises(UserError, match="asks for num_beams=4, which this sampler has not"):
         model.generate_until([asked("What", {"num_beams": 4})])
     with pytest.raises(UserError, match="256 tokens of an answer leave no room"):

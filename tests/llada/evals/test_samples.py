@@ -34,7 +34,7 @@ def test_samples_are_the_completions(tmp_path: Path) -> None:
         precisions.append(fast)
         return build_model(), TOKENIZER
 
-    figures = write_samples(Evaluation(config, "m", open_model, None, str(tmp_path), map))  # type: ignore[arg-type]
+    figures = write_samples(Evaluation(config, "m", open_model, None, str(tmp_path), map, str))  # type: ignore[arg-type]
     expected = complete_texts(build_model(), TOKENIZER, ["The", "The cat"], sampling, seed=3)
     assert figures == {"samples": expected}
     assert [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == expected
@@ -46,4 +46,4 @@ def test_a_checkpoint_without_tokenizer_is_refused(tmp_path: Path) -> None:
         return build_model(), None
 
     with pytest.raises(UserError, match="some/model has no tokenizer"):
-        write_samples(Evaluation(EvaluateConfig(), "some/model", open_model, None, str(tmp_path), map))  # type: ignore[arg-type]
+        write_samples(Evaluation(EvaluateConfig(), "some/model", open_model, None, str(tmp_path), map, str))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ def evaluation(config: EvaluateConfig) -> Evaluation:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("asked for before the settings were looked at")
 
-    return Evaluation(config, "some/model", never, None, "out", never)  # type: ignore[arg-type]
+    return Evaluation(config, "some/model", never, None, "out", never, never)  # type: ignore[arg-type]
 
 
 def test_the_defaults_are_tasks_and_a_misspelt_one_is_named() -> None:
