@@ -30,6 +30,7 @@ from llada.sampling.config import SamplingConfig, check_window
 from llada.sampling.constraints import Constraints, last_position
 from llada.sampling.inputs import as_ids, as_rows, check_padding, left_pad, move_right, seed_keys
 from llada.sampling.rules import find_rule, temperature_of
+from llada.sampling.slots import Slots
 
 
 class Step(NamedTuple):
@@ -110,7 +111,7 @@ class Canvas:
         "forwards",
         "token_forwards",
     )
-    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches", "constraints", "tops")
+    _LISTS: ClassVar[tuple[str, ...]] = ("configs", "rules", "caches", "constraints", "slots", "tops")
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class Canvas:
         is_traced: bool = False,
         num_top: int = 0,
         forced: Sequence[int] = (),
+        slots: Slots | None = None,
     ) -> None:
         """Rows with the same settings; `join` puts others beside them.
 
@@ -146,6 +148,7 @@ class Canvas:
             is_traced: how likely the model calls each token that is committed is kept (trace.py).
             num_top: and so many of the likeliest tokens in its place.
             forced: what the text's masks become in any case, an id for each of its first positions.
+            slots: stretches of the text that hold one of several patterns.
 
         Raises:
             UserError: settings that mean nothing to a block-causal network; the padding is the mask token, which would be
@@ -206,6 +209,7 @@ class Canvas:
         # Behind this position a text may end: what is fixed, or to be chosen from a few, must not be cut off.
         self.open_until = each(last_position(config))
         self.constraints = [Constraints.of(config, [mask_id, *never_ids], as_ids(eos_id))] * B
+        self.slots = [slots] * B
         self.temperature = each(temperature_of(config), torch.float64)
         self.top_k = each(max(0, config.top_k))
         self.top_p = each(config.top_p, torch.float64)
@@ -383,6 +387,7 @@ def prompt_canvas(
     is_traced: bool = False,
     num_top: int = 0,
     forced: Sequence[int] = (),
+    slots: Slots | None = None,
 ) -> Canvas:
     """Prompt + `config.gen_length` masks, `config.fixed` among them, + suffix.
 
@@ -432,4 +437,5 @@ def prompt_canvas(
         is_traced=is_traced,
         num_top=num_top,
         forced=forced,
+        slots=slots,
     )

@@ -33,6 +33,7 @@ from llada.sampling.mailbox import Letter, Mailbox
 from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
 from llada.sampling.sampler import advance
+from llada.sampling.slots import Slots
 from llada.sampling.stats import EngineStats, Forecast
 from llada.sampling.text import spell_fixed, text_ends, turn_end
 from llada.sampling.text_stream import pieces
@@ -63,6 +64,8 @@ class GenerateRequest:
     forced: Sequence[int] = ()
     """What is written at the first positions of the reply, an id each, whatever the network would: the trace says how likely it
     was. Not where masks may be put in."""
+    slots: Slots | None = None
+    """Stretches of the reply that hold one of several patterns, where the reply does not grow."""
     priority: int = 0
     """The higher go first, into the engine and into a forward that does not hold all rows; equals take turns."""
 
@@ -289,6 +292,7 @@ class DenoiseEngine:
             is_traced=request.wants_trace or request.wants_drafts,
             num_top=request.num_top,
             forced=request.forced,
+            slots=request.slots,
         )
         run.block_began = time.monotonic()
         self._write(run.stream, Started(run.index))
@@ -466,7 +470,8 @@ class DenoiseEngine:
             log_prob = None if sure is None else top.get(token, log_prob_of(sure))
             spelled = tuple((self.token_bytes[other], value) for other, value in top.items())
             block, step = trace.blocks[place], trace.steps[place]
-            found.append(Token(token, self.token_bytes[token], block, step, log_prob, spelled))
+            is_special = token in self.token_bytes.special
+            found.append(Token(token, self.token_bytes[token], block, step, log_prob, spelled, is_special))
         return tuple(found)
 
     def _draft(self, run: _Run, forwards: int) -> Draft:

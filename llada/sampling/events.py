@@ -35,6 +35,8 @@ class Token:
     """Of the model's probability of it in that forward, among what may stand at its place; None: it was given."""
     top: tuple[tuple[bytes, float], ...] = ()
     """As many as were asked for of the likeliest tokens there: what they stand for, and their log-probabilities."""
+    is_special: bool = False
+    """It does not show in text."""
 
     @property
     def text(self) -> str:

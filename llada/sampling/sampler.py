@@ -50,7 +50,7 @@ from llada.sampling.forward import forward
 from llada.sampling.prefixes import PrefixStore
 from llada.sampling.trace import record
 
-_SUM, _SHIFT = stream_key(0, "sum"), stream_key(0, "shift of sums")
+_SUM, _SHIFT, _SLOT = stream_key(0, "sum"), stream_key(0, "shift of sums"), stream_key(0, "slot")
 # How far apart equal logits may come out of two float32 forwards that differ in shape, per unit of their size. Less
 # precise logits are not spared: what they leave undecided is decided by them, and only exact equals are equal.
 _ROUNDING = 16 * torch.finfo(torch.float32).eps
@@ -295,6 +295,18 @@ def _writable(canvas: Canvas, logits: Tensor, row: Tensor, position: Tensor) -> 
         logits = logits.scatter_(1, ends.to(logits.device), -torch.inf)
     for constraints, which in _constrained(canvas, row):
         constraints.rule_out(logits, which, position[which])
+    for r, slots in enumerate(canvas.slots):
+        if slots is not None and len(which := (row == r).nonzero().squeeze(1)):
+            of_forward = row_keys(row_keys(_SLOT, canvas.seed_keys[r]), canvas.forwards[r])
+            slots.rule_out(
+                logits,
+                which,
+                position[which],
+                canvas.tokens[r, int(canvas.start[r]) :],
+                mask_id=canvas.mask_id,
+                temperature=float(canvas.temperature[r]),
+                uniforms=uniforms_of(row_keys(of_forward, torch.arange(len(slots.slots)))).tolist(),
+            )
     return logits
 
 

@@ -17,7 +17,10 @@ class TokenBytes:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer.backend_tokenizer
-        self._added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+        added = tokenizer.added_tokens_decoder.items()
+        self._added = {number: token.content for number, token in added}
+        self.special = frozenset(number for number, token in added if token.special)
+        """The ids of special tokens."""
         decoder = self._tokenizer.decoder
         self._is_byte_level = decoder is not None and "ByteLevel" in json.dumps(
             json.loads(decoder.__getstate__())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from llada.sampling.events import Draft, Finished, Started, Text
 
@@ -32,4 +33,13 @@ class Restarted:
     """The replica has died before the client had a byte; another begins anew, and what came before is void."""
 
 
-ReplicaEvent = Refused | Restarted | Serving | Started | Text | Draft | Finished
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The only event, after `Serving`, of a request that asks for no reply: the JSON of the answer."""
+
+    content: dict[str, Any]
+
+
+Written = Answer | Started | Text | Draft | Finished
+"""What an answer is made of."""
+ReplicaEvent = Refused | Restarted | Serving | Written

@@ -18,7 +18,7 @@ from llada.sampling.events import Finished, Started
 from llada.sampling.stats import EngineStats
 from pipelines.serving.access_log import RequestIds, write_to_stdout
 from pipelines.serving.admission import Admission
-from pipelines.serving.dialects.body import SamplingBody
+from pipelines.serving.dialects.calls import AnyBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import load_keys
@@ -97,7 +97,7 @@ class Replicas:
         self._open: set[DeploymentResponseGenerator[ReplicaEvent]] = set()
         self._is_over = False  # no request is waited for any more
 
-    async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
+    async def stream(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of one replica, or of a second one where the first has died before the client had a byte of it. Raises
         RequestError 429 when the queue is full, 503 when no replica answers or the endpoint is taken down before one does."""
         self._loop = asyncio.get_running_loop()
@@ -124,7 +124,7 @@ class Replicas:
         finally:
             place.leave(is_done=is_done)
 
-    async def _ask_replica(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
+    async def _ask_replica(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of one replica. Raises `_LostReplicaError` when it has died, and RequestError 503 as `stream`."""
         from ray.exceptions import RayActorError, TaskCancelledError
         from ray.serve.exceptions import (

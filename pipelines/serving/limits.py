@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.serving.dialects.body import SamplingBody
+from pipelines.serving.dialects.calls import AnyBody
 from pipelines.serving.errors import RequestError
 
 
@@ -20,7 +20,7 @@ class RequestLimits:
     messages: int = 1024
     """Turns of a conversation."""
 
-    def check(self, body: SamplingBody) -> None:
+    def check(self, body: AnyBody) -> None:
         """Raises RequestError 400."""
         if body.num_messages > self.messages:
             message = f"{body.num_messages:,} messages are more than the {self.messages:,} allowed"

@@ -12,6 +12,7 @@ from pipelines.serving.dialects.chat import ChatBody
 
 _STATIC = "/static/"  # open to strangers (keys.py)
 _READ = ["GET", "HEAD"]
+_PAGES = {"index.html": "/", "docs.html": "/docs"}
 _FOLDER = Path(__file__).parent / "static"
 # Not from `mimetypes`, which reads a machine's own tables: a module of another type is not run.
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -20,7 +21,7 @@ _POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancest
 
 
 def add_page(api: FastAPI) -> None:
-    """Let `api` answer / and /static/NAME, and /static/fields.json: the JSON schema of a chat request, whose descriptions are
+    """Let `api` answer /, /docs (a page of /openapi.json) and /static/NAME, and /static/fields.json: the JSON schema of a chat request, whose descriptions are
     the help of the page's settings."""
     schema = json.dumps(ChatBody.model_json_schema()).encode()
     api.api_route(f"{_STATIC}fields.json", methods=_READ, include_in_schema=False)(
@@ -28,7 +29,7 @@ def add_page(api: FastAPI) -> None:
     )
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _TYPES:
-            where = "/" if path.name == "index.html" else _STATIC + path.name
+            where = _PAGES.get(path.name, _STATIC + path.name)
             file = _File(path.read_bytes(), f"{_TYPES[path.suffix]}; charset=utf-8")
             api.api_route(where, methods=_READ, include_in_schema=False)(file)
 

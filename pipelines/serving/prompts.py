@@ -31,10 +31,15 @@ class PromptEncoder:
         self._limit = f"the model's context length is {max_length} tokens"
         if max_prompt_tokens is not None and max_prompt_tokens < max_length:
             max_length, self._limit = max_prompt_tokens, f"this endpoint takes {max_prompt_tokens} tokens"
-        self._max_length = max_length
+        self.max_length = max_length
         # A token's name has at least as many bytes as the text that it stands for.
         self._max_bytes = max_length * max(len(token.encode()) for token in tokenizer.get_vocab())
         self._special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that do not show in text."""
+        return frozenset(self._special.values())
 
     def encode_text(self, text: str, field: str = "prompt") -> list[int]:
         """The ids of plain text that stands in `field`. Raises RequestError for more than the context could hold."""
@@ -53,17 +58,20 @@ class PromptEncoder:
         except (UserError, jinja2.TemplateError) as error:
             raise RequestError(400, str(error), param="messages") from None
 
-    def check_ids(self, ids: Sequence[int]) -> list[int]:
-        """The ids themselves. Raises RequestError for one that is no token or the mask, and for too many of them."""
-        if len(ids) > self._max_length:
-            self._refuse(f"{len(ids):,} tokens", "prompt")
+    def check_ids(self, ids: Sequence[int], field: str = "prompt") -> list[int]:
+        """The ids themselves, which stand in `field`. Raises RequestError for one that is no token or the mask, and for too
+        many of them."""
+        if len(ids) > self.max_length:
+            self._refuse(f"{len(ids):,} tokens", field)
         for token in ids:
             if not 0 <= token < self._vocab_size:
-                message = f"prompt: token id {shorten(str(token))} lies outside the vocabulary of {self._vocab_size}"
-                raise RequestError(400, message, param="prompt")
+                message = f"{field}: token id {shorten(str(token))} lies outside the vocabulary of {self._vocab_size}"
+                raise RequestError(400, message, param=field)
             if token == self._mask_id:
-                message = f"prompt: token id {token} is the mask; to fill a gap, send prompt and suffix"
-                raise RequestError(400, message, param="prompt")
+                remedy = (
+                    "; to fill a gap, send prompt and suffix" if field == "prompt" else ", which has no text"
+                )
+                raise RequestError(400, f"{field}: token id {token} is the mask{remedy}", param=field)
         return list(ids)
 
     def find_stop_tokens(self, stops: Sequence[str]) -> frozenset[int]:
@@ -85,7 +93,7 @@ class PromptEncoder:
 
     def check_length(self, ids: Sequence[int], suffix: Sequence[int], param: str) -> None:
         """Raises RequestError for more than the limit, now that it is encoded."""
-        if len(ids) + len(suffix) > self._max_length:
+        if len(ids) + len(suffix) > self.max_length:
             self._refuse(f"{len(ids) + len(suffix):,} tokens" + (" with its suffix" if suffix else ""), param)
 
     def check_stop_ids(self, ids: Sequence[int]) -> frozenset[int]:

@@ -13,6 +13,7 @@ import gc
 import logging
 import re
 from collections.abc import AsyncGenerator, Sequence
+from functools import cached_property
 
 import torch
 
@@ -23,13 +24,16 @@ from llada.sampling.blocks import count_blocks
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
 from llada.sampling.events import Event, Finished, Started, Text
+from llada.sampling.length import OF_GROWING
 from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.dialects.body import Prompt, SamplingBody
+from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.errors import RequestError
-from pipelines.serving.events import Refused, ReplicaEvent, Serving
+from pipelines.serving.events import Answer, Refused, ReplicaEvent, Serving
+from pipelines.serving.json_canvas import JsonCanvas, Vocabulary
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.reports import report_to_gateway
 from pipelines.serving.scaling import MEAN_REQUEST, REPLIES, USUAL_REQUEST, WORK
@@ -91,7 +95,7 @@ class Denoiser:
         self.sampling, self.stall_timeout_s = sampling, stall_timeout_s
         self._mean_request: float | None = None
         self.max_prompt_tokens = max_prompt_tokens
-        self.max_length = model.config.max_length
+        self.max_length, self.vocab_size = model.config.max_length, model.config.vocab_size
         self.engine = DenoiseEngine(
             model,
             tokenizer,
@@ -151,11 +155,16 @@ class Denoiser:
             self.close()
 
     async def stream(
-        self, body: SamplingBody, ids: RequestIds | None = None
+        self, body: AnyBody, ids: RequestIds | None = None
     ) -> AsyncGenerator[ReplicaEvent, None]:
-        """`Serving` and the events of all choices, or one `Refused`. Choice i answers prompt i // n. Leaving early
-        cancels them. `ids`: for the log."""
+        """`Serving` and the events of all choices, or an `Answer`, or one `Refused`. Choice i answers prompt i // n. Leaving
+        early cancels them. `ids`: for the log."""
         try:
+            if isinstance(body, CallBody):
+                answer = await asyncio.to_thread(body.answer, self.encoder)
+                yield Serving(self.fingerprint, self.run_id)
+                yield Answer(answer)
+                return
             # In a thread: tokenising a long text must not hold up the streams of the others.
             prompts, requests = await asyncio.to_thread(self.requests_of, body)
             scores = self._scores_of(body, prompts)
@@ -201,6 +210,8 @@ class Denoiser:
                     given = 0 if choice else event.prompt_tokens
                     spent = scores[prompt].forwards if scores and not choice else 0
                     event = dataclasses.replace(event, prompt_tokens=given, nfe=event.nfe + spent)
+                    if body.json_schema is not None:
+                        event = dataclasses.replace(event, reason="stop")  # it is complete
                 yield event
                 if isinstance(event, Started) and (echo := prompts[prompt].echo) is not None:
                     yield Text(event.index, echo, tuple(scores[prompt].tokens) if scores else ())
@@ -227,7 +238,10 @@ class Denoiser:
                 self.encoder.check_length(prompt.ids, prompt.suffix, body.prompt_field)
             if self._fit(body, prompt) == 0:
                 continue
-            sampling = self._choose_sampling(body, prompt)
+            frame = None
+            if body.json_schema is not None:
+                frame = JsonCanvas(body.json_schema, self._vocabulary, self._fit(body, prompt))
+            sampling = self._choose_sampling(body, prompt, frame)
             requests += [
                 GenerateRequest(
                     prompt.ids,
@@ -236,18 +250,50 @@ class Denoiser:
                     # Below 2⁶³, which every torch generator takes; the same for each prompt of a list.
                     seed=None if body.seed is None else (body.seed + choice) % 2**63,
                     stop=tuple(body.stop),
-                    end_ids=ends,
+                    # What is written in a frame ends nowhere before its end.
+                    end_ids=ends if frame is None else frozenset(),
+                    slots=None if frame is None else frame.slots,
                     wants_drafts=body.stream_options.include_drafts,
-                    wants_trace=body.include_trace or body.num_top is not None,
+                    wants_trace=body.include_trace or body.has_gaps or body.num_top is not None,
                     num_top=body.num_top or 0,
                 )
                 for choice in range(body.n)
             ]
         return prompts, requests
 
-    def _choose_sampling(self, body: SamplingBody, prompt: Prompt) -> SamplingConfig:
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        special, fill = self.encoder.special_ids, self.engine.eos_id
+        if fill not in special:
+            message = "the model has no end-of-text token that does not show, with which values are filled up"
+            raise RequestError(400, f"response_format: {message}", param="response_format")
+        return Vocabulary(
+            self.engine.token_bytes,
+            special,
+            self.vocab_size,
+            fill,
+            lambda text: self.encoder.encode_text(text),
+        )
+
+    def _choose_sampling(
+        self, body: SamplingBody, prompt: Prompt, frame: JsonCanvas | None
+    ) -> SamplingConfig:
         """The defaults with what the request asks for. Raises RequestError for contradictions."""
         asked, gen_length = body.knobs(), self._fit(body, prompt)
+        if frame is not None:
+            gen_length = frame.length
+            of_text = (
+                "initial_length",
+                *OF_GROWING,
+                "suffix_window",
+                "logits_eos_inf",
+                "allowed",
+                "forbidden",
+            )
+            asked |= {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in of_text}
+            asked["fixed"] = frame.fixed
+        elif prompt.between:
+            gen_length, asked["fixed"] = self._lay_gaps(prompt, gen_length)
         # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its numbers.
         if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
             own = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in RULE_SETTINGS}
@@ -268,15 +314,23 @@ class Denoiser:
             sampling = dataclasses.replace(sampling, steps=blocks)
         return sampling
 
+    def _lay_gaps(self, prompt: Prompt, first: int) -> tuple[int, dict[int, int]]:
+        """The length of a reply with several gaps, and the ids that stand between them."""
+        place, fixed = first, dict[int, int]()
+        for part in prompt.between:
+            if not isinstance(part, int):
+                fixed |= dict(enumerate(part, start=place))
+            place += part if isinstance(part, int) else len(part)
+        return place, fixed
+
     def _fit(self, body: SamplingBody, prompt: Prompt) -> int:
         """Masks that the reply may have. Raises RequestError when the context length has no room for them."""
         limit = body.token_limit
-        room = self.max_length - len(prompt.ids) - len(prompt.suffix)
+        room = self.max_length - len(prompt.ids) - len(prompt.suffix) - prompt.num_between
         if room >= (1 if limit is None else limit):
             return min(self.sampling.gen_length, room) if limit is None else limit
-        given = f"{len(prompt.ids)} tokens" + (
-            f" and the suffix {len(prompt.suffix)}" if prompt.suffix else ""
-        )
+        behind = len(prompt.suffix) + prompt.num_between
+        given = f"{len(prompt.ids)} tokens" + (f" and the suffix {behind}" if behind else "")
         message = f"the model's context length is {self.max_length} tokens, but the prompt has {given}"
         if limit is not None:
             message += f" and {body.limit_field} asks for {limit} more"

@@ -13,27 +13,32 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llada.sampling.events import Event, Started
+from llada import __version__
+from llada.sampling.events import Started
 from pipelines.serving.access_log import REQUEST_ID, AccessLog, RequestIds, ids_of, notes
 from pipelines.serving.dialects.body import SamplingBody, parse_body
+from pipelines.serving.dialects.calls import AnyBody, CallBody, CallWriter, DetokenizeBody, TokenizeBody
 from pipelines.serving.dialects.chat import ChatBody, ChatWriter
 from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
+from pipelines.serving.dialects.responses import ResponsesBody, ResponsesWriter
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.errors import RequestError, shorten
-from pipelines.serving.events import Refused, ReplicaEvent, Restarted, Serving
+from pipelines.serving.events import Refused, ReplicaEvent, Restarted, Serving, Written
 from pipelines.serving.keys import Guard, KeyLimits
 from pipelines.serving.limits import DEFAULT_LIMITS, RequestLimits
 from pipelines.serving.metrics import GatewayMetrics, RequestTrack
+from pipelines.serving.openapi import openapi_schema
 from pipelines.serving.page import add_page
 
 T = TypeVar("T")
@@ -48,13 +53,17 @@ class Dialect:
     """A way to ask for text: where, with which body, and in which form the reply comes."""
 
     path: str
-    body: type[SamplingBody]
-    writer: type[ReplyWriter]
+    body: type[SamplingBody] | type[CallBody]
+    writer: Callable[[Any, str], Any]
+    """A ReplyWriter, or, of what does not stream, a CallWriter."""
 
 
 DIALECTS = (
     Dialect("/v1/completions", CompletionBody, CompletionWriter),
     Dialect("/v1/chat/completions", ChatBody, ChatWriter),
+    Dialect("/v1/responses", ResponsesBody, ResponsesWriter),
+    Dialect("/tokenize", TokenizeBody, CallWriter),
+    Dialect("/detokenize", DetokenizeBody, CallWriter),
 )
 
 
@@ -69,7 +78,7 @@ class Health:
 class Backend(Protocol):
     """Where the replies come from."""
 
-    def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
+    def stream(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of a request. Raises RequestError when there is no place for it; closing it cancels the work."""
 
     def health(self) -> Health:
@@ -114,8 +123,9 @@ def build_api(
             allow_origins=access.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID, "Retry-After"],
+            expose_headers=[REQUEST_ID, "Retry-After", "llada-version", "system-fingerprint"],
         )
+    api.add_middleware(_Versioned)
     api.add_middleware(AccessLog, echoes_id=access.echoes_id)
     metrics = metrics or GatewayMetrics()
     created = int(time.time())
@@ -129,6 +139,12 @@ def build_api(
     async def get_model(name: str) -> dict[str, Any]:
         _check_model(name, model_id)
         return card
+
+    schema = openapi_schema(DIALECTS)
+
+    @api.api_route("/openapi.json", methods=_READ)
+    async def show_schema() -> JSONResponse:
+        return JSONResponse(schema)
 
     for dialect in DIALECTS:
         api.post(dialect.path)(_endpoint(dialect, backend, metrics, model_id, limits, access))
@@ -159,6 +175,21 @@ def build_api(
         return JSONResponse(RequestError(500, "the server failed; its log says why").body(), 500)
 
     return api
+
+
+class _Versioned:
+    """Every answer says which version of this code has given it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def versioned(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["llada-version"] = __version__
+            await send(message)
+
+        await self._app(scope, receive, versioned)
 
 
 class _WithoutTrailingSlash:
@@ -212,7 +243,7 @@ async def _answer(
             _check_headers(request)
             raw = await timer.wait_for(_read_body(request, limits.body_bytes))
             # In a thread: a large one must not hold up the streams of the others.
-            body = await asyncio.to_thread(parse_body, dialect.body, raw)
+            body: AnyBody = await asyncio.to_thread(parse_body, cast("type[SamplingBody]", dialect.body), raw)
             if body.model is not None:
                 _check_model(body.model, model_id)
             limits.check(body)
@@ -226,7 +257,7 @@ async def _answer(
                     async for event in events:
                         writer.add(event)
                 track.status = 200
-                return JSONResponse(writer.whole())
+                return JSONResponse(writer.whole(), headers=_fingerprint(writer))
             first = await anext(events)
         except RequestError as error:
             track.status = error.status
@@ -238,7 +269,11 @@ async def _answer(
             track.status = 500
             raise RequestError(500, "the model failed on this request; the server's log says why") from error
         lasting = stack.pop_all()  # the stream ends it
-    return _EventStream(_sse(first, events, writer, track), events, lasting)
+    return _EventStream(_sse(first, events, writer, track), events, lasting, _fingerprint(writer))
+
+
+def _fingerprint(writer: ReplyWriter) -> dict[str, str]:
+    return {} if writer.system_fingerprint is None else {"system-fingerprint": writer.system_fingerprint}
 
 
 def _check_headers(request: Request) -> None:
@@ -306,10 +341,14 @@ class _EventStream(StreamingResponse):
     """Server-sent events; however the answer ends, also before its first byte, the work and the count of it end too."""
 
     def __init__(
-        self, frames: AsyncIterator[str], events: AsyncGenerator[Event, None], lasting: contextlib.ExitStack
+        self,
+        frames: AsyncIterator[str],
+        events: AsyncGenerator[Written, None],
+        lasting: contextlib.ExitStack,
+        headers: dict[str, str],
     ) -> None:
         # No proxy may collect the events: X-Accel-Buffering is nginx's name for that.
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(frames, media_type="text/event-stream", headers=headers)
         self._events, self._lasting = events, lasting
 
@@ -321,7 +360,7 @@ class _EventStream(StreamingResponse):
 
 async def _follow(
     replies: AsyncGenerator[ReplicaEvent, None], writer: ReplyWriter, track: RequestTrack, timer: _Timer
-) -> AsyncGenerator[Event, None]:
+) -> AsyncGenerator[Written, None]:
     """The texts and ends of a request; counts them, and tells the writer who answers. Raises RequestError for a request
     that was refused or took too long."""
     async with contextlib.aclosing(replies) as events:
@@ -338,7 +377,7 @@ async def _follow(
 
 
 async def _sse(
-    first: Event, events: AsyncGenerator[Event, None], writer: ReplyWriter, track: RequestTrack
+    first: Written, events: AsyncGenerator[Written, None], writer: ReplyWriter, track: RequestTrack
 ) -> AsyncIterator[str]:
     """Server-sent events. A failure in their middle is one more event with OpenAI's error object."""
     try:

@@ -14,14 +14,16 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     Strict,
     ValidationError,
+    WithJsonSchema,
     create_model,
     field_validator,
     model_validator,
@@ -45,7 +47,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "logit_bias": (({},), _ONE_CHOICE),
     "best_of": ((1,), "ask for n choices"),
     "use_beam_search": ((False,), _ONE_CHOICE),
-    "response_format": (({"type": "text"},), "no grammar constrains the text"),
     "tools": (([],), "the model calls no tools"),
     "tool_choice": (("none", "auto"), "the model calls no tools"),
     "parallel_tool_calls": ((True, False), "the model calls no tools"),
@@ -66,6 +67,13 @@ MAX_TOP = 20
 """Alternatives of a token that one may ask for."""
 _MAX_STOPS = 16
 _MAX_STOP_CHARS = 500
+_NOT_BESIDE_JSON = frozenset(
+    {
+        *("stop", "stop_token_ids", "ignore_eos", "suffix", "echo", "fixed", "allowed", "forbidden"),
+        *("initial_length", "insert_below", "suffix_window", "logits_eos_inf"),
+    }
+)
+_STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARS}
 _MAX_NAME_CHARS = 64
 # Our limits of a setting (llada/settings.py) and pydantic's.
 _LIMITS = {"low": "ge", "above": "gt", "high": "le", "below": "lt"}
@@ -74,7 +82,26 @@ _LIMITS = {"low": "ge", "above": "gt", "high": "le", "below": "lt"}
 class StrictModel(BaseModel):
     """An object of a request body: unknown names and loose types are errors, null asks for nothing."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """What pydantic says of the fields, and what the validators that come before them accept as well."""
+        schema = handler.resolve_ref_schema(handler(core))
+        for name, field in schema.get("properties", {}).items():
+            for word in ("title", "default") if field.get("default", ...) is None else ("title",):
+                field.pop(word, None)
+            if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+                described = {key: field.pop(key) for key in ("description", "default") if key in field}
+                schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **described}
+        return schema
+
+    @classmethod
+    def refused(cls) -> dict[str, tuple[tuple[Any, ...], str]]:
+        """{field of OpenAI's that is not supported: the values that ask for nothing, and why not}."""
+        return {}
 
     @model_validator(mode="before")
     @classmethod
@@ -82,7 +109,7 @@ class StrictModel(BaseModel):
         """null asks for nothing, also in a field that would be refused."""
         if not isinstance(data, dict):
             return data
-        known = cls.model_fields.keys() | _REFUSED.keys()
+        known = cls.model_fields.keys() | cls.refused().keys()
         return {name: value for name, value in data.items() if value is not None or name not in known}
 
 
@@ -94,6 +121,42 @@ class StreamOptions(StrictModel):
     """Ours: after every forward an event named `draft` with the whole reply, masks included. As a chunk it adds no text."""
 
 
+class JsonSchema(StrictModel):
+    """OpenAI's: a schema and its name."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    """Objects, nested or not, of strings, numbers, booleans, null, enums and arrays with a fixed number of items."""
+    strict: bool | None = None
+    """The reply fits the schema in any case."""
+
+
+class ResponseFormat(StrictModel):
+    """What form the reply has."""
+
+    type: Literal["text", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_what_for(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("type") == "json_object":
+            raise ValueError(
+                "json_object names no fields: send a json_schema, whose frame is written as it is"
+            )
+        if isinstance(data, dict) and (data.get("type") == "json_schema") != (
+            data.get("json_schema") is not None
+        ):
+            raise ValueError("type json_schema goes with a json_schema")
+        return data
+
+
+def or_one(item: dict[str, Any], max_items: int) -> WithJsonSchema:
+    """Of a list in whose place a client may send one item."""
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "maxItems": max_items}]})
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What a reply continues, in token ids."""
@@ -101,8 +164,14 @@ class Prompt:
     ids: Sequence[int]
     suffix: Sequence[int] = ()
     """For infilling: what follows the reply."""
+    between: Sequence[Sequence[int] | int] = ()
+    """For several gaps: what stands behind the first one, ids and numbers of masks in turn; part of the reply."""
     echo: str | None = None
     """Text that the reply begins with."""
+
+    @property
+    def num_between(self) -> int:
+        return sum(part if isinstance(part, int) else len(part) for part in self.between)
 
 
 class Likelihood(NamedTuple):
@@ -179,16 +248,25 @@ class SamplingBody(KnobFields):
         lt=2**63,
         description="Of what is drawn: the same request with it has the same answer.",
     )
-    stop: list[Annotated[str, Field(max_length=_MAX_STOP_CHARS)]] = Field([], max_length=_MAX_STOPS)
+    stop: Annotated[
+        list[Annotated[str, Field(max_length=_MAX_STOP_CHARS)]], or_one(_STOP_SCHEMA, _MAX_STOPS)
+    ] = Field([], max_length=_MAX_STOPS)
     stop_token_ids: list[int] = Field([], max_length=_MAX_STOPS)
     """vLLM's: ids that end the text like EOS; not part of it."""
     ignore_eos: bool = False
     """vLLM's: EOS and the end of a turn are tokens like others, the canvas is filled."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    response_format: ResponseFormat | None = None
+    """A json_schema makes the reply JSON that fits it, in at most max_tokens tokens: the frame is given, the values are filled
+    in. What a canvas of a fixed length cannot promise is refused with its place in the schema."""
     include_trace: bool = False
     """Ours: each choice has a `trace`: of every token the forward that committed it, the model's confidence in it then, and
     its block."""
+
+    @classmethod
+    def refused(cls) -> dict[str, tuple[tuple[Any, ...], str]]:
+        return _REFUSED
 
     @property
     def limit_field(self) -> str:
@@ -202,9 +280,20 @@ class SamplingBody(KnobFields):
         return limit
 
     @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """The schema that the reply has to fit."""
+        wanted = self.response_format and self.response_format.json_schema
+        return wanted.schema_ if wanted else None
+
+    @property
     def num_top(self) -> int | None:
         """How many alternatives of each token are asked for; None: log-probabilities are not."""
         return None
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the reply has text that is given between several gaps."""
+        return False
 
     @property
     def likelihood(self) -> Likelihood | None:
@@ -230,12 +319,21 @@ class SamplingBody(KnobFields):
         asked = {knob.name: getattr(self, knob.name) for knob in request_knobs()}
         return {name: value for name, value in asked.items() if value is not None}
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = super().__get_pydantic_json_schema__(core, handler)
+        for name, (neutral, reason) in cls.refused().items():
+            if name not in schema["properties"]:
+                told = {"enum": [*neutral, None], "description": f"Not supported: {reason}."}
+                schema["properties"][name] = told
+        return schema
+
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for name, (neutral, reason) in _REFUSED.items():
+        for name, (neutral, reason) in cls.refused().items():
             if data.get(name) is None or any(_equals(data[name], value) for value in neutral):
                 continue
             raise RequestError(
@@ -246,7 +344,16 @@ class SamplingBody(KnobFields):
             )
         if data.get("stream_options") is not None and data.get("stream") is not True:
             raise RequestError(400, "stream_options goes with stream=true", param="stream_options")
-        return {name: value for name, value in data.items() if name not in _REFUSED}
+        return {name: value for name, value in data.items() if name not in cls.refused()}
+
+    @model_validator(mode="after")
+    def _refuse_beside_json(self) -> Self:
+        if self.json_schema is not None:
+            for name in _NOT_BESIDE_JSON & self.model_fields_set:
+                if (value := getattr(self, name)) is not None and value not in ([], False, ""):
+                    message = f"{name} does not go with a json_schema, which says where the reply ends and what may stand in it"
+                    raise RequestError(400, message, param=name)
+        return self
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -257,7 +364,7 @@ class SamplingBody(KnobFields):
         return stops
 
 
-Body = TypeVar("Body", bound=SamplingBody)
+Body = TypeVar("Body", bound=StrictModel)
 
 
 def parse_body(kind: type[Body], raw: bytes) -> Body:
@@ -285,7 +392,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _known_names(kind: type[SamplingBody]) -> dict[str, list[str]]:
+def _known_names(kind: type[StrictModel]) -> dict[str, list[str]]:
     """The names at the top (key "") and inside of a field that holds objects."""
     known = {"": list(kind.model_fields)}
     for name, field in kind.model_fields.items():

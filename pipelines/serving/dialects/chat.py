@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from llada.sampling.events import Token, show_bytes
 from pipelines.serving.dialects.body import MAX_TOP, Prompt, SamplingBody, StrictModel
@@ -25,6 +25,18 @@ _NOT_TEXT = {
 }
 
 
+_PART_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["text", "refusal"]},
+        "text": {"type": "string"},
+        "refusal": {"type": "string"},
+    },
+    "required": ["type"],
+}
+_CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]}
+
+
 class Message(StrictModel):
     """One turn of a conversation.
 
@@ -35,8 +47,8 @@ class Message(StrictModel):
     type: Literal["text", "message"] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    role: _ROLES
-    content: str
+    role: Annotated[_ROLES, WithJsonSchema({"enum": [*get_args(_ROLES), "developer"]})]
+    content: Annotated[str, WithJsonSchema(_CONTENT_SCHEMA)]
 
     @field_validator("role")
     @classmethod

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from llada.sampling.events import Token, show_bytes
 from pipelines.serving.dialects.body import MAX_TOP, Likelihood, Prompt, SamplingBody
@@ -16,12 +16,43 @@ if TYPE_CHECKING:
     from pipelines.serving.prompts import PromptEncoder
 
 
+_MAX_PARTS, _MANY = 256, 1_000_000  # of a suffix; masks of a gap
+_IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_PROMPT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        _IDS_SCHEMA | {"minItems": 1},
+        {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, _IDS_SCHEMA]}},
+    ]
+}
+
+
+_SUFFIX_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": _MAX_PARTS,
+            "items": {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    {"type": "integer", "minimum": 1, "maximum": _MANY},
+                ]
+            },
+        },
+    ]
+}
+
+
 class CompletionBody(SamplingBody):
     """With `suffix`, the reply is what stands between the prompt and it."""
 
-    prompt: list[str | list[int]]
-    """In the request also a string, or the token ids of one prompt."""
-    suffix: str = ""
+    prompt: Annotated[list[str | list[int]], WithJsonSchema(_PROMPT_SCHEMA)]
+    """A text or its token ids, or a list of such prompts."""
+    suffix: Annotated[str | list[str | int], WithJsonSchema(_SUFFIX_SCHEMA)] = ""
+    """What follows the reply. Ours: a list of texts and, between them, numbers of masks has further gaps; then max_tokens is the
+    length of the first one, the reply is everything from it to the last text, and each choice has its `gaps`."""
     max_tokens: int | None = Field(None, ge=0)
     """With echo it may be 0: the prompt alone."""
     echo: bool = False
@@ -41,6 +72,10 @@ class CompletionBody(SamplingBody):
         return self.logprobs
 
     @property
+    def has_gaps(self) -> bool:
+        return isinstance(self.suffix, list)
+
+    @property
     def likelihood(self) -> Likelihood | None:
         if not self.echo or self.logprobs is None:
             return None
@@ -51,7 +86,10 @@ class CompletionBody(SamplingBody):
         return len(self.prompt)
 
     def prompts(self, encoder: PromptEncoder) -> list[Prompt]:
-        suffix = encoder.encode_text(self.suffix, "suffix")
+        parts = [self.suffix] if isinstance(self.suffix, str) else self.suffix
+        behind = [part if isinstance(part, int) else encoder.encode_text(part, "suffix") for part in parts]
+        suffix = behind.pop() if not isinstance(behind[-1], int) else []
+        assert not isinstance(suffix, int)
         prompts = []
         for given in self.prompt:
             if isinstance(given, str):
@@ -59,7 +97,7 @@ class CompletionBody(SamplingBody):
             else:
                 ids = encoder.check_ids(given)
                 text = encoder.decode(ids) if self.echo else ""
-            prompts.append(Prompt(ids, suffix, echo=text if self.echo else None))
+            prompts.append(Prompt(ids, suffix, tuple(behind), text if self.echo else None))
         return prompts
 
     @model_validator(mode="after")
@@ -75,6 +113,30 @@ class CompletionBody(SamplingBody):
         if self.likelihood_samples and self.logprobs:
             message = "a token has no alternatives in a Monte-Carlo likelihood: send logprobs=0"
             raise RequestError(400, message, param="logprobs")
+        return self
+
+    @field_validator("suffix")
+    @classmethod
+    def _check_parts(cls, suffix: str | list[str | int]) -> str | list[str | int]:
+        if isinstance(suffix, list):
+            if not 1 <= len(suffix) <= _MAX_PARTS:
+                raise ValueError(f"a list of gaps has 1 to {_MAX_PARTS} parts")
+            for place, part in enumerate(suffix):
+                if isinstance(part, int) != bool(place % 2):
+                    raise ValueError("a list of gaps is texts and numbers of masks in turn, a text first")
+                if part == "" or (isinstance(part, int) and not 1 <= part <= _MANY):
+                    raise ValueError(f"a gap has 1 to {_MANY:,} masks, and a text between gaps some letters")
+        return suffix
+
+    @model_validator(mode="after")
+    def _check_gaps(self) -> Self:
+        if self.has_gaps:
+            if not self.max_tokens:
+                message = "a list of gaps needs max_tokens, the length of the first one"
+                raise RequestError(400, message, param="max_tokens")
+            for name in ("fixed", "initial_length", "stop"):
+                if getattr(self, name):
+                    raise RequestError(400, f"{name} does not go with a list of gaps", param=name)
         return self
 
     @field_validator("logprobs", mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -10,8 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from llada.sampling.events import Draft, Event, Finished, Text, Token
+from llada.sampling.events import Draft, Finished, Text, Token
 from pipelines.serving.dialects.body import SamplingBody
+from pipelines.serving.events import Written
 
 
 class ReplyWriter(ABC):
@@ -56,7 +58,7 @@ class ReplyWriter(ABC):
         """What a choice says of its tokens, or of further ones; asked only where the body's `num_top` is a number."""
         raise NotImplementedError
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Written) -> None:
         """Collect an event for `whole`."""
         if isinstance(event, Text):
             self._texts.setdefault(event.index, []).append(event.text)
@@ -67,6 +69,7 @@ class ReplyWriter(ABC):
     def restart(self) -> None:
         """Forget what was collected: the reply begins anew."""
         self._texts.clear()
+        self._tokens.clear()
         self._ends.clear()
 
     def whole(self) -> dict[str, Any]:
@@ -86,7 +89,7 @@ class ReplyWriter(ABC):
             )
         return {**self._head(self.whole_object), "choices": choices, **self._totals()}
 
-    def chunks(self, event: Event) -> list[dict[str, Any]]:
+    def chunks(self, event: Written) -> list[dict[str, Any]]:
         """The chunks that an event of a streamed reply becomes."""
         chunks = []
         if isinstance(event, Text | Draft | Finished) and event.index not in self._texts:
@@ -132,7 +135,10 @@ class ReplyWriter(ABC):
         return None if self.body.num_top is None else self.logprobs(index, tokens)
 
     def _trace(self, index: int) -> dict[str, Any]:
-        return {"trace": trace_object(self._tokens.get(index, []))} if self.body.include_trace else {}
+        """What else a choice says of its tokens, where it was asked for."""
+        tokens = self._tokens.get(index, [])
+        trace = {"trace": trace_object(tokens)} if self.body.include_trace else {}
+        return trace | ({"gaps": _gaps(tokens)} if self.body.has_gaps else {})
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -182,6 +188,13 @@ def trace_object(tokens: Sequence[Token]) -> dict[str, Any]:
         "steps": [token.step for token in tokens],
         "confidences": [_rounded(each) for each in sure],
     }
+
+
+def _gaps(tokens: Sequence[Token]) -> list[str]:
+    """The texts of what was not given."""
+    runs = itertools.groupby(tokens, lambda token: token.step is not None)
+    filled = (b"".join(token.raw for token in run if not token.is_special) for is_gap, run in runs if is_gap)
+    return [raw.decode("utf-8", errors="replace") for raw in filled]
 
 
 def _rounded(probability: float | None) -> float | None:

@@ -31,6 +31,10 @@ CONTEXT = 2048
 FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0, "seed": 3}
 
 
+JSON = {
+    "type": "json_schema",
+    "json_schema": {"schema": {"type": "object", "properties": {"a": {"type": "null"}}}},
+}
 REFUSED_EVERYWHERE = [
     ({"prompt_logprobs": 2}, "prompt_logprobs=2 is not supported"),
     ({"stop_token_ids": [10**6]}, "stop_token_ids: id 1000000 lies outside the vocabulary of"),
@@ -41,7 +45,14 @@ REFUSED_EVERYWHERE = [
     ({"frequency_penalty": -1}, "frequency_penalty=-1 is not supported"),
     ({"logit_bias": {"7": 3}}, "logit_bias"),
     ({"best_of": 3}, "best_of=3 is not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"response_format": {"type": "json_object"}}, "response_format: json_object names no fields"),
+    (
+        {"response_format": {"type": "json_schema"}},
+        "response_format: type json_schema goes with a json_schema",
+    ),
+    ({"response_format": JSON, "stop": "x"}, "stop does not go with a json_schema"),
+    ({"response_format": JSON, "fixed": {"0": 7}}, "fixed does not go with a json_schema"),
+    ({"response_format": JSON, "max_tokens": 3}, "tokens at the least, and max_tokens is 3"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"max_token": 5}, "unknown field 'max_token'; did you mean 'max_tokens'?"),
     ({"steps_": 5}, "unknown field 'steps_'; did you mean 'steps'?"),
@@ -66,6 +77,13 @@ REFUSED_EVERYWHERE = [
     ({"stream": True, "stream_options": {"include_usag": True}}, "did you mean 'include_usage'?"),
 ]
 REFUSED_COMPLETIONS = [
+    ({"suffix": ["a", 3, "b"], "max_tokens": None}, "a list of gaps needs max_tokens"),
+    ({"suffix": ["a", 3, 4]}, "suffix: a list of gaps is texts and numbers of masks in turn"),
+    ({"suffix": [3, "a"]}, "suffix: a list of gaps is texts and numbers of masks in turn"),
+    ({"suffix": ["a", 0, "b"]}, "suffix: a gap has 1 to"),
+    ({"suffix": []}, "suffix: a list of gaps has 1 to"),
+    ({"suffix": ["a", 2], "fixed": {"0": 7}, "max_tokens": 3}, "fixed does not go with a list of gaps"),
+    ({"suffix": ["a", 2000, "b"], "max_tokens": 100}, "and the suffix 2"),
     ({"max_tokens": 0}, "max_tokens=0 goes with echo=true"),
     ({"logprobs": True}, "logprobs: input should be a valid integer"),
     ({"logprobs": 21}, "logprobs: input should be less than or equal to 20"),
@@ -145,6 +163,26 @@ def test_fields_that_ask_for_nothing_are_accepted(post: Call) -> None:
     response = post("/v1/chat/completions", body)
     assert response.status_code == 200, response.text
     assert response.json()["usage"]["completion_tokens"] <= 5
+
+
+def test_several_gaps_are_filled_at_once(post: Call) -> None:
+    """The text is what stands from the first gap to the last text, and each gap is told alone; whole and streamed."""
+    body = {"prompt": "One,", "max_tokens": 3, "suffix": [" two,", 5, " three.", 2, " Go"], "n": 2}
+    body |= {"temperature": 1.0, "seed": 4, "block_length": 4, "include_trace": True}
+    whole = post("/v1/completions", body).json()
+    for choice in whole["choices"]:
+        first, second, third = choice["gaps"]
+        assert choice["text"] == f"{first} two,{second} three.{third}"
+        filled = [step is not None for step in choice["trace"]["steps"]]
+        assert filled[:3] == [True, True, True]
+        assert 3 + 5 <= sum(filled) <= 3 + 5 + 2
+    streamed = post("/v1/completions", {**body, "stream": True, "n": 1}).text
+    chunks = [json.loads(line[6:])["choices"][0] for line in streamed.splitlines() if line[:7] == "data: {"]
+    assert "".join(chunk["text"] for chunk in chunks) == whole["choices"][0]["text"]
+    assert chunks[-1]["gaps"] == whole["choices"][0]["gaps"]
+    single = post("/v1/completions", {**body, "suffix": [" two"]}).json()["choices"][0]
+    assert single["gaps"] == [single["text"]]
+    assert single["text"] == post("/v1/completions", {**body, "suffix": " two"}).json()["choices"][0]["text"]
 
 
 def test_unknown_routes_and_methods_are_errors_too(post: Call, call: Call, denoiser: Denoiser) -> None:
@@ -525,7 +563,7 @@ def test_weights_that_are_no_numbers_are_failures_and_no_replies(
 # --- A dialect of one's own: a body and a writer, and a row of DIALECTS ------------------------------------------------
 
 
-class ResponsesBody(SamplingBody):
+class ToyBody(SamplingBody):
     """The beginning of OpenAI's newer protocol."""
 
     prompt_field: ClassVar[str] = "input"
@@ -542,7 +580,7 @@ class ResponsesBody(SamplingBody):
         return [Prompt(encoder.encode_chat([{"role": role, "content": text} for role, text in turns]))]
 
 
-class ResponsesWriter(ReplyWriter):
+class ToyWriter(ReplyWriter):
     """Named events, and no [DONE]."""
 
     id_prefix = "resp"
@@ -567,7 +605,7 @@ class ResponsesWriter(ReplyWriter):
 
 
 def test_a_dialect_is_a_body_a_writer_and_a_row(post: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Dialect("/v1/responses", ResponsesBody, ResponsesWriter)
+    row = Dialect("/v1/toys", ToyBody, ToyWriter)
     monkeypatch.setattr(routes, "DIALECTS", (*DIALECTS, row))
     body = {"input": "How are you?", "temperature": 1.0, "seed": 1}
     whole = post(row.path, body).json()

@@ -40,7 +40,7 @@ def test_suffix_and_echo(encoder: PromptEncoder) -> None:
     one = encoder.encode_text("One")
     asked = body(prompt=["One", one], suffix=" three", echo=True)
     suffix = encoder.encode_text(" three")
-    assert asked.prompts(encoder) == [Prompt(one, suffix, "One")] * 2
+    assert asked.prompts(encoder) == [Prompt(one, suffix, echo="One")] * 2
 
 
 def test_chunks_are_text_completions() -> None:

@@ -1,0 +1,145 @@
+"""The schema says what is accepted and answered: requests made up from it get what it promises, and never a 5xx."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
+
+from llada.model.hf import save_model
+from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.config import SamplingConfig, request_knobs
+from llada.tokenizer import load_tokenizer, save_tokenizer
+from pipelines.serving.dialects.body import _REFUSED
+from pipelines.serving.limits import RequestLimits
+from pipelines.serving.openapi import openapi_schema
+from pipelines.serving.replica import Denoiser
+from pipelines.serving.routes import DIALECTS, build_api
+
+Call = Callable[..., httpx.Response]
+SCHEMA = openapi_schema(DIALECTS)
+BODIES = {dialect.path: SCHEMA["components"]["schemas"][dialect.body.__name__] for dialect in DIALECTS}
+
+
+@pytest.fixture(scope="module")
+def api(
+    small_model: Path, backend: Callable[[Denoiser], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FastAPI]:
+    """In front of a network with a context of 64 tokens, so that no request takes long."""
+    folder = tmp_path_factory.mktemp("models") / "short"
+    tokenizer = load_tokenizer(small_model)
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = Transformer(ModelConfig(len(tokenizer), 16, 1, 2, 32, max_length=64, **ids))
+    model.init_weights(0)
+    save_model(model, folder)
+    save_tokenizer(tokenizer, folder)
+    denoiser = Denoiser(str(folder), SamplingConfig(gen_length=8, block_length=8))
+    yield build_api(backend(denoiser), "tiny", RequestLimits(choices=4))
+    denoiser.close()
+
+
+def fuzz(api: FastAPI, examples: int) -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="needs the package schemathesis")
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks as openapi
+
+    wanted = [
+        not_a_server_error,
+        openapi.status_code_conformance,
+        openapi.content_type_conformance,
+        openapi.response_schema_conformance,
+    ]
+    schema = schemathesis.openapi.from_asgi("/openapi.json", api)
+    statuses: dict[str, set[int]] = {}
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=examples if operation.method == "post" else 2,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+        def ask(case: Any) -> None:
+            response = case.call()
+            case.validate_response(response, checks=wanted)
+            statuses.setdefault(case.path, set()).add(response.status_code)
+
+        ask()
+    assert statuses.keys() == SCHEMA["paths"].keys() - {"/openapi.json"}
+    assert 200 in statuses["/tokenize"] & statuses["/v1/models"]
+
+
+def test_what_the_schema_allows_gets_what_it_promises(api: FastAPI) -> None:
+    fuzz(api, 15)
+
+
+@pytest.mark.slow
+def test_the_same_at_length(api: FastAPI) -> None:
+    fuzz(api, int(os.environ.get("FUZZ_EXAMPLES", "400")))
+
+
+def test_every_field_and_every_refusal_is_in_the_schema() -> None:
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        properties = BODIES[path]["properties"]
+        assert {knob.name for knob in request_knobs()} <= properties.keys()
+        assert all(properties[knob.name]["description"] for knob in request_knobs())
+        for name, (neutral, reason) in _REFUSED.items():
+            assert properties[name]["enum"] == [*neutral, None]
+            assert reason in properties[name]["description"]
+        assert BODIES[path]["additionalProperties"] is False
+
+
+def test_the_schema_and_its_page_are_served(call: Call, denoiser: Denoiser) -> None:
+    served = call(denoiser, "GET", "/openapi.json").json()
+    assert served == json.loads(json.dumps(SCHEMA))
+    page = call(denoiser, "GET", "/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "openapi.json" in page.text
+    for path in ("docs.js", "docs.css"):
+        assert f"static/{path}" in page.text
+        file = call(denoiser, "GET", f"/static/{path}")
+        assert file.status_code == 200
+        assert "http://" not in page.text + file.text  # self-contained
+        assert "https://" not in page.text + file.text
+
+
+NULLS = {
+    "n": None,
+    "stop": None,
+    "stream": None,
+    "tools": None,
+    "logprobs": None,
+    "seed": None,
+    "top_k": None,
+}
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/v1/completions", {"prompt": [[7], "Go"], "stop": "x", **NULLS}),
+        ("/v1/completions", {"prompt": [7, 8], "stop": ["x"], "fixed": {"0": 7}, "allowed": {"*": [7, 8]}}),
+        ("/v1/chat/completions", {"messages": [{"role": "developer", "content": "Go"}], **NULLS}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Go"}], "name": None}]},
+        ),
+        ("/tokenize", {"prompt": "Go", "messages": None}),
+    ],
+    ids=str,
+)
+def test_the_schema_allows_what_is_accepted(post: Call, path: str, body: dict[str, Any]) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema")
+    schema = {**BODIES[path], "components": SCHEMA["components"]}
+    jsonschema.Draft202012Validator(schema).validate(body)
+    assert post(path, body).status_code == 200
