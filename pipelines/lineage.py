@@ -34,7 +34,7 @@ from pipelines.stage.delivery import model_folder, open_existing
 from pipelines.stage.tracking import default_tracking_uri
 
 # What the endpoint's writers make of a run (pipelines/serving/dialects/writer.py).
-_ANSWER = re.compile(r"(?P<kind>[a-z]+)-((?P<run>[0-9a-f]{32})-)?[0-9a-f]{32}")
+_ANSWER = re.compile(r"[a-z]+[-_]((?P<run>[0-9a-f]{32})-)?[0-9a-f]{32}")
 _PATIENCE_S = 300.0
 
 

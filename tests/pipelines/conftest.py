@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -235,7 +236,11 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
         "--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=0", "--num-cpus=2",
     ]  # fmt: skip
     address = f"http://127.0.0.1:{ports[1]}"
-    with _ray_start(folder, environment, words) as (process, log):
+    with (
+        # Of its own: by the usual one, /tmp/ray, a job's process would find the Ray that was started last on this machine.
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sessions,
+        _ray_start(folder, environment, [*words, f"--temp-dir={sessions}"]) as (process, log),
+    ):
         deadline = time.monotonic() + 200
         while (status := _status(f"{address}/api/version")) is None:
             assert process.poll() is None, log.read_text()
