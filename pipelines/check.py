@@ -22,7 +22,8 @@ import tyro
 from llada.errors import UserError
 from llada.settings import from_dict, load_text, parse_yaml, require
 from pipelines.manifests import kuberay, serve_config
-from pipelines.serve import build_app, build_deployments, parse_args
+from pipelines.serve import build_app, build_deployments
+from pipelines.serving.args import parse_args
 from pipelines.stage.cluster import ClusterConfig
 from pipelines.stage.command import parse, parse_entrypoint, run_command
 

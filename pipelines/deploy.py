@@ -22,8 +22,8 @@ import tyro
 from llada.errors import UserError
 from llada.settings import load_yaml, require
 from pipelines.manifests.serve_config import find_mistakes
+from pipelines.serving.args import parse_args, with_folders
 from pipelines.stage.command import parse, run_command
-from pipelines.stage.delivery import model_folder, registered_name
 from pipelines.stage.job_server import code_environment, serve_server, server_address
 from pipelines.stage.tracking import default_tracking_uri
 
@@ -76,9 +76,14 @@ def _complete(
         return
     values = dict(application.get("args") or {})
     require("model" in values, f"{application.get('name', 'default')}: args.model is missing")
-    if (folder := model_folder(values["model"], tracking_uri)) != values["model"]:
-        print(f"{values['model']}: {folder}", file=sys.stderr)
-        values = {"model_id": registered_name(values["model"]), **values, "model": folder}
+    asked = parse_args(values)
+    if (found := with_folders(asked, tracking_uri)) != asked:
+        for url, folder in zip(asked.models.values(), found.models.values(), strict=True):
+            if url != folder:
+                print(f"{url}: {folder}", file=sys.stderr)
+        changed: dict[str, Any] = {"model": found.model, "model_id": found.model_id, "canary": found.canary}
+        changed |= {"more_models": list(found.more_models)}
+        values |= {name: value for name, value in changed.items() if value}
     with code_environment(code, application.get("runtime_env") or {}) as environment:
         # Private; `serve deploy` has no public way for what is on this machine's disk.
         client._upload_py_modules_if_needed(environment)

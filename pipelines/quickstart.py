@@ -200,7 +200,8 @@ def _serve_and_ask(model: str, question: str, recipe: Recipe, cluster: ClusterCo
     """Start the endpoint, ask one question as a stream, print the answer as it comes, stop the endpoint."""
     from ray.serve import delete
 
-    from pipelines.serve import APP_NAME, ServeArgs, serve
+    from pipelines.serve import APP_NAME, serve
+    from pipelines.serving.args import ServeArgs
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -13,24 +13,23 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
-import re
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llada.errors import UserError
 from llada.files import local_path
 from llada.model.hf import find_dtype
-from llada.sampling.config import SamplingConfig
-from llada.settings import check_limits, from_dict, limited, merge_settings, require
 from pipelines.serving.admission import Admission
+from pipelines.serving.args import DENOISER, ServeArgs, last_part, parse_args, with_folders, with_models
 from pipelines.serving.card import model_facts
 from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkpoint
-from pipelines.serving.gateway import Gateway
+from pipelines.serving.gateway import Gateway, Served
 from pipelines.serving.keys import KeyLimits, load_keys
 from pipelines.serving.limits import RequestLimits
 from pipelines.serving.replica import Denoiser
@@ -39,9 +38,8 @@ from pipelines.serving.scaling import replicas_for_work
 from pipelines.stage.artifact import fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster, require_room
 from pipelines.stage.command import Flat, parse, run_command
-from pipelines.stage.delivery import model_folder, registered_name
+from pipelines.stage.delivery import registered_name
 from pipelines.stage.interruption import interruptible
-from pipelines.stage.tracking import default_tracking_uri
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -51,145 +49,6 @@ APP_NAME = "llada"
 _LOOK_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 _USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}: "  # how a traceback names it
-
-
-def default_sampling() -> SamplingConfig:
-    """A forward for each token, and shorter blocks than LLaDA's generate.py: a stream grows at least once in each."""
-    return SamplingConfig(gen_length=128, steps=None, block_length=32)
-
-
-@dataclasses.dataclass(frozen=True)
-class ServeArgs:
-    """One model behind one endpoint. None in the four replica fields: the cluster file decides, else 1 CPU."""
-
-    model: str
-    """Checkpoint folder at any fsspec URL, a local one that is on every node, or one of MLflow's registry,
-    models:/NAME@ALIAS."""
-    model_id: str | None = None
-    """The model's name in requests; None takes the folder's, or the registered one."""
-    device: str | None = None
-    """Where the weights are; None: "cuda" when a replica has a GPU, else "cpu"."""
-    dtype: str | None = None
-    """Of the weights, e.g. bfloat16; None keeps the file's."""
-    verify_checksums: bool = True
-    """Read all weights before they are loaded, and refuse those that are not the manifest's. False for huge models."""
-    sampling: SamplingConfig = dataclasses.field(default_factory=default_sampling)
-    """Of requests that do not choose; gen_length is their max_tokens."""
-    batch_invariant: bool = False
-    """Also in bf16, and at some cost, a seed's text does not depend on the requests beside it."""
-    compiled: bool = False
-    """Compile the network as a replica starts, which takes up to a minute: a forward has fewer kernels then, which is meant for
-    GPUs, while a CPU gains little. Needs g++ there, on a GPU Triton and gcc."""
-
-    min_replicas: int | None = limited(None, low=0)
-    """0 lets the model go when nobody asks (the first request then waits for it to load)."""
-    max_replicas: int | None = limited(None, low=1)
-    """As many as the load asks for, up to this; None: no more than min_replicas."""
-    cpus_per_replica: float | None = limited(None, low=0)
-    """CPUs that Ray sets aside for a replica."""
-    gpus_per_replica: float | None = limited(None, low=0)
-    """GPUs of a replica; 0.5 puts two on one."""
-    target_ongoing_requests: float | None = limited(None, above=0)
-    """Work for each replica, running and queued, that autoscaling aims at, in requests as `sampling` has them: one that asks for
-    more tokens or replies counts for more, one that is half done for half; None: half of max_ongoing_requests."""
-    upscale_delay_s: float = limited(15, low=0)
-    """Seconds of more load before replicas are added."""
-    downscale_delay_s: float = limited(300, low=0)
-    """Seconds of less load before replicas are removed."""
-    max_surge_percent: int = limited(100, low=0, high=100)
-    """Replicas that a redeploy may start beside the old ones, which go when the new ones answer. 0, where there is no room
-    for both, stops the old ones first: then nobody answers until the new ones have started."""
-
-    max_ongoing_requests: int | None = limited(None, low=1)
-    """Requests that a replica takes at a time; they share its forwards. None: 8, or twice a larger
-    target_ongoing_requests."""
-    max_queued_requests: int = limited(64, low=-1)
-    """Requests that may wait beside those that the replicas take; -1 for any number."""
-    retry_after_s: int = limited(5, low=0)
-    """What a rejected client is told to wait until it is known how fast the queue goes."""
-    max_choices: int = limited(32, low=1)
-    """Prompts times n in one request."""
-    max_messages: int = limited(1024, low=1)
-    """Turns of the conversation in one request."""
-    max_prompt_tokens: int | None = limited(None, low=1)
-    """Of a prompt with its suffix; None: what the model's context holds."""
-    max_body_bytes: int = limited(4 << 20, low=1024)
-    """Of one request's JSON."""
-    request_timeout_s: float = limited(3600, above=0)
-    """From a request's first byte to the last one of its answer, streamed or not."""
-    graceful_shutdown_timeout_s: float = limited(120, low=0)
-    """What a replica that is scaled down, and the endpoint when it is taken down, get to finish their requests."""
-    stall_timeout_s: float = limited(600, above=0)
-    """A replica whose forward takes longer is replaced."""
-
-    api_keys: str | None = None
-    """Who may ask: a file with one key a line, at any fsspec URL that the gateway's machine reads too, or env:NAME for that
-    variable of its environment. None: everybody who reaches the port."""
-    key_requests_per_minute: float | None = limited(None, above=0)
-    """Requests that each key has in a minute; then 429 with Retry-After."""
-    key_tokens_per_minute: float | None = limited(None, above=0)
-    """Tokens of prompts and replies that each key has in a minute: what is begun is finished, and then waited for."""
-    cors_origins: tuple[str, ...] = ()
-    """Sites whose pages may ask from a browser, as https://chat.example.org; "*": any."""
-    log_prompts: bool = False
-    """The access log (a line of JSON for each request, on the gateway's standard output) has the prompts as well."""
-
-    host: str = "127.0.0.1"
-    """Address of a Serve started here; 0.0.0.0 opens it to the network. A running Serve keeps its own."""
-    port: int = limited(8000, low=0, high=65535)
-    """Port of a Serve started here."""
-
-    def __post_init__(self) -> None:
-        check_limits(self, "serve")
-        low, high = self.replicas
-        require(high >= low, f"serve: max_replicas {high} is below min_replicas {low}")
-        require(self.max_queued_requests != 0, "serve: max_queued_requests must be -1 or at least 1, not 0")
-        for name in ("key_requests_per_minute", "key_tokens_per_minute"):
-            require(getattr(self, name) is None or self.api_keys is not None, f"serve: {name} needs api_keys")
-        for origin in self.cors_origins:
-            require(
-                origin == "*" or re.fullmatch(r"https?://[^/\s*]+", origin) is not None,
-                f"serve: cors_origins must be like https://chat.example.org or '*', not {origin!r}",
-            )
-        target, most = self.ongoing_requests
-        require(
-            target <= most,
-            f"serve: target_ongoing_requests {target:g} must be at most max_ongoing_requests {most}",
-        )
-
-    @property
-    def ongoing_requests(self) -> tuple[float, int]:
-        """Of a replica: what autoscaling aims at, and the most that it takes."""
-        target, most = self.target_ongoing_requests, self.max_ongoing_requests
-        if most is None:
-            most = max(8, math.ceil(2 * (target or 0)))
-        return most / 2 if target is None else target, most
-
-    @property
-    def replicas(self) -> tuple[int, int]:
-        """Fewest and most replicas."""
-        low = 1 if self.min_replicas is None else self.min_replicas
-        return low, max(low, 1) if self.max_replicas is None else self.max_replicas
-
-    @property
-    def name(self) -> str:
-        return self.model_id or self.model.rstrip("/").rsplit("/", 1)[-1]
-
-
-def parse_args(values: dict[str, Any]) -> ServeArgs:
-    """ServeArgs from a YAML mapping. Raises UserError for an unknown key (naming the nearest) or a wrong type."""
-    defaults = {"sampling": dataclasses.asdict(default_sampling())}
-    return from_dict(ServeArgs, merge_settings(defaults, values))
-
-
-def with_folder(args: ServeArgs) -> ServeArgs:
-    """A model of MLflow's registry as the folder that it is now, under its registered name. Raises UserError."""
-    folder = model_folder(
-        args.model, default_tracking_uri("endpoint")
-    )  # there is no output that it would stand beside
-    if folder == args.model:
-        return args
-    return dataclasses.replace(args, model=folder, model_id=args.model_id or registered_name(args.model))
 
 
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:
@@ -202,29 +61,41 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         from ray.serve.exceptions import RayServeException
 
         try:
-            return build_app(with_folder(parse_args(args)))
+            return build_app(with_folders(parse_args(args)))
         except UserError as error:  # any other exception Serve tries again, and shows as a traceback
             raise RayServeException(str(error)) from error
-    config = check_checkpoint(args.model)
-    with naming(args.model):
-        find_dtype(args.dtype)
-        if args.verify_checksums and (folder := local_path(args.model)) is not None:
-            verify_checkpoint(Path(folder))
+    facts = {}
+    for name, url in args.models.items():
+        facts[name] = model_facts(check_checkpoint(url), args.sampling)
+        with naming(url):
+            find_dtype(args.dtype)
+            if args.verify_checksums and (folder := local_path(url)) is not None:
+                verify_checkpoint(Path(folder))
     if args.api_keys is not None:
         load_keys(args.api_keys)  # the gateway reads them again
-    gateway, denoiser = build_deployments(args)
-    model = denoiser.bind(
-        args.model,
-        args.sampling,
-        device=args.device or ("cuda" if args.gpus_per_replica else "cpu"),
-        dtype=args.dtype,
-        max_concurrent=args.ongoing_requests[1],
-        max_prompt_tokens=args.max_prompt_tokens,
-        stall_timeout_s=args.stall_timeout_s,
-        verify_checksums=args.verify_checksums,
-        batch_invariant=args.batch_invariant,
-        compiled=args.compiled,
+    gateway, *denoisers = build_deployments(args)
+    versions = _versions(args)
+    bound = {
+        denoiser.name: denoiser.bind(
+            args.models[denoiser.name],
+            args.sampling,
+            device=args.device or ("cuda" if args.gpus_per_replica else "cpu"),
+            dtype=args.dtype,
+            max_concurrent=args.ongoing_requests[1],
+            max_prompt_tokens=args.max_prompt_tokens,
+            stall_timeout_s=args.stall_timeout_s,
+            verify_checksums=args.verify_checksums,
+            batch_invariant=args.batch_invariant,
+            compiled=args.compiled,
+            version=versions[denoiser.name],
+        )
+        for denoiser in denoisers
+    }
+    canary = bound.pop(f"{DENOISER}_canary", None)
+    first = Served(
+        args.name, facts[DENOISER], bound.pop(DENOISER), canary, args.canary_share if canary else 0.0
     )
+    served = [first, *(Served(name.partition("-")[2], facts[name], model) for name, model in bound.items())]
     limits = RequestLimits(
         args.max_body_bytes, args.request_timeout_s, choices=args.max_choices, messages=args.max_messages
     )
@@ -234,14 +105,22 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         logs_prompts=args.log_prompts,
         echoes_id=False,
     )
-    admission = Admission(args.max_queued_requests, args.ongoing_requests[1], args.retry_after_s)
+    queue = (args.max_queued_requests, args.ongoing_requests[1], args.retry_after_s)
     tokens = args.sampling.gen_length
-    facts = model_facts(config, args.sampling)
-    return gateway.bind(model, args.name, admission, tokens, limits, access, args.api_keys, facts)
+    return gateway.bind(served, partial(Admission, *queue), tokens, limits, access, args.api_keys)
 
 
-def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
-    """Gateway and Denoiser with their limits; arguments are bound by `build_app`."""
+def _versions(args: ServeArgs) -> dict[str, str]:
+    """{name of a deployment: what its version is called}, the end of its folder's URL."""
+    called = {name: last_part(url) for name, url in args.models.items()}
+    canary = f"{DENOISER}_canary"
+    if called.get(canary) == called[DENOISER]:
+        called[canary] += "-canary"
+    return called
+
+
+def build_deployments(args: ServeArgs) -> tuple[Deployment, ...]:
+    """Gateway, and a Denoiser for each of `args.models`, with their limits; arguments are bound by `build_app`."""
     from ray import serve
 
     low, high = args.replicas
@@ -256,7 +135,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
         max_surge_percent=100,
     )(serve.ingress()(Gateway))
     denoiser = serve.deployment(
-        name="Denoiser",
+        name=DENOISER,
         ray_actor_options={
             "num_cpus": 1 if args.cpus_per_replica is None else args.cpus_per_replica,
             "num_gpus": args.gpus_per_replica or 0,
@@ -274,7 +153,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, Deployment]:
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
         max_surge_percent=args.max_surge_percent,
     )(Denoiser)
-    return gateway, denoiser
+    return gateway, *(denoiser.options(name=name) for name in args.models)
 
 
 def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> str:
@@ -303,10 +182,9 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
             if getattr(args, name) is None
         },
     )
-    if cluster.address is None:  # the replicas will see what we see: fail before anything starts
-        check_checkpoint(args.model)
-        folder = fetch_folder(args.model)
-        args = dataclasses.replace(args, model=str(folder.resolve()), model_id=args.name)
+    asked, found = args, with_folders(args)
+    # The replicas of a Ray of our own will see what we see: fail before anything starts.
+    args = _fetched(found) if cluster.address is None else found
     if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
         _check_port(args.host, args.port)
     with interruptible(), connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log:
@@ -314,7 +192,7 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         if blocking:
             print(_greeting(args, url, str(log)), flush=True)
             with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+                _follow_aliases(asked, found, is_local=cluster.address is None)
             _take_down(args.graceful_shutdown_timeout_s, keep_ray=not is_own)
     return url
 
@@ -329,7 +207,7 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
-    least = max(args.replicas[0], 1)
+    least = max(args.replicas[0], 1) * len(args.models)
     cpus = 1 if args.cpus_per_replica is None else args.cpus_per_replica
     require_room("min_replicas", least, cpus, args.gpus_per_replica or 0)
     app = build_app(args)
@@ -357,6 +235,46 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     http = client.http_config  # of a Serve that ran before, not what was asked for
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)
     return f"http://{host}:{http.port}"
+
+
+def _fetched(args: ServeArgs) -> ServeArgs:
+    """With the models' folders on this machine. Raises UserError."""
+
+    def fetch(url: str) -> str:
+        check_checkpoint(url)
+        return str(fetch_folder(url).resolve())
+
+    return with_models(dataclasses.replace(args, model_id=args.name), fetch)
+
+
+def _follow_aliases(asked: ServeArgs, served: ServeArgs, *, is_local: bool) -> None:
+    """For ever: where an alias of the registry points to another version, let that take over. Serve starts it beside the old
+    one, which answers until then; what does not start changes nothing and is one line."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    if not any(registered_name(url) for url in asked.models.values()):
+        threading.Event().wait()
+    while True:
+        time.sleep(asked.alias_poll_s)
+        try:
+            now = with_folders(asked)
+        except UserError as error:  # the registry is away: what is served goes on
+            _log.warning("%s", error)
+            continue
+        if now == served:
+            continue
+        served = now
+        try:
+            app = build_app(_fetched(now) if is_local else now)
+            serve.run(app, name=APP_NAME)
+        except (UserError, RayServeException, RuntimeError, TimeoutError) as error:
+            reason = _replica_failure() or str(error)
+            _log.warning(
+                "the new version does not start, and the old one goes on: %s", reason.splitlines()[-1]
+            )
+        else:
+            print(f"now serving {', '.join(now.models.values())}", flush=True)
 
 
 @contextlib.contextmanager
@@ -450,7 +368,7 @@ class ServeCommandArgs:
 def main(argv: Sequence[str]) -> None:
     """`llada serve …`"""
     command = parse(ServeCommandArgs, argv, "serve")
-    serve(with_folder(command.args), load_cluster(command.cluster))
+    serve(command.args, load_cluster(command.cluster))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ class Serving:
     """Of what answers: OpenAI's system_fingerprint."""
     run_id: str | None = None
     """The MLflow run that made the checkpoint, where it has one."""
+    version: str = ""
+    """Of the model, as its endpoint calls it."""
 
 
 @dataclass(frozen=True, slots=True)

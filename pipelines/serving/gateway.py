@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
@@ -18,6 +18,7 @@ from llada.sampling.events import Finished, Started
 from llada.sampling.stats import EngineStats
 from pipelines.serving.access_log import RequestIds, write_to_stdout
 from pipelines.serving.admission import Admission
+from pipelines.serving.catalog import Catalog, Model
 from pipelines.serving.dialects.calls import AnyBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import ReplicaEvent, Restarted, Serving
@@ -38,6 +39,21 @@ _CANARY_EVERY_S = 30.0
 _CANARY_TIMEOUT_S = 20.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A model: its name in requests, the deployment that answers, and that of a canary with its share of the requests.
+
+    Where it is bound these are Applications, of which Serve makes DeploymentHandles in the gateway.
+    """
+
+    name: str
+    facts: Mapping[str, Any]
+    """What /v1/models says of it."""
+    stable: Any
+    canary: Any = None
+    canary_share: float = 0.0
+
+
 class _LostReplicaError(Exception):
     """The replica that a request was at is no more."""
 
@@ -47,32 +63,58 @@ class Gateway:
 
     def __init__(
         self,
-        denoiser: DeploymentHandle,
-        model_id: str,
-        admission: Admission,
+        served: Sequence[Served],
+        admission: Callable[[], Admission],
         default_tokens: int,
         limits: RequestLimits,
         access: Access,
         api_keys: str | None,
-        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """`default_tokens`: of a reply whose request does not say; `api_keys`: where they are (`load_keys`): what Ray stores of its deployments must not hold them. Raises UserError."""
-        self._replicas = Replicas(denoiser, admission, default_tokens)
-        self._model_id, self._limits, self._facts = model_id, limits, facts
+        """
+        Args:
+            served: the first model answers requests that name none.
+            admission: makes that of the replicas of each.
+            default_tokens: of a reply whose request does not say.
+            api_keys: where they are (`load_keys`): what Ray stores of its deployments must not hold them.
+
+        Raises:
+            UserError: bad keys.
+        """
+        self._replicas: list[Replicas] = []
+
+        def replicas_of(handle: DeploymentHandle) -> Replicas:
+            self._replicas.append(Replicas(handle, admission(), default_tokens))
+            return self._replicas[-1]
+
+        self._catalog = Catalog(
+            {
+                model.name: Model(
+                    replicas_of(model.stable),
+                    None if model.canary is None else replicas_of(model.canary),
+                    model.canary_share,
+                )
+                for model in served
+            }
+        )
+        self._facts, self._limits = {model.name: model.facts for model in served}, limits
         self._metrics = GatewayMetrics()
         self._access = dataclasses.replace(access, keys=load_keys(api_keys) if api_keys else ())
         write_to_stdout()
         # One that takes over from another is not "starting". (In a thread: this one has an event loop, which must not wait.)
-        first = threading.Thread(target=self._replicas.look, daemon=True)
-        first.start()
-        first.join(_CANARY_TIMEOUT_S)
-        threading.Thread(target=self._replicas.watch, name="watch-health", daemon=True).start()
+        first = [threading.Thread(target=one.look, daemon=True) for one in self._replicas]
+        for look in first:
+            look.start()
+        for look in first:
+            look.join(_CANARY_TIMEOUT_S)
+        for one in self._replicas:
+            threading.Thread(target=one.watch, name="watch-health", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
-        return build_api(
-            self._replicas, self._model_id, self._limits, self._access, self._metrics, self._facts
-        )
+        more = dict(self._facts)
+        first = next(iter(more))
+        facts = more.pop(first)
+        return build_api(self._catalog, first, self._limits, self._access, self._metrics, facts, more)
 
     async def report(self, replica: str, stats: EngineStats) -> None:
         """What a replica's engine has done; called by it every few seconds."""
@@ -80,11 +122,11 @@ class Gateway:
 
     async def drain(self, grace_s: float) -> None:
         """Refuse what comes and what waits; returns when the running requests are finished, or after `grace_s`."""
-        await self._replicas.drain(grace_s)
+        await asyncio.gather(*(one.drain(grace_s) for one in self._replicas))
 
 
 class Replicas:
-    """The Denoiser deployment as a backend of the HTTP application."""
+    """The deployment of one version of a model as a backend of the HTTP application."""
 
     def __init__(self, handle: DeploymentHandle, admission: Admission, default_tokens: int) -> None:
         self._handle = handle.options(stream=True)

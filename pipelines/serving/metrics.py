@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from llada.sampling.events import Finished, Started, Text
-from pipelines.serving.events import ReplicaEvent, Restarted
+from pipelines.serving.events import ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import Account
 from pipelines.serving.reports import ReplicaReports
 
@@ -28,6 +28,19 @@ class GatewayMetrics:
         kinds: dict[str, Any] = {"registry": self.registry, "namespace": "llada"}
         self.requests = Counter(
             "requests", "Answered requests by route and HTTP status", ["route", "status"], **kinds
+        )
+        self.of_version = Counter(
+            "version_requests",
+            "Requests that a replica has taken, by model, version and HTTP status",
+            ["model", "version", "status"],
+            **kinds,
+        )
+        self.version_latency = Histogram(
+            "version_seconds",
+            "From such a request to its last byte",
+            ["model", "version"],
+            buckets=_SECONDS,
+            **kinds,
         )
         self.retries = Counter("retries", "Requests begun anew, as their replica has died", **kinds)
         self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts and suffixes", **kinds)
@@ -63,6 +76,9 @@ class RequestTrack:
     ) -> None:
         self.metrics, self.route, self.status, self.notes = metrics, route, 499, notes
         self._account = account
+        self._version: str | None = None
+        self.model = ""
+        """Known when the body is."""
         self._count = {"prompt_tokens": 0, "completion_tokens": 0, "forwards": 0}
         self._gauge = metrics.queued
         self._is_first = True
@@ -75,7 +91,9 @@ class RequestTrack:
     def see(self, event: ReplicaEvent) -> None:
         """Count an event of the request's replies."""
         metrics = self.metrics
-        if isinstance(event, Started):
+        if isinstance(event, Serving):
+            self._version = event.version
+        elif isinstance(event, Started):
             self._gauge.dec()
             self._gauge = metrics.running
             self._gauge.inc()
@@ -105,6 +123,11 @@ class RequestTrack:
         self._gauge.dec()
         self.metrics.requests.labels(self.route, str(self.status)).inc()
         self.metrics.latency.labels(self.route).observe(time.monotonic() - self._began)
-        self.notes |= {"status": self.status, **self._count}
+        if self._version is not None:
+            self.metrics.of_version.labels(self.model, self._version, str(self.status)).inc()
+            seconds = time.monotonic() - self._began
+            self.metrics.version_latency.labels(self.model, self._version).observe(seconds)
+            self.notes |= {"version": self._version or None}
+        self.notes |= {"model": self.model or None, "status": self.status, **self._count}
         if self._account is not None:
             self._account.charge(self._count["prompt_tokens"] + self._count["completion_tokens"])

@@ -60,6 +60,7 @@ class Denoiser:
         verify_checksums: bool = True,
         batch_invariant: bool = False,
         compiled: bool = False,
+        version: str = "",
     ) -> None:
         """
         Args:
@@ -70,6 +71,7 @@ class Denoiser:
             verify_checksums: read all weights before they are loaded, and refuse those that are not the manifest's.
             batch_invariant: rounding does not depend on what else runs (llada/sampling/forward.py).
             compiled: a forward has fewer kernels, and starting takes up to a minute more (llada/sampling/compiled.py).
+            version: of the model, for metrics.
 
         Raises:
             UserError: no model there, or one that cannot be served.
@@ -94,6 +96,7 @@ class Denoiser:
         )
         self.sampling, self.stall_timeout_s = sampling, stall_timeout_s
         self._mean_request: float | None = None
+        self.version = version
         self.max_prompt_tokens = max_prompt_tokens
         self.max_length, self.vocab_size = model.config.max_length, model.config.vocab_size
         self.engine = DenoiseEngine(
@@ -172,7 +175,7 @@ class Denoiser:
             yield Refused(error.status, error.message, error.param, error.code)
             return
         self._note_work(requests)
-        yield Serving(self.fingerprint, self.run_id)
+        yield Serving(self.fingerprint, self.run_id, self.version)
         try:
             async with contextlib.aclosing(self._run(body, prompts, scores, requests)) as events:
                 async for event in events:

@@ -107,10 +107,12 @@ def build_api(
     access: Access = Access(),
     metrics: GatewayMetrics | None = None,
     facts: Mapping[str, Any] | None = None,
+    more_models: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> FastAPI:
     """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /.
 
-    `facts`: what /v1/models says of the model beside its name (`model_facts` in card.py).
+    `facts`: what /v1/models says of the model beside its name (`model_facts` in card.py). `model_id` answers requests that name
+    no model, `more_models` (with facts of their own) those that name them.
     """
     api = FastAPI(title="llada", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     if access.keys:
@@ -129,16 +131,20 @@ def build_api(
     api.add_middleware(AccessLog, echoes_id=access.echoes_id)
     metrics = metrics or GatewayMetrics()
     created = int(time.time())
-    card = {"id": model_id, "object": "model", "created": created, "owned_by": "llada", **(facts or {})}
+    models = {model_id: facts or {}, **(more_models or {})}
+    cards = {
+        name: {"id": name, "object": "model", "created": created, "owned_by": "llada", **said}
+        for name, said in models.items()
+    }
 
     @api.api_route("/v1/models", methods=_READ)
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
+        return {"object": "list", "data": list(cards.values())}
 
     @api.api_route("/v1/models/{name:path}", methods=_READ)
     async def get_model(name: str) -> dict[str, Any]:
-        _check_model(name, model_id)
-        return card
+        _check_model(name, tuple(models))
+        return cards[name]
 
     schema = openapi_schema(DIALECTS)
 
@@ -147,7 +153,7 @@ def build_api(
         return JSONResponse(schema)
 
     for dialect in DIALECTS:
-        api.post(dialect.path)(_endpoint(dialect, backend, metrics, model_id, limits, access))
+        api.post(dialect.path)(_endpoint(dialect, backend, metrics, tuple(models), limits, access))
 
     @api.api_route("/health", methods=_READ)
     async def health() -> Response:
@@ -204,9 +210,10 @@ class _WithoutTrailingSlash:
         await self._app(scope, receive, send)
 
 
-def _check_model(name: str, model_id: str) -> None:
-    if name != model_id:
-        message = f"the model {shorten(name)!r} does not exist; this endpoint serves {model_id!r}"
+def _check_model(name: str, models: Sequence[str]) -> None:
+    if name not in models:
+        served = " and ".join(map(repr, models))
+        message = f"the model {shorten(name)!r} does not exist; this endpoint serves {served}"
         raise RequestError(404, message, param="model", code="model_not_found")
 
 
@@ -214,12 +221,12 @@ def _endpoint(
     dialect: Dialect,
     backend: Backend,
     metrics: GatewayMetrics,
-    model_id: str,
+    models: Sequence[str],
     limits: RequestLimits,
     access: Access,
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return await _answer(dialect, backend, metrics, request, model_id, limits, access)
+        return await _answer(dialect, backend, metrics, request, models, limits, access)
 
     return endpoint
 
@@ -229,7 +236,7 @@ async def _answer(
     backend: Backend,
     metrics: GatewayMetrics,
     request: Request,
-    model_id: str,
+    models: Sequence[str],
     limits: RequestLimits,
     access: Access,
 ) -> Response:
@@ -245,12 +252,13 @@ async def _answer(
             # In a thread: a large one must not hold up the streams of the others.
             body: AnyBody = await asyncio.to_thread(parse_body, cast("type[SamplingBody]", dialect.body), raw)
             if body.model is not None:
-                _check_model(body.model, model_id)
+                _check_model(body.model, models)
+            track.model = body.model or models[0]
             limits.check(body)
             track.notes |= {"stream": body.stream, "choices": body.num_prompts * body.n}
             if access.logs_prompts:
                 track.notes |= body.model_dump(include={body.prompt_field, "suffix"})
-            writer = dialect.writer(body, model_id)
+            writer = dialect.writer(body, track.model)
             events = _follow(backend.stream(body, ids_of(request)), writer, track, timer)
             if not body.stream:
                 async with contextlib.aclosing(events):

@@ -34,7 +34,8 @@ from llada.tokenizer import (
     encode_texts,
     load_tokenizer,
 )
-from pipelines.serve import APP_NAME, ServeArgs, build_app, build_deployments, parse_args, serve
+from pipelines.serve import APP_NAME, build_app, build_deployments, serve
+from pipelines.serving.args import ServeArgs
 from pipelines.serving.keys import KeyLimits
 from pipelines.serving.limits import RequestLimits
 from pipelines.serving.routes import Access
@@ -52,7 +53,8 @@ FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0
 START = """
 import json, sys
 from pipelines.stage.cluster import ClusterConfig
-from pipelines.serve import ServeArgs, serve
+from pipelines.serve import serve
+from pipelines.serving.args import ServeArgs
 serve(ServeArgs(**json.loads(sys.argv[1])), ClusterConfig(num_cpus=2))
 """
 
@@ -847,9 +849,9 @@ def test_the_limits_of_the_serve_config_arrive(serve_config: dict[str, Any], ran
     (application,) = serve_config["applications"]
     args = application["args"] | {"model": str(random_model)}
     gateway = build_app(args)._bound_deployment
-    denoiser = gateway.init_args[0]._bound_deployment
+    denoiser = gateway.init_args[0][0].stable._bound_deployment
     assert denoiser.max_ongoing_requests == args["max_ongoing_requests"]
-    admission, default_tokens = gateway.init_args[2:4]
+    admission, default_tokens = gateway.init_args[1](), gateway.init_args[2]
     assert (admission._max_queued, admission._per_replica) == (
         args["max_queued_requests"],
         args["max_ongoing_requests"],
@@ -858,7 +860,7 @@ def test_the_limits_of_the_serve_config_arrive(serve_config: dict[str, Any], ran
     options = denoiser._deployment_config
     assert options.graceful_shutdown_timeout_s == args["graceful_shutdown_timeout_s"]
     assert options.max_surge_percent == args["max_surge_percent"]
-    assert gateway.init_args[4] == RequestLimits(args["max_body_bytes"], args["request_timeout_s"])
+    assert gateway.init_args[3] == RequestLimits(args["max_body_bytes"], args["request_timeout_s"])
     for name in (
         "min_replicas",
         "max_replicas",
@@ -874,12 +876,6 @@ def test_the_limits_of_the_serve_config_arrive(serve_config: dict[str, Any], ran
     sampling = denoiser.init_args[1]
     assert sampling == SamplingConfig(gen_length=128, steps=None, block_length=32)
     assert denoiser.init_kwargs["max_concurrent"] == args["max_ongoing_requests"]
-
-
-def test_sampling_settings_keep_the_endpoints_defaults() -> None:
-    args = parse_args({"model": "m", "sampling": {"threshold": 0.9}})
-    assert args.sampling == SamplingConfig(gen_length=128, steps=None, block_length=32, threshold=0.9)
-    assert parse_args({"model": "m"}) == ServeArgs("m")
 
 
 def test_a_bad_file_of_keys_is_said_where_the_application_is_built(
@@ -902,48 +898,26 @@ def test_what_is_said_of_requests_reaches_the_gateway(random_model: Path, tmp_pa
     said |= {"key_requests_per_minute": 5.0, "key_tokens_per_minute": 6.0, "log_prompts": True}
     said |= {"cors_origins": ("https://a.org",), "max_prompt_tokens": 8, "api_keys": str(tmp_path / "keys")}
     gateway = build_app(ServeArgs(str(random_model), **said))._bound_deployment
-    model, _, _, _, limits, access, keys = gateway.init_args
+    (model,), _, _, limits, access, keys = gateway.init_args
     assert limits == RequestLimits(2048, 7.0, choices=3, messages=4)
     assert access == Access((), KeyLimits(5.0, 6.0), ("https://a.org",), logs_prompts=True, echoes_id=False)
     assert keys == said["api_keys"]
-    assert model._bound_deployment.init_kwargs["max_prompt_tokens"] == 8
+    assert model.stable._bound_deployment.init_kwargs["max_prompt_tokens"] == 8
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"model": "m", "key_tokens_per_minute": 5}, "serve: key_tokens_per_minute needs api_keys"),
-        ({"model": "m", "cors_origins": ["chat.example.org"]}, "like https://chat.example.org"),
-        ({"model": "m", "cors_origins": "https://a.org"}, "cors_origins must be (str, ...)"),
-        ({"model": "m", "max_messages": 0}, "max_messages must be at least 1"),
-        ({"model": "m", "max_prompt_tokens": 0}, "max_prompt_tokens must be at least 1"),
-        ({"model": "m", "max_replica": 3}, "unknown setting max_replica; did you mean 'max_replicas'?"),
-        ({"model": "m", "port": "8000"}, "port must be int, not '8000'"),
-        ({"model": "m", "port": True}, "port must be int, not True"),
-        ({"model": "m", "min_replicas": 3, "max_replicas": 2}, "max_replicas 2 is below min_replicas 3"),
-        ({"model": "m", "min_replicas": -1}, "serve: min_replicas must be at least 0, not -1"),
-        ({"model": "m", "max_replicas": 0}, "serve: max_replicas must be at least 1, not 0"),
-        ({"model": "m", "max_queued_requests": 0}, "-1 or at least 1"),
-        ({"model": "m", "max_ongoing_requests": 0}, "max_ongoing_requests must be at least 1"),
-        (
-            {"model": "m", "target_ongoing_requests": 9.0, "max_ongoing_requests": 8},
-            "at most max_ongoing_requests 8",
-        ),
-        ({"model": "m", "max_body_bytes": 10}, "max_body_bytes must be at least 1024"),
-        ({"model": "m", "request_timeout_s": 0.0}, "request_timeout_s must be above 0"),
-        ({"model": "m", "max_surge_percent": 101}, "max_surge_percent must be at most 100"),
-        ({"model": "m", "target_ongoing_requests": 0}, "target_ongoing_requests must be above 0"),
-        ({"model": "m", "sampling": {"step": 3}}, "unknown setting sampling.step; did you mean 'steps'?"),
-        ({"model": "m", "sampling": {"steps": -3}}, "steps must be at least 1"),
-        ({"model": "m", "sampling": {"steps": "3"}}, "sampling.steps must be int or null, not '3'"),
-        ({"model": "m", "sampling": {"threshold": 0.9, "factor": 1}}, "choose one rule"),
-        ({"model": "m", "sampling": {"remasking": "rando"}}, "did you mean 'random'?"),
-        ({"model": "m", "sampling": 3}, "sampling must hold settings"),
-        ({}, "missing setting model"),
-    ],
-    ids=str,
-)
-def test_wrong_arguments_are_named(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_args(values)
-    assert message in str(caught.value)
+def test_each_model_has_a_deployment_and_requests_know_their_names(
+    random_model: Path, tmp_path: Path
+) -> None:
+    other, new = tmp_path / "other", tmp_path / random_model.name
+    for folder in (other, new):
+        shutil.copytree(random_model, folder)
+    args = ServeArgs(str(random_model), more_models=(f"b={other}",), canary=str(new), canary_share=0.1)
+    gateway = build_app(args)._bound_deployment
+    first, second = gateway.init_args[0]
+    assert (first.name, first.canary_share, second.name, second.canary) == ("tiny", 0.1, "b", None)
+    bound = [one._bound_deployment for one in (first.stable, first.canary, second.stable)]
+    assert [one.name for one in bound] == ["Denoiser", "Denoiser_canary", "Denoiser-b"]
+    assert [one.init_args[0] for one in bound] == [str(random_model), str(new), str(other)]
+    assert [one.init_kwargs["version"] for one in bound] == ["tiny", "tiny-canary", "other"]
+    with pytest.raises(UserError, match=f"cannot serve {tmp_path}/none: no folder"):
+        build_app(ServeArgs(str(random_model), more_models=(f"b={tmp_path}/none",)))

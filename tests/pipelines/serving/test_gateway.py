@@ -62,7 +62,7 @@ class Handle:
 
     def __init__(self, denoiser: Denoiser | None = None, deaths: Sequence[int] = ()) -> None:
         self.denoiser, self.deaths = denoiser, list(deaths)
-        self.canaries = 0
+        self.canaries = self.asked = 0
         self.answers_canaries = True
         self.stream, self.canary = _Call(self._stream), _Call(self._canary)
 
@@ -71,6 +71,7 @@ class Handle:
 
     def _stream(self, body: SamplingBody, ids: RequestIds) -> _Response:
         assert self.denoiser is not None
+        self.asked += 1
         return _Response(self.denoiser.stream(body, ids), self.deaths.pop(0) if self.deaths else None)
 
     def _canary(self) -> Handle:
@@ -269,3 +270,24 @@ def test_a_stream_that_has_begun_breaks_off_and_nobody_is_tried_a_third_time(den
     answer, metrics = ask(Handle(denoiser, [1, 1]))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert "llada_retries_total 1.0" in metrics
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_refuses_without_asking_anybody(denoiser: Denoiser, stream: bool) -> None:
+    handle = Handle(denoiser)
+
+    async def send() -> list[httpx.Response]:
+        replicas = replicas_of(handle)
+        places = [replicas._admission.enter(8) for _ in range(4)]
+        transport = httpx.ASGITransport(build_api(replicas, "tiny"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            refused = await client.post("/v1/completions", json={**FAST, "stream": stream})
+            places[0].leave(is_done=False)
+            return [refused, *[await client.post("/v1/completions", json=FAST) for _ in range(2)]]
+
+    refused, *taken = asyncio.run(send())
+    error = refused.json()["error"]
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
+    assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+    assert [one.status_code for one in taken] == [200, 200]  # each has left its place behind
+    assert handle.asked == 2

@@ -1,0 +1,50 @@
+"""Several models behind one endpoint, and of one of them two versions: which replicas a request goes to."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+
+from pipelines.serving.access_log import RequestIds
+from pipelines.serving.dialects.calls import AnyBody
+from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.routes import Backend, Health
+
+
+@dataclass(frozen=True)
+class Model:
+    """What answers to a name."""
+
+    stable: Backend
+    canary: Backend | None = None
+    """A new version, which gets some of the requests."""
+    canary_share: float = 0.0
+
+    def choose(self, ids: RequestIds) -> Backend:
+        """By the request's id alone: one that is sent again goes the same way. A canary that does not answer gets none."""
+        place = zlib.crc32(ids.request_id.encode()) / 2**32
+        if self.canary is None or place >= self.canary_share or self.canary.health().status != "ok":
+            return self.stable
+        return self.canary
+
+
+class Catalog:
+    """All models, as one backend of the HTTP application."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        """The first of `models` answers those who name none."""
+        self._models = models
+        self._first = next(iter(models))
+
+    def stream(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
+        return self._models[body.model or self._first].choose(ids).stream(body, ids)
+
+    def health(self) -> Health:
+        """That of the first model that is not well; a canary's is its own affair."""
+        found = {name: model.stable.health() for name, model in self._models.items()}
+        for name, health in found.items():
+            if health.status != "ok":
+                reason = f"{name}: {health.reason}" if len(found) > 1 and health.reason else health.reason
+                return Health(health.status, reason)
+        return Health("ok")
