@@ -1,36 +1,43 @@
-"""The command `generate`: batch inference over a file of prompts, by a Ray Data actor pool.
+"""The command `generate`: batch inference over files of prompts, by a Ray Data actor pool, each actor with the engine of the
+endpoint.
 
 A prompt line is JSON, {"prompt": text} or {"messages": [...]}; in a .txt file it is plain text. A conversation is read as
 `prepare` reads it for SFT, with the "system", "context" and "tools" that stand beside it. All fields are copied to the
-answer. Answers stand in the order of the prompts:
-    <output>/generations.jsonl     blocks/  finished blocks (what a rerun skips)     manifest.json  last
+answer. Answers stand in the order of the prompts, in files of `shard_rows`, those of an input file's end shorter:
+    <output>/generations/NUMBER.jsonl    NUMBER: of its first prompt, from 0; written whole
+             shards/NUMBER.json          its figures (what a rerun skips)                       manifest.json  last
 An answer adds to the line its "index" and either "text", "finish_reason", "tokens" and "nfe", or "error". Where lines have
-fields of these names already, what is added to each line of the file stands in one field, "generated".
+fields of these names already, what is added to each line stands in one field, "generated".
 
-Prompt i is seeded with seed + i: block size and number of actors change nothing. (A GPU computes in bf16, where rounding
+Prompt i is seeded with seed + i: shards, batches and the number of actors change nothing. (A GPU computes in bf16, where rounding
 depends on the batch and may decide between tokens that are nearly equally likely, but with `batch_invariant`.)
 """
 
 from __future__ import annotations
 
-import codecs
-import hashlib
+import asyncio
 import json
 import logging
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, NamedTuple, TypedDict
+from typing import Annotated, Literal
+
+from tqdm import tqdm
 
 import llada
-from llada.data.document import text_problem
-from llada.data.read.dialogues import FIELDS, RecordError, parse_dialogue
+from llada.data.left_out import FilesLeftOut, summary
+from llada.data.read.listing import list_inputs
+from llada.data.read.parts import InputFile
+from llada.data.read.prompts import ENDINGS, PromptLine, PromptShard, Record, read_shard, scan_prompts
 from llada.errors import UserError
-from llada.evals.evaluation import Block
-from llada.files import absolute, join, read_bytes, storage_errors, write_bytes
-from llada.sampling.compiled import compile_network
-from llada.sampling.completions import complete_texts
+from llada.files import absolute, join, storage_errors, write_bytes
 from llada.sampling.config import SamplingConfig
+from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.events import Finished, Text
+from llada.sampling.text import prompt_ids
 from llada.settings import check_limits, limited
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.runners.actors import map_blocks, require_checkpoint
@@ -42,8 +49,9 @@ from pipelines.stage.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 _ADDED = ("index", "text", "finish_reason", "tokens", "nfe", "error")
-_BESIDE = (*FIELDS["system"], *FIELDS["context"], *FIELDS["tools"])
-_MOST_BAD = 0.1  # of the lines: with more, the file is something else
+_NESTED = "generated"
+# Tokens that one forward is fed: nobody waits for a first text here.
+_FORWARD_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ class GenerateConfig:
     seed: int = 0
     batch_rows: int = limited(16, low=1)
     """Prompts denoised together."""
+    shard_rows: int = limited(512, low=1)
+    """Prompts of a file of answers: the work of an actor at a time, and the most of it that is done again after it was killed."""
     chat: bool = False
     """Treat {"prompt"} as a user's message."""
     batch_invariant: bool = False
@@ -68,12 +78,12 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class GenerateArgs:
-    """Batch inference over a file of prompts."""
+    """Batch inference over files of prompts."""
 
     model: str
     """Checkpoint folder."""
-    prompts: str
-    """JSON lines with "prompt" or "messages", or .txt with one prompt a line."""
+    prompts: tuple[str, ...]
+    """Files, folders, globs or "@" lists of them: JSON lines with "prompt" or "messages", or .txt with one prompt a line."""
     common: Annotated[Common, Flat]
     config: Annotated[GenerateConfig, Flat] = GenerateConfig()
 
@@ -85,8 +95,10 @@ def main(argv: Sequence[str]) -> None:
         "generate", generate, args.common, args.config, model=args.model, prompts=args.prompts
     )
     counts = manifest["counts"]
-    answers = join(args.common.output, "generations.jsonl")
-    print(f"{answers}: {counts['prompts']:,} answers, {counts['tokens']:,} tokens")
+    answers = join(args.common.output, "generations")
+    print(
+        f"{answers}: {counts['prompts']:,} answers in {counts['shards']:,} files, {counts['tokens']:,} tokens"
+    )
     if counts["refused"]:
         raise UserError(f'{counts["refused"]} prompts were refused; their lines carry an "error"')
 
@@ -96,225 +108,169 @@ def parse_words(argv: Sequence[str]) -> GenerateArgs:
     return parse(GenerateArgs, argv, "generate")
 
 
-# A line of the prompts: "prompt" (text or messages) and whatever else stands in it.
-Record = dict[str, Any]
-
-
-class PromptLine(NamedTuple):
-    """A line of the file, why it cannot be answered, if so, and what its conversation may call."""
-
-    record: Record
-    problem: str | None = None
-    tools: Sequence[Any] = ()
-
-
-class PromptBlock(Block):
-    """Prompts that are denoised together, each with its number in the file."""
-
-    numbers: list[int]
-    prompts: list[Any]
-    tools: list[Sequence[Any]]
-
-
-class Answers(TypedDict):
-    """What an actor makes of a block: for each prompt, what is added to its line."""
-
-    answers: list[Record]
+ShardFigures = dict[Literal["prompts", "refused", "tokens"], int]
+"""What an actor says of a shard whose answers are written."""
 
 
 def generate(
     config: GenerateConfig,
     *,
     model: str,
-    prompts: str,
+    prompts: Sequence[str],
     output: str,
     cluster: ClusterConfig,
     tracker: Tracker | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Answer every prompt of the file `prompts` and return the manifest.
+    """Answer every prompt of the files `prompts` (as `list_inputs` takes them) and return the manifest.
 
     A line that cannot be answered, as its prompt is longer than the model's context or is none, gets an "error" instead
     of a text. Raises UserError: no such file, none of its lines is a prompt, or many are not (the first one is named).
     """
     model, output = absolute(model), absolute(output)
-    try:
-        data = read_bytes(prompts)
-    except FileNotFoundError as error:
-        raise UserError(f"--prompts: {error}") from None
+    files = list_prompts(prompts, output)
     require_checkpoint(model)
-    lines = parse_prompts(data, prompts, chat=config.chat)
-    prompts_hash = hashlib.sha256(data).hexdigest()[:16]
+    with tqdm(
+        total=sum(file.size or 0 for file in files) or None,
+        desc="read prompts",
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+        leave=False,
+    ) as bar:
+        scan = scan_prompts(
+            files,
+            rows=config.shard_rows,
+            chat=config.chat,
+            asked=lambda name: name in _ADDED or name.startswith(_NESTED),
+            told=bar.update,
+        )
     folder = begin_stage(
         "generate",
         output,
         config=asdict(config),
-        inputs=[folder_input("model", model), StageInput("prompts", prompts, prompts_hash)],
+        inputs=[folder_input("model", model), StageInput("prompts", ", ".join(prompts), scan.id)],
         tracker=tracker,
         in_force={**asdict(config), "sampling": config.sampling.in_force()},
     )
     if folder.manifest is not None:
         return folder.manifest
-    added: list[Record] = [{"index": number, "error": line.problem} for number, line in enumerate(lines)]
+    nested = None
+    if any(name in scan.names for name in _ADDED):
+        nested = _NESTED
+        while nested in scan.names:
+            nested += "_"
+    counts = Counter[str](shards=len(scan.shards))
     with storage_errors(output), connect(cluster, join(output, "logs")):
-        for result in map_blocks(
-            partial(_Writer, config, model=model),
-            _blocks(lines, config.batch_rows),
-            output=join(output, "blocks"),
+        for figures in map_blocks(
+            partial(ShardWriter, config, model=model, output=join(output, "generations"), nested=nested),
+            scan.shards,
+            output=join(output, "shards"),
             cluster=cluster,
             label="generate",
             progress=progress,
+            size=lambda shard: shard["rows"],
+            unit="prompt",
         ):
-            for answer in result["answers"]:
-                added[answer["index"]] = {name: answer[name] for name in _ADDED if name in answer}
-        write_bytes(join(output, "generations.jsonl"), _written(lines, added))
-    counts = {
-        "prompts": len(added),
-        "refused": sum("error" in answer for answer in added),
-        "tokens": sum(answer.get("tokens", 0) for answer in added),
-    }
+            counts.update(figures)
     return finish_stage(folder, tracker, counts, kind="generations")
 
 
-def _blocks(lines: Sequence[PromptLine], rows: int) -> list[PromptBlock]:
-    blocks: list[PromptBlock] = []
-    for start in range(0, len(lines), rows):
-        numbers = [n for n, line in enumerate(lines[start : start + rows], start) if line.problem is None]
-        if numbers:
-            blocks.append(
-                {
-                    "name": f"{start:010d}",
-                    "numbers": numbers,
-                    "prompts": [lines[number].record["prompt"] for number in numbers],
-                    "tools": [lines[number].tools for number in numbers],
-                }
-            )
-    return blocks
-
-
-def _written(lines: Sequence[PromptLine], added: Sequence[Record]) -> bytes:
-    """The file of answers. No field of a line is lost: see the beginning of this file."""
-    is_nested = any(name in line.record for line in lines for name in _ADDED)
-    name = "generated"
-    while any(name in line.record for line in lines):
-        name += "_"
-    out: list[bytes] = []
-    for line, answer in zip(lines, added, strict=True):
-        row = {**line.record, **({name: answer} if is_nested else answer)}
-        try:
-            out.append(json.dumps(row, ensure_ascii=False).encode())
-        except UnicodeEncodeError:  # half of a surrogate pair in a field that is only copied
-            out.append(json.dumps(row).encode())
-    return b"".join(line + b"\n" for line in out)
-
-
-def parse_prompts(data: bytes, url: str, *, chat: bool) -> list[PromptLine]:
-    """The non-empty lines, the prompt of each under "prompt": text or messages. Those that are none are logged.
-
-    Raises UserError naming the first of them when they are many, or all.
-    """
-    lines: list[PromptLine] = []
-    # Not splitlines: JSON strings may hold U+2028.
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if line.strip():
-            lines.append(
-                _parse_line(
-                    line.removesuffix(b"\r"), f"{url}:{number}", is_text=url.endswith(".txt"), chat=chat
-                )
-            )
-    problems = [line.problem for line in lines if line.problem is not None]
-    if not lines:
-        raise UserError(f"{url} holds no prompt")
-    if len(problems) > _MOST_BAD * len(lines):
-        others = (
-            f"; {len(problems) - 1:,} more of {len(lines):,} lines cannot be used either"
-            if problems[1:]
-            else ""
+def list_prompts(prompts: Sequence[str], output: str) -> list[InputFile]:
+    """The files of lines behind `prompts`, in order; what lies in the output is none. Raises UserError when there is none."""
+    left_out: FilesLeftOut = {}
+    named = ["@" + absolute(url[1:]) if url.startswith("@") else absolute(url) for url in prompts]
+    found = list(list_inputs(named, written=[output], left_out=left_out))
+    files = [file for file in found if file.url.endswith(ENDINGS)]
+    if not files:
+        raise UserError(
+            f"--prompts: {found[0].url}: prompts are read from {' '.join(ENDINGS)}, not compressed"
         )
-        raise UserError(problems[0] + others)
-    for problem in problems:
-        _log.warning("%s; the other lines are answered", problem)
-    return lines
+    if other := len(found) - len(files):
+        _log.warning("--prompts: %d files do not end in %s and are left out", other, " ".join(ENDINGS))
+    if left_out:
+        _log.warning("--prompts: left out %s", summary(left_out))
+    return files
 
 
-def _parse_line(line: bytes, place: str, *, is_text: bool, chat: bool) -> PromptLine:
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        return PromptLine({}, f"{place} is not UTF-8 text ({error.reason} at byte {error.start} of the line)")
-    record: Any = {"prompt": text}
-    if not is_text:
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return PromptLine({}, f"{place}: not JSON ({error})")
-    if not isinstance(record, dict):
-        record = {}
-    prompt, messages = record.get("prompt"), record.get("messages")
-    if messages is not None and prompt is not None:
-        return PromptLine(record, f"{place}: a prompt line holds either a prompt or messages, not both")
-    beside = {name: record[name] for name in _BESIDE if record.get(name)}
-    if chat and beside and isinstance(prompt, str):
-        messages = [{"role": "user", "content": prompt}]
-    if messages is not None:
-        try:
-            told = parse_dialogue({"messages": messages, **beside})
-        except RecordError as error:
-            return PromptLine(record, f"{place}: the messages cannot be used ({error})")
-        rest = {name: value for name, value in record.items() if name not in ("messages", "prompt")}
-        prompt = [{key: value for key, value in turn.items() if key != "trained"} for turn in told.messages]
-        return PromptLine({**rest, "prompt": prompt}, tools=told.tools)
-    if not isinstance(prompt, str):
-        return PromptLine(record, f'{place}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}')
-    if text_problem(prompt) == "not_utf8":
-        return PromptLine(record, f"{place}: the prompt holds half of a surrogate pair, which is no text")
-    return PromptLine({**record, "prompt": [{"role": "user", "content": prompt}]} if chat else record)
+class ShardWriter:
+    """One actor: the engine, and what it does with a shard."""
 
+    def __init__(self, config: GenerateConfig, *, model: str, output: str, nested: str | None) -> None:
+        """`output`: the folder of the answers. `nested`: the field of a line that holds what is added; None: the line does.
 
-class _Writer:
-    """One actor: the model, loaded once."""
-
-    def __init__(self, config: GenerateConfig, *, model: str) -> None:
-        self.config = config
+        Raises UserError: settings that this model cannot follow.
+        """
+        self.config, self.output, self.nested = config, output, nested
         device = training_device()
         # A CPU keeps the file's precision, so that an answer does not depend on its batch.
         dtype = resolve_precision("auto", device) if device.type == "cuda" else None
-        self.model, self.tokenizer = llada.load(fetch_folder(model), device=device, dtype=dtype)
-        if self.tokenizer is None:
+        network, tokenizer = llada.load(fetch_folder(model), device=device, dtype=dtype)
+        if tokenizer is None:
             raise UserError(f"{model} has no tokenizer")
-        if config.compiled:
-            compile_network(self.model)
-
-    def __call__(self, block: PromptBlock) -> Answers:
-        numbers, prompts, tools = block["numbers"], block["prompts"], block["tools"]
-        try:
-            return {"answers": self._complete(numbers, prompts, tools)}
-        except UserError:
-            # One prompt that is too long must not cost its neighbours their answers.
-            answers: list[Record] = []
-            for number, prompt, can_call in zip(numbers, prompts, tools, strict=True):
-                try:
-                    answers += self._complete([number], [prompt], [can_call])
-                except UserError as error:
-                    answers.append({"index": number, "error": str(error)})
-            return {"answers": answers}
-
-    def _complete(self, numbers: list[int], prompts: list[Any], tools: list[Sequence[Any]]) -> list[Record]:
-        assert self.tokenizer is not None
-        seeds = [self.config.seed + number for number in numbers]
-        results = complete_texts(
-            self.model,
-            self.tokenizer,
-            prompts,
-            self.config.sampling,
-            tools=tools,
-            seed=seeds,
-            batch_invariant=self.config.batch_invariant,
+        self.tokenizer = tokenizer
+        self.engine = DenoiseEngine(
+            network,
+            tokenizer,
+            max_concurrent=config.batch_rows,
+            max_tokens=_FORWARD_TOKENS,
+            batch_invariant=config.batch_invariant,
+            compiled=config.compiled,
         )
-        return [
-            {"index": number, **{key: result[key] for key in ("text", "finish_reason", "tokens", "nfe")}}
-            for number, result in zip(numbers, results, strict=True)
+        self.engine.check_request(GenerateRequest((), config.sampling))
+
+    def __call__(self, shard: PromptShard) -> ShardFigures:
+        lines = read_shard(shard, chat=self.config.chat)
+        answers = asyncio.run(self._answer_all(lines, shard["first"]))
+        rows = [
+            {**line.record, **({self.nested: answer} if self.nested else answer)}
+            for line, answer in zip(lines, answers, strict=True)
         ]
+        write_bytes(join(self.output, f"{shard['name']}.jsonl"), b"".join(map(_to_line, rows)))
+        return {
+            "prompts": len(answers),
+            "refused": sum("error" in answer for answer in answers),
+            "tokens": sum(answer.get("tokens", 0) for answer in answers),
+        }
+
+    async def _answer_all(self, lines: Sequence[PromptLine], first: int) -> list[Record]:
+        # The engine takes `batch_rows` of them; the next ones are ready when one ends.
+        room = asyncio.Semaphore(2 * self.config.batch_rows)
+
+        async def answer(number: int, line: PromptLine) -> Record:
+            async with room:
+                try:
+                    return {"index": number, **await self._answer(line, self.config.seed + number)}
+                except UserError as error:
+                    return {"index": number, "error": str(error)}
+
+        return await asyncio.gather(*(answer(number, line) for number, line in enumerate(lines, start=first)))
+
+    async def _answer(self, line: PromptLine, seed: int) -> Record:
+        """What is added to the line. Raises UserError where it cannot be answered."""
+        if line.problem is not None:
+            return {"error": line.problem}
+        ids = prompt_ids(self.tokenizer, line.record["prompt"], tools=line.tools)
+        texts: list[str] = []
+        async for events in self.engine.batches(
+            GenerateRequest(ids, self.config.sampling, seed=seed), pace_s=math.inf
+        ):
+            texts += [event.text for event in events if isinstance(event, Text)]
+            end = events[-1]
+        assert isinstance(end, Finished)
+        return {
+            "text": "".join(texts),
+            "finish_reason": end.reason,
+            "tokens": end.completion_tokens,
+            "nfe": end.nfe,
+        }
+
+
+def _to_line(row: Record) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half of a surrogate pair in a field that is only copied
+        return json.dumps(row).encode() + b"\n"
 
 
 if __name__ == "__main__":

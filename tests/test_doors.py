@@ -111,7 +111,7 @@ def test_toys_work_from_the_command_line(tmp_path):
     generate = ("generate", "--model", "model", "--prompts", "prompts.txt", *common, *sampling)
     done = llada(tmp_path, *generate, "last_first", "--output", "answers")
     assert done.returncode == 0, done.stderr
-    answer = json.loads((tmp_path / "answers/generations.jsonl").read_text())
+    answer = json.loads((tmp_path / "answers/generations/0000000000.jsonl").read_text())
     assert answer["nfe"] == 6 or answer["finish_reason"] == "stop"  # one at a time
 
     done = llada(tmp_path, *generate, "last_fist", "--output", "refused")

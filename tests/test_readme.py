@@ -92,7 +92,9 @@ def test_its_commands_run_in_order(tmp_path, monkeypatch, local_ray):
         main([stage, *arguments, *shlex.split(SHORTER.get(stage, ""))])  # raises SystemExit on failure
         ran.add(stage)
     assert ran == {"prepare", "pretrain", "sft", "evaluate", "generate", "plan"}
-    answers = [json.loads(line) for line in Path("run/answers/generations.jsonl").read_text().splitlines()]
+    answers = [
+        json.loads(line) for line in Path("run/answers/generations/0000000000.jsonl").read_text().splitlines()
+    ]
     assert len(answers) == 2
     assert Path("run/mlflow.db").is_file()
 

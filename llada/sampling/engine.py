@@ -7,6 +7,7 @@ same seed gives the same text whatever else runs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -84,12 +85,12 @@ class _Run(Run):
 class _Stream(Group):
     """The replies that are asked for together. `is_cancelled` may be set anywhere, the rest is the engine's thread's."""
 
-    def __init__(self, priority: int) -> None:
+    def __init__(self, priority: int, pace_s: float) -> None:
         super().__init__(priority)
         self.waiting: deque[_Run] = deque()
         self.num_unfinished = 0
         """Replies that are wanted and not complete."""
-        self.mailbox = Mailbox()
+        self.mailbox = Mailbox(pace_s)
         self.is_cancelled = False
 
 
@@ -137,6 +138,7 @@ class DenoiseEngine:
         self.eos_id: int | None = ends[0] if ends else None
         self.end_ids = frozenset(ends)
         self.token_bytes = TokenBytes(tokenizer)
+        self._turn_end = turn_end(tokenizer)  # looked up in the whole vocabulary
         self._changed = threading.Condition()
         self._waiting: deque[_Stream] = deque()
         self._running: list[_Stream] = []
@@ -144,7 +146,7 @@ class DenoiseEngine:
         self._prefixes = PrefixStore()
         self._stats, self.forecast = EngineStats(rows_most=max_concurrent), Forecast()
         self._written_to: dict[Mailbox, None] = {}
-        """Whose readers are to be woken, in order."""
+        """Whose readers are to be woken, in order; some of them later."""
         self._damage: str | None = None
         try:
             check_weights(model)
@@ -195,7 +197,17 @@ class DenoiseEngine:
         Raises UserError for a request that cannot be run (before it is begun), RuntimeError when the engine is
         closed, and what the network raised.
         """
-        stream = _Stream(max((request.priority for request in requests), default=0))
+        async with contextlib.aclosing(self.batches(*requests)) as batches:
+            async for events in batches:
+                for event in events:
+                    yield event
+
+    async def batches(
+        self, *requests: GenerateRequest, pace_s: float = 0.0
+    ) -> AsyncGenerator[list[Event], None]:
+        """As `stream`; what has come of a forward, or of several for a slow reader, is one list. After the first text, one
+        that holds nothing but text comes no sooner than `pace_s` after another."""
+        stream = _Stream(max((request.priority for request in requests), default=0), pace_s)
         runs = [self._build_run(i, request, stream) for i, request in enumerate(requests)]
         if not runs:
             return
@@ -208,11 +220,15 @@ class DenoiseEngine:
             self._changed.notify()
         try:
             while unfinished:
-                for event in await stream.mailbox.get():
-                    if isinstance(event, BaseException):
-                        raise event
-                    unfinished -= isinstance(event, Finished)
-                    yield event
+                events: list[Event] = []
+                for letter in await stream.mailbox.get():
+                    if isinstance(letter, BaseException):
+                        if events:
+                            yield events
+                        raise letter
+                    unfinished -= isinstance(letter, Finished)
+                    events.append(letter)
+                yield events
         finally:
             stream.is_cancelled = True
             with self._changed:
@@ -229,16 +245,8 @@ class DenoiseEngine:
         if began is not None and time.monotonic() - began > stall_timeout_s:
             raise RuntimeError(f"a forward has been running for more than {stall_timeout_s:g} s")
 
-    def close(self) -> None:
-        """Stop after the current forward; unfinished requests get a RuntimeError. May be called twice."""
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify()
-        self._thread.join()
-
-    # --- Admission ----------------------------------------------------------------------------------------------------
-
-    def _build_run(self, index: int, request: GenerateRequest, stream: _Stream) -> _Run:
+    def check_request(self, request: GenerateRequest) -> None:
+        """Raises UserError for a request that cannot be run."""
         num_given = len(request.prompt) + len(request.suffix)
         check_room(request.sampling, num_given, self.max_length)
         check_window(request.sampling, is_given_behind=bool(request.suffix))
@@ -263,6 +271,18 @@ class DenoiseEngine:
             check_tokens(name, self.model, torch.tensor([*given], dtype=torch.int64))
         for name, ids in named.items():
             check_tokens(f"sampling: {name}", self.model, ids)
+
+    def close(self) -> None:
+        """Stop after the current forward; unfinished requests get a RuntimeError. May be called twice."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    # --- Admission ----------------------------------------------------------------------------------------------------
+
+    def _build_run(self, index: int, request: GenerateRequest, stream: _Stream) -> _Run:
+        self.check_request(request)
         ends = self.end_ids if request.end_ids is None else request.end_ids
         reply = Reply(
             self.tokenizer,
@@ -273,6 +293,7 @@ class DenoiseEngine:
             stop=request.stop,
             fill_id=self.eos_id,
         )
+        num_given = len(request.prompt) + len(request.suffix)
         needed = cache_bytes(self.model, request.sampling, num_given + request.sampling.gen_length)
         return _Run(index, request, reply, stream, needed)
 
@@ -285,7 +306,7 @@ class DenoiseEngine:
             config,
             mask_id=self.mask_id,
             eos_id=sorted(run.reply.end_ids, key=lambda token: token != self.eos_id),
-            **held_back(config, sorted(self.end_ids), turn_end(self.tokenizer)),
+            **held_back(config, sorted(self.end_ids), self._turn_end),
             suffix=request.suffix,
             seed=request.seed,
             network_block=network_block(self.model),
@@ -487,8 +508,10 @@ class DenoiseEngine:
         self._written_to[stream.mailbox] = None
 
     def _wake_readers(self) -> None:
-        Mailbox.wake(self._written_to)
-        self._written_to.clear()
+        due = [mailbox for mailbox in self._written_to if mailbox.is_due()]
+        Mailbox.wake(due)
+        for mailbox in due:
+            del self._written_to[mailbox]
 
 
 def _own(run: Run) -> _Run:

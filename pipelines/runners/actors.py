@@ -32,7 +32,7 @@ class _Actor(Generic[B, R]):
         self.build, self.output = build, output
         self.worker: Callable[[B], R] | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         failures: list[str] = []
         for line in batch["block"]:
             try:
@@ -43,7 +43,7 @@ class _Actor(Generic[B, R]):
                 failures.append(json.dumps(asdict(failure)))
             else:
                 failures.append("")
-        return {"failure": failures}
+        return {"failure": failures, "size": batch["size"]}
 
     def _do(self, block: B) -> None:
         if self.worker is None:  # not in the constructor, whose exceptions Ray turns into an actor's death
@@ -60,8 +60,11 @@ def map_blocks(
     cluster: ClusterConfig,
     label: str,
     progress: bool,
+    size: Callable[[B], int] = lambda block: 1,
+    unit: str = "block",
 ) -> Iterator[R]:
-    """The results of all blocks in their order, computed by the `build()` of each actor.
+    """The results of all blocks in their order, computed by the `build()` of each actor. Progress, and the time that is left,
+    are told in units, of which a block has `size`.
 
     The caller has connected to Ray. The pool grows from the cluster's min_replicas to its max_replicas. Raises UserError
     when an actor does, OSError(ENOSPC) when a disk is full.
@@ -71,10 +74,11 @@ def map_blocks(
     done = set(file_sizes(output))
     todo = [block for block in blocks if f"{block['name']}.json" not in done]
     with tqdm(
-        total=len(blocks),
-        initial=len(blocks) - len(todo),
+        total=sum(map(size, blocks)),
+        initial=sum(map(size, blocks)) - sum(map(size, todo)),
         desc=label,
-        unit="block",
+        unit=unit,
+        unit_scale=True,
         disable=not progress,
         leave=False,
     ) as bar:
@@ -82,7 +86,8 @@ def map_blocks(
             low = cluster.min_replicas
             require_room("min_replicas", max(low, 1), cluster.cpus_per_replica, cluster.gpus_per_replica)
             items = ray.data.from_items(
-                [{"block": json.dumps(block)} for block in todo], override_num_blocks=len(todo)
+                [{"block": json.dumps(block), "size": size(block)} for block in todo],
+                override_num_blocks=len(todo),
             )
             mapped = items.map_batches(
                 _Actor,
@@ -95,6 +100,6 @@ def map_blocks(
             for row in mapped.iter_rows():
                 if row["failure"]:
                     Failure(**json.loads(row["failure"])).raise_again()
-                bar.update(1)
+                bar.update(row["size"])
     for block in blocks:
         yield json.loads(read_bytes(join(output, f"{block['name']}.json")))

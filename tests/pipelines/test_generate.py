@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +17,11 @@ from torch._inductor import config as inductor
 import llada
 from llada.errors import UserError
 from llada.sampling.completions import complete_texts
-from pipelines.generate import GenerateConfig, _Writer, generate, parse_prompts
+from pipelines.generate import GenerateConfig, ShardWriter, generate
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -32,32 +37,40 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def answers(output: str) -> list[dict]:
-    return [json.loads(line) for line in Path(output, "generations.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in written(output).decode().splitlines()]
+
+
+def written(output: str) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(Path(output, "generations").iterdir()))
 
 
 def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, prompts):
     sampling = replace(stages.recipe.sampling, temperature=1.0)
     runs = []
-    for rows, actors in ((16, 1), (2, 2)):
+    for rows, shard_rows, actors in ((16, 512, 1), (2, 4, 2), (1, 1, 1)):
         output = str(tmp_path / f"rows-{rows}")
         manifest = generate(
-            GenerateConfig(sampling=sampling, seed=3, batch_rows=rows),
+            GenerateConfig(sampling=sampling, seed=3, batch_rows=rows, shard_rows=shard_rows),
             model=stages.model,
-            prompts=prompts,
+            prompts=[prompts],
             output=output,
             cluster=ClusterConfig(min_replicas=actors, max_replicas=actors, cpus_per_replica=0.5),
             progress=False,
         )
         assert manifest["counts"]["prompts"] == 6
         assert manifest["counts"]["refused"] == 1
-        runs.append([(a["id"], a.get("text"), a.get("tokens")) for a in answers(output)])
-    assert runs[0] == runs[1]
-    assert [a[0] for a in runs[0]] == [0, 1, 2, 3, 4, 5]
-    refused = answers(str(tmp_path / "rows-16"))[5]
+        assert manifest["counts"]["shards"] == -(-6 // shard_rows)
+        runs.append(written(output))
+    assert runs[0] == runs[1] == runs[2]
+    found = answers(str(tmp_path / "rows-16"))
+    assert [answer["id"] for answer in found] == [answer["index"] for answer in found] == [0, 1, 2, 3, 4, 5]
+    refused = found[5]
     assert "exceeds the context length of 96" in refused["error"]
     model, tokenizer = llada.load(stages.model)
     alone = complete_texts(model, tokenizer, ["A model restores"], sampling, seed=[3 + 1])[0]
-    assert runs[0][1][1] == alone["text"]
+    assert {name: found[1][name] for name in ("text", "finish_reason", "tokens", "nfe")} == {
+        name: value for name, value in alone.items() if name != "prompt"
+    }
 
 
 def test_without_a_compiler_nothing_is_answered_compiled(stages):
@@ -67,22 +80,62 @@ def test_without_a_compiler_nothing_is_answered_compiled(stages):
         inductor.patch("cpp.cxx", (None, "no-such-compiler")),
         pytest.raises(UserError, match=r"compiled: torch finds no C\+\+ compiler"),
     ):
-        _Writer(config, model=stages.model)
+        ShardWriter(config, model=stages.model, output="", nested=None)
 
 
-def test_finished_blocks_are_not_done_again(stages, tmp_path, prompts):
+def test_settings_that_the_model_cannot_follow_are_no_matter_of_a_line(stages):
+    config = GenerateConfig(sampling=replace(stages.recipe.sampling, gen_length=97))
+    with pytest.raises(UserError, match="exceeds the context length of 96"):
+        ShardWriter(config, model=stages.model, output="", nested=None)
+
+
+def test_finished_shards_are_not_done_again(stages, tmp_path, prompts):
     output = str(tmp_path / "generations")
-    options = {"model": stages.model, "prompts": prompts, "output": output, "cluster": stages.cluster}
-    config = GenerateConfig(sampling=stages.recipe.sampling, batch_rows=3)
+    options = {"model": stages.model, "prompts": [prompts], "output": output, "cluster": stages.cluster}
+    config = GenerateConfig(sampling=stages.recipe.sampling, shard_rows=3)
     generate(config, progress=False, **options)
-    first = Path(output, "generations.jsonl").read_bytes()
-    kept, lost = sorted(Path(output, "blocks").glob("*.json"))
+    first = written(output)
+    kept, lost = sorted(Path(output, "generations").iterdir())
     stamp = kept.stat().st_mtime_ns
-    for file in (lost, Path(output, "manifest.json"), Path(output, "generations.jsonl")):
+    # As after a kill: one shard is written and not told of.
+    for file in (Path(output, "shards", f"{lost.stem}.json"), Path(output, "manifest.json")):
         file.unlink()
+    lost.write_bytes(b"half of")
     generate(config, progress=False, **options)
-    assert Path(output, "generations.jsonl").read_bytes() == first
+    assert written(output) == first
     assert kept.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(stages, tmp_path):
+    """With the same command, from files of several folders."""
+    for number in range(3):
+        lines = [{"prompt": f"Number {number}{i}", "id": [number, i]} for i in range(20)]
+        file = tmp_path / "prompts" / f"{number % 2}" / f"{number}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--model", stages.model, "--prompts", str(tmp_path / "prompts"), "--shard-rows", "4"]
+    words += ["--sampling.gen-length", "16", "--sampling.block-length", "8"]
+
+    def command(output: Path) -> list[str]:
+        return [sys.executable, "-m", "pipelines.generate", *words, "--output", str(output)]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, cwd=REPOSITORY)
+    with subprocess.Popen(command(killed), cwd=REPOSITORY, start_new_session=True) as process:
+        deadline = time.monotonic() + 240
+        while len(list(killed.glob("shards/*.json"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    done = {file.name: file.stat().st_mtime_ns for file in killed.glob("shards/*.json")}
+    subprocess.run(command(killed), check=True, cwd=REPOSITORY)
+    assert len(answers(str(killed))) == 60
+    assert {file.name: file.read_bytes() for file in killed.glob("generations/*")} == {
+        file.name: file.read_bytes() for file in whole.glob("generations/*")
+    }
+    assert {name: (killed / "shards" / name).stat().st_mtime_ns for name in done} == done
 
 
 @pytest.mark.parametrize(
@@ -105,54 +158,10 @@ def test_bad_prompt_files(stages, tmp_path, name, content, message):
         generate(
             GenerateConfig(),
             model=stages.model,
-            prompts=str(tmp_path / name),
+            prompts=[str(tmp_path / name)],
             output=str(tmp_path / "o"),
             cluster=stages.cluster,
         )
-
-
-def test_a_line_separator_inside_a_prompt_is_text():
-    line = '{"prompt": "one\u2028two\u0085three"}'
-    assert records(f"{line}\n{line}\n".encode()) == [json.loads(line)] * 2
-
-
-def records(data: bytes, url: str = "a.jsonl", *, chat: bool = False) -> list[dict]:
-    lines = parse_prompts(data, url, chat=chat)
-    assert all(line.problem is None for line in lines)
-    return [line.record for line in lines]
-
-
-def test_files_of_other_systems():
-    assert records(b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n \n{"prompt": "b"}') == [
-        {"prompt": "a"},
-        {"prompt": "b"},
-    ]
-    assert records(b"\xef\xbb\xbfone\r\n\r\n two \r\n", "a.txt") == [{"prompt": "one"}, {"prompt": " two "}]
-
-
-def test_messages_are_read_as_in_training():
-    turns = [
-        {"role": "developer", "content": "s"},
-        {"role": "user", "content": [{"type": "text", "text": "q"}]},
-    ]
-    turns.append({"role": "assistant", "content": "a", "weight": 0})
-    line = json.dumps({"messages": turns, "prompt": None, "id": 3}).encode()
-    said = [("system", "s"), ("user", "q"), ("assistant", "a")]
-    assert records(line) == [{"id": 3, "prompt": [{"role": role, "content": text} for role, text in said]}]
-    asked = [{"role": "user", "content": "x"}]
-    assert records(b'{"prompt": "x", "text": "own"}', chat=True) == [{"prompt": asked, "text": "own"}]
-
-
-def test_what_stands_beside_a_conversation_is_part_of_it():
-    tools = [{"type": "function", "function": {"name": "look"}}]
-    beside = {"system": "s", "context": "c", "tools": tools}
-    told = [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\nc"}]
-    for asked, chat in (({"messages": [{"role": "user", "content": "q"}]}, False), ({"prompt": "q"}, True)):
-        (line,) = parse_prompts(json.dumps({**asked, **beside}).encode(), "a.jsonl", chat=chat)
-        assert (line.record, line.tools, line.problem) == ({**beside, "prompt": told}, tools, None)
-    text = {"prompt": "q", **beside}
-    (line,) = parse_prompts(json.dumps(text).encode(), "a.jsonl", chat=False)
-    assert (line.record, line.tools) == (text, ())
 
 
 def test_tools_are_written_by_the_template_or_the_line_is_refused(stages, tmp_path):
@@ -162,7 +171,7 @@ def test_tools_are_written_by_the_template_or_the_line_is_refused(stages, tmp_pa
     generate(
         GenerateConfig(sampling=stages.recipe.sampling),
         model=stages.model,
-        prompts=str(tmp_path / "prompts.jsonl"),
+        prompts=[str(tmp_path / "prompts.jsonl")],
         output=str(tmp_path / "o"),
         cluster=stages.cluster,
         progress=False,
@@ -170,37 +179,6 @@ def test_tools_are_written_by_the_template_or_the_line_is_refused(stages, tmp_pa
     refused, answered = answers(str(tmp_path / "o"))
     assert "does not write tools" in refused["error"]
     assert answered["text"]
-
-
-@pytest.mark.parametrize(
-    ("bad", "problem"),
-    [
-        (b"{", "a.jsonl:7: not JSON"),
-        (b"[" * 100_000, "a.jsonl:7: not JSON"),
-        (b'["x"]', "a.jsonl:7: a prompt line is"),
-        (b'{"prompt": "a\\ud800"}', "a.jsonl:7: the prompt holds half of a surrogate pair"),
-        (b'{"prompt": "a\xed\xa0\x80"}', "a.jsonl:7 is not UTF-8 text"),
-        (b'{"messages": [{"role": "user", "content": "a\\ud800"}]}', r"a.jsonl:7: .*\(not_utf8\)"),
-        (
-            b'{"messages": [{"role": "user", "content": "a"}], "tools": ["\\ud800"]}',
-            r"a.jsonl:7: .*\(not_utf8\)",
-        ),
-        (b'{"prompt": "x", "messages": []}', "a.jsonl:7: .* not both"),
-    ],
-)
-def test_one_bad_line_among_many_is_said_and_the_others_are_kept(caplog, bad, problem):
-    lines = [b'{"prompt": "x"}'] * 20
-    found = parse_prompts(b"\n".join([*lines[:6], bad, *lines[6:]]), "a.jsonl", chat=False)
-    assert [line.problem is None for line in found] == [True] * 6 + [False] + [True] * 14
-    assert re.match(problem, found[6].problem)
-    assert [re.match(problem, record.getMessage()) is not None for record in caplog.records] == [True]
-
-
-def test_a_file_of_something_else_is_refused():
-    with pytest.raises(
-        UserError, match=r"a.jsonl:1: a prompt line is .*; 1 more of 3 lines cannot be used either"
-    ):
-        parse_prompts(b'{"text": "a"}\n{"text": "b"}\n{"prompt": "c"}', "a.jsonl", chat=False)
 
 
 def test_no_field_of_a_line_is_lost(stages, tmp_path):
@@ -220,7 +198,7 @@ def test_no_field_of_a_line_is_lost(stages, tmp_path):
     manifest = generate(
         GenerateConfig(sampling=stages.recipe.sampling),
         model=stages.model,
-        prompts=str(file),
+        prompts=[str(file)],
         output=str(tmp_path / "o"),
         cluster=stages.cluster,
         progress=False,

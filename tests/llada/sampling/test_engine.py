@@ -18,7 +18,7 @@ from llada.sampling.batch import cache_bytes
 from llada.sampling.candidates import Candidates
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine, GenerateRequest
-from llada.sampling.events import Draft, Finished, Started, Text, Token
+from llada.sampling.events import Draft, Event, Finished, Started, Text, Token
 from llada.sampling.generate import generate
 from llada.sampling.rules import RULES, Rule
 from llada.tokenizer import END_OF_TURN, encode_texts, train_tokenizer
@@ -707,3 +707,19 @@ def test_batch_invariant_reaches_every_product(watch_products: Callable[[Transfo
     assert rows == {64}
     with pytest.raises(UserError, match="batch_invariant needs a network of ours"):
         DenoiseEngine(Script(1, []), TOKENIZER, batch_invariant=True)
+
+
+def test_a_paced_reply_is_the_same_in_few_messages() -> None:
+    reply = ids("One, two, three")
+    request = GenerateRequest(ids("Go"), SamplingConfig(gen_length=len(reply), steps=None, block_length=1))
+
+    async def collect() -> list[list[Event]]:
+        with scripted(reply) as engine:
+            return [events async for events in engine.batches(request, pace_s=3600.0)]
+
+    messages = asyncio.run(collect())
+    assert len(messages) <= 3  # the beginning, the first text, and all that follows with the end
+    assert messages[0][0] == Started(0)
+    assert isinstance(messages[-1][-1], Finished)
+    texts = [event.text for events in messages for event in events if isinstance(event, Text)]
+    assert "".join(texts) == "One, two, three"

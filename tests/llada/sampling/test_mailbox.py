@@ -121,3 +121,30 @@ def test_one_wake_up_serves_the_readers_of_several_loops() -> None:
     for thread in threads:
         thread.join(10)
     assert got == [[Started(0)]] * 4
+
+
+def test_nothing_but_more_text_waits_for_its_pace() -> None:
+    async def told() -> list[bool]:
+        box, found = Mailbox(pace_s=3600.0), []
+        for letter in (Started(0), Text(0, "a"), Text(0, "b"), Text(1, "c"), draft(0, 1), Text(0, "d")):
+            box.put(letter)
+            found.append(box.is_due())
+            if found[-1]:
+                Mailbox.wake([box])
+        assert not box.is_due()
+        box.put(Finished(0, "length", 1, 2, 3))
+        return [*found, box.is_due()]
+
+    assert asyncio.run(told()) == [True, True, False, False, True, False, True]
+
+
+def test_without_a_pace_all_is_told_at_once() -> None:
+    async def told() -> bool:
+        box = Mailbox()
+        for letter in (Text(0, "a"), Text(0, "b")):
+            box.put(letter)
+            Mailbox.wake([box])
+        box.put(Text(0, "c"))
+        return box.is_due()
+
+    assert asyncio.run(told())
