@@ -477,8 +477,10 @@ class DenoiseEngine:
         if reply.reason is not None:
             self._failures = 0
             run.stream.num_unfinished -= 1
-            end = Finished(run.index, reply.reason, run.num_given, reply.num_committed, forwards)
-            self._write(run.stream, end)
+            count = reply.num_committed
+            has_end = request.wants_trace and reply.has_end
+            end = self._tokens(run, count, count + 1)[0] if has_end else None
+            self._write(run.stream, Finished(run.index, reply.reason, run.num_given, count, forwards, end))
 
     def _tokens(self, run: _Run, begin: int, end: int) -> tuple[Token, ...]:
         """The tokens [begin, end) of a reply that is traced."""

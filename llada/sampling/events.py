@@ -89,6 +89,8 @@ class Finished:
     """Up to the end token (not counted) or the stop string (counted)."""
     nfe: int
     """Forwards of the network."""
+    end: Token | None = None
+    """Where tokens were asked for: the end token, if there is one, which is none of the reply's."""
 
 
 Event = Started | Text | Draft | Finished

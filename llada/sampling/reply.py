@@ -63,6 +63,12 @@ class Reply:
                 self.reason = "stop"
         return shown
 
+    @property
+    def has_end(self) -> bool:
+        """Whether an end token has ended it; it stands behind the tokens that were turned into text."""
+        place = self.num_committed
+        return self.reason == "stop" and not self._text.is_stopped and place < len(self.ids)
+
     def draw(self) -> list[int | None]:
         """The ids of the reply, as it was read last, up to its end token; None is a mask."""
         known = itertools.takewhile(lambda token: token not in self.end_ids, self.ids)

@@ -168,6 +168,8 @@ class CompletionBody(SamplingBody):
 class CompletionWriter(ReplyWriter):
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
+    # lm_eval asks for one token behind a prompt and takes the last entry for it, be it EOS.
+    tells_end = True
 
     def __init__(self, body: SamplingBody, model_id: str) -> None:
         super().__init__(body, model_id)

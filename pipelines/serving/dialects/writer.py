@@ -25,6 +25,8 @@ class ReplyWriter(ABC):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
     end_of_stream: ClassVar[str] = "data: [DONE]\n\n"
+    tells_end: ClassVar[bool] = False
+    """Whether the end token has a log-probability among the others."""
 
     def __init__(self, body: SamplingBody, model_id: str) -> None:
         self.body = body
@@ -77,7 +79,7 @@ class ReplyWriter(ABC):
         choices = []
         for index, end in sorted(self._ends.items()):
             message = self.message("".join(self._texts.get(index, [])))
-            logprobs = self._logprobs(index, self._tokens.get(index, []))
+            logprobs = self._logprobs(index, [*self._tokens.get(index, []), *self._end_of(end)])
             choices.append(
                 {
                     "index": index,
@@ -104,7 +106,9 @@ class ReplyWriter(ABC):
         elif isinstance(event, Draft):
             chunks.append(self._chunk(event.index, self.no_delta()) | {"draft": draft_object(event)})
         elif isinstance(event, Finished):
-            chunks.append(self._chunk(event.index, self.no_delta(), event.reason))
+            end = self._end_of(event)
+            logprobs = self._logprobs(event.index, end) if end else None
+            chunks.append(self._chunk(event.index, self.no_delta(), event.reason, logprobs))
         return chunks
 
     def closing_chunks(self) -> list[dict[str, Any]]:
@@ -130,6 +134,9 @@ class ReplyWriter(ABC):
         choice = {"index": index, **part, "logprobs": logprobs, "finish_reason": reason, **trace}
         usage = {"usage": None} if self.body.stream_options.include_usage else {}
         return {**self._head(self.chunk_object), "choices": [choice], **usage}
+
+    def _end_of(self, event: Finished) -> Sequence[Token]:
+        return [event.end] if self.tells_end and event.end is not None else []
 
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         return None if self.body.num_top is None else self.logprobs(index, tokens)

@@ -454,6 +454,11 @@ def test_the_trace_says_which_forward_each_token_came_from() -> None:
     assert b"".join(token.raw for token in traced.tokens).decode() == traced.text == untraced.text
     assert {token.block for token in traced.tokens} == {0}
     assert untraced.tokens == []
+    assert (traced.end.end, untraced.end.end) == (None, None)
+    with scripted(wanted) as engine:
+        ended = asyncio.run(read(engine, dataclasses.replace(request, sampling=SamplingConfig(20, None, 20))))
+    assert ended.end.end is not None
+    assert (ended.end.end.id, ended.end.end.is_special, len(ended.tokens)) == (EOS, True, len(wanted))
 
 
 @pytest.mark.parametrize("remasking", ["low_confidence", "random"])

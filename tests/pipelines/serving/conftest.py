@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,3 +107,19 @@ def call() -> Call:
 def post(call: Call, denoiser: Denoiser) -> Call:
     """post(path, body) to the application in front of `denoiser`."""
     return lambda path, body: call(denoiser, "POST", path, body)
+
+
+@pytest.fixture(scope="session")
+def url(denoiser: Denoiser) -> Iterator[str]:
+    """Of the application behind a real server."""
+    import uvicorn
+
+    api = build_api(Local(denoiser), "tiny", RequestLimits(choices=4))
+    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()

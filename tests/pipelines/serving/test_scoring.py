@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -160,3 +161,38 @@ def test_a_prompt_that_fills_the_context_can_be_scored_alone(post: Call, ids: li
     assert full.json()["choices"][0]["logprobs"]["top_logprobs"] is None
     over = post("/v1/completions", {**body, "prompt": (ids * 2048)[:2049]})
     assert over.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_lm_eval_scores_choices_and_texts(denoiser: Denoiser, small_model: Path, url: str) -> None:
+    """Its local-completions: log p of each continuation by the chain rule, whether it is the greedy one, and texts."""
+    pytest.importorskip("lm_eval", reason="needs the extra eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    model = LocalCompletionsAPI(
+        base_url=f"{url}/v1/completions",
+        model="tiny",
+        tokenizer=str(small_model),
+        tokenizer_backend="huggingface",
+        batch_size=2,
+        max_length=512,
+    )
+    question = "Question: Which of these do cats like best?\nAnswer:"
+    pairs = [(question, choice) for choice in (" fish", " two stones", " Grüße")]
+    rows = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    found = model.loglikelihood(rows, disable_tqdm=True)
+    engine = denoiser.engine
+    for (context, choice), (value, is_greedy) in zip(pairs, found, strict=True):
+        given, whole = (encode_texts(engine.tokenizer, [text])[0] for text in (context, context + choice))
+        score = Score(engine, whole, begin=len(given), num_top=1)
+        run(engine, score)
+        assert value == pytest.approx(sum(token.logprob or 0 for token in score.tokens), rel=1e-4)
+        assert is_greedy is all(token.top[0][1] == token.logprob for token in score.tokens if token.top)
+    (rolled,) = model.loglikelihood_rolling(
+        [Instance("loglikelihood_rolling", {}, ("One, two",), 0)], disable_tqdm=True
+    )
+    assert rolled < 0
+    asked = Instance("generate_until", {}, (question, {"until": ["\n"], "max_gen_toks": 6}), 0)
+    (text,) = model.generate_until([asked], disable_tqdm=True)
+    body = {"prompt": question, "max_tokens": 6, "stop": ["\n"], "temperature": 0}
+    assert text == httpx.post(f"{url}/v1/completions", json=body).json()["choices"][0]["text"]

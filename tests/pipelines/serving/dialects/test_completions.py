@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llada.sampling.events import Finished, Text
+from llada.sampling.events import Finished, Text, Token
 from llada.tokenizer import train_tokenizer
 from pipelines.serving.dialects.body import Prompt
 from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
@@ -52,3 +52,24 @@ def test_chunks_are_text_completions() -> None:
     assert text[0]["choices"] == [{"index": 0, "text": "Go", "logprobs": None, "finish_reason": None}]
     assert end[0]["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}]
     assert writer.whole()["choices"][0]["text"] == "Go"
+
+
+def test_the_end_token_has_its_log_probability_and_no_text() -> None:
+    token, end = Token(7, b"Go", 0, 0, -0.5), Token(0, b"<|endoftext|>", 0, 1, -0.25, is_special=True)
+    events = [Text(0, "Go", (token,)), Finished(0, "stop", 1, 1, 2, end)]
+    asked, streamed = (
+        CompletionWriter(body(prompt="x", logprobs=0, stream=s), "tiny") for s in (False, True)
+    )
+    for event in events:
+        asked.add(event)
+    (choice,) = asked.whole()["choices"]
+    assert choice["text"] == "Go"
+    assert choice["logprobs"] == {
+        "tokens": ["Go", "<|endoftext|>"],
+        "token_logprobs": [-0.5, -0.25],
+        "top_logprobs": None,
+        "text_offset": [0, 2],
+    }
+    parts = [chunk["choices"][0]["logprobs"] for event in events for chunk in streamed.chunks(event)]
+    assert [part["token_logprobs"] for part in parts] == [[-0.5], [-0.25]]
+    assert [part["text_offset"] for part in parts] == [[0], [2]]
