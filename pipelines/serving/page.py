@@ -21,8 +21,8 @@ _POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancest
 
 
 def add_page(api: FastAPI) -> None:
-    """Let `api` answer /, /docs (a page of /openapi.json) and /static/NAME, and /static/fields.json: the JSON schema of a chat request, whose descriptions are
-    the help of the page's settings."""
+    """Let `api` answer /, /docs (a page of /openapi.json) and /static/NAME, and /static/fields.json: the JSON schema of a chat
+    request, whose descriptions are the help of the page's settings."""
     schema = json.dumps(ChatBody.model_json_schema()).encode()
     api.api_route(f"{_STATIC}fields.json", methods=_READ, include_in_schema=False)(
         _File(schema, "application/json")
