@@ -15,7 +15,7 @@ PYTEST    := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -
 BENCHMARK  = $(BIN)/python tests/benchmarks/$(1).py --results $(RESULTS) $(if $(QUICK),--quick) \
              $(if $(DATATROVE_PYTHON),--datatrove-python $(DATATROVE_PYTHON))
 
-.PHONY: help quickstart test test-fast lint format audit bench bench-sampler bench-training clean
+.PHONY: help quickstart test test-fast lint format audit bench bench-sampler bench-training bench-serving clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-sampler: $(VENV)/.installed-dev  ## train a small model for half an hour, 
 bench-training: $(VENV)/.installed-dev  ## a training step beside transformers', in CPU time and memory, and beside one under Ray, about half an hour on a quiet machine (QUICK=1)
 	$(BIN)/python tests/benchmarks/training.py --results $(RESULTS) $(if $(QUICK),--quick)
 	$(BIN)/python tests/benchmarks/ray_overhead.py --results $(RESULTS) $(if $(QUICK),--quick)
+
+bench-serving: $(VENV)/.installed-dev  ## what the endpoint costs around the network, by process, in about ten minutes on a quiet machine (QUICK=1)
+	$(BIN)/python tests/benchmarks/serving.py --results $(RESULTS) $(if $(QUICK),--quick)
 
 $(VENV)/.installed: pyproject.toml infra/constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'

@@ -357,14 +357,14 @@ def write_random_model(folder: Path) -> int:
     return config.num_parameters
 
 
-def machine() -> dict[str, Any]:
-    """Where, with what and how busy: the head of a result."""
+def machine(repository: Path = HERE) -> dict[str, Any]:
+    """Where, with what, how busy, and the commit of what is measured: the head of a result."""
     models = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     ]
 
     def git(*command: str) -> str:
-        done = subprocess.run(["git", *command], cwd=HERE, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *command], cwd=repository, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     return {
