@@ -302,7 +302,7 @@ class TestServe:
         assert client.completions.create(model="tiny", prompt="Go", max_tokens=4).choices
         assert [model.id for model in client.models.list()] == ["tiny"]
         for error, fields in [
-            (openai.BadRequestError, {"logprobs": True}),
+            (openai.BadRequestError, {"presence_penalty": 0.5}),
             (openai.BadRequestError, {"stop": "text<|eot_id|>"}),
             (openai.NotFoundError, {"model": "gpt-4"}),
             (openai.APIStatusError, {"messages": [{"role": "user", "content": "x" * 5_000_000}]}),
