@@ -21,6 +21,5 @@ def model_facts(config: ModelConfig, sampling: SamplingConfig) -> dict[str, Any]
         "defaults": {
             "max_tokens": sampling.gen_length,
             **{knob.name: getattr(sampling, knob.name) for knob in request_knobs()},
-            "seed": None,
         },
     }

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
-
-from pipelines.serving.dialects.chat import ChatBody
 
 _STATIC = "/static/"  # open to strangers (keys.py)
 _READ = ["GET", "HEAD"]
@@ -21,26 +18,20 @@ _POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancest
 
 
 def add_page(api: FastAPI) -> None:
-    """Let `api` answer /, /docs (a page of /openapi.json) and /static/NAME, and /static/fields.json: the JSON schema of a chat
-    request, whose descriptions are the help of the page's settings."""
-    schema = json.dumps(ChatBody.model_json_schema()).encode()
-    api.api_route(f"{_STATIC}fields.json", methods=_READ, include_in_schema=False)(
-        _File(schema, "application/json")
-    )
+    """Let `api` answer /, /docs (a page of /openapi.json) and /static/NAME."""
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _TYPES:
             where = _PAGES.get(path.name, _STATIC + path.name)
-            file = _File(path.read_bytes(), f"{_TYPES[path.suffix]}; charset=utf-8")
-            api.api_route(where, methods=_READ, include_in_schema=False)(file)
+            api.api_route(where, methods=_READ, include_in_schema=False)(_File(path))
 
 
 class _File:
-    """Its content. Browsers ask each time whether theirs is the same (a page and its modules change together)."""
+    """A file, read once. Browsers ask each time whether theirs is the same (a page and its modules change together)."""
 
-    def __init__(self, content: bytes, kind: str) -> None:
-        self._content = content
+    def __init__(self, path: Path) -> None:
+        self._content = path.read_bytes()
         self._headers = {
-            "Content-Type": kind,
+            "Content-Type": f"{_TYPES[path.suffix]}; charset=utf-8",
             "Cache-Control": "no-cache",
             "ETag": f'"{hashlib.sha256(self._content).hexdigest()[:16]}"',
             "Content-Security-Policy": _POLICY,

@@ -31,7 +31,11 @@ const readJson = async path => (await ask(path)).json();
 export const loadModel = async () => (await readJson("v1/models")).data[0];
 
 /** {name: JSON schema} of the fields of a chat request. */
-export const loadFields = async () => (await readJson("static/fields.json")).properties;
+export async function loadFields() {
+  const { paths, components } = await readJson("openapi.json");
+  const { $ref } = paths["/v1/chat/completions"].post.requestBody.content["application/json"].schema;
+  return components.schemas[$ref.split("/").at(-1)].properties;
+}
 
 /** The chunks of a streamed reply. Throws EndpointError for a refusal, also one in the stream's middle. */
 export async function* stream(path, body, signal) {

@@ -6,12 +6,15 @@ export const GAP = "____";
 
 export const hasGap = text => text.includes("_");
 
+/** The text before the first gap, then the length of each gap and the text behind it. */
+const parts = text => text.split(/(_+)/).map((part, place) => (place % 2 ? part.length : part));
+
 /** The texts before the first gap and behind the last. */
-export const around = text => [text.slice(0, text.indexOf("_")), text.slice(text.lastIndexOf("_") + 1)];
+export const around = text => [parts(text)[0], parts(text).at(-1)];
 
 /** The chunks of what stands between them. */
 export async function* fill({ model, text, values, signal }) {
-  const [prompt, suffix] = around(text);
-  const length = text.length - prompt.length - suffix.length;
+  const [prompt, length, ...behind] = parts(text);
+  const suffix = behind.length === 1 ? behind[0] : behind.filter(part => part !== "");
   yield* stream("v1/completions", { model, prompt, suffix, ...values, max_tokens: length }, signal);
 }

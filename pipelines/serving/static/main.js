@@ -12,8 +12,9 @@ const talk = $("talk"), text = $("text");
 const conversation = new Conversation();
 const MODES = {
   chat: { label: "Message", how: "", keys: "Enter sends, Shift+Enter makes a new line, Esc stops.", rows: 1, send: "Send" },
-  infill: { label: "Text with gaps", how: "Each _ is a token to be written: ____ is a gap of four.", keys: "Ctrl+Enter fills.", rows: 4, send: "Fill" },
+  infill: { label: "Text with gaps", how: "Each _ is a token to be written: ____ is a gap of four.", keys: "Ctrl+Enter fills.", rows: 3, send: "Fill" },
 };
+const PATIENCE_MS = 2000;
 let model = null, settings = null;
 let mode = "chat", colour = "step";
 let running = null; // an AbortController
@@ -178,7 +179,13 @@ $("examples").append(...EXAMPLES.map(({ mode: of, text: example }) => {
   return button;
 }));
 async function begin() {
-  const [card, fields] = await Promise.all([loadModel(), loadFields()]);
+  const fields = await loadFields();
+  let card = await loadModel();
+  while (!card.defaults) { // they are known as soon as it has started
+    $("model").textContent = `${card.id} is starting`;
+    await new Promise(resolve => setTimeout(resolve, PATIENCE_MS));
+    card = await loadModel();
+  }
   model = card;
   $("model").textContent = document.title = card.id;
   $("facts").append(...facts(card).flatMap(([name, value]) => {
@@ -186,7 +193,8 @@ async function begin() {
     pair.append(element("dt", "", name), element("dd", "", value));
     return [pair];
   }));
-  const knobs = Object.fromEntries(Object.keys(card.defaults).filter(name => fields[name]).map(name => [name, fields[name]]));
+  const names = [...new Set([...Object.keys(card.defaults), "seed"])];
+  const knobs = Object.fromEntries(names.map(name => [name, fields[name]]));
   settings = new Settings($("settings"), { fields: knobs, defaults: card.defaults, onChange: () => {} });
   $("ask-key").hidden = true;
 }

@@ -134,7 +134,10 @@ export class Reply {
     if (!isHeld) {
       const behind = recording.numSteps - this.#step;
       if (behind > 0) this.#show(this.#step + (recording.isComplete ? 1 : Math.ceil(behind / 8)));
-      else if (recording.isComplete) return this.pause();
+      else if (recording.isComplete) {
+        this.#show(this.#step); // as text, if it was shown to its end before that was known
+        return this.pause();
+      }
     }
     const pace = recording.isComplete ? Math.min(LONGEST_MS, Math.max(SHORTEST_MS, REPLAY_MS / recording.numSteps)) : LIVE_MS;
     this.#timer = setTimeout(() => this.#tick(), pace);

@@ -27,8 +27,9 @@ export class TokenView {
     const parts = [];
     this.#places = this.#words.map((word, place) => {
       const around = this.#blocks.find(([[from, to]]) => from <= place && place < to)?.[1];
-      if (around && parts.at(-1) !== around) parts.push(around);
       const [span, ...nodes] = asCells ? this.#cell() : this.#place(place > 0 || before ? word : word?.trimStart() ?? null);
+      // The space before a block's first word is not a part of its frame.
+      if (around && parts.at(-1) !== around) parts.push(...(typeof nodes[0] === "string" ? [nodes.shift()] : []), around);
       if (around) around.append(...nodes);
       else parts.push(...nodes);
       return span;

@@ -10,18 +10,17 @@ import httpx
 import pytest
 from setuptools import find_packages
 
-from llada.sampling.config import SamplingConfig, request_knobs
-from llada.settings import field_docs
 from pipelines.serving import page
 from pipelines.serving.replica import Denoiser
 
 STATIC = Path(page.__file__).parent / "static"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+PAGES = {"index.html": "/", "docs.html": "/docs"}
 Call = Callable[..., httpx.Response]
 
 
 def _path(file: Path) -> str:
-    return {"index.html": "/", "docs.html": "/docs"}.get(file.name, f"/static/{file.name}")
+    return PAGES.get(file.name, f"/static/{file.name}")
 
 
 @pytest.mark.parametrize("file", sorted(STATIC.iterdir()), ids=lambda file: file.name)
@@ -52,14 +51,7 @@ def test_what_a_file_refers_to_is_there_and_nowhere_else() -> None:
         assert set(re.findall(r"https?://[^'\" ]*", text)) <= {"http://www.w3.org/2000/svg"}, file.name
         found |= {Path(name).name for name in re.findall(r"""(?:from|import) "(\./[^"]+)";""", text)}
         found |= {Path(name).name for name in re.findall(r"""(?:src|href)="(static/[^"]+)""", text)}
-    assert found == known - {"index.html", "docs.html"}
-
-
-def test_the_settings_are_the_fields_of_a_request(denoiser: Denoiser, call: Call) -> None:
-    fields = call(denoiser, "GET", "/static/fields.json").json()["properties"]
-    assert "block_length" in fields
-    for knob in request_knobs():
-        assert fields[knob.name]["description"] == field_docs(SamplingConfig)[knob.name]
+    assert found == known - PAGES.keys()
 
 
 def test_other_names_below_static_are_not_there(denoiser: Denoiser, call: Call) -> None:

@@ -339,6 +339,44 @@ def test_two_settings_side_by_side(visit: Any) -> None:
     assert [body.get("block_length") for body in visitor.posts[2:]] == [None, 4]
 
 
+def test_gaps_are_filled_and_what_stands_around_them_stays(visit: Any) -> None:
+    visitor = visit(**PHONE)
+    page = visitor.page
+    visitor.set(**DRAWN)
+    visitor.mode("Fill gaps")
+    box = page.get_by_role("textbox", name="Text with gaps")
+    box.fill("One, ")
+    page.get_by_role("button", name="Add gap").click()
+    assert box.input_value() == "One, ____"
+    page.keyboard.type(" three. Go on!")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".figures")).to_contain_text("4 tokens")
+    sent = {name: visitor.posts[0][name] for name in ("prompt", "suffix", "max_tokens", "seed")}
+    assert sent == {"prompt": "One, ", "suffix": " three. Go on!", "max_tokens": 4, "seed": 3}
+    whole = str(page.locator(".reply .text").text_content())
+    assert (whole[:5], whole[-14:]) == ("One, ", " three. Go on!")
+    expect(page.locator(".play")).to_have_text("Play")
+    shown = page.locator(".reply .tokens").inner_text()
+    assert (shown[:4], shown[-13:]) == ("One,", "three. Go on!")
+    assert page.locator(".reply .token:not(.end)").count() == 4
+    assert box.input_value() == "One, ____ three. Go on!"  # to go on with
+    box.fill("One, __ three. ___ Go on!")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".figures").last).to_contain_text("forwards")
+    assert visitor.posts[1]["suffix"] == [" three. ", 3, " Go on!"]
+    assert visitor.posts[1]["max_tokens"] == 2
+    whole = str(page.locator(".reply .text").last.text_content())
+    assert (whole[:5], whole[-7:], " three. " in whole) == ("One, ", " Go on!", True)
+    last = visitor.page.evaluate(REPLAY)
+    kept = "".join(token["text"] for token in last[0] if token["text"] is not None)
+    assert kept == "three."  # from the first step on
+    assert sum(token["text"] is None for token in last[0]) == 5
+    box.fill("no gap")
+    page.locator("#send").click()
+    expect(page.locator("#how")).to_contain_text("There is no gap yet")
+    assert len(visitor.posts) == 2
+
+
 def test_each_knob_is_in_the_drawer_with_its_default_and_its_help(visit: Any, address: str) -> None:
     visitor = visit(**PHONE)
     page = visitor.page
