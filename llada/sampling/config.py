@@ -119,7 +119,7 @@ class SamplingConfig:
     deeper; 0 is exact."""
     shared_prefix: int | None = knob(None, low=1)
     """Of shared_depth: how many tokens of the prompt are its beginning; None: all of it."""
-    schedule: str = knob("loglinear", per_request=False)
+    schedule: str = knob("loglinear")
     """Noise schedule of "ancestral" and "remdm": how many masks should be left at each step."""
     logits_eos_inf: bool = knob(False)
     """Never write the end of the text (LLaDA's setting for HumanEval)."""

@@ -40,9 +40,9 @@ def test_every_knob_is_documented_and_survives_json() -> None:
     assert from_json(SamplingConfig, to_json(config)) == config
 
 
-def test_a_client_may_set_all_but_the_canvas_and_the_schedule() -> None:
+def test_a_client_may_set_all_but_the_canvas() -> None:
     own = {field.name for field in fields(SamplingConfig)} - {field.name for field in request_knobs()}
-    assert own == {"gen_length", "schedule"}
+    assert own == {"gen_length"}
 
 
 def test_reading_the_knobs_needs_no_torch() -> None:

@@ -59,7 +59,7 @@ RANGES = {
     "shared_prefix": (1, None),
     "suffix_window": (0, None),
 }
-NAMES = {"remasking", "cache"}
+NAMES = {"remasking", "cache", "schedule"}
 SWITCHES = {"stratified", "logits_eos_inf", "confidence_eos_eot_inf"}
 POSITIONS = {"fixed", "allowed", "forbidden"}
 
@@ -71,7 +71,7 @@ def test_every_knob_that_a_request_may_set_is_a_field() -> None:
         assert SamplingBody.model_fields[name].description
         assert SamplingBody.model_fields[name].default is None
     assert "gen_length" not in SamplingBody.model_fields
-    assert "schedule" not in SamplingBody.model_fields
+    assert "schedule" in SamplingBody.model_fields
 
 
 @pytest.mark.parametrize("name", RANGES)
