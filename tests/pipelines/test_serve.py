@@ -134,7 +134,7 @@ def stream(server: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
         assert response.headers["content-type"].startswith("text/event-stream")
         events = response.read().decode().split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
-    return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    return [json.loads(event.removeprefix("event: draft\n").removeprefix("data: ")) for event in events[:-2]]
 
 
 def metric(server: httpx.Client, name: str, **labels: str) -> float:
