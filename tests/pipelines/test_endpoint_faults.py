@@ -60,11 +60,12 @@ def start(local_ray: Path, random_model: Path) -> Iterator[Callable[..., str]]:
 
 def replicas() -> list[psutil.Process]:
     """The processes of this machine's Ray that run the model, and are done with their start."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.name().startswith("ray::ServeRepl") and "Denoiser" in " ".join(process.cmdline())
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile, or is a zombie
+            if process.name().startswith("ray::ServeRepl") and "Denoiser" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def num_running() -> int:
@@ -216,7 +217,7 @@ def test_a_long_time_leaves_nothing_behind(start: Callable[..., str]) -> None:
 
     def state() -> dict[str, tuple[float, int, int]]:
         """{process: (MiB, threads, open files)} of the gateway and the model."""
-        found = {}
+        found: dict[str, tuple[float, int, int]] = {}
         for process in psutil.Process().children(recursive=True):
             line = " ".join(process.cmdline())
             if "ServeReplica" in line or "ProxyActor" in line:
