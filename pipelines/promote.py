@@ -141,7 +141,7 @@ def bounds(client: Any, version: Any) -> dict[tuple[str, ...], float]:
         if (nats := one.data.metrics.get("nats_per_token")) is not None:
             settings = tuple(one.data.params.get(name, "") for name in _SETTINGS)
             found.setdefault(("evaluated", one.data.tags.get("input.data", ""), *settings), nats)
-    if (loss := run.data.metrics.get("validation_loss")) is not None:
+    if (loss := run.data.metrics.get("final.validation_loss")) is not None:
         found[("validation", run.data.tags.get("input.data", ""))] = loss
     return found
 

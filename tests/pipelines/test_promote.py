@@ -9,8 +9,8 @@ import pytest
 
 from llada.errors import UserError
 from pipelines.promote import bounds, compare
-from pipelines.stage.artifact import to_json
-from pipelines.stage.delivery import Delivery, model_folder
+from pipelines.stage.artifact import read_manifest, to_json
+from pipelines.stage.delivery import Delivery, model_folder, open_client
 
 Command = Callable[..., tuple[int, str, str]]
 DATA = "s3://bucket/data/snapshots/0000"
@@ -27,7 +27,7 @@ def train(uri: str, name: str, folder: Path, validation: float, *, data: str = D
     run = Delivery(uri, str(folder))
     run.open("a training", {"stage": "sft", "output": str(folder)})
     run(("input", {"url": data, "context": "data", "digest": "d", "producer": ""}))
-    run(("metrics", {"values": {"validation_loss": validation}, "step": 0, "timestamp": 1}))
+    run(("metrics", {"values": {"final.validation_loss": validation}, "step": 0, "timestamp": 1}))
     run(("model", {"name": name, "url": str(folder), "step": 3}))
     run(("end", {"status": "FINISHED"}))
     return run
@@ -130,3 +130,15 @@ def test_without_a_database_there_is_nothing(tmp_path, llada: Command):
     assert code == 1
     assert "there is no MLflow database" in err
     assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.integration
+def test_a_training_has_the_bound_that_is_compared(stages):
+    """Under the name that it is looked for."""
+    client = open_client(f"sqlite:///{stages.root / 'mlflow.db'}")
+    (version,) = client.search_model_versions("name = 'llada-sft'")
+    assert bounds(client, version) == {
+        ("validation", f"{stages.sft_data}/snapshots/0000"): read_manifest(stages.model)["counts"][
+            "validation_loss"
+        ]
+    }
