@@ -54,8 +54,9 @@ class SamplingConfig:
     """Strength of the classifier-free guidance, which doubles a forward; 0 is off."""
     remasking: str = knob("low_confidence")
     """What to commit at a step: the most certain ("low_confidence") or any ("random", both LLaDA's), the first from the left
-    ("leftmost"), the clearest by its "margin" over the next best, or by coin with the model's own distribution ("ancestral", MDLM's; "first_hitting", the same
-    with a step for each token); or a rule with a knob of its own, below; see llada/sampling/rules.py."""
+    ("leftmost"), the clearest by its "margin" over the next best, or by coin with the model's own distribution ("ancestral",
+    MDLM's; "first_hitting", the same with a step for each token); or a rule with a knob of its own, below; see
+    llada/sampling/rules.py."""
     threshold: float | None = knob(None, low=0, high=1)
     """Commit every confidence of at least this, and the highest in any case (Fast-dLLM)."""
     factor: float | None = knob(None, low=0)

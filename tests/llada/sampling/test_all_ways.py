@@ -30,6 +30,7 @@ RULE_SETTINGS: list[dict[str, Any]] = [
     {"remasking": "low_confidence", **CONFIDENT},
     {"remasking": "margin"},
     {"remasking": "random"},
+    {"remasking": "leftmost"},
     {"remasking": "first_hitting"},
     {"remasking": "ancestral"},
     {"remasking": "ancestral", "schedule": "cosine", "stratified": True},

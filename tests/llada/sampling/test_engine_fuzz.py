@@ -347,7 +347,7 @@ def test_closing_in_the_middle_ends_all(seed: int) -> None:
     assert engine._batch.runs == []
     for reader in readers:
         for number, end in reader.ends.items():
-            check_end(reader.requests[number], reader.texts[number], end)
+            check_end(reader.requests[number], reader.texts[number], reader.steps[number], end)
         if reader.way in ("all", "slow") and len(reader.ends) < len(reader.requests):
             assert reader.error is not None
             assert "closed" in str(reader.error) or isinstance(reader.error, FloatingPointError)
