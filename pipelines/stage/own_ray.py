@@ -38,7 +38,9 @@ _SELDOM = {
     "RAY_io_context_monitor_probe_interval_ms": "60000",
     "RAY_io_context_event_loop_lag_collection_interval_ms": "60000",
     "RAY_DASHBOARD_AGGREGATOR_AGENT_CHECK_MAIN_THREAD_LIVENESS_INTERVAL_SECONDS": "10",
-    # Whether the store of objects is so full that Python's garbage should be collected, and who is idle.
+    # Whether memory runs out (four times a second), the store of objects is so full that Python's garbage should be collected, and
+    # who is idle.
+    "RAY_memory_monitor_refresh_ms": "1000",
     "RAY_raylet_check_gc_period_milliseconds": "1000",
     "RAY_kill_idle_workers_interval_ms": "1000",
 }
