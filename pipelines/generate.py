@@ -35,8 +35,9 @@ from llada.data.read.prompts import ENDINGS, PromptLine, PromptShard, Record, re
 from llada.errors import UserError
 from llada.files import absolute, join, storage_errors, write_bytes
 from llada.sampling.config import SamplingConfig
-from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Finished, Text
+from llada.sampling.request import GenerateRequest
 from llada.sampling.text import prompt_ids
 from llada.settings import check_limits, limited
 from llada.training.parallel import resolve_precision, training_device

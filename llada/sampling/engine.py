@@ -13,28 +13,25 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
-from llada.model.predict import Model, check_tokens, check_weights, network_block, resolve_mask_id
+from llada.model.predict import Model, check_weights, network_block, resolve_mask_id
 from llada.sampling.batch import Batch, Group, Progress, Run, cache_bytes
-from llada.sampling.blocks import check_network_block, check_steps, count_blocks
 from llada.sampling.cache import find_cache
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.compiled import compile_network
-from llada.sampling.config import SamplingConfig, check_room, check_window
-from llada.sampling.constraints import named_ids
 from llada.sampling.events import Draft, Event, Finished, Started, Text, Token
-from llada.sampling.forward import check_cache, check_invariance
+from llada.sampling.forward import check_invariance
 from llada.sampling.generate import held_back
 from llada.sampling.mailbox import Letter, Mailbox
 from llada.sampling.prefixes import PrefixStore
 from llada.sampling.reply import Reply
+from llada.sampling.request import GenerateRequest, check_request
 from llada.sampling.sampler import advance
-from llada.sampling.slots import Slots
 from llada.sampling.stats import EngineStats, Forecast
 from llada.sampling.text import spell_fixed, text_ends, turn_end
 from llada.sampling.text_stream import pieces
@@ -43,32 +40,6 @@ from llada.sampling.trace import log_prob_of
 
 _log = logging.getLogger(__name__)
 _FAILURES_IN_A_ROW = 3  # a broken accelerator fails every request; one bad request must not restart a server
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerateRequest:
-    """A reply of `sampling.gen_length` masks at the most, between a prompt and (for infilling) a suffix."""
-
-    prompt: Sequence[int]
-    sampling: SamplingConfig
-    suffix: Sequence[int] = ()
-    seed: int | None = None
-    stop: Sequence[str] = ()
-    end_ids: frozenset[int] | None = None
-    """What ends the text; None: the model's and tokenizer's EOS, and <|eot_id|>."""
-    wants_drafts: bool = False
-    """After every forward, also the whole reply with its masks (`Draft`)."""
-    wants_trace: bool = False
-    """With every text, also its tokens: which forward each came from, and how sure the model was of it then (`Token`)."""
-    num_top: int = 0
-    """Of `wants_trace`: and so many of the likeliest tokens in its place."""
-    forced: Sequence[int] = ()
-    """What is written at the first positions of the reply, an id each, whatever the network would: the trace says how likely it
-    was. Not where masks may be put in."""
-    slots: Slots | None = None
-    """Stretches of the reply that hold one of several patterns, where the reply does not grow."""
-    priority: int = 0
-    """The higher go first, into the engine and into a forward that does not hold all rows; equals take turns."""
 
 
 class _Run(Run):
@@ -128,11 +99,9 @@ class DenoiseEngine:
         check_invariance(model, batch_invariant)
         if compiled:
             compile_network(model)
-        config = getattr(model, "config", None)
         self.model, self.tokenizer, self.max_concurrent = model, tokenizer, max_concurrent
         self.batch_invariant = batch_invariant
         self.max_cache_bytes = max_cache_bytes
-        self.max_length: int | None = getattr(config, "max_length", None)
         self.mask_id = resolve_mask_id(model, None)
         ends = text_ends(model, tokenizer)
         self.eos_id: int | None = ends[0] if ends else None
@@ -247,30 +216,7 @@ class DenoiseEngine:
 
     def check_request(self, request: GenerateRequest) -> None:
         """Raises UserError for a request that cannot be run."""
-        num_given = len(request.prompt) + len(request.suffix)
-        check_room(request.sampling, num_given, self.max_length)
-        check_window(request.sampling, is_given_behind=bool(request.suffix))
-        if self.mask_id in request.prompt or self.mask_id in request.suffix:
-            raise UserError(f"prompt and suffix must not hold the mask token (id {self.mask_id})")
-        check_cache(self.model, request.sampling)
-        check_network_block(request.sampling, network_block(self.model))
-        spelled = spell_fixed(self.tokenizer, request.sampling)
-        blocks = count_blocks(spelled, len(request.prompt), network_block(self.model))
-        check_steps(request.sampling.steps, blocks)
-        named = named_ids(spelled)
-        if self.mask_id in named["fixed"].tolist():
-            raise UserError(f"sampling: fixed must not hold the mask token (id {self.mask_id})")
-        if self.mask_id in request.forced:
-            raise UserError(f"the mask token (id {self.mask_id}) cannot be written")
-        if len(request.forced) > request.sampling.gen_length or (
-            request.forced and request.sampling.initial_length is not None
-        ):
-            raise UserError("forced tokens need a canvas that has a place for each and does not grow")
-        given_ids = {"prompt": request.prompt, "suffix": request.suffix, "forced": request.forced}
-        for name, given in given_ids.items():
-            check_tokens(name, self.model, torch.tensor([*given], dtype=torch.int64))
-        for name, ids in named.items():
-            check_tokens(f"sampling: {name}", self.model, ids)
+        check_request(request, self.model, self.tokenizer, self.mask_id)
 
     def close(self) -> None:
         """Stop after the current forward; unfinished requests get a RuntimeError. May be called twice."""

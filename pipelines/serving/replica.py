@@ -22,9 +22,10 @@ from llada.errors import UserError
 from llada.model.predict import network_block
 from llada.sampling.blocks import count_blocks
 from llada.sampling.config import SamplingConfig
-from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.length import OF_GROWING
+from llada.sampling.request import GenerateRequest
 from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint

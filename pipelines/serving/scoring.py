@@ -19,8 +19,9 @@ from llada.diffusion.likelihood import mask_exactly, stratified_counts
 from llada.model.predict import network_block
 from llada.sampling.blocks import count_blocks
 from llada.sampling.config import SamplingConfig
-from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Finished, Started, Text, Token
+from llada.sampling.request import GenerateRequest
 from pipelines.serving.errors import RequestError
 
 _WAVE = 32  # requests that are laid out at a time

@@ -110,8 +110,9 @@ async def serve_ours(network: Network, rule: str, cache: str | None) -> Any:
     from sampling import CACHES
 
     from llada.sampling.config import SamplingConfig
-    from llada.sampling.engine import DenoiseEngine, GenerateRequest
+    from llada.sampling.engine import DenoiseEngine
     from llada.sampling.events import Finished, Text
+    from llada.sampling.request import GenerateRequest
     from llada.tokenizer import encode_texts
 
     more: dict[str, Any] = {"threshold": THRESHOLD} if rule == "parallel" else {}

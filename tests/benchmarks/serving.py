@@ -234,7 +234,8 @@ def measure_costs(endpoint: Endpoint, setting: Setting) -> dict[str, Any]:
 ALONE = """
 import asyncio, json, sys, time
 from llada.sampling.config import SamplingConfig
-from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.engine import DenoiseEngine
+from llada.sampling.request import GenerateRequest
 import llada
 
 folder, prompt, requests, tokens, replies = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])

@@ -25,9 +25,9 @@ from llada.diffusion.objective import ObjectiveConfig
 from llada.diffusion.time import TimeConfig
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig
+from llada.presets import tiny
 from llada.tokenizer import encode_texts, render_chat, save_tokenizer, train_tokenizer
 from llada.training.events import Event, StepDone
-from llada.training.optim import OptimConfig
 from llada.training.run import RunConfig, TrainConfig
 from llada.training.trainer import train
 
@@ -158,15 +158,7 @@ def main() -> None:
     network = ModelConfig(len(tokenizer), 128, 4, 4, 384, max_length=256, rope_theta=100.0, **roles)
     config = RunConfig(
         objective=ObjectiveConfig(time=TimeConfig(density="importance", t_min=0.1, t_max=1.0)),
-        optim=OptimConfig(
-            optimizer="muon",
-            lr=3e-3,
-            muon_lr=1e-2,
-            weight_decay=0.0,
-            warmup_steps=30,
-            decay_fraction=0.4,
-            final_lr_ratio=0.01,
-        ),
+        optim=tiny().pretrain.optim,
         train=TrainConfig(
             num_steps=arguments.steps,
             global_batch_tokens=BATCH_ROWS * ROW_LENGTH,

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from fastapi import FastAPI
 from filelock import FileLock
 
 from llada.config import Recipe
@@ -315,3 +317,25 @@ def _status(url: str) -> int | None:
         return error.code
     except OSError:
         return None
+
+
+@pytest.fixture(scope="session")
+def served() -> Callable[[FastAPI], contextlib.AbstractContextManager[str]]:
+    """served(application) gives a `with` block its address, at a real server in a thread."""
+    import uvicorn
+
+    @contextlib.contextmanager
+    def serve(application: FastAPI) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.02)
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+    return serve

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from llada.sampling.config import SamplingConfig
 from pipelines.lineage import trace
@@ -35,19 +31,11 @@ class Backend:
 
 
 @pytest.fixture(scope="module")
-def endpoint(stages) -> Iterator[str]:
+def endpoint(stages, served) -> Iterator[str]:
     """The URL of an endpoint of stages.model."""
     backend = Backend(stages.model)
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(build_api(backend, "tiny"), log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with served(build_api(backend, "tiny")) as address:
+        yield address
     backend.denoiser.close()
 
 

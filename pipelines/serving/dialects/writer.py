@@ -57,8 +57,8 @@ class ReplyWriter(ABC):
         """In a chunk without text: a draft, or why a choice ended."""
 
     def logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
-        """What a choice says of its tokens, or of further ones; asked only where the body's `num_top` is a number."""
-        raise NotImplementedError
+        """What a choice says of its tokens, or of further ones, where the body's `num_top` is a number; {}: the dialect has none."""
+        return {}
 
     def add(self, event: Written) -> None:
         """Collect an event for `whole`."""

@@ -14,9 +14,10 @@ from llada.sampling.cache import CACHES
 from llada.sampling.canvas import prompt_canvas
 from llada.sampling.completions import complete_texts
 from llada.sampling.config import SamplingConfig
-from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Finished, Text
 from llada.sampling.generate import generate, held_back
+from llada.sampling.request import GenerateRequest
 from llada.sampling.rules import RULE_OF_KNOB, RULES
 from llada.sampling.sampler import denoise
 from llada.sampling.text import text_ends, turn_end

@@ -21,10 +21,11 @@ from llada.model.transformer import Block, Transformer
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.compiled import CompiledBlock, CompiledTransformer, compile_network
 from llada.sampling.config import SamplingConfig
-from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Finished, Text
 from llada.sampling.forward import forward
 from llada.sampling.generate import generate, infill
+from llada.sampling.request import GenerateRequest
 from llada.sampling.sampler import plan
 from llada.tokenizer import train_tokenizer
 

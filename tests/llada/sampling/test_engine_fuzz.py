@@ -24,10 +24,11 @@ from llada.sampling import coins
 from llada.sampling.batch import Run
 from llada.sampling.canvas import Canvas, prompt_canvas
 from llada.sampling.config import SamplingConfig
-from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Draft, Finished, Started, Text
 from llada.sampling.mailbox import Mailbox
 from llada.sampling.reply import Reply
+from llada.sampling.request import GenerateRequest
 from llada.sampling.sampler import denoise
 from llada.sampling.text import text_ends
 from llada.sampling.text_stream import TextStream

@@ -11,8 +11,9 @@ import pytest
 
 from llada.model.transformer import Transformer
 from llada.sampling.config import SamplingConfig
-from llada.sampling.engine import DenoiseEngine, GenerateRequest
+from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Text
+from llada.sampling.request import GenerateRequest
 from llada.sampling.stats import BLOCK_SECONDS, EngineStats, Forecast, most_token_forwards
 from llada.tokenizer import train_tokenizer
 

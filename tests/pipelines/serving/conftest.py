@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +109,7 @@ def post(call: Call, denoiser: Denoiser) -> Call:
 
 
 @pytest.fixture(scope="session")
-def url(denoiser: Denoiser) -> Iterator[str]:
+def url(denoiser: Denoiser, served: Callable[[FastAPI], AbstractContextManager[str]]) -> Iterator[str]:
     """Of the application behind a real server."""
-    import uvicorn
-
-    api = build_api(Local(denoiser), "tiny", RequestLimits(choices=4))
-    server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(build_api(Local(denoiser), "tiny", RequestLimits(choices=4))) as address:
+        yield address

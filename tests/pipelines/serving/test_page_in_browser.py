@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
@@ -27,6 +25,7 @@ from pipelines.serving.replica import Denoiser
 pytestmark = pytest.mark.integration
 PATIENCE_MS = 60_000  # on a machine that has other things to do
 expect.set_options(PATIENCE_MS)
+Served = Callable[[FastAPI], contextlib.AbstractContextManager[str]]
 DESK = {"viewport": {"width": 1280, "height": 800}, "color_scheme": "light"}
 PHONE = {
     "viewport": {"width": 360, "height": 740},
@@ -144,24 +143,9 @@ def network(denoiser: Denoiser) -> Iterator[Slow]:
 
 
 @pytest.fixture(scope="module")
-def address(denoiser: Denoiser, application: Callable[..., FastAPI]) -> Iterator[str]:
-    with serving(application(denoiser)) as address:
+def address(denoiser: Denoiser, application: Callable[..., FastAPI], served: Served) -> Iterator[str]:
+    with served(application(denoiser)) as address:
         yield address
-
-
-@contextlib.contextmanager
-def serving(application: FastAPI) -> Iterator[str]:
-    """The address of an application that is served in a thread."""
-    server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        threading.Event().wait(0.05)
-    (socket,) = server.servers[0].sockets
-    yield f"http://127.0.0.1:{socket.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
 
 
 class Visitor:
@@ -422,9 +406,9 @@ def test_a_system_prompt_a_second_turn_and_what_no_longer_fits(visit: Any) -> No
 
 
 def test_a_locked_endpoint_asks_for_its_key(
-    browser: Browser, denoiser: Denoiser, application: Callable[..., FastAPI]
+    browser: Browser, denoiser: Denoiser, application: Callable[..., FastAPI], served: Served
 ) -> None:
-    with serving(application(denoiser, keys=["correct horse"])) as address:
+    with served(application(denoiser, keys=["correct horse"])) as address:
         page = browser.new_page()
         page.goto(address)
         page.get_by_label("This endpoint wants an API key.").fill("another one")

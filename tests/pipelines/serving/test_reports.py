@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import fields
 
 import pytest
@@ -61,4 +62,6 @@ def test_everything_that_an_engine_says_is_shown() -> None:
 
 
 def test_without_serve_nobody_is_told(denoiser: Denoiser) -> None:
+    before = threading.active_count()
     report_to_gateway(denoiser)
+    assert threading.active_count() == before
