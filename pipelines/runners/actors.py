@@ -78,7 +78,6 @@ def map_blocks(
         initial=sum(map(size, blocks)) - sum(map(size, todo)),
         desc=label,
         unit=unit,
-        unit_scale=True,
         disable=not progress,
         leave=False,
     ) as bar:
