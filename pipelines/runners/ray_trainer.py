@@ -18,6 +18,8 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipelines.runners.failure_budget import FailureBudget
@@ -25,6 +27,14 @@ from pipelines.runners.preemption import LeaveBeforeResize, LeaveOnSigterm
 from pipelines.stage.own_ray import is_own_ray
 
 log = logging.getLogger(__name__)
+
+
+class NoProcessGroup(TorchConfig):
+    """Of a worker that stays alone: gloo would keep a thread that looks for messages, a third of a percent of a core."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return Backend
 
 
 class UnscaledGroup(FixedScalingPolicy):

@@ -74,11 +74,10 @@ def run_workers(
     """
     log_folder = _log_folder(output)
     with storage_errors(output), connect(cluster, log_folder):
-        from ray.train.torch import TorchConfig
         from ray.train.v2.api.config import RunConfig, ScalingConfig
 
         from pipelines.runners.failure_budget import FailureBudget
-        from pipelines.runners.ray_trainer import Trainer
+        from pipelines.runners.ray_trainer import NoProcessGroup, TorchConfig, Trainer
 
         require_room("num_workers", cluster.min_workers, cluster.cpus_per_worker, cluster.gpus_per_worker)
         is_elastic = cluster.min_workers < cluster.max_workers
@@ -93,7 +92,9 @@ def run_workers(
                 cluster.max_preemptions,
                 cluster.store_patience_s,
             ),
-            torch_config=TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
+            torch_config=NoProcessGroup()
+            if cluster.max_workers == 1
+            else TorchConfig(backend="nccl" if cluster.gpus_per_worker else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=cluster.num_workers,
                 elastic_resize_monitor_interval_s=cluster.resize_every_s,

@@ -7,10 +7,15 @@ plain   `llada.training.trainer.train` in a process
 ray     what the command `pretrain` does with the same run: the worker's function on one worker of a Ray started for it, which
         keeps the record of the run (metrics) and tells the driver of it
 
-A step: both train at once, in turns of some steps; who has no turn waits, so what else the machine does meets both alike. The
-process that trains is compared with the plain one; what all other processes of the run take meanwhile (the driver and Ray's) goes
-on with the time, not with the steps, and is also given as a part of one core, process by process. A step here is one of one thread: to
-one that keeps more cores busy, the same is a smaller part.
+A step, in two ways. Both train at once, in turns of some steps; who has no turn waits, so what else the machine does meets both
+alike.
+
+counted    what all processes of the Ray run, that of the worker too, take while they wait for the other's turn: nothing of it is
+           the step's, and it goes on with the time, not with the steps. As a part of one core, and of a step.
+compared   the process that trains with the plain one, turn by turn, and to it what all others take in the turn. This has in it
+           what the worker does for Ray in a step, and also the noise of the steps, which is several times what is looked for.
+
+A step here is one of one thread: to one that keeps more cores busy, the same is a smaller part.
 
 The start: CPU time of all processes of a run from their beginning until its first step, and the wall time, over several starts.
 
@@ -142,22 +147,24 @@ class Job:
 
 
 class Gate:
-    """Hears the events of a run: behind the start and behind each turn, it says what was used and waits to be told to go on."""
+    """Hears the events of a run: behind the start and behind each turn, it says what was used there, and in the wait before, and
+    waits to be told to go on."""
 
     def __init__(self, port: int, root: psutil.Process) -> None:
         self.root = root
         self.lines = socket.create_connection(("127.0.0.1", port)).makefile("rw")
-        self.before = Used(0.0, 0.0, {})
+        self.before = self.waited = Used(0.0, 0.0, {})
 
     def __call__(self, event: Any) -> None:
         if event.name not in ("start", "step"):
             return
-        # What it takes to look at the other processes is in no turn.
-        worker = time.process_time()
-        used = used_by_others(self.root, worker).since(self.before)
-        self.lines.write(json.dumps(asdict(used)) + "\n")
+        # What it takes to look at the other processes is in no turn, and in no wait.
+        used = used_by_others(self.root, time.process_time()).since(self.before)
+        self.lines.write(json.dumps({"turn": asdict(used), "wait": asdict(self.waited)}) + "\n")
         self.lines.flush()
+        rests = replace(used_by_others(self.root, 0.0), worker=time.process_time())
         self.lines.readline()
+        self.waited = used_by_others(self.root, time.process_time()).since(rests)
         self.before = replace(used_by_others(self.root, 0.0), worker=time.process_time())
 
 
@@ -260,11 +267,16 @@ def _go_on(lines: Any) -> None:
 
 
 Found = dict[str, list[dict[str, Used]]]
-"""{"start" and "turn": [{contestant: what it used}]}, of each start and each turn."""
+"""{"start", "turn" and "wait": [{contestant: what it used}]}, of each start, of each turn and of the wait before it."""
+
+
+def _heard(lines: Any) -> dict[str, Used]:
+    """What a contestant says of its turn and its wait."""
+    return {kind: Used(**used) for kind, used in json.loads(lines.readline()).items()}
 
 
 def measure(setting: Setting, turns: int, starts: int) -> Found:
-    found: Found = {"start": [], "turn": []}
+    found: Found = {"start": [], "turn": [], "wait": []}
     with tempfile.TemporaryDirectory() as temporary, socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(PATIENCE_S)
         folder = Path(temporary, "data")
@@ -279,7 +291,7 @@ def measure(setting: Setting, turns: int, starts: int) -> Found:
             found["start"].append({})
             for name in CONTESTANTS[:: 1 if number % 2 == 0 else -1]:
                 with running(server, job(name, number, 0)) as lines:
-                    found["start"][-1][name] = Used(**json.loads(lines.readline()))
+                    found["start"][-1][name] = _heard(lines)["turn"]
                     _go_on(lines)
                     lines.readline()
         with (
@@ -293,18 +305,33 @@ def measure(setting: Setting, turns: int, starts: int) -> Found:
                 lines.readline()
             for turn in range(turns):
                 found["turn"].append({})
+                found["wait"].append({})
                 for name in CONTESTANTS[:: 1 if turn % 2 == 0 else -1]:
                     _go_on(both[name])
-                    found["turn"][-1][name] = Used(**json.loads(both[name].readline()))
+                    for kind, used in _heard(both[name]).items():
+                        found[kind][-1][name] = used
     return found
 
 
 def summary(found: Found, steps: int) -> dict[str, Any]:
-    """Medians and ranges; of ratios, those of the turns."""
+    """Medians and ranges; of ratios, those of the turns. What is counted is that of all waits together: a process takes of one no
+    more than some of the hundredths of a second that the kernel tells."""
     plain, ray = ([turn[name] for turn in found["turn"]] for name in CONTESTANTS)
+    rests = [wait["ray"] for wait in found["wait"]]
+    waited_s = sum(each.seconds for each in rests)
+    counted = {"worker": sum(each.worker for each in rests) / waited_s}
+    for name in sorted({name for each in rests for name in each.others}):
+        counted[name] = sum(each.others.get(name, 0.0) for each in rests) / waited_s
+    busy_cores = sum(each.worker for each in plain) / sum(each.seconds for each in plain)
     pairs = list(zip(plain, ray, strict=True))
     starts = {name: [start[name] for start in found["start"]] for name in CONTESTANTS}
     return {
+        "counted": {
+            "waited_s": waited_s,
+            "cores_by_process": dict(sorted(counted.items(), key=lambda item: -item[1])),
+            "cores": sum(counted.values()),
+            "of_a_step": sum(counted.values()) / busy_cores,
+        },
         "step": {
             "plain_cpu_s": _spread([each.worker / steps for each in plain]),
             "ray_worker_cpu_s": _spread([each.worker / steps for each in ray]),
@@ -381,14 +408,15 @@ def main() -> None:
         for kind, rows in found.items()
     }
     report["machine"]["load_after"] = os.getloadavg()[0]
-    step, start = report["step"], report["start"]
+    step, start, counted = report["step"], report["start"], report["counted"]
     print(f"a step, plain   {_told(step['plain_cpu_s'], 1e3)} ms of CPU")
     print(f"  under Ray     {_told(step['ray_worker_cpu_s'], 1e3)} ms in the worker")
-    print(f"  added         {_told(step['added_in_worker'], 100)} % in the worker")
-    print(f"                {_told(step['added_in_all'], 100)} % with all other processes, which take")
-    print(f"                {_told(step['ray_others_cores'], 100)} % of a core:")
-    for name, used in step["ray_cores_by_process"].items():
-        print(f"  {name:19} {_told(used, 100)} %")
+    print(f"  compared      {_told(step['added_in_worker'], 100)} % more in the worker")
+    print(f"                {_told(step['added_in_all'], 100)} % more with all other processes, which take")
+    print(f"                {_told(step['ray_others_cores'], 100)} % of a core")
+    print(f"  counted       {100 * counted['of_a_step']:8.2f} % of a step, {100 * counted['cores']:.2f} % of a core:")
+    for name, cores in counted["cores_by_process"].items():
+        print(f"  {name:19} {100 * cores:8.2f} %")
     for name, used in start.items():
         print(f"the start, {name:5} {_told(used['cpu_s'], 1)} s of CPU in {_told(used['seconds'], 1)} s")
     print(f"  {'worker':19} {_told(start['ray']['worker_cpu_s'], 1)} s")

@@ -8,6 +8,7 @@ import math
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,18 @@ def test_a_run_says_what_its_start_and_its_turns_have_used(tmp_path: Path) -> No
         port = server.getsockname()[1]
         job = overhead.Job("plain", setting(), 1, str(tmp_path / "data"), str(tmp_path / "out"), port)
         with overhead.running(server, job) as lines:
-            start = overhead.Used(**json.loads(lines.readline()))
+            start = overhead._heard(lines)["turn"]
             overhead._go_on(lines)
-            lines.readline()
+            overhead._heard(lines)
+            time.sleep(0.5)
             overhead._go_on(lines)
-            turn = overhead.Used(**json.loads(lines.readline()))
+            heard = overhead._heard(lines)
+            turn, wait = heard["turn"], heard["wait"]
     assert start.worker > turn.worker > 0
     assert 0 < turn.seconds < start.seconds
-    assert start.others == turn.others == {}
+    assert 0.5 <= wait.seconds < 2
+    assert wait.worker < 0.05  # who has no turn does nothing
+    assert start.others == turn.others == wait.others == {}
 
 
 def test_what_ray_adds_is_a_part_of_what_the_plain_run_takes() -> None:
@@ -72,7 +77,12 @@ def test_what_ray_adds_is_a_part_of_what_the_plain_run_takes() -> None:
         {"plain": used(2.0), "ray": used(2.0 + extra, driver=0.1, raylet=0.1)} for extra in (0, 0.02, 0.5)
     ]
     turns[2]["ray"] = used(2.5, driver=0.06, raylet=0.1, gcs_server=0.04)
-    found = overhead.summary({"turn": turns, "start": turns}, steps=2)
+    waits = [{"ray": used(0.04, raylet=0.02)}, {"ray": used(0.02, raylet=0.02, driver=0.06)}]
+    found = overhead.summary({"turn": turns, "wait": waits, "start": turns}, steps=2)
+    counted = found["counted"]
+    assert counted["cores_by_process"] == pytest.approx({"worker": 0.0075, "driver": 0.0075, "raylet": 0.005})
+    assert counted["cores"] == pytest.approx(0.02)
+    assert counted["of_a_step"] == pytest.approx(0.04)  # the plain run keeps half a core busy
     assert found["step"]["plain_cpu_s"] == {"median": 1.0, "least": 1.0, "most": 1.0}
     assert found["step"]["added_in_worker"]["median"] == pytest.approx(0.01)
     assert found["step"]["added_in_all"]["median"] == pytest.approx(0.11)

@@ -237,6 +237,7 @@ def attempts(file: Path) -> int:
 def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(local_ray, tmp_path):
     def function(hooks: WorkerHooks) -> TrainResult:
         rank = int(os.environ["RANK"])
+        assert torch.distributed.get_rank() == rank
         (tmp_path / f"rank{rank}").write_text(os.environ["WORLD_SIZE"])
         if rank == 0:
             there = (process.info for process in psutil.process_iter(["ppid", "cmdline"]))
@@ -263,6 +264,16 @@ def test_a_function_of_ours_runs_on_every_worker_and_its_events_become_metrics(l
     )
     assert [name for name in others if f"ray::{name}" in titles] == []
     assert [event.loss for event in read_metrics(str(tmp_path / "out"))] == [2.0]
+
+
+def test_a_worker_that_stays_alone_is_in_no_process_group(local_ray, tmp_path):
+    """Whose thread would look for messages all the time."""
+
+    def function(hooks: WorkerHooks) -> TrainResult:
+        assert not torch.distributed.is_initialized()
+        return RESULT
+
+    assert run(function, tmp_path / "out", num_workers=1) == RESULT
 
 
 def test_what_the_user_can_mend_is_not_tried_again(local_ray, tmp_path):
