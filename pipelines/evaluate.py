@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from transformers import PreTrainedTokenizerFast
 
@@ -103,8 +103,16 @@ def evaluate(
         return folder.manifest
 
     def on_ray(build: Callable[[], Callable[[B], R]], blocks: Sequence[B], *, folder: str) -> Iterator[R]:
+        has_requests = any("num_requests" in block for block in blocks)
         return map_blocks(
-            build, blocks, output=join(output, folder), cluster=cluster, label="evaluate", progress=progress
+            build,
+            blocks,
+            output=join(output, folder),
+            cluster=cluster,
+            label=folder if has_requests else "evaluate",
+            progress=progress,
+            size=lambda block: int(cast(Any, block).get("num_requests", 1)),
+            unit="request" if has_requests else "block",
         )
 
     evaluation = Evaluation(

@@ -15,21 +15,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
-from typing import Any, TypedDict
-
-import torch
-from transformers import PreTrainedTokenizerFast
+from typing import Any, NotRequired
 
 from llada.errors import UserError
-from llada.evals.evaluation import B, Block, MapBlocks, OpenModel, R
-from llada.evals.scoring import Pair, Score, ScoreConfig, score_pairs
+from llada.evals.evaluation import B, MapBlocks, R
+from llada.evals.scoring import ScoreConfig
+from llada.evals.worker import Cost, ScoreBlock, Setup, Worker, WriteBlock, open_folder
+from llada.files import join
 from llada.model.hf import read_config
-from llada.model.transformer import Transformer
-from llada.sampling.completions import complete_texts
 from llada.sampling.config import SamplingConfig
-from llada.sampling.text import checkpoint_tokenizer, load
+from llada.sampling.text import checkpoint_tokenizer
 from llada.settings import from_dict, hint
 from llada.tokenizer import encode_texts
 
@@ -47,85 +44,13 @@ _REQUESTS_PER_BLOCK = 64
 _GEN_LENGTH = 256
 
 
-class ScoreBlock(Block):
-    """Pairs of token ids to score."""
+class Record(Cost):
+    """What is known of a request beside its answer."""
 
-    pairs: list[tuple[list[int], list[int]]]
-
-
-class WriteBlock(Block):
-    """Prompts to complete, by the same settings."""
-
-    prompts: list[list[int]]
-    seed: int
-    """Of the first prompt."""
-    sampling: dict[str, Any]
-    stop: list[str]
-
-
-class Written(TypedDict):
-    """A text, and the forwards that it took."""
-
-    text: str
-    nfe: int
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a process needs to work on blocks."""
-
-    open_model: OpenModel
-    score: ScoreConfig
-    max_rows: int | None
-    """Of a forward at the most; None: as many as `score.max_tokens` allows."""
-
-    def build_scorer(self) -> Callable[[ScoreBlock], list[Score]]:
-        """Open the checkpoint; what scores blocks."""
-        return Worker(self).score
-
-    def build_writer(self) -> Callable[[WriteBlock], list[Written]]:
-        """Open the checkpoint; what completes blocks."""
-        return Worker(self).write
-
-
-class Worker:
-    """A process' checkpoint."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._model, self._tokenizer = setup.open_model(fast=True)
-
-    def score(self, block: ScoreBlock) -> list[Score]:
-        """A score for each pair."""
-        return score_pairs(self._model, [Pair(*pair) for pair in block["pairs"]], self._setup.score)
-
-    def write(self, block: WriteBlock) -> list[Written]:
-        """A text for each prompt."""
-        assert self._tokenizer is not None  # HarnessModel has seen it
-        max_tokens = self._setup.score.max_tokens
-        written = complete_texts(
-            self._model,
-            self._tokenizer,
-            block["prompts"],
-            from_dict(SamplingConfig, block["sampling"]),
-            stop=block["stop"],
-            seed=block["seed"],
-            max_rows=self._setup.max_rows or max_tokens,
-            max_tokens=max_tokens,
-        )
-        return [{"text": line["text"], "nfe": line["nfe"]} for line in written]
-
-
-def open_folder(
-    folder: str, device: str | None, dtype: str | None, *, fast: bool
-) -> tuple[Transformer, PreTrainedTokenizerFast | None]:
-    """An `OpenModel` for a local folder, in the precision that is asked for or in the file's."""
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        _log.warning(
-            "there is no device %s on this machine: working on the CPU", device
-        )  # lm_eval names it unasked
-        device = "cpu"
-    return load(folder, device=device, dtype=dtype)
+    is_cut: bool
+    """Whether it did not fit the context."""
+    reveal_step: NotRequired[list[int]]
+    """Of a text: see `Written`."""
 
 
 @register_model("llada")
@@ -140,6 +65,7 @@ class HarnessModel(TemplateLM):
         sampling: Mapping[str, Any],
         gen_length: int | None = None,
         map_blocks: MapBlocks | None = None,
+        name: str = "",
     ) -> None:
         """
         Args:
@@ -148,6 +74,7 @@ class HarnessModel(TemplateLM):
             sampling: settings of SamplingConfig; those that a task asks for go before them.
             gen_length: goes before what a task asks for.
             map_blocks: how blocks of requests are run; None: in this process.
+            name: of the folder of its blocks, below "requests".
 
         Raises UserError: no checkpoint, one without a tokenizer, a setting that is unknown or out of its limits.
         """
@@ -167,9 +94,12 @@ class HarnessModel(TemplateLM):
             raise UserError(f"{folder} has no tokenizer, which lm_eval needs")
         self.tokenizer, self.max_length = tokenizer, config.max_length
         self._worker: Worker | None = None
-        self._folder, self._reads_specials, self._calls = folder, False, 0
+        self._folder, self._name, self._reads_specials, self._calls = folder, name, False, 0
         self.num_cut = 0
         """Requests that did not fit the context."""
+        self.records: dict[tuple[str | None, int | None], list[Record]] = {}
+        """{(task, number of a document): a record for each of its requests, in their order}."""
+        self._scored: list[Record] = []
 
     @classmethod
     def create_from_arg_string(
@@ -238,7 +168,12 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as the tokenizer's template renders it; its special tokens count from now on."""
+        """The conversation as the tokenizer's template renders it; its special tokens count from now on.
+
+        Raises UserError: a tokenizer without a template.
+        """
+        if not self.tokenizer.chat_template:
+            raise UserError(f"{self._folder}: its tokenizer has no chat template: prompts must be plain text")
         self._reads_specials = True
         text = self.tokenizer.apply_chat_template(
             chat_history,
@@ -253,6 +188,12 @@ class HarnessModel(TemplateLM):
         if self._reads_specials:
             return list(self.tokenizer.encode(string, add_special_tokens=False))
         return list(encode_texts(self.tokenizer, [string])[0])
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log p of the continuation behind the context in nats, whether the network would write it itself) of each."""
+        answers = super().loglikelihood(requests, disable_tqdm=True)
+        self._keep_records(requests, self._scored)
+        return list(answers)
 
     def _loglikelihood_tokens(
         self,
@@ -269,72 +210,81 @@ class HarnessModel(TemplateLM):
         """log p of whole texts behind an end of text, in nats: with "monte_carlo" the bound."""
         texts = [request.args[0] for request in requests]
         scores = self._score_all([([self.prefix_token_id], self.tok_encode(text)) for text in texts])
+        self._keep_records(requests, self._scored)
         for text, (log_p, _) in zip(texts, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), log_p)
         return [log_p for log_p, _ in scores]
 
     def _score_all(self, asked: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        """(log p, whether it is greedy) of each continuation behind its context; what they took is in `_scored`."""
         pieces: list[tuple[list[int], list[int]]] = []
         owners: list[int] = []
         for number, (context, continuation) in enumerate(asked):
             windows = list(_windows(context, continuation, self.max_length))
-            self._count_cut(len(context) + len(continuation) > self.max_length)
             pieces += windows
             owners += [number] * len(windows)
-        blocks: list[ScoreBlock] = [
-            {"name": f"{start:010d}", "pairs": pieces[start : start + _REQUESTS_PER_BLOCK]}
-            for start in range(0, len(pieces), _REQUESTS_PER_BLOCK)
-        ]
+        # By their lengths, so that a forward holds little padding.
+        order = sorted(range(len(pieces)), key=lambda n: (len(pieces[n][0]) + len(pieces[n][1]), n))
+        blocks: list[ScoreBlock] = []
+        for start in range(0, len(order), _REQUESTS_PER_BLOCK):
+            pairs = [pieces[n] for n in order[start : start + _REQUESTS_PER_BLOCK]]
+            blocks.append({"name": f"{start:010d}", "num_requests": len(pairs), "pairs": pairs})
         found = [(0.0, True)] * len(asked)
+        self._scored = [
+            {"nfe": 0, "seconds": 0.0, "is_cut": self._count_cut(len(c) + len(t) > self.max_length)}
+            for c, t in asked
+        ]
         scores = (
             score
             for result in self._run(self._setup.build_scorer, lambda worker: worker.score, blocks)
             for score in result
         )
-        for owner, (log_p, is_greedy) in zip(owners, scores, strict=True):
-            found[owner] = (found[owner][0] + log_p, found[owner][1] and is_greedy)
+        for place, score in zip(order, scores, strict=True):
+            owner = owners[place]
+            found[owner] = (found[owner][0] + score["log_p"], found[owner][1] and score["is_greedy"])
+            self._scored[owner]["nfe"] += score["nfe"]
+            self._scored[owner]["seconds"] += score["seconds"]
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The texts, each up to its first stop string."""
-        blocks: list[WriteBlock] = []
-        for number, request in enumerate(requests):
-            prompt, wishes = request.args
-            sampling, stop = self._wishes(wishes)
+        prompts, is_cut, wishes = [], [], []
+        for request in requests:
+            prompt, wish = request.args
+            sampling, stop = self._wishes(wish)
             room = self.max_length - sampling["gen_length"]
             if room < 1:
                 raise UserError(
                     f"lm_eval: {sampling['gen_length']} tokens of an answer leave no room for a prompt in the context of "
-                    f"{self.max_length}; give a smaller gen_length in --model_args"
+                    f"{self.max_length}; give a smaller gen_length"
                 )
             ids = self.tok_encode(prompt) or [self.prefix_token_id]
-            self._count_cut(len(ids) > room)
-            last = blocks[-1] if blocks else None
-            if (
-                last
-                and len(last["prompts"]) < _REQUESTS_PER_BLOCK
-                and (last["sampling"], last["stop"]) == (sampling, stop)
-            ):
-                last["prompts"].append(ids[-room:])
-                continue
-            seed = self._setup.score.seed + number
-            blocks.append(
-                {
-                    "name": f"{number:010d}",
-                    "prompts": [ids[-room:]],
-                    "seed": seed,
-                    "sampling": sampling,
-                    "stop": stop,
-                }
-            )
-        texts = [
-            written["text"]
+            prompts.append(ids[-room:])
+            is_cut.append(self._count_cut(len(ids) > room))
+            wishes.append((sampling, stop))
+        order, blocks = _write_blocks(prompts, wishes, self._setup.score.seed)
+        texts, records = [""] * len(requests), list[Record | None]([None] * len(requests))
+        written = (
+            line
             for result in self._run(self._setup.build_writer, lambda worker: worker.write, blocks)
-            for written in result
-        ]
+            for line in result
+        )
+        for number, line in zip(order, written, strict=True):
+            texts[number] = line["text"]
+            records[number] = {
+                "nfe": line["nfe"],
+                "seconds": line["seconds"],
+                "is_cut": is_cut[number],
+                "reveal_step": line["reveal_step"],
+            }
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
+        self._keep_records(requests, [record for record in records if record])
         return texts
+
+    def _keep_records(self, requests: Sequence[Instance], records: Sequence[Record]) -> None:
+        for request, record in zip(requests, records, strict=True):
+            self.records.setdefault((request.task_name, request.doc_id), []).append(record)
 
     def _wishes(self, wishes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The sampling settings and stop strings of a request.
@@ -375,15 +325,16 @@ class HarnessModel(TemplateLM):
         if self._map_blocks is None:
             self._worker = self._worker or Worker(self._setup)
             return map(here(self._worker), blocks)
-        return self._map_blocks(build, blocks, folder=f"requests/{self._calls:04d}")
+        return self._map_blocks(build, blocks, folder=join("requests", self._name, f"{self._calls:04d}"))
 
-    def _count_cut(self, is_cut: bool) -> None:
+    def _count_cut(self, is_cut: bool) -> bool:
         self.num_cut += is_cut
         if is_cut and self.num_cut == 1:
             _log.warning(
                 "a request does not fit the model's context of %d tokens; its beginning is left out, or it is scored in pieces",
                 self.max_length,
             )
+        return is_cut
 
 
 def _rows(batch_size: int | str) -> int | None:
@@ -393,6 +344,36 @@ def _rows(batch_size: int | str) -> int | None:
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
         raise UserError(f"lm_eval: --batch_size must be a number of rows or auto, not {batch_size!r}")
     return int(batch_size)
+
+
+def _write_blocks(
+    prompts: Sequence[list[int]], wishes: Sequence[tuple[dict[str, Any], list[str]]], seed: int
+) -> tuple[list[int], list[WriteBlock]]:
+    """The prompts in the order in which they stand in blocks, and the blocks: those of one wish together, by their lengths, so
+    that what a block takes is about the same for each of its prompts. A prompt's seed follows from its number."""
+    order = sorted(range(len(prompts)), key=lambda n: (wishes.index(wishes[n]), len(prompts[n]), n))
+    blocks: list[WriteBlock] = []
+    for place, number in enumerate(order):
+        sampling, stop = wishes[number]
+        if (
+            not blocks
+            or blocks[-1]["num_requests"] == _REQUESTS_PER_BLOCK
+            or (blocks[-1]["sampling"], blocks[-1]["stop"]) != (sampling, stop)
+        ):
+            blocks.append(
+                {
+                    "name": f"{place:010d}",
+                    "num_requests": 0,
+                    "prompts": [],
+                    "seeds": [],
+                    "sampling": sampling,
+                    "stop": stop,
+                }
+            )
+        blocks[-1]["prompts"].append(prompts[number])
+        blocks[-1]["seeds"].append(seed + number)
+        blocks[-1]["num_requests"] += 1
+    return order, blocks
 
 
 def _windows(

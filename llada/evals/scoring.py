@@ -61,6 +61,12 @@ class Pair(NamedTuple):
     continuation: Sequence[int]
 
 
+def num_forwards(pair: Pair, config: ScoreConfig) -> int:
+    """Noised rows that the estimate of a pair takes; what `is_greedy` takes besides is not counted."""
+    T = len(pair.continuation)
+    return T if config.rule != "monte_carlo" or T <= 1 else config.num_samples
+
+
 class Score(NamedTuple):
     """What is known of a pair."""
 

@@ -34,6 +34,8 @@ class TextCompletion(TypedDict):
     finish_reason: FinishReason
     tokens: int
     nfe: int
+    reveal_step: list[int]
+    """The forward, from 0, at which each of its tokens was committed; -1: it was given."""
 
 
 class _Line(Run):
@@ -120,14 +122,18 @@ def complete_texts(
             brought_on = advance(model, batch.canvas, step, prefixes, batch_invariant=batch_invariant)
         for line, tokens, final_until, forwards, *_ in batch.progress(brought_on):
             assert isinstance(line, _Line)
+            assert batch.canvas is not None
             line.text += line.reply.read(tokens, final_until)
             if line.reply.reason is not None:
+                start = len(ids[line.number])
+                steps = batch.canvas.reveal_step[batch.runs.index(line), start:]
                 results[line.number] = {
                     "prompt": prompts[line.number],
                     "text": line.text,
                     "finish_reason": line.reply.reason,
                     "tokens": line.reply.num_committed,
                     "nfe": forwards,
+                    "reveal_step": steps[: line.reply.num_committed].tolist(),
                 }
         batch.keep(lambda run: run.reply.reason is None)
     return [results[number] for number in range(len(ids))]

@@ -43,7 +43,8 @@ def test_each_is_completed_as_alone(room: dict[str, int]) -> None:
     for prompt, seed, completion in zip(PROMPTS, range(4, 9), together, strict=True):
         (alone,) = complete_texts(model, TOKENIZER, [prompt], SAMPLING, seed=[seed])
         assert alone == completion
-        assert list(completion) == ["prompt", "text", "finish_reason", "tokens", "nfe"]
+        assert list(completion) == ["prompt", "text", "finish_reason", "tokens", "nfe", "reveal_step"]
+        assert len(completion["reveal_step"]) == completion["tokens"]
         assert completion["prompt"] == prompt
         assert (completion["finish_reason"] == "length") == (completion["tokens"] == 10)
 
@@ -57,6 +58,7 @@ def test_is_what_generate_gives() -> None:
         tokens = out.sequences[0, len(prompt[0]) :].tolist()
         length = next((i for i, token in enumerate(tokens) if token in ends), 10)
         assert completion["tokens"] == length
+        assert completion["reveal_step"] == out.reveal_step[0, :length].tolist()
         assert completion["text"] == TOKENIZER.decode(tokens[:length], skip_special_tokens=True)
 
 
@@ -67,7 +69,7 @@ def test_no_prompts_are_no_completions() -> None:
 def test_a_reply_that_is_given_whole_needs_no_forward() -> None:
     config = SamplingConfig(gen_length=2, fixed={0: 40, 1: 41})
     both = complete_texts(build_model(), TOKENIZER, ["The", "The cat"], config)
-    assert [(c["nfe"], c["tokens"]) for c in both] == [(0, 2), (0, 2)]
+    assert [(c["nfe"], c["tokens"], c["reveal_step"]) for c in both] == [(0, 2, [-1, -1])] * 2
 
 
 def test_what_cannot_be_completed_is_refused() -> None:
