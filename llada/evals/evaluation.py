@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypedDict, TypeVar
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
+from llada.evals.corpora import TextsConfig
+from llada.evals.poems import PoemsConfig
 from llada.evals.scoring import ScoreConfig
 from llada.model.transformer import Transformer
 from llada.sampling.config import SamplingConfig
@@ -83,6 +85,8 @@ class EvaluateConfig:
     """Completed by the task "samples"."""
     sampling: SamplingConfig = SamplingConfig()
     benchmarks: BenchmarkConfig = BenchmarkConfig()
+    texts: TextsConfig = TextsConfig()
+    poems: PoemsConfig = PoemsConfig()
 
     def __post_init__(self) -> None:
         check_limits(self, "evaluate")

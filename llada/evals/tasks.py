@@ -5,7 +5,9 @@ from __future__ import annotations
 from llada.evals.benchmarks import run_benchmarks
 from llada.evals.evaluation import Task
 from llada.evals.perplexity import measure_perplexity
+from llada.evals.reversal import measure_reversal
 from llada.evals.samples import write_samples
+from llada.evals.text_perplexity import measure_text_perplexity
 from llada.registry import Registry
 
 TASKS: Registry[Task] = Registry(
@@ -16,7 +18,13 @@ TASKS: Registry[Task] = Registry(
             needs_data=True,
             heeds=("split", "max_rows", "num_samples", "rows_per_block", "document_mask", "seed"),
         ),
+        "text_perplexity": Task(
+            measure_text_perplexity,
+            needs_data=False,
+            heeds=("texts", "num_samples", "rows_per_block", "seed"),
+        ),
         "benchmarks": Task(run_benchmarks, needs_data=False, heeds=("benchmarks", "sampling")),
+        "reversal": Task(measure_reversal, needs_data=False, heeds=("poems",)),
         "samples": Task(write_samples, needs_data=False, heeds=("prompts", "sampling", "seed")),
     },
 )

@@ -414,7 +414,9 @@ def main() -> None:
     print(f"  compared      {_told(step['added_in_worker'], 100)} % more in the worker")
     print(f"                {_told(step['added_in_all'], 100)} % more with all other processes, which take")
     print(f"                {_told(step['ray_others_cores'], 100)} % of a core")
-    print(f"  counted       {100 * counted['of_a_step']:8.2f} % of a step, {100 * counted['cores']:.2f} % of a core:")
+    print(
+        f"  counted       {100 * counted['of_a_step']:8.2f} % of a step, {100 * counted['cores']:.2f} % of a core:"
+    )
     for name, cores in counted["cores_by_process"].items():
         print(f"  {name:19} {100 * cores:8.2f} %")
     for name, used in start.items():

@@ -1,0 +1,142 @@
+"""The data sets of the published zero-shot perplexities, and any other text: what a document of theirs is, read from local files.
+
+    wikitext2 wikitext103   a line each, its line end included      lm1b ptb   a sentence a line
+    lambada                 a passage                               ag_news    a news item
+    scientific_papers_arxiv scientific_papers_pubmed                an article
+    plain                   whatever else: a .txt file is one document, a row of JSON lines another
+
+A file is JSON lines with the field that the data set's own rows have, or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from llada.errors import UserError
+from llada.evals import detokenizers
+from llada.evals.detokenizers import Detokenizer
+from llada.evals.local_rows import JSON_LINES, TEXT, field_of, is_readable, read_rows, read_text, stem_of
+from llada.files import exists, file_sizes, join
+from llada.registry import Registry
+from llada.settings import check_limits, limited
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How its files are read, and how its tokens are wrapped into blocks where nothing else is asked for."""
+
+    detokenize: Detokenizer = detokenizers.as_it_is
+    field: str = "text"
+    """Of JSON lines."""
+    lines: Literal["kept", "stripped"] | None = "stripped"
+    """In a .txt file each line is a document, with its line end or without white space around it; None: the file is one."""
+    eos_between: bool = False
+    """An EOS stands behind each document. MDLM trains so, but its table of zero-shot perplexities is without."""
+    block_ends: bool = True
+    """Each block is [BOS] … [EOS]."""
+    keeps_rest: bool = False
+    """What does not fill the last block is scored as a shorter one."""
+
+
+DATA_SETS: Registry[DataSet] = Registry(
+    "data set",
+    {
+        "wikitext2": DataSet(detokenizers.wikitext, lines="kept"),
+        "wikitext103": DataSet(detokenizers.wikitext, lines="kept"),
+        "ptb": DataSet(detokenizers.ptb, field="sentence"),
+        "lm1b": DataSet(detokenizers.lm1b),
+        "lambada": DataSet(detokenizers.lambada),
+        "ag_news": DataSet(),
+        "scientific_papers_arxiv": DataSet(detokenizers.scientific_papers, field="article"),
+        "scientific_papers_pubmed": DataSet(detokenizers.scientific_papers, field="article"),
+        "plain": DataSet(lines=None, eos_between=True, block_ends=False, keeps_rest=True),
+    },
+)
+
+
+@dataclass(frozen=True)
+class TextsConfig:
+    """Texts on which the task "text_perplexity" measures the checkpoint."""
+
+    paths: tuple[str, ...] = ()
+    """Files (.txt or JSON lines, compressed or not), folders of them, or NAME=FILE with a data set of llada/evals/corpora.py. A file
+    that bears a data set's name, ptb.txt, is read, detokenised and wrapped as its published perplexities are."""
+    block_length: int | None = limited(None, low=1)
+    """Tokens of a block, its ends included; None: the checkpoint's context (MDLM: 1,024)."""
+    eos_between: bool | None = None
+    """Whether an EOS stands behind each document; None, here and below: as the data set has it."""
+    block_ends: bool | None = None
+    """Whether each block is [BOS] … [EOS]."""
+    keeps_rest: bool | None = None
+    """Whether what does not fill the last block is scored as a shorter one, or left out."""
+    max_blocks: int | None = limited(None, low=1)
+    """Of each text, from its start; None: all."""
+
+    def __post_init__(self) -> None:
+        check_limits(self, "texts")
+
+
+class Corpus(NamedTuple):
+    """A file, and what it holds."""
+
+    name: str
+    """In the figures."""
+    url: str
+    data_set: DataSet
+
+
+def find_corpora(paths: Sequence[str]) -> list[Corpus]:
+    """The files behind "FILE", "FOLDER" or "NAME=FILE", where NAME is a data set; a file that bears a data set's name is one,
+    any other is "plain" and goes by its own name.
+
+    Raises UserError: nothing there, no data set of that name (naming the nearest), two files of one name.
+    """
+    found: list[Corpus] = []
+    for path in paths:
+        name, is_named, url = path.partition("=")
+        if is_named and "/" not in name:
+            data_set = DATA_SETS.find(name)
+            _require_file(url)
+            found.append(Corpus(name, url, data_set))
+            continue
+        urls = [
+            join(path, file) for file in sorted(file_sizes(path)) if "/" not in file and is_readable(file)
+        ]
+        if not urls:
+            _require_file(path)
+        for file in urls or [path]:
+            stem = stem_of(file)
+            found.append(Corpus(stem, file, DATA_SETS[stem if stem in DATA_SETS else "plain"]))
+    names = [corpus.name for corpus in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two files go by the name {twice!r}; give them other names")
+    return found
+
+
+def _require_file(url: str) -> None:
+    if not exists(url):
+        raise UserError(f"there is no file {url}")
+    if not is_readable(url):
+        raise UserError(
+            f"{url} holds no texts: names must end in {' '.join((*TEXT, *JSON_LINES))}, compressed or not"
+        )
+
+
+def read_documents(corpus: Corpus) -> list[str]:
+    """Its documents, detokenised, in their order. Raises UserError naming the file, and the row without a text."""
+    data_set = corpus.data_set
+    if any(end in corpus.url.lower() for end in JSON_LINES):
+        texts = [
+            field_of(row, data_set.field, str, f"{corpus.url}, row {number}")
+            for number, row in enumerate(read_rows(corpus.url), start=1)
+        ]
+    elif data_set.lines is None:
+        texts = [read_text(corpus.url)]
+    elif data_set.lines == "kept":
+        # An empty line is an empty document, as in the data set's own rows.
+        texts = [line if line.strip() else "" for line in read_text(corpus.url).splitlines(keepends=True)]
+    else:
+        texts = [line.strip() for line in read_text(corpus.url).splitlines()]
+    return [data_set.detokenize(text) for text in texts]

@@ -1,0 +1,86 @@
+"""Rows and texts of the files that a task names: JSON and plain text, compressed or not, at any URL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llada.errors import UserError, hint
+from llada.files import open_text
+
+TEXT = (".txt",)
+JSON_LINES = (".jsonl", ".ndjson")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def stem_of(url: str) -> str:
+    """A file's name without its endings: "ptb" of "s3://b/ptb.txt.gz"."""
+    return url.rstrip("/").rpartition("/")[2].partition(".")[0]
+
+
+def is_readable(url: str) -> bool:
+    """Whether a file's name says that it holds text or JSON lines."""
+    return _plain_name(url).endswith((*TEXT, *JSON_LINES))
+
+
+def read_text(url: str) -> str:
+    """All of a text file, line ends as "\\n". Raises UserError naming it."""
+    try:
+        with open_text(url) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise UserError(f"there is no file {url}") from None
+    except (UnicodeDecodeError, EOFError) as error:
+        raise UserError(f"{url} is no sound UTF-8 text: {error}") from None
+
+
+def read_rows(url: str) -> list[dict[str, Any]]:
+    """The objects of a file: of JSON lines, or a .json file that is a list. Raises UserError naming the file, and the line that is
+    none."""
+    name = _plain_name(url)
+    if not name.endswith((*JSON_LINES, ".json")):
+        raise UserError(
+            f"{url} must be JSON lines, with a name in {' or '.join(JSON_LINES)}, or a list in a .json file"
+        )
+    rows: list[dict[str, Any]] = []
+    for number, row in _values(url, is_list=name.endswith(".json")):
+        if not isinstance(row, dict):
+            raise UserError(f"{url}, row {number} is no JSON object")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{url} holds no rows")
+    return rows
+
+
+def _values(url: str, *, is_list: bool) -> Iterator[tuple[int, Any]]:
+    """(number from 1, value) of a list's items, or of the lines that are not empty."""
+    text = read_text(url)
+    pieces = [(1, text)] if is_list else list(enumerate(text.split("\n"), start=1))
+    for number, piece in pieces:
+        if not piece.strip():
+            continue
+        try:
+            value = json.loads(piece)
+        except ValueError as error:
+            raise UserError(f"{url}, line {number} is no JSON: {error}") from None
+        if is_list:
+            yield from enumerate(value if isinstance(value, list) else [value], start=1)
+        else:
+            yield number, value
+
+
+def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], place: str) -> Any:
+    """A row's field. Raises UserError naming the place where it is missing, and the nearest one, or of another type."""
+    if name not in row:
+        raise UserError(f"{place} has no field {name!r}; {hint(name, row)}")
+    value = row[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise UserError(f"{place}: the field {name!r} must be {names}, not {value!r:.60}")
+    return value
+
+
+def _plain_name(url: str) -> str:
+    name = url.lower()
+    return next((name.removesuffix(end) for end in _COMPRESSED if name.endswith(end)), name)
