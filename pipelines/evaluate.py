@@ -116,7 +116,14 @@ def evaluate(
         )
 
     evaluation = Evaluation(
-        config, model, partial(_open_model, model), data, output, on_ray, partial(fetch_folder, model)
+        config,
+        model,
+        partial(_open_model, model),
+        data,
+        output,
+        on_ray,
+        partial(fetch_folder, model),
+        fetch_folder,
     )
     results: Figures = {}
     with storage_errors(output), connect(cluster, join(output, "logs")):

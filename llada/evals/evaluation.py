@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
 from llada.evals.corpora import TextsConfig
+from llada.evals.judge import GenerativeConfig
 from llada.evals.poems import PoemsConfig
 from llada.evals.scoring import ScoreConfig
 from llada.model.transformer import Transformer
@@ -87,6 +88,7 @@ class EvaluateConfig:
     benchmarks: BenchmarkConfig = BenchmarkConfig()
     texts: TextsConfig = TextsConfig()
     poems: PoemsConfig = PoemsConfig()
+    generative: GenerativeConfig = GenerativeConfig()
 
     def __post_init__(self) -> None:
         check_limits(self, "evaluate")
@@ -106,6 +108,8 @@ class Evaluation:
     map_blocks: MapBlocks
     fetch_model: Callable[[], str | Path]
     """A local copy of the checkpoint, for tasks that need more of it than the network."""
+    fetch_folder: Callable[[str], str | Path] = Path
+    """A local copy of another checkpoint's folder, also in the processes that work on blocks. Picklable."""
 
     def require_data(self) -> str:
         """The prepared folder. Raises UserError without one."""

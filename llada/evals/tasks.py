@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llada.evals.benchmarks import run_benchmarks
 from llada.evals.evaluation import Task
+from llada.evals.generative_perplexity import measure_generative_perplexity
 from llada.evals.perplexity import measure_perplexity
 from llada.evals.reversal import measure_reversal
 from llada.evals.samples import write_samples
@@ -24,6 +25,9 @@ TASKS: Registry[Task] = Registry(
             heeds=("texts", "num_samples", "rows_per_block", "seed"),
         ),
         "benchmarks": Task(run_benchmarks, needs_data=False, heeds=("benchmarks", "sampling")),
+        "generative_perplexity": Task(
+            measure_generative_perplexity, needs_data=False, heeds=("generative", "sampling", "seed")
+        ),
         "reversal": Task(measure_reversal, needs_data=False, heeds=("poems",)),
         "samples": Task(write_samples, needs_data=False, heeds=("prompts", "sampling", "seed")),
     },
