@@ -22,30 +22,34 @@ runs, in seconds, and writes all of it into --output; its figures mean nothing.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import os
-import re
 import shutil
 import statistics
-import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import numpy as np
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from objectives_data import EOS, MASK, write_rows
-from objectives_report import mean_and_error, plot, relative_variance, table
-from sampling_model import machine
+from objectives_data import held_out_stories
+from objectives_report import plot, relative_variance, table
+from twins import (
+    MASK,
+    RATE_SEED,
+    command_line,
+    head_of_report,
+    keep_settings,
+    machine,
+    mean_and_error,
+    once,
+    publish,
+    slug,
+    small_network,
+    train_network,
+    write_rows,
+)
 
 from llada.data.tokens.shards import TokenDataset, load_unigram_counts
 from llada.diffusion.likelihood import perplexity_bound
@@ -53,13 +57,7 @@ from llada.diffusion.objective import ObjectiveConfig, corrupt, objective_loss
 from llada.diffusion.time import TimeConfig
 from llada.model.transformer import ModelConfig, Transformer
 from llada.training.batches import BatchStream
-from llada.training.optim import OptimConfig
-from llada.training.run import RunConfig, TrainConfig
-from llada.training.trainer import TrainResult, train
-
-HERE = Path(__file__).resolve().parent
-IMAGE = HERE.parents[1] / ".github" / "images" / "objectives.png"
-RATE_SEED = 1000
+from llada.training.trainer import TrainResult
 
 LLADA = ObjectiveConfig(document_mask=False)
 MDLM = replace(LLADA, schedule="loglinear", subs=True, time=TimeConfig(t_min=1e-3))
@@ -111,21 +109,6 @@ QUICK = Size(
 )  # fmt: skip
 
 
-def once(file: Path, make: Callable[[], Any]) -> Any:
-    """What `make` gives, as JSON, kept in this file: made if it is not there yet."""
-    if not file.exists():
-        made = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        whole = file.with_suffix(".part")
-        whole.write_text(json.dumps(made, indent=1) + "\n")
-        whole.replace(file)
-    return json.loads(file.read_text())
-
-
-def slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9²]+", "-", name.lower()).strip("-")
-
-
 class Experiment:
     """All arms on one text, of one size; what is done lies in `folder`."""
 
@@ -141,12 +124,12 @@ class Experiment:
                 "sha256": hashlib.sha256(stories).hexdigest(),
             },
         }
-        self.settings = once(folder / "settings.json", lambda: settings)
-        if self.settings != json.loads(json.dumps(settings)):
-            raise SystemExit(f"{folder} holds an experiment of other settings: choose another --output")
+        self.settings = keep_settings(folder, settings)
 
         def write_data() -> dict[str, int]:
-            return {"vocab_size": write_rows(stories, self.data, size.row_length, size.held_out_rows)}
+            splits, vocab_size = held_out_stories(stories, size.row_length, size.held_out_rows)
+            write_rows(self.data, splits, vocab_size)
+            return {"vocab_size": vocab_size}
 
         self.vocab_size = once(folder / "data.json", write_data)["vocab_size"]
         self.counts = load_unigram_counts(str(self.data))
@@ -157,21 +140,12 @@ class Experiment:
         self.held_out, self.asked = torch.from_numpy(rows.tokens), torch.from_numpy(rows.maskable)
 
     def network(self, objective: ObjectiveConfig) -> ModelConfig:
-        width = self.size.d_model
-        return ModelConfig(
+        return small_network(
+            objective,
             vocab_size=self.vocab_size,
-            d_model=width,
+            row_length=self.size.row_length,
+            d_model=self.size.d_model,
             num_layers=self.size.num_layers,
-            num_heads=width // 32,
-            ffn_dim=3 * width,
-            max_length=self.size.row_length,
-            # What gets so small a masked network off the unigram plateau in so few steps, by experiment.
-            rope_theta=10.0,
-            qk_norm=True,
-            mask_token_id=MASK,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
-            causal=objective.kind == "autoregressive",
         )
 
     def train(
@@ -185,37 +159,17 @@ class Experiment:
         stop_at: int | None = None,
     ) -> TrainResult:
         is_exact = objective.kind == "autoregressive"
-        size = self.size
-        config = RunConfig(
-            objective=objective,
-            optim=OptimConfig(
-                optimizer="muon",
-                lr=0.3 * rate,
-                muon_lr=rate,
-                weight_decay=0.0,
-                warmup_steps=num_steps // 20,
-                decay_fraction=0.4,
-                final_lr_ratio=0.01,
-            ),
-            train=TrainConfig(
-                num_steps=num_steps,
-                global_batch_tokens=size.batch_rows * size.row_length,
-                micro_batch_rows=size.batch_rows,
-                precision="fp32",
-                seed=seed,
-                log_every=num_steps,
-                validate_every=num_steps,
-                # Of the others, `bound` asks more.
-                validation_rows=size.held_out_rows if is_exact else 1,
-                checkpoint_every=num_steps,
-            ),
-        )
-        return train(
+        return train_network(
             self.network(objective),
-            config,
-            str(self.data),
-            checkpoints=str(checkpoints),
-            unigram_counts=self.counts,
+            objective,
+            self.data,
+            checkpoints,
+            rate=rate,
+            seed=seed,
+            num_steps=num_steps,
+            batch_rows=self.size.batch_rows,
+            # Of the others, `bound` asks more.
+            validation_rows=self.size.held_out_rows if is_exact else 1,
             stop_at=stop_at,
         )
 
@@ -334,14 +288,14 @@ def summarise(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
     """All that is known, as objectives.json has it."""
     seeds = experiment.size.seeds
     base = [experiment.run(BASE, seed)["bound"] for seed in seeds]
-    rows, commits, cpu = [], set(), 0.0
+    rows, done, noise_s = [], [], 0.0
     for name in ARMS:
         runs = [experiment.run(name, seed) for seed in seeds]
         noise = {weights: experiment.noise(name, weights) for weights in ("early", "final")}
         bounds = [run["bound"] for run in runs]
         rates = experiment.choose_rate(name)
-        commits |= {run["commit"] for run in runs}
-        cpu += sum(part["cpu_s"] for part in (*runs, *noise.values()) if part)
+        done += runs
+        noise_s += sum(part["cpu_s"] for part in noise.values() if part)
         rows.append(
             {
                 "arm": name,
@@ -354,10 +308,10 @@ def summarise(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
             }
         )
     first = experiment.run(BASE, seeds[0])
+    head = head_of_report(before, done)
     return {
-        "machine": {**before, "load_after": os.getloadavg()[0]},
-        "commits": sorted(commits),
-        "cpu_s": cpu,
+        **head,
+        "cpu_s": head["cpu_s"] + noise_s,
         "settings": experiment.settings,
         "parameters": experiment.network(LLADA).num_parameters,
         "tokens": first["tokens"],
@@ -369,18 +323,9 @@ def summarise(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, with_scale=False)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--results", type=Path)
-    parser.add_argument("--image", type=Path)
-    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args(words)
-    torch.set_num_threads(1)
-    # A checkpoint of one process is what is wanted.
-    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
     text = arguments.text / "tinystories.txt" if arguments.text.is_dir() else arguments.text
     before = machine()
     experiment = Experiment(text, arguments.output, QUICK if arguments.quick else FULL)
@@ -389,14 +334,8 @@ def main(words: Sequence[str] | None = None) -> None:
             run = experiment.run(name, seed)
             print(f"seed {seed}  {name:28} {run['bound']:.4f}  ({run['cpu_s']:.0f} s of CPU)", flush=True)
     report = summarise(experiment, before)
-    here = arguments.output
-    results = arguments.results or (here if arguments.quick else HERE / "results")
-    image = arguments.image or (here / IMAGE.name if arguments.quick else IMAGE)
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "objectives.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    (here / "objectives.md").write_text(table(report))
-    plot(report, image)
-    print(f"\nunigram {report['unigram']:.3f}, {report['cpu_s'] / 60:.0f} minutes of CPU\n\n{table(report)}")
+    print(f"\nunigram {report['unigram']:.3f}")
+    publish(report, "objectives", arguments, table, plot)
 
 
 if __name__ == "__main__":

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
-
-from llada.data.tokens.manifest import write_index
-from llada.data.tokens.packing import PackedRows
-from llada.data.tokens.shards import write_shard, write_unigram_counts
-
-EOS, MASK, FIRST_BYTE = 0, 1, 2
+from twins import EOS, FIRST_SIGN
 
 
 def number_bytes(stories: bytes) -> np.ndarray:
-    """Ids (N,) of the bytes, in the order of those that occur, from FIRST_BYTE on; between two stories EOS."""
+    """Ids (N,) of the bytes, in the order of those that occur, from FIRST_SIGN on; between two stories EOS."""
     text = stories.replace(b"<|endoftext|>", b"\0").strip(b"\0")
     values, ids = np.unique(np.frombuffer(text, np.uint8), return_inverse=True)
-    ids = ids + FIRST_BYTE - (values[0] == 0)
-    return np.where(ids < FIRST_BYTE, EOS, ids)
+    ids = ids + FIRST_SIGN - (values[0] == 0)
+    return np.where(ids < FIRST_SIGN, EOS, ids)
 
 
-def write_rows(stories: bytes, folder: Path, row_length: int, held_out_rows: int) -> int:
-    """A prepared folder of rows (EOS, row_length − 1 ids), the last ones held out; EOS is in front as a prompt is: seen and
-    never asked for. The number of ids."""
-    ids = number_bytes(stories)
+def behind_ends(ids: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (R, L) of EOS and the next L − 1 of the ids (N,), what is left over dropped; of each the prompt's length (R,), 1: EOS
+    is in front as a prompt is, seen and never asked for."""
     asked = row_length - 1
     rows = np.full((len(ids) // asked, row_length), EOS, np.uint32)
     rows[:, 1:] = ids[: len(rows) * asked].reshape(len(rows), asked)
-    vocab_size = int(ids.max()) + 1
-    splits = {}
-    for split, tokens in (("train", rows[:-held_out_rows]), ("validation", rows[-held_out_rows:])):
-        n = len(tokens)
-        segments = np.tile(np.array([0, 1, row_length], np.uint32), (n, 1))
-        packed = PackedRows(tokens, segments, np.arange(n + 1, dtype=np.uint64))
-        entry = write_shard(str(folder), split, "0", packed)
-        write_index(f"{folder}/{split}.parquet", [entry])
-        splits[split] = {"rows": entry.rows, "tokens": entry.tokens, "indexes": [f"{split}.parquet"]}
-    counts = np.bincount(rows[:-held_out_rows, 1:].ravel(), minlength=vocab_size)
-    write_unigram_counts(str(folder), counts.astype(np.int64))
-    dataset = {
-        "kind": "pretrain",
-        "row_length": row_length,
-        "vocab_size": vocab_size,
-        "mask_token_id": MASK,
-        "eos_token_id": EOS,
-        "pad_token_id": EOS,
-        "splits": splits,
+    return rows, np.ones(len(rows), np.int64)
+
+
+def held_out_stories(
+    stories: bytes, row_length: int, held_out_rows: int
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int]:
+    """The splits for `write_rows`, of which the last rows are held out, and the number of ids."""
+    ids = number_bytes(stories)
+    rows, prompts = behind_ends(ids, row_length)
+    splits = {
+        "train": (rows[:-held_out_rows], prompts[:-held_out_rows]),
+        "validation": (rows[-held_out_rows:], prompts[-held_out_rows:]),
     }
-    (folder / "manifest.json").write_text(json.dumps({"dataset": dataset}))
-    return vocab_size
+    return splits, int(ids.max()) + 1

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error."""
-    return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5
+from twins import draw_figure, save_figure
 
 
 def relative_variance(grams: torch.Tensor) -> tuple[float, float]:
@@ -60,14 +55,9 @@ def table(report: dict[str, Any]) -> str:
 
 def plot(report: dict[str, Any], target: Path) -> None:
     """Each seed's bound, and the variance of the gradient, by arm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     rows = sorted(report["rows"], key=lambda row: -row["bound"][0])
     places = range(len(rows))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
+    figure, (left, right) = draw_figure(height=5, sharey=True)
     for place, row in zip(places, rows, strict=True):
         left.scatter(row["bounds"], [place] * len(row["bounds"]), color="tab:blue", alpha=0.5, s=20)
         left.plot(row["bound"][0], place, "|", color="black", markersize=14)
@@ -91,6 +81,4 @@ def plot(report: dict[str, Any], target: Path) -> None:
     right.legend(loc="upper right")
     for axis in (left, right):
         axis.grid(axis="x", alpha=0.3)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
+    save_figure(figure, target)

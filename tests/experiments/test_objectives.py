@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,19 +20,11 @@ STORIES = b"<|endoftext|>".join(
 
 
 @pytest.fixture(scope="module")
-def objectives() -> Iterator[ModuleType]:
-    """The script, whose parts stand beside it."""
-    sys.path.insert(0, str(HERE))
-    yield importlib.import_module("objectives")
-    sys.path.remove(str(HERE))
-
-
-@pytest.fixture(scope="module")
-def done(objectives: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its output, with the text beside it."""
     folder = tmp_path_factory.mktemp("objectives")
     (folder / "tinystories.txt").write_bytes(STORIES)
-    objectives.main(["--text", str(folder), "--output", str(folder / "out"), "--quick"])
+    script.main(["--text", str(folder), "--output", str(folder / "out"), "--quick"])
     return folder / "out"
 
 
@@ -43,9 +32,9 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "objectives.json").read_text())
 
 
-def test_every_arm_has_its_numbers(objectives: ModuleType, done: Path):
+def test_every_arm_has_its_numbers(script: ModuleType, done: Path):
     report = read(done)
-    assert [row["arm"] for row in report["rows"]] == list(objectives.ARMS)
+    assert [row["arm"] for row in report["rows"]] == list(script.ARMS)
     table = (done / "objectives.md").read_text()
     for row in report["rows"]:
         assert np.isfinite(row["bounds"]).all()
@@ -61,7 +50,7 @@ def test_every_arm_has_its_numbers(objectives: ModuleType, done: Path):
 
 
 def test_what_is_done_is_kept_and_what_is_missing_comes_out_the_same(
-    objectives: ModuleType, done: Path, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, done: Path, monkeypatch: pytest.MonkeyPatch
 ):
     before = read(done)
     (missing,) = (done / "runs").glob("mdlm-cosine-1.json")
@@ -71,12 +60,12 @@ def test_what_is_done_is_kept_and_what_is_missing_comes_out_the_same(
         for folder in ("rates", "runs", "noise")
         for file in (done / folder).iterdir()
     }
-    objectives.main(["--text", str(done.parent), "--output", str(done), "--quick"])
+    script.main(["--text", str(done.parent), "--output", str(done), "--quick"])
     assert read(done)["rows"] == before["rows"]
     assert {file: file.stat().st_mtime_ns for file in others} == others
-    monkeypatch.setitem(objectives.ARMS, "MDLM, cosine", objectives.LLADA)
+    monkeypatch.setitem(script.ARMS, "MDLM, cosine", script.LLADA)
     with pytest.raises(SystemExit, match="other settings"):
-        objectives.main(["--text", str(done.parent), "--output", str(done), "--quick"])
+        script.main(["--text", str(done.parent), "--output", str(done), "--quick"])
 
 
 def test_rows_are_the_text_behind_an_end_of_text_that_is_not_asked_for(done: Path):
@@ -93,23 +82,23 @@ def test_rows_are_the_text_behind_an_end_of_text_that_is_not_asked_for(done: Pat
     assert text.startswith(said)
 
 
-def test_the_variance_of_a_gradient_is_unbiased_and_so_is_its_error(objectives: ModuleType):
+def test_the_variance_of_a_gradient_is_unbiased_and_so_is_its_error(script: ModuleType):
     generator = torch.Generator().manual_seed(0)
     gradients = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
     products = [sum(float(g[i] @ g[j]) for i in range(3) for j in range(3) if i != j) / 6 for g in gradients]
     squares = [float(g.square().sum()) / 3 for g in gradients]
-    ratio, _ = objectives.relative_variance(gradients @ gradients.transpose(1, 2))
+    ratio, _ = script.relative_variance(gradients @ gradients.transpose(1, 2))
     assert ratio == pytest.approx(sum(s - p for s, p in zip(squares, products, strict=True)) / sum(products))
 
     # Of normal noise (std 0.5 in 20 dimensions) around a vector of length 1: 20 · 0.25 / 1.
     estimates = []
     for _ in range(200):
         draws = 0.5 * torch.randn(3, 16, 20, generator=generator, dtype=torch.float64) + 20**-0.5
-        estimates.append(objectives.relative_variance(draws @ draws.transpose(1, 2)))
+        estimates.append(script.relative_variance(draws @ draws.transpose(1, 2)))
     values, errors = torch.tensor(estimates, dtype=torch.float64).T
     assert values.mean().item() == pytest.approx(5.0, rel=0.15)
     assert errors.median().item() == pytest.approx(values.std().item(), rel=0.3)
 
 
-def test_the_readme_shows_the_committed_result(objectives: ModuleType):
-    assert objectives.table(read(HERE / "results")) in (HERE.parents[1] / "README.md").read_text()
+def test_the_readme_shows_the_committed_result(script: ModuleType):
+    assert script.table(read(HERE / "results")) in (HERE.parents[1] / "README.md").read_text()
