@@ -1,0 +1,142 @@
+"""Sudoku puzzles that have exactly one solution, by seed and with boxes of any shape: a task in which what comes first in the
+text is not what is known first (arXiv 2410.14157: a small masked-diffusion network solves them, an autoregressive one does not).
+
+A board of side s has s² cells in reading order; digits are 1 … s, an empty cell is 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+from llada.settings import require
+
+
+@dataclass(frozen=True)
+class Box:
+    """The shape of a box; a board has as many boxes, rows and columns as a box has cells."""
+
+    rows: int = 3
+    columns: int = 3
+
+    def __post_init__(self) -> None:
+        require(
+            self.rows >= 1 and self.columns >= 1 and 2 <= self.side <= 9,
+            f"sudoku: a box of {self.rows} × {self.columns} cells: boards have 2 to 9 digits",
+        )
+
+    @property
+    def side(self) -> int:
+        return self.rows * self.columns
+
+
+class Sudoku(NamedTuple):
+    """Two boards (s²,)."""
+
+    givens: tuple[int, ...]
+    solution: tuple[int, ...]
+
+
+def draw_sudoku(random: Random, box: Box, blanks: int) -> Sudoku:
+    """A puzzle with `blanks` empty cells, or as many as its solution allows: cells of a full board are emptied in random order,
+    but for those without which there would be a second solution.
+
+    Raises UserError when a board has no so many cells.
+    """
+    cells = box.side**2
+    require(0 <= blanks <= cells, f"sudoku: {blanks} empty cells of a board of {cells}")
+    solution = next(solve([0] * cells, box, random))
+    givens = list(solution)
+    for cell in random.sample(range(cells), cells):
+        if givens.count(0) == blanks:
+            break
+        givens[cell] = 0
+        if len(list(itertools.islice(solve(givens, box), 2))) > 1:
+            givens[cell] = solution[cell]
+    return Sudoku(tuple(givens), solution)
+
+
+def solve(givens: Sequence[int], box: Box, random: Random | None = None) -> Iterator[tuple[int, ...]]:
+    """The boards (s²,) that fit the givens (s²,), one after the other; with `random` in a random order (not all orders are
+    equally likely)."""
+    side, cells = box.side, list(givens)
+    places = _places(box)
+    # Bit d of a unit (row, column or box): it has the digit d.
+    used = [0] * (3 * side)
+    for cell, digit in enumerate(cells):
+        if digit:
+            if any(used[unit] >> digit & 1 for unit in places[cell]):
+                return
+            for unit in places[cell]:
+                used[unit] |= 1 << digit
+    every_digit = (2 << side) - 2
+
+    def search() -> Iterator[tuple[int, ...]]:
+        # The empty cell with the fewest digits to choose from.
+        best, options, fewest = -1, 0, side + 1
+        for cell, digit in enumerate(cells):
+            if digit:
+                continue
+            row, column, block = places[cell]
+            free = every_digit & ~(used[row] | used[column] | used[block])
+            if free.bit_count() < fewest:
+                best, options, fewest = cell, free, free.bit_count()
+                if fewest <= 1:
+                    break
+        if best < 0:
+            yield tuple(cells)
+            return
+        digits = [digit for digit in range(1, side + 1) if options >> digit & 1]
+        if random is not None:
+            random.shuffle(digits)
+        for digit in digits:
+            cells[best] = digit
+            for unit in places[best]:
+                used[unit] ^= 1 << digit
+            yield from search()
+            for unit in places[best]:
+                used[unit] ^= 1 << digit
+        cells[best] = 0
+
+    yield from search()
+
+
+def disguise(puzzle: Sudoku, box: Box, random: Random) -> Sudoku:
+    """The same puzzle to a solver, another one to the eye: digits renamed; bands of boxes, the rows of each, stacks of boxes
+    and the columns of each in another order. It has one solution, too."""
+    side = box.side
+    names = [0, *random.sample(range(1, side + 1), side)]
+    rows, columns = _reordered(side, box.rows, random), _reordered(side, box.columns, random)
+
+    def change(board: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(names[board[row * side + column]] for row in rows for column in columns)
+
+    return Sudoku(change(puzzle.givens), change(puzzle.solution))
+
+
+def board_text(cells: Sequence[int], box: Box) -> str:
+    """A line for each row, each with its end; an empty cell is a dot."""
+    signs = "".join("." if digit == 0 else str(digit) for digit in cells)
+    return "".join(signs[start : start + box.side] + "\n" for start in range(0, len(signs), box.side))
+
+
+def _reordered(side: int, size: int, random: Random) -> list[int]:
+    """The numbers below `side`, of which groups of `size` stay together."""
+    groups = [random.sample(range(start, start + size), size) for start in range(0, side, size)]
+    random.shuffle(groups)
+    return list(itertools.chain(*groups))
+
+
+@functools.cache
+def _places(box: Box) -> list[tuple[int, int, int]]:
+    """Of each cell its row, its column and its box, numbered through."""
+    side = box.side
+    return [
+        (row, side + column, 2 * side + row // box.rows * box.rows + column // box.columns)
+        for row in range(side)
+        for column in range(side)
+    ]
