@@ -17,6 +17,7 @@ from llada.evals.scoring import ScoreConfig
 from llada.model.transformer import Transformer
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, limited
+from llada.understanding.config import UnderstandingConfig
 
 
 class Block(TypedDict):
@@ -89,6 +90,7 @@ class EvaluateConfig:
     texts: TextsConfig = TextsConfig()
     poems: PoemsConfig = PoemsConfig()
     generative: GenerativeConfig = GenerativeConfig()
+    understanding: UnderstandingConfig = UnderstandingConfig()
 
     def __post_init__(self) -> None:
         check_limits(self, "evaluate")

@@ -9,6 +9,7 @@ from llada.evals.perplexity import measure_perplexity
 from llada.evals.reversal import measure_reversal
 from llada.evals.samples import write_samples
 from llada.evals.text_perplexity import measure_text_perplexity
+from llada.evals.understanding import measure_understanding
 from llada.registry import Registry
 
 TASKS: Registry[Task] = Registry(
@@ -29,6 +30,7 @@ TASKS: Registry[Task] = Registry(
             measure_generative_perplexity, needs_data=False, heeds=("generative", "sampling", "seed")
         ),
         "reversal": Task(measure_reversal, needs_data=False, heeds=("poems",)),
+        "understanding": Task(measure_understanding, needs_data=False, heeds=("understanding", "seed")),
         "samples": Task(write_samples, needs_data=False, heeds=("prompts", "sampling", "seed")),
     },
 )
