@@ -36,7 +36,7 @@ from pipelines.stage.artifact import (
 )
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage
-from pipelines.stage.lifecycle import begin_stage, finish_stage, folder_input
+from pipelines.stage.lifecycle import begin_stage, finish_stage, folder_input, named_input
 from pipelines.stage.tracking import Tracker
 
 
@@ -95,7 +95,16 @@ def evaluate(
         "evaluate",
         output,
         config=asdict(config),
-        inputs=[folder_input("model", model), *([folder_input("data", data)] if data else [])],
+        inputs=[
+            folder_input("model", model),
+            *([folder_input("data", data)] if data else []),
+            *(
+                named_input(name, absolute(url))
+                for name, task in zip(config.tasks, tasks, strict=True)
+                for url in task.reads(config)
+                if url
+            ),
+        ],
         tracker=tracker,
         in_force=settings_in_force(config, tasks),
     )

@@ -124,6 +124,11 @@ Figures = dict[str, Any]
 """{name: number or JSON value}, as results.json has them."""
 
 
+def no_files(config: EvaluateConfig) -> tuple[()]:
+    """Of a task that reads none."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Task:
     """One measurement."""
@@ -133,3 +138,6 @@ class Task:
     """Whether it reads a prepared folder, which must fit the checkpoint."""
     heeds: tuple[str, ...] | None = None
     """The settings of `EvaluateConfig` that it makes use of; None: all."""
+    reads: Callable[[EvaluateConfig], Sequence[str | None]] = no_files
+    """The files and folders that it reads beside the checkpoint and the data, as far as they are given: their content is part of
+    what was evaluated."""

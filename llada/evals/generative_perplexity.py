@@ -30,7 +30,7 @@ from llada.errors import UserError
 from llada.evals.corpora import find_corpora, read_documents
 from llada.evals.evaluation import Block, Evaluation, Figures, OpenModel
 from llada.evals.judge import GenerativeConfig, encode_documents, judge_tokenizer, open_judge
-from llada.files import join, write_bytes
+from llada.files import absolute, join, write_bytes
 from llada.model.hf import read_config
 from llada.sampling.config import SamplingConfig
 from llada.sampling.generate import generate
@@ -86,7 +86,7 @@ def measure_generative_perplexity(evaluation: Evaluation) -> Figures:
     tokenizer = checkpoint_tokenizer(folder, network)
     if tokenizer is None:
         raise UserError(f"{evaluation.model} has no tokenizer, which the task generative_perplexity needs")
-    judge = judge_tokenizer(evaluation.fetch_folder(config.judge))
+    judge = judge_tokenizer(evaluation.fetch_folder(absolute(config.judge)))
     reference = _read_reference(config)
 
     seeds = [evaluation.config.seed * 1_000_003 + number for number in range(config.num_texts)]
@@ -194,7 +194,7 @@ def _judge(
         {"name": f"{at:06d}", "texts": ids[at : at + _TEXTS_PER_BLOCK], "wants_features": wants_features}
         for at in range(0, len(ids), _TEXTS_PER_BLOCK)
     ]
-    build = partial(open_judging, evaluation.fetch_folder, config.judge, config.context)
+    build = partial(open_judging, evaluation.fetch_folder, absolute(config.judge), config.context)
     return list(itertools.chain.from_iterable(evaluation.map_blocks(build, blocks, folder=folder)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llada.evals.benchmarks import run_benchmarks
+from llada.evals.corpora import find_corpora
 from llada.evals.evaluation import Task
 from llada.evals.generative_perplexity import measure_generative_perplexity
 from llada.evals.perplexity import measure_perplexity
@@ -24,13 +25,24 @@ TASKS: Registry[Task] = Registry(
             measure_text_perplexity,
             needs_data=False,
             heeds=("texts", "num_samples", "rows_per_block", "seed"),
+            reads=lambda config: [corpus.url for corpus in find_corpora(config.texts.paths)],
         ),
         "benchmarks": Task(run_benchmarks, needs_data=False, heeds=("benchmarks", "sampling")),
         "generative_perplexity": Task(
-            measure_generative_perplexity, needs_data=False, heeds=("generative", "sampling", "seed")
+            measure_generative_perplexity,
+            needs_data=False,
+            heeds=("generative", "sampling", "seed"),
+            reads=lambda config: (config.generative.judge, config.generative.reference),
         ),
-        "reversal": Task(measure_reversal, needs_data=False, heeds=("poems",)),
-        "understanding": Task(measure_understanding, needs_data=False, heeds=("understanding", "seed")),
+        "reversal": Task(
+            measure_reversal, needs_data=False, heeds=("poems",), reads=lambda config: (config.poems.data,)
+        ),
+        "understanding": Task(
+            measure_understanding,
+            needs_data=False,
+            heeds=("understanding", "seed"),
+            reads=lambda config: (config.understanding.train, config.understanding.test),
+        ),
         "samples": Task(write_samples, needs_data=False, heeds=("prompts", "sampling", "seed")),
     },
 )

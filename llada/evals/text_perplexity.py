@@ -184,4 +184,5 @@ def _summarise(scores: Sequence[TextScores], wrapped: Wrapped, is_exact: bool) -
         "tokens_left_out": wrapped.tokens_left_out,
         "characters": round(wrapped.characters),
     }
-    return figures
+    # Of a single block with a single sample there is no error.
+    return {name: value for name, value in figures.items() if not math.isnan(value)}

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llada.files import join
+from llada.errors import UserError
+from llada.files import entry_at, join, sha256
 from llada.settings import flatten_settings
 from pipelines.stage.artifact import Change, Manifest, Output, find_manifest, folder_id, open_output
 from pipelines.stage.tracking import Tracker
@@ -35,6 +36,16 @@ class StageInput:
 def folder_input(role: str, url: str) -> StageInput:
     """The folder at `url` as an input."""
     return StageInput(role, url, folder_id(url), find_manifest(url))
+
+
+def named_input(role: str, url: str) -> StageInput:
+    """What a user names at `url`, a file or a folder, as an input. Raises UserError when nothing is there."""
+    entry = entry_at(url)
+    if entry is None:
+        raise UserError(f"there is no file {url}")
+    return (
+        folder_input(role, url) if entry["type"] == "directory" else StageInput(role, url, sha256(url)[:16])
+    )
 
 
 def begin_stage(

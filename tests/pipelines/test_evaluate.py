@@ -15,7 +15,9 @@ from llada.data.tokens.shards import TokenDataset
 from llada.errors import UserError
 from llada.evals import perplexity
 from llada.evals.benchmarks import run_benchmarks
+from llada.evals.corpora import TextsConfig
 from llada.evals.evaluation import BenchmarkConfig, EvaluateConfig, Evaluation
+from llada.evals.poems import PoemsConfig
 from llada.evals.scoring import ScoreConfig
 from llada.evals.tasks import TASKS
 from llada.training.parallel import resolve_precision
@@ -143,3 +145,37 @@ def test_benchmarks_on_two_workers_and_after_a_loss_are_those_of_one(stages, tmp
         config, "m", open_model, None, str(tmp_path / "alone"), here, lambda: stages.pretrained
     )
     assert run_benchmarks(alone) == results
+
+
+def test_texts_and_poems_on_two_workers_are_those_of_one(stages, tmp_path):
+    (tmp_path / "notes.txt").write_text("The cat sat on the mat, and it was late. " * 40)
+    pairs = [{"first": f"The {n}", "second": "it"} for n in range(12)]
+    (tmp_path / "poems.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config = EvaluateConfig(
+        tasks=("text_perplexity", "reversal"),
+        texts=TextsConfig((str(tmp_path / "notes.txt"),), block_length=32),
+        poems=PoemsConfig(str(tmp_path / "poems.jsonl"), chat=False),
+        num_samples=2,
+        rows_per_block=3,
+    )
+    options = {"model": stages.pretrained, "data": None, "progress": False}
+    two = ClusterConfig(min_replicas=2, max_replicas=2, cpus_per_replica=0.5)
+    results = evaluate(config, output=str(tmp_path / "two"), cluster=two, **options)["results"]
+    assert results["notes/tokens"] > 9 * 32
+    assert results["poems"] == 12
+
+    def here(build, blocks, *, folder):
+        return map(build(), blocks)
+
+    def open_model(*, fast):
+        return llada.load(stages.pretrained, dtype=resolve_precision("auto", torch.device("cpu")))
+
+    alone = Evaluation(config, "m", open_model, None, str(tmp_path / "one"), here, lambda: stages.pretrained)
+    expected = TASKS["text_perplexity"].measure(alone) | TASKS["reversal"].measure(alone)
+    assert results == pytest.approx(expected, rel=1e-5)
+    records = [(tmp_path / name / "reversal.jsonl").read_text() for name in ("one", "two")]
+    assert records[0] == records[1]
+    # Another text is other work, and is not taken for this one.
+    (tmp_path / "notes.txt").write_text("Something else altogether. " * 40)
+    with pytest.raises(UserError, match=r"made from other inputs \(.*notes\.txt"):
+        evaluate(config, output=str(tmp_path / "two"), cluster=two, **options)

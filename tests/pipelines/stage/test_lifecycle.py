@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from llada.errors import UserError
 from pipelines.stage.artifact import open_output, read_manifest
 from pipelines.stage.delivery import EXPERIMENT
-from pipelines.stage.lifecycle import StageInput, begin_stage, finish_stage, folder_input
+from pipelines.stage.lifecycle import StageInput, begin_stage, finish_stage, folder_input, named_input
 from pipelines.stage.tracking import tracked
 
 pytestmark = pytest.mark.integration
@@ -55,3 +56,20 @@ def test_begin_finish_skip(tmp_path):
 def test_without_mlflow(tmp_path):
     folder = begin_stage("sft", str(tmp_path / "out"), config={}, inputs=[], tracker=None)
     assert finish_stage(folder, None, {}, kind="checkpoint")["mlflow_run_id"] is None
+
+
+def test_what_a_user_names_is_known_by_its_content(tmp_path):
+    (tmp_path / "a").mkdir()
+    file, twin = tmp_path / "a" / "texts.txt", tmp_path / "twin.txt"
+    file.write_text("one")
+    twin.write_text("one")
+    before = named_input("texts", str(file))
+    assert (before.role, before.url) == ("texts", str(file))
+    assert named_input("texts", str(twin)).id == before.id
+    folder = named_input("judge", str(tmp_path / "a"))
+    assert folder == folder_input("judge", str(tmp_path / "a"))
+    file.write_text("two ")
+    assert named_input("texts", str(file)).id != before.id
+    assert named_input("judge", str(tmp_path / "a")).id != folder.id
+    with pytest.raises(UserError, match=r"there is no file .*none\.txt"):
+        named_input("texts", str(tmp_path / "none.txt"))
