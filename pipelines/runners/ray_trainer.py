@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup, state, worker_group
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from pipelines.runners.failure_budget import FailureBudget
