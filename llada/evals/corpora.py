@@ -10,6 +10,7 @@ A file is JSON lines with the field that the data set's own rows have, or text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -108,7 +109,9 @@ def find_corpora(paths: Sequence[str]) -> list[Corpus]:
             _require_file(path)
         for file in urls or [path]:
             stem = stem_of(file)
-            found.append(Corpus(stem, file, DATA_SETS[stem if stem in DATA_SETS else "plain"]))
+            # Names of figures and of folders, which not every character may stand in.
+            name = re.sub(r"[^\w.-]", "_", stem, flags=re.ASCII)
+            found.append(Corpus(name, file, DATA_SETS[stem if stem in DATA_SETS else "plain"]))
     names = [corpus.name for corpus in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two files go by the name {twice!r}; give them other names")

@@ -49,6 +49,11 @@ def test_a_file_may_be_called_a_data_set(folder: Path) -> None:
     assert read_documents(plain) == [" no it was n't \n N N a <unk> \n"]
 
 
+def test_a_name_is_one_for_figures(tmp_path: Path) -> None:
+    (tmp_path / "my notes é(1).txt").write_text("x")
+    assert [corpus.name for corpus in find_corpora([str(tmp_path)])] == ["my_notes___1_"]
+
+
 def test_what_is_no_text_is_named(folder: Path) -> None:
     for paths, message in (
         ([f"ptv={folder}/ptb.txt"], "there is no data set 'ptv'; did you mean 'ptb'"),

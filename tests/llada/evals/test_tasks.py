@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from llada.errors import UserError
+from llada.evals.corpora import TextsConfig
 from llada.evals.evaluation import EvaluateConfig, Evaluation
+from llada.evals.judge import GenerativeConfig
+from llada.evals.poems import PoemsConfig
 from llada.evals.tasks import TASKS
+from llada.understanding.config import UnderstandingConfig
 
 
 def evaluation(config: EvaluateConfig) -> Evaluation:
@@ -34,3 +38,21 @@ def test_every_task_is_in_a_file_of_this_room() -> None:
     room = Path(__file__).resolve().parents[3] / "llada" / "evals"
     for task in TASKS.values():
         assert Path(task.measure.__code__.co_filename).parent == room
+
+
+def test_what_a_task_reads_is_what_its_settings_name(tmp_path: Path) -> None:
+    assert not any(url for task in TASKS.values() for url in task.reads(EvaluateConfig()))
+    (tmp_path / "ptb.txt").write_text("x")
+    config = EvaluateConfig(
+        texts=TextsConfig((str(tmp_path),)),
+        poems=PoemsConfig("poems.jsonl"),
+        generative=GenerativeConfig("judge"),
+        understanding=UnderstandingConfig("train.jsonl", "test.jsonl"),
+    )
+    read = {name: [url for url in task.reads(config) if url] for name, task in TASKS.items()}
+    assert {name: urls for name, urls in read.items() if urls} == {
+        "text_perplexity": [f"{tmp_path}/ptb.txt"],
+        "generative_perplexity": ["judge"],
+        "reversal": ["poems.jsonl"],
+        "understanding": ["train.jsonl", "test.jsonl"],
+    }
