@@ -7,7 +7,8 @@ mean over all orders is the bound that `likelihood.log_likelihood` estimates. Tw
 - by confidence (iLLaDA, arXiv 2606.25331): the masked token that the network gives the greatest probability comes next. As the
   order depends on the text itself, the sum over all texts may exceed one: a score, no likelihood.
 
-Of a one-token answer all of them are the same number.
+Of a one-token answer all of them are the same number. As in LLaDA's own likelihood (get_log_likelihood.py) p is over all ids, the
+mask among them.
 """
 
 from __future__ import annotations

@@ -155,7 +155,14 @@ def _unmask(canvas: Canvas, step: Step, logits: Tensor) -> None:
         return row_keys(of_forward[of_row], position)
 
     rounding = _rounding(canvas, canvas_row)
+    if canvas.uses.forced:
+        # What a row is told it does not draw: as in LLaDA's likelihood, the mask is among what it might have been.
+        forced = torch.from_numpy(canvas.forced.numpy()[at, column])
+        told = (forced >= 0).to(logits.device)
+        of_mask = logits[told, canvas.mask_id]
     logits = _writable(canvas, logits, canvas_row, position)
+    if canvas.uses.forced:
+        logits[told, canvas.mask_id] = of_mask.to(logits.dtype)
     highest = _check_numbers(canvas, step, logits)
     if not canvas.uses.temperature:
         tokens = likeliest(logits, highest, rounding)
@@ -173,7 +180,6 @@ def _unmask(canvas: Canvas, step: Step, logits: Tensor) -> None:
     if canvas.uses.committed:
         tokens = torch.where(is_held, present, tokens)
     if canvas.uses.forced:
-        forced = torch.from_numpy(canvas.forced.numpy()[at, column])
         tokens = torch.where(forced < 0, tokens, forced)
     own = logits.gather(1, tokens.to(logits.device)[:, None])
     block = canvas.block.numpy()[rows]

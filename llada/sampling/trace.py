@@ -21,11 +21,14 @@ def record(canvas: Canvas, row: Tensor, column: Tensor, logits: Tensor, tokens: 
     wanted = canvas.num_top[row]
     if not bool(wanted.any()):
         return
-    ids, log_probs = (values.tolist() for values in likeliest_tokens(logits, int(wanted.max())))
+    # One more than wanted: the mask may be among them where the row is told what it writes, and is no text.
+    ids, log_probs = (values.tolist() for values in likeliest_tokens(logits, int(wanted.max()) + 1))
     for n, (r, c) in enumerate(zip(row.tolist(), column.tolist(), strict=True)):
         canvas.top_of[r, c] = len(canvas.tops[r])
         pairs = zip(ids[n], log_probs[n], strict=True)
-        own = [(token, log_prob) for token, log_prob in pairs if log_prob > -math.inf]
+        own = [
+            (token, log_prob) for token, log_prob in pairs if log_prob > -math.inf and token != canvas.mask_id
+        ]
         canvas.tops[r].append(tuple(own[: int(wanted[n])]))
 
 

@@ -1,8 +1,9 @@
 """The likelihood of a prompt, for `echo` with `logprobs`: requests to the engine that are told what they write.
 
-By the chain rule the masks of a text go from left to right, and each token's probability is that given the ones before it.
-By LLaDA's Monte-Carlo bound (llada/diffusion/likelihood.py) some tokens are masked at random and written at once, many times;
-Σ −log p · T/l of a sample is an estimate, and each token's part of it is what is told of the token.
+By the chain rule (llada/diffusion/chain.py) the masks of a text go from left to right, and each token's probability is that given
+the ones before it. By LLaDA's Monte-Carlo bound (llada/diffusion/likelihood.py) some tokens are masked at random and written at once, many times;
+Σ −log p · T/l of a sample is an estimate, and each token's part of it is what is told of the token. Both are the numbers that
+these two modules give, and that benchmarks are scored with.
 """
 
 from __future__ import annotations

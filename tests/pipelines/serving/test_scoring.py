@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import httpx
 import pytest
 import torch
 
+from llada.diffusion.chain import chain_log_probs
+from llada.diffusion.likelihood import log_likelihood
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Event
@@ -29,14 +32,13 @@ def ids(denoiser: Denoiser) -> list[int]:
 
 
 def log_probs(model: Any, noisy: torch.Tensor, mask: int, cfg_scale: float = 0.0) -> torch.Tensor:
-    """(L, V) float64, the mask aside."""
+    """(L, V) float64."""
     with torch.no_grad():
         logits = model(noisy[None])[0].double()
         if cfg_scale:
             hidden = torch.full_like(noisy, mask)
             without = model(hidden[None])[0].double()
             logits = without + (1 + cfg_scale) * (logits - without)
-    logits[:, mask] = -torch.inf
     return logits.log_softmax(-1)
 
 
@@ -49,10 +51,14 @@ def run(engine: DenoiseEngine, *scores: Score) -> None:
 
 @pytest.mark.parametrize("begin", [0, 3])
 def test_the_chain_rule(denoiser: Denoiser, ids: list[int], begin: int) -> None:
+    """The numbers that benchmarks are scored with, and of the likeliest ids those that are text."""
     engine = denoiser.engine
     score = Score(engine, ids, begin=begin, num_top=3)
     run(engine, score)
     assert score.forwards == len(ids) - begin
+    scored = torch.arange(len(ids))[None] >= begin
+    chain = chain_log_probs(engine.model, torch.tensor([ids]), scored)[0]
+    assert [t.logprob for t in score.tokens[begin:]] == pytest.approx(chain[begin:].tolist(), rel=1e-4)
     for place, token in enumerate(score.tokens):
         assert token.id == ids[place]
         if place < begin:
@@ -61,6 +67,7 @@ def test_the_chain_rule(denoiser: Denoiser, ids: list[int], begin: int) -> None:
         noisy = torch.tensor([*ids[:place], *[engine.mask_id] * (len(ids) - place)])
         expected = log_probs(engine.model, noisy, engine.mask_id)[place]
         assert token.logprob == pytest.approx(float(expected[ids[place]]), rel=1e-4)
+        expected[engine.mask_id] = -torch.inf
         best, which = expected.topk(3)
         assert [value for _, value in token.top] == pytest.approx(best.tolist(), rel=1e-4)
         assert [spelled for spelled, _ in token.top] == [engine.token_bytes[i] for i in which.tolist()]
@@ -95,6 +102,10 @@ def test_the_monte_carlo_bound(network_block: int | None) -> None:
     engine.close()
     assert [token.logprob for token in score.tokens[:begin]] == [None] * begin
     assert [t.logprob for t in score.tokens[begin:]] == pytest.approx(total[begin:].tolist(), rel=1e-3)
+    told = sum(token.logprob or 0 for token in score.tokens)
+    generator = torch.Generator().manual_seed(7)
+    bound = log_likelihood(model, clean[:begin], clean[begin:], num_samples=20, generator=generator)
+    assert told == pytest.approx(bound, rel=1e-4)
 
 
 def test_guidance_and_a_token_alone(denoiser: Denoiser, ids: list[int]) -> None:
@@ -196,3 +207,61 @@ def test_lm_eval_scores_choices_and_texts(denoiser: Denoiser, small_model: Path,
     (text,) = model.generate_until([asked], disable_tqdm=True)
     body = {"prompt": question, "max_tokens": 6, "stop": ["\n"], "temperature": 0}
     assert text == httpx.post(f"{url}/v1/completions", json=body).json()["choices"][0]["text"]
+
+
+def test_real_questions_have_the_scores_that_an_evaluation_gives_them(
+    small_model: Path, url: str, shared_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm_eval's own evaluator over HTTP, and on the checkpoint itself, with the chain rule: the same log p of each choice. Answers
+    to be written are what the endpoint writes."""
+    pytest.importorskip("lm_eval", reason="needs the extra eval")
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.tasks import TaskManager
+
+    from llada.evals.harness import HarnessModel
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def task(name: str, **more: Any) -> dict[str, Any]:
+        lines = (shared_dir / "data" / "eval" / f"{name}.jsonl").read_text().splitlines()
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines[:2]))
+        files = {"data_files": {"test": str(tmp_path / f"{name}.jsonl")}}
+        place = {"dataset_path": "json", "dataset_kwargs": files, "test_split": "test"}
+        return {"task": name, **place, "doc_to_text": "Question: {{question}}\nAnswer:", **more}
+
+    choosing = task(
+        "arc_challenge", output_type="multiple_choice", doc_to_choice="{{choices}}", doc_to_target="label"
+    )
+    writing = task("gsm8k", output_type="generate_until", doc_to_target="{{answer}}")
+    writing["generation_kwargs"] = {"until": ["Question:"], "max_gen_toks": 6, "temperature": 0}
+
+    def answers(model: Any, *tasks: dict[str, Any]) -> dict[str, list[Any]]:
+        manager = TaskManager(include_defaults=False)
+        found = simple_evaluate(
+            model, tasks=[*tasks], task_manager=manager, log_samples=True, bootstrap_iters=0
+        )
+        assert found is not None
+        return {name: [one["resps"] for one in samples] for name, samples in found["samples"].items()}
+
+    served = LocalCompletionsAPI(
+        base_url=f"{url}/v1/completions",
+        model="tiny",
+        tokenizer=str(small_model),
+        tokenizer_backend="huggingface",
+        batch_size=4,
+        max_length=2048,
+    )
+    over_http = answers(served, choosing, writing)
+    local = answers(HarnessModel.from_arguments(str(small_model), rule="left_to_right"), choosing)
+    for told, known in zip(over_http["arc_challenge"], local["arc_challenge"], strict=True):
+        assert len(told) == len(known) == 4
+        assert [float(one[0][0]) for one in told] == pytest.approx(
+            [float(one[0][0]) for one in known], rel=1e-4
+        )
+    lines = [json.loads(line) for line in (tmp_path / "gsm8k.jsonl").read_text().splitlines()]
+    for line, ((text,),) in zip(lines, over_http["gsm8k"], strict=True):
+        prompt = f"Question: {line['question']}\nAnswer:"
+        body = {"prompt": prompt, "max_tokens": 6, "stop": ["Question:"], "temperature": 0}
+        assert text == httpx.post(f"{url}/v1/completions", json=body).json()["choices"][0]["text"]
