@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pipelines.serving.dialects.body import SamplingBody, StrictModel
 from pipelines.serving.dialects.chat import Message
@@ -38,6 +38,15 @@ class CallBody(StrictModel):
 
 class TokenizeBody(CallBody):
     """Text, or a conversation up to the open turn of the assistant, as token ids (vLLM's route)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+                {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+            ]
+        }
+    )
 
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1)

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
-from llada.tokenizer import save_tokenizer, train_tokenizer
+from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from pipelines.serving.card import model_facts
 from pipelines.serving.limits import RequestLimits
 from pipelines.serving.replica import Denoiser
@@ -48,6 +48,27 @@ def denoiser(small_model: Path) -> Iterator[Denoiser]:
     denoiser = Denoiser(str(small_model), sampling)
     yield denoiser
     denoiser.close()
+
+
+@pytest.fixture(scope="session")
+def short_denoiser(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Denoiser]:
+    """A smaller network with a context of 64 tokens, so that no request takes long."""
+    folder = tmp_path_factory.mktemp("models") / "short"
+    tokenizer = load_tokenizer(small_model)
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = Transformer(ModelConfig(len(tokenizer), 16, 1, 2, 32, max_length=64, **ids))
+    model.init_weights(0)
+    save_model(model, folder)
+    save_tokenizer(tokenizer, folder)
+    denoiser = Denoiser(str(folder), SamplingConfig(gen_length=8, block_length=8))
+    yield denoiser
+    denoiser.close()
+
+
+@pytest.fixture(scope="session")
+def short_api(short_denoiser: Denoiser) -> FastAPI:
+    """The application in front of it."""
+    return build_api(Local(short_denoiser), "tiny", RequestLimits(choices=4))
 
 
 class Local:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -13,36 +12,15 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 
-from llada.model.hf import save_model
-from llada.model.transformer import ModelConfig, Transformer
-from llada.sampling.config import SamplingConfig, request_knobs
-from llada.tokenizer import load_tokenizer, save_tokenizer
+from llada.sampling.config import request_knobs
 from pipelines.serving.dialects.body import _REFUSED
-from pipelines.serving.limits import RequestLimits
 from pipelines.serving.openapi import openapi_schema
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import DIALECTS, build_api
+from pipelines.serving.routes import DIALECTS
 
 Call = Callable[..., httpx.Response]
 SCHEMA = openapi_schema(DIALECTS)
 BODIES = {dialect.path: SCHEMA["components"]["schemas"][dialect.body.__name__] for dialect in DIALECTS}
-
-
-@pytest.fixture(scope="module")
-def api(
-    small_model: Path, backend: Callable[[Denoiser], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[FastAPI]:
-    """In front of a network with a context of 64 tokens, so that no request takes long."""
-    folder = tmp_path_factory.mktemp("models") / "short"
-    tokenizer = load_tokenizer(small_model)
-    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = Transformer(ModelConfig(len(tokenizer), 16, 1, 2, 32, max_length=64, **ids))
-    model.init_weights(0)
-    save_model(model, folder)
-    save_tokenizer(tokenizer, folder)
-    denoiser = Denoiser(str(folder), SamplingConfig(gen_length=8, block_length=8))
-    yield build_api(backend(denoiser), "tiny", RequestLimits(choices=4))
-    denoiser.close()
 
 
 def fuzz(api: FastAPI, examples: int) -> dict[str, set[int]]:
@@ -85,13 +63,13 @@ def check_statuses(statuses: dict[str, set[int]]) -> None:
     assert max(set().union(*statuses.values())) < 500
 
 
-def test_what_the_schema_allows_gets_what_it_promises(api: FastAPI) -> None:
-    check_statuses(fuzz(api, 15))
+def test_what_the_schema_allows_gets_what_it_promises(short_api: FastAPI) -> None:
+    check_statuses(fuzz(short_api, 15))
 
 
 @pytest.mark.slow
-def test_the_same_at_length(api: FastAPI) -> None:
-    check_statuses(fuzz(api, int(os.environ.get("FUZZ_EXAMPLES", "400"))))
+def test_the_same_at_length(short_api: FastAPI) -> None:
+    check_statuses(fuzz(short_api, int(os.environ.get("FUZZ_EXAMPLES", "400"))))
 
 
 def test_every_field_and_every_refusal_is_in_the_schema() -> None:
