@@ -77,10 +77,13 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint infra/constraints.txt --editable ".[dev]"
 	touch $@
 
-# Of the page's tests: the machine's own Chromium, else one of Playwright's. Without either they say that they are skipped.
+# Of the page's tests: the machine's own Chromium, else one of Playwright's, else, for root on Debian, its package. Without any they
+# say that they are skipped.
 $(VENV)/.installed-browser: $(VENV)/.installed-dev
 	command -v chromium || command -v chromium-browser || command -v google-chrome \
-		|| $(BIN)/python -m playwright install chromium-headless-shell || echo "no Chromium, and none can be downloaded: the page will not be tested"
+		|| $(BIN)/python -m playwright install chromium-headless-shell \
+		|| { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium; } \
+		|| echo "NO CHROMIUM here, and none can be installed: the page will not be tested"
 	touch $@
 
 clean:  ## remove the virtual environment and what was built
