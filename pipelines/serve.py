@@ -1,6 +1,6 @@
 """The stage `serve`: an OpenAI-compatible endpoint of a checkpoint on Ray Serve.
 
-    HTTP ─▶ Gateway (one, no model) ─▶ Denoiser (autoscaled, one model each) ─▶ llada/sampling/engine.py
+    HTTP ─▶ Gateway (one, no model) ─▶ Denoiser (autoscaled, one model each, or several) ─▶ llada/sampling/engine.py
 
 `llada serve` starts it for as long as the command runs; on a standing cluster, `llada deploy ray_configs/serve.yaml`
 builds the same application through `build_app`. Waiting requests queue in the gateway, `max_queued_requests` at the
@@ -26,12 +26,21 @@ from llada.errors import UserError
 from llada.files import local_path
 from llada.model.hf import find_dtype
 from pipelines.serving.admission import Admission
-from pipelines.serving.args import DENOISER, ServeArgs, last_part, parse_args, with_folders, with_models
+from pipelines.serving.args import (
+    CANARY,
+    DENOISER,
+    ServeArgs,
+    last_part,
+    parse_args,
+    with_folders,
+    with_models,
+)
 from pipelines.serving.card import model_facts
 from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkpoint
 from pipelines.serving.gateway import Gateway, Served
 from pipelines.serving.keys import KeyLimits, load_keys
 from pipelines.serving.limits import RequestLimits
+from pipelines.serving.multiplexed import MultiplexedDenoiser, Offered
 from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import Access
 from pipelines.serving.scaling import replicas_for_work
@@ -65,8 +74,8 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         except UserError as error:  # any other exception Serve tries again, and shows as a traceback
             raise RayServeException(str(error)) from error
     facts = {}
-    for name, url in args.models.items():
-        facts[name] = model_facts(check_checkpoint(url), args.sampling)
+    for url in args.models.values():
+        facts[url] = model_facts(check_checkpoint(url), args.sampling)
         with naming(url):
             find_dtype(args.dtype)
             if args.verify_checksums and (folder := local_path(url)) is not None:
@@ -74,28 +83,30 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
     if args.api_keys is not None:
         load_keys(args.api_keys)  # the gateway reads them again
     gateway, *denoisers = build_deployments(args)
-    versions = _versions(args)
-    bound = {
-        denoiser.name: denoiser.bind(
-            args.models[denoiser.name],
-            args.sampling,
-            device=args.device or ("cuda" if args.gpus_per_replica else "cpu"),
-            dtype=args.dtype,
-            max_concurrent=args.ongoing_requests[1],
-            max_prompt_tokens=args.max_prompt_tokens,
-            stall_timeout_s=args.stall_timeout_s,
-            verify_checksums=args.verify_checksums,
-            batch_invariant=args.batch_invariant,
-            compiled=args.compiled,
-            version=versions[denoiser.name],
-        )
-        for denoiser in denoisers
+    settings = {
+        "device": args.device or ("cuda" if args.gpus_per_replica else "cpu"),
+        "dtype": args.dtype,
+        "max_concurrent": args.ongoing_requests[1],
+        "max_prompt_tokens": args.max_prompt_tokens,
+        "stall_timeout_s": args.stall_timeout_s,
+        "verify_checksums": args.verify_checksums,
+        "batch_invariant": args.batch_invariant,
+        "compiled": args.compiled,
     }
-    canary = bound.pop(f"{DENOISER}_canary", None)
-    first = Served(
-        args.name, facts[DENOISER], bound.pop(DENOISER), canary, args.canary_share if canary else 0.0
-    )
-    served = [first, *(Served(name.partition("-")[2], facts[name], model) for name, model in bound.items())]
+    versions, bound = _versions(args), {}
+    for denoiser in denoisers:
+        if denoiser.name == DENOISER and args.models_per_replica is not None:
+            offered = {args.name: Offered(args.model, versions[DENOISER])}
+            for name, url in args.further_models.items():
+                offered[name] = Offered(url, versions[f"{DENOISER}-{name}"])
+            bound[denoiser.name] = denoiser.bind(offered, args.models_per_replica, args.sampling, **settings)
+        else:
+            url, version = args.models[denoiser.name], versions[denoiser.name]
+            bound[denoiser.name] = denoiser.bind(url, args.sampling, **settings, version=version)
+    canary, share = bound.get(CANARY), args.canary_share if args.canary else 0.0
+    served = [Served(args.name, facts[args.model], bound[DENOISER], canary, share)]
+    for name, url in args.further_models.items():
+        served.append(Served(name, facts[url], bound.get(f"{DENOISER}-{name}", bound[DENOISER])))
     limits = RequestLimits(
         args.max_body_bytes, args.request_timeout_s, choices=args.max_choices, messages=args.max_messages
     )
@@ -113,14 +124,13 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
 def _versions(args: ServeArgs) -> dict[str, str]:
     """{name of a deployment: what its version is called}, the end of its folder's URL."""
     called = {name: last_part(url) for name, url in args.models.items()}
-    canary = f"{DENOISER}_canary"
-    if called.get(canary) == called[DENOISER]:
-        called[canary] += "-canary"
+    if called.get(CANARY) == called[DENOISER]:
+        called[CANARY] += "-canary"
     return called
 
 
 def build_deployments(args: ServeArgs) -> tuple[Deployment, ...]:
-    """Gateway, and a Denoiser for each of `args.models`, with their limits; arguments are bound by `build_app`."""
+    """Gateway, and those of `args.deployments`, with their limits; arguments are bound by `build_app`."""
     from ray import serve
 
     low, high = args.replicas
@@ -152,8 +162,13 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, ...]:
         max_queued_requests=-1,  # the gateway's, which counts more exactly than Ray
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
         max_surge_percent=args.max_surge_percent,
-    )(Denoiser)
-    return gateway, *(denoiser.options(name=name) for name in args.models)
+    )
+    return gateway, *(
+        denoiser(MultiplexedDenoiser if name == DENOISER and args.models_per_replica else Denoiser).options(
+            name=name
+        )
+        for name in args.deployments
+    )
 
 
 def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> str:
@@ -207,7 +222,7 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
-    least = max(args.replicas[0], 1) * len(args.models)
+    least = max(args.replicas[0], 1) * len(args.deployments)
     cpus = 1 if args.cpus_per_replica is None else args.cpus_per_replica
     require_room("min_replicas", least, cpus, args.gpus_per_replica or 0)
     app = build_app(args)

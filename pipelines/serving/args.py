@@ -18,6 +18,8 @@ from pipelines.stage.tracking import default_tracking_uri
 
 DENOISER = "Denoiser"
 """The deployment of the model that requests get which name none."""
+CANARY = f"{DENOISER}_canary"
+"""That of its new version."""
 _NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
@@ -36,10 +38,13 @@ class ServeArgs:
     model_id: str | None = None
     """The model's name in requests; None takes the folder's, or the registered one."""
     more_models: tuple[str, ...] = ()
-    """Further models behind the same endpoint, each as NAME=URL: a request chooses one by its name. Each has replicas of its
-    own, as many as this one; with min_replicas 0, those of a model that nobody asks for go."""
+    """Further models behind the same endpoint, each as NAME=URL: a request chooses one by its name."""
+    models_per_replica: int | None = limited(None, low=1)
+    """Models that a replica holds at a time. All models then share the replicas: one is loaded when it is first asked for, and
+    the one that was asked for longest ago goes for it, as soon as none of its requests runs. None: each model has replicas of
+    its own, as many as this one; with min_replicas 0, those of a model that nobody asks for go."""
     canary: str | None = None
-    """A new version of the model, a folder or models:/NAME@ALIAS, with replicas of its own."""
+    """A new version of the model, a folder or models:/NAME@ALIAS, with replicas of its own in any case."""
     canary_share: float = limited(0.05, above=0, high=1)
     """Of the requests that the canary gets, while it answers; which ones follows from their ids. Both versions are in /metrics."""
     alias_poll_s: float = limited(30, above=0)
@@ -131,6 +136,10 @@ class ServeArgs:
             require(name not in names, f"serve: two models are called {name!r}")
             names.append(name)
         require(
+            self.models_per_replica is None or bool(self.more_models),
+            "serve: models_per_replica means nothing without more_models",
+        )
+        require(
             self.canary is not None or self.canary_share == 0.05,
             "serve: canary_share means nothing without canary",
         )
@@ -166,13 +175,24 @@ class ServeArgs:
         return self.model_id or registered_name(self.model) or last_part(self.model)
 
     @property
+    def further_models(self) -> dict[str, str]:
+        """{name in requests: URL} of `more_models`."""
+        split = (model.partition("=") for model in self.more_models)
+        return {name: url for name, _, url in split}
+
+    @property
     def models(self) -> dict[str, str]:
-        """{name of a deployment: URL of what it serves}; the first is the one that has no other name."""
-        more = {
-            f"{DENOISER}-{name}": url for name, _, url in (model.partition("=") for model in self.more_models)
-        }
-        canary = {} if self.canary is None else {f"{DENOISER}_canary": self.canary}
+        """{name of a deployment: URL of what it serves}, as if none were shared; the first is the one that has no other name."""
+        more = {f"{DENOISER}-{name}": url for name, url in self.further_models.items()}
+        canary = {} if self.canary is None else {CANARY: self.canary}
         return {DENOISER: self.model} | canary | more
+
+    @property
+    def deployments(self) -> list[str]:
+        """Names of those that there are."""
+        if self.models_per_replica is None:
+            return [*self.models]
+        return [name for name in (DENOISER, CANARY) if name in self.models]
 
 
 def parse_args(values: dict[str, Any]) -> ServeArgs:

@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -50,6 +51,7 @@ class Served:
     facts: Mapping[str, Any]
     """What /v1/models says of it."""
     stable: Any
+    """May be the same of several models."""
     canary: Any = None
     canary_share: float = 0.0
 
@@ -80,11 +82,14 @@ class Gateway:
         Raises:
             UserError: bad keys.
         """
-        self._replicas: list[Replicas] = []
+        models_of = Counter(model.stable.deployment_name for model in served)
+        replicas: dict[str, Replicas] = {}
 
         def replicas_of(handle: DeploymentHandle) -> Replicas:
-            self._replicas.append(Replicas(handle, admission(), default_tokens))
-            return self._replicas[-1]
+            if (name := handle.deployment_name) not in replicas:
+                first = served[0].name if models_of[name] > 1 else None
+                replicas[name] = Replicas(handle, admission(), default_tokens, first)
+            return replicas[name]
 
         self._catalog = Catalog(
             {
@@ -96,6 +101,7 @@ class Gateway:
                 for model in served
             }
         )
+        self._replicas = [*replicas.values()]
         self._facts, self._limits = {model.name: model.facts for model in served}, limits
         self._metrics = GatewayMetrics()
         self._access = dataclasses.replace(access, keys=load_keys(api_keys) if api_keys else ())
@@ -126,10 +132,18 @@ class Gateway:
 
 
 class Replicas:
-    """The deployment of one version of a model as a backend of the HTTP application."""
+    """A deployment as a backend of the HTTP application: one version of a model, or several models."""
 
-    def __init__(self, handle: DeploymentHandle, admission: Admission, default_tokens: int) -> None:
+    def __init__(
+        self,
+        handle: DeploymentHandle,
+        admission: Admission,
+        default_tokens: int,
+        first_model: str | None = None,
+    ) -> None:
+        """`first_model`: of replicas of several models the one that requests get which name none."""
         self._handle = handle.options(stream=True)
+        self._first_model = first_model
         self._canary = handle.canary
         self._admission, self._default_tokens = admission, default_tokens
         self._answered_at = -math.inf
@@ -175,7 +189,10 @@ class Replicas:
             RequestCancelledError,
         )
 
-        response = cast("DeploymentResponseGenerator[ReplicaEvent]", self._handle.stream.remote(body, ids))
+        handle = self._handle
+        if self._first_model is not None:  # to a replica that has it, if there is one
+            handle = handle.options(multiplexed_model_id=body.model or self._first_model)
+        response = cast("DeploymentResponseGenerator[ReplicaEvent]", handle.stream.remote(body, ids))
         self._open.add(response)
         try:
             first = await self._first(response)

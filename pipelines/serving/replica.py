@@ -27,6 +27,7 @@ from llada.sampling.events import Event, Finished, Started, Text
 from llada.sampling.length import OF_GROWING
 from llada.sampling.request import GenerateRequest
 from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
+from llada.sampling.stats import EngineStats
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.dialects.body import Prompt, SamplingBody
@@ -62,6 +63,7 @@ class Denoiser:
         batch_invariant: bool = False,
         compiled: bool = False,
         version: str = "",
+        is_alone: bool = True,
     ) -> None:
         """
         Args:
@@ -73,6 +75,8 @@ class Denoiser:
             batch_invariant: rounding does not depend on what else runs (llada/sampling/forward.py).
             compiled: a forward has fewer kernels, and starting takes up to a minute more (llada/sampling/compiled.py).
             version: of the model, for metrics.
+            is_alone: the replica is this model's for as long as it lives. Else somebody else looks after Python's collector and
+                tells the gateway what is done.
 
         Raises:
             UserError: no model there, or one that cannot be served.
@@ -114,10 +118,14 @@ class Denoiser:
             max_length=self.max_length,
             max_prompt_tokens=max_prompt_tokens,
         )
-        # What is loaded stays: without this, a full pass of Python's collector over it stops all streams for 0.2 s.
-        gc.collect()
-        gc.freeze()
-        report_to_gateway(self)
+        self._is_alone = is_alone
+        if is_alone:
+            freeze_loaded()
+            report_to_gateway(self)
+
+    def stats(self) -> EngineStats:
+        """What has been done, and what is to do."""
+        return self.engine.stats()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray Serve asks for the autoscaling (scaling.py)."""
@@ -152,10 +160,11 @@ class Denoiser:
 
     def close(self) -> None:
         self.engine.close()
-        gc.unfreeze()
+        if self._is_alone:
+            gc.unfreeze()
 
     def __del__(self) -> None:
-        if hasattr(self, "engine"):
+        if hasattr(self, "_is_alone"):
             self.close()
 
     async def stream(
@@ -339,6 +348,12 @@ class Denoiser:
         if limit is not None:
             message += f" and {body.limit_field} asks for {limit} more"
         raise RequestError(400, message, param=body.prompt_field, code="context_length_exceeded")
+
+
+def freeze_loaded() -> None:
+    """What is loaded stays: without this, a full pass of Python's collector over it stops all streams for 0.2 s."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _without_replies(prompts: Sequence[Prompt]) -> AsyncGenerator[Event, None]:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from llada.sampling.stats import BLOCK_SECONDS, EngineStats
 
 if TYPE_CHECKING:
+    from pipelines.serving.multiplexed import MultiplexedDenoiser
     from pipelines.serving.replica import Denoiser
 
 REPORT_EVERY_S = 5.0
@@ -59,12 +60,12 @@ class ReplicaReports(Collector):
         with self._lock:
             for replica, (said_at, stats) in list(self._last.items()):
                 if said_at < self._clock() - _GONE_AFTER_S:
-                    _add(self._of_the_gone, stats)
+                    add_stats(self._of_the_gone, stats)
                     del self._last[replica]
             here = [stats for _, stats in self._last.values()]
             total = EngineStats()
             for stats in [self._of_the_gone, *here]:
-                _add(total, stats)
+                add_stats(total, stats)
         for field, (name, text) in _COUNTERS.items():
             yield CounterMetricFamily(f"llada_{name}", text, value=getattr(total, field))
         for field, (name, text) in _GAUGES.items():
@@ -79,15 +80,16 @@ class ReplicaReports(Collector):
         )
 
 
-def _add(total: EngineStats, stats: EngineStats) -> None:
+def add_stats(total: EngineStats, stats: EngineStats) -> None:
+    """Sum up, in place."""
     total.blocks = [a + b for a, b in zip(total.blocks, stats.blocks, strict=True)]
     for field in fields(EngineStats):
         if field.name != "blocks":
             setattr(total, field.name, getattr(total, field.name) + getattr(stats, field.name))
 
 
-def report_to_gateway(denoiser: Denoiser) -> None:
-    """Tell the application's gateway of this replica's engine for as long as it lives; without Ray Serve, nothing."""
+def report_to_gateway(denoiser: Denoiser | MultiplexedDenoiser) -> None:
+    """Tell the application's gateway of this replica's engines for as long as it lives; without Ray Serve, nothing."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
@@ -100,12 +102,12 @@ def report_to_gateway(denoiser: Denoiser) -> None:
     threading.Thread(target=_report, args=arguments, name="report", daemon=True).start()
 
 
-def _report(denoiser: weakref.ref[Denoiser], app_name: str, name: str) -> None:
+def _report(denoiser: weakref.ref[Denoiser | MultiplexedDenoiser], app_name: str, name: str) -> None:
     from ray import serve
 
     gateway = None
     while (there := denoiser()) is not None:
-        stats = there.engine.stats()
+        stats = there.stats()
         del there
         with contextlib.suppress(
             Exception

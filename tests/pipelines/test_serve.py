@@ -38,6 +38,7 @@ from pipelines.serve import APP_NAME, build_app, build_deployments, serve
 from pipelines.serving.args import ServeArgs
 from pipelines.serving.keys import KeyLimits
 from pipelines.serving.limits import RequestLimits
+from pipelines.serving.multiplexed import Offered
 from pipelines.serving.routes import Access
 from pipelines.stage.cluster import ClusterConfig
 
@@ -921,3 +922,22 @@ def test_each_model_has_a_deployment_and_requests_know_their_names(
     assert [one.init_kwargs["version"] for one in bound] == ["tiny", "tiny-canary", "other"]
     with pytest.raises(UserError, match=f"cannot serve {tmp_path}/none: no folder"):
         build_app(ServeArgs(str(random_model), more_models=(f"b={tmp_path}/none",)))
+
+
+def test_models_share_the_replicas_where_one_holds_several(random_model: Path, tmp_path: Path) -> None:
+    """The canary has its own."""
+    shutil.copytree(random_model, other := tmp_path / "other")
+    args = ServeArgs(str(random_model), more_models=(f"b={other}",), canary=str(other), models_per_replica=2)
+    gateway = build_app(args)._bound_deployment
+    first, second = gateway.init_args[0]
+    assert (first.name, second.name, second.canary) == ("tiny", "b", None)
+    assert first.stable is second.stable
+    shared, canary = first.stable._bound_deployment, first.canary._bound_deployment
+    assert (shared.name, canary.name) == ("Denoiser", "Denoiser_canary")
+    assert shared.func_or_class.__name__ == "MultiplexedDenoiser"
+    assert shared.init_args[:2] == (
+        {"tiny": Offered(str(random_model), "tiny"), "b": Offered(str(other), "other")},
+        2,
+    )
+    assert canary.init_args[0] == str(other)
+    assert shared.init_kwargs.keys() == canary.init_kwargs.keys() - {"version"}

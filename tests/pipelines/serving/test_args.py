@@ -51,6 +51,7 @@ def test_every_model_of_the_registry_is_looked_up(tmp_path: Path) -> None:
         ({"model": "m", "more_models": ["b"]}, "more_models must be NAME=URL, not 'b'"),
         ({"model": "m", "more_models": ["b/c=d"]}, "more_models must be NAME=URL"),
         ({"model": "m", "more_models": ["m=d"]}, "two models are called 'm'"),
+        ({"model": "m", "models_per_replica": 2}, "models_per_replica means nothing without more_models"),
         ({"model": "m", "canary_share": 0.5}, "canary_share means nothing without canary"),
         ({"model": "m", "canary": "n", "canary_share": 0}, "canary_share must be above 0"),
         ({"model": "m", "key_tokens_per_minute": 5}, "serve: key_tokens_per_minute needs api_keys"),

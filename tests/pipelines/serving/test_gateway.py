@@ -30,6 +30,7 @@ from pipelines.serving import gateway
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.admission import Admission
 from pipelines.serving.dialects.body import SamplingBody
+from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.gateway import Replicas
 from pipelines.serving.replica import Denoiser
@@ -63,10 +64,14 @@ class Handle:
     def __init__(self, denoiser: Denoiser | None = None, deaths: Sequence[int] = ()) -> None:
         self.denoiser, self.deaths = denoiser, list(deaths)
         self.canaries = self.asked = 0
+        self.models: list[str] = []
+        """By which Serve chooses a replica."""
         self.answers_canaries = True
         self.stream, self.canary = _Call(self._stream), _Call(self._canary)
 
-    def options(self, **_: Any) -> Handle:
+    def options(self, *, multiplexed_model_id: str | None = None, **_: Any) -> Handle:
+        if multiplexed_model_id is not None:
+            self.models.append(multiplexed_model_id)
         return self
 
     def _stream(self, body: SamplingBody, ids: RequestIds) -> _Response:
@@ -291,3 +296,23 @@ def test_a_full_queue_refuses_without_asking_anybody(denoiser: Denoiser, stream:
     assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
     assert [one.status_code for one in taken] == [200, 200]  # each has left its place behind
     assert handle.asked == 2
+
+
+@pytest.mark.parametrize("first, told", [(None, []), ("a", ["b", "a"])])
+def test_where_replicas_hold_several_models_serve_is_told_which_is_wanted(
+    denoiser: Denoiser, first: str | None, told: list[str]
+) -> None:
+    handle = Handle(denoiser)
+    admission = Admission(max_queued=4, per_replica=2, retry_after_s=5)
+    replicas = Replicas(handle, admission, 8, first)  # type: ignore[arg-type]
+
+    async def read() -> None:
+        for model in ("b", None):
+            async for _ in replicas.stream(
+                CompletionBody.model_validate({**FAST, "model": model}), RequestIds("x")
+            ):
+                pass
+
+    asyncio.run(read())
+    assert handle.asked == 2
+    assert handle.models == told
