@@ -1,0 +1,84 @@
+"""The experiment on little data, as a user runs it, and what it counts as solved."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from llada.data.tokens.shards import TokenDataset
+from llada.evals.sudoku import Box, solve
+
+
+@pytest.fixture(scope="module")
+def done(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sudoku")
+    script.main(["sudoku", "--output", str(folder), "--quick"])
+    return folder
+
+
+def test_every_order_has_its_numbers(script: ModuleType, done: Path):
+    report = json.loads((done / "sudoku.json").read_text())
+    assert [row["strategy"] for row in report["rows"]] == ["left to right", *script.STRATEGIES]
+    seeds = len(report["settings"]["learning"]["seeds"])
+    for row in report["rows"]:
+        assert all(len(shares) == seeds for shares in row["solved"].values())
+        assert "20" in row["solved"]
+    assert 0 < report["right_signs"]["LLaDA"][0] < 1
+    assert (done / "sudoku.png").stat().st_size > 10_000
+    assert "| LLaDA, margin |" in (done / "sudoku.md").read_text()
+
+
+def test_rows_are_puzzles_with_their_solutions_and_what_is_asked_is_none_of_them(
+    script: ModuleType, done: Path
+):
+    size, signs = script.QUICK["sudoku"], script.SudokuGame.signs
+    dataset = TokenDataset(str(done / "data"), "train")
+    rows = dataset.rows(np.arange(len(dataset)))
+    assert len(dataset) == size.learning.rows
+    assert (rows.maskable.sum(1) == 20).all()
+    trained = set()
+    for tokens in rows.tokens[:20]:
+        text = "".join(signs[token - script.FIRST_SIGN] for token in tokens)
+        puzzle, answer = (part.replace("\n", "") for part in (text[:20], text[20:]))
+        givens = [0 if sign == "." else int(sign) for sign in puzzle]
+        assert list(solve(givens, Box(2, 2))) == [tuple(map(int, answer))]
+        assert givens.count(0) in size.game.blanks
+    trained = {"".join(signs[token - script.FIRST_SIGN] for token in tokens[:20]) for tokens in rows.tokens}
+    asked = size.game.asked(size.asked, "asked")
+    assert [problem.level for problem in asked] == [2] * 4 + [6] * 4
+    assert trained.isdisjoint(problem.prompt for problem in asked)
+
+
+def test_training_puzzles_do_not_repeat_but_in_another_form(script: ModuleType):
+    game = script.SudokuGame(Box(2, 3), blanks=(12,), drawn=5)
+    prompts = [problem.prompt for problem in itertools.islice(game.training(), 40)]
+    assert len(set(prompts)) == 40
+
+
+def test_all_signs_of_an_answer_have_to_be_right(script: ModuleType, done: Path):
+    experiment = script.Experiment(done, script.QUICK["sudoku"])
+    written = experiment.answers.clone()
+    assert experiment.solved(written).all()
+    written[0, 3] += 1
+    written[1] = 0
+    assert experiment.solved(written).tolist() == [False, False] + [True] * 6
+    assert torch.equal(experiment.prompts[:, 4], experiment.answers[:, 4]), "ends of lines"
+
+
+def test_countdown_counts_every_way_to_the_target(script: ModuleType):
+    game = script.CountdownGame()
+    problems = [*game.asked(20, "a"), *itertools.islice(game.training(), 500)]
+    assert len({(len(problem.prompt), len(problem.answer)) for problem in problems}) == 1
+    assert set(itertools.chain(*(problem.prompt + problem.answer for problem in problems))) == set(game.signs)
+    assert [problem.level for problem in problems[:60]] == [0] * 20 + [1] * 20 + [2] * 20
+    assert all(game.is_solved(problem, problem.answer) for problem in problems)
+    problem = script.Problem(" 7,12, 5= 53:", "12*5=60,60-7=53       ", 1)
+    assert game.is_solved(problem, "5*12=60,60-7=53".ljust(22))
+    assert not game.is_solved(problem, "5*12=60,60-8=52".ljust(22))
+    assert not game.is_solved(problem, "\0" * 22)

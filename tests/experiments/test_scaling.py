@@ -1,0 +1,42 @@
+"""The ladder on little text, as a user runs it, and what it fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+STORIES = b"<|endoftext|>".join(
+    b"\nThe %s went to the %s.\n" % words for words in [(b"cat", b"sea"), (b"dog", b"hill")] * 20
+)
+
+
+@pytest.fixture(scope="module")
+def done(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scaling")
+    (folder / "tinystories.txt").write_bytes(STORIES)
+    script.main(["--text", str(folder), "--output", str(folder / "out"), "--quick"])
+    return folder / "out"
+
+
+def test_every_rung_has_its_numbers(script: ModuleType, done: Path):
+    report = json.loads((done / "scaling.json").read_text())
+    # 4 · 32² of attention with 2 · 32 of its norms, 3 · 32 · 96 of the SwiGLU, and three norms of 32.
+    assert report["parameters"] == [4 * 32**2 + 2 * 32 + 3 * 32 * 96 + 3 * 32] * 2
+    assert report["tokens"] == [2 * 16 * 15, 6 * 16 * 15]
+    assert report["flops"] == [6.0 * report["parameters"][0] * tokens for tokens in report["tokens"]]
+    for losses in report["losses"].values():
+        assert [len(of_rung) for of_rung in losses] == [2, 2]
+        assert np.mean(losses[1]) < np.mean(losses[0])
+    assert (done / "scaling.png").stat().st_size > 10_000
+    assert "| exponent b |" in (done / "scaling.md").read_text()
+
+
+def test_a_power_law_is_fitted_as_it_is(script: ModuleType):
+    flops = np.array([1e9, 1e10, 1e12])
+    a, b = script.fit(flops, 5 * flops**-0.07)
+    assert b == pytest.approx(0.07)
+    assert np.exp(a) == pytest.approx(5)
