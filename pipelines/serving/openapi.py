@@ -87,7 +87,7 @@ def _text(kind: str) -> dict[str, Any]:
 
 
 _READS = (
-    ("/v1/models", "The models that are served: one", _json("ModelList")),
+    ("/v1/models", "The models that are served", _json("ModelList")),
     ("/v1/models/{name}", "A model: context, mask and defaults", _json("Model")),
     ("/health", "Whether requests can be served", _json("Health")),
     ("/metrics", "Counters in Prometheus' text format", _text("text/plain")),

@@ -494,3 +494,19 @@ def test_it_can_be_read_and_pressed(visit: Any, screen: dict[str, Any]) -> None:
     check()
     page.get_by_role("button", name="Settings").click()
     check()
+
+
+@SCREENS
+def test_the_schemas_page_can_be_read(visit: Any, address: str, screen: dict[str, Any]) -> None:
+    """Every route, with what must be sent first; no wider than the screen, and no mark-up in its text."""
+    page = visit(**screen).page
+    page.goto(f"{address}/docs")
+    expect(page.locator("details").first).to_be_visible()
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(PALE) == []
+    assert page.evaluate(SMALL) == []
+    chat = page.locator("details", has=page.locator("summary", has_text="/v1/chat/completions"))
+    assert chat.locator("dt").first.inner_text().startswith("messages")
+    assert "`" not in page.locator("body").inner_text()
