@@ -140,22 +140,27 @@ def _wrap(
         raise UserError(
             f"texts.block_length {length} is longer than the context of {evaluation.model}, {network.max_length}"
         )
-    ends = None
-    if choice(config.block_ends, data_set.block_ends):
-        begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-        if begin is None:
+    # BERT's go by other names.
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    has_ends = choice(config.block_ends, data_set.block_ends)
+    has_eos = choice(config.eos_between, data_set.eos_between)
+    for needed, token, word, option in (
+        (has_ends, begin, "beginning", "--texts.block-ends False"),
+        (has_ends or has_eos, end, "end", "--texts.block-ends False --texts.eos-between False"),
+    ):
+        if needed and token is None:
             raise UserError(
-                f"{evaluation.model}: the tokenizer has no token for the beginning of a block: --texts.block-ends False"
+                f"{evaluation.model}: the tokenizer has no token for the {word} of a text: {option}"
             )
-        ends = (int(begin), int(tokenizer.eos_token_id))
     texts = read_documents(corpus)
     try:
         return wrap_documents(
             texts,
             encode_texts(tokenizer, texts),
             length,
-            eos_id=tokenizer.eos_token_id if choice(config.eos_between, data_set.eos_between) else None,
-            ends=ends,
+            eos_id=end if has_eos else None,
+            ends=(begin, end) if has_ends else None,
             keeps_rest=choice(config.keeps_rest, data_set.keeps_rest),
         )
     except UserError as error:

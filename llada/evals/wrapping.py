@@ -52,11 +52,11 @@ def wrap_documents(
     behind = [] if eos_id is None else [eos_id]
     tokens = list(itertools.chain.from_iterable([*document, *behind] for document in documents))
     kept = len(tokens) if keeps_rest else len(tokens) // room * room
+    if not any(map(len, documents)):
+        raise UserError("there is no text")
     if kept == 0:
         raise UserError(
             f"{len(tokens)} tokens of text do not fill a block of {block_length}: a smaller block length takes them"
-            if tokens
-            else "there is no text"
         )
     begin, end = ([ends[0]], [ends[1]]) if ends else ([], [])
     blocks = [[*begin, *tokens[at : min(at + room, kept)], *end] for at in range(0, kept, room)]

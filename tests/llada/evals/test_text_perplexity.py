@@ -114,6 +114,12 @@ def test_an_autoregressive_twin_is_exact(
     assert figures["notes/tokens"] == 45
     assert figures["notes/tokens_left_out"] > 0
     assert figures["notes/bits_per_character"] > figures["notes/bits_per_byte"] > 0
+    # A last block of one token has nothing to be asked for.
+    total = len(encode_texts(tokenizer, [TEXT])[0]) + 1
+    length = next(n for n in range(2, 64) if total % n == 1)
+    odd = replace(config, texts=TextsConfig(config.texts.paths, block_length=length))
+    figures = measure_text_perplexity(evaluation_of(causal_model, odd))
+    assert (figures["notes/tokens"], figures["notes/tokens_left_out"]) == (total - total // length - 1, 0)
 
 
 def test_what_cannot_be_measured_is_one_line(
@@ -141,7 +147,7 @@ def test_what_cannot_be_measured_is_one_line(
     assert tokenizer is not None
     tokenizer.bos_token = None
     save_tokenizer(tokenizer, bare)
-    refused("no token for the beginning of a block: --texts.block-ends False", bare, block_ends=True)
+    refused("no token for the beginning of a text: --texts.block-ends False", bare, block_ends=True)
     Path(bare, "tokenizer.json").unlink()
     refused("has no tokenizer, which the task text_perplexity needs", bare)
 

@@ -35,6 +35,6 @@ def test_what_fills_no_block_is_named() -> None:
     with pytest.raises(UserError, match="5 tokens of text do not fill a block of 6: a smaller block length"):
         wrap_documents(TEXTS, IDS, 6)
     with pytest.raises(UserError, match="there is no text"):
-        wrap_documents([""], [[]], 2, keeps_rest=True)
+        wrap_documents(["", ""], [[], []], 2, eos_id=EOS, keeps_rest=True)
     with pytest.raises(UserError, match="a block of 2 tokens has no room for text between its ends"):
         wrap_documents(TEXTS, IDS, 2, ends=(BOS, EOS))
