@@ -195,6 +195,8 @@ def _judge(
         for at in range(0, len(ids), _TEXTS_PER_BLOCK)
     ]
     build = partial(open_judging, evaluation.fetch_folder, absolute(config.judge), config.context)
+    # Verdicts without features, of a run before mauve-text was installed, would not do.
+    folder += "_with_features" if wants_features else ""
     return list(itertools.chain.from_iterable(evaluation.map_blocks(build, blocks, folder=folder)))
 
 
