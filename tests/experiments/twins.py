@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +211,11 @@ class Twins:
     vocab_size: int
     row_length: int
     learning: Learning
+    objectives: Mapping[str, ObjectiveConfig] = field(default_factory=lambda: TWINS)
 
     def network(self, name: str) -> ModelConfig:
         return small_network(
-            TWINS[name],
+            self.objectives[name],
             vocab_size=self.vocab_size,
             row_length=self.row_length,
             d_model=self.learning.d_model,
@@ -233,7 +234,7 @@ class Twins:
     ) -> TrainResult:
         return train_network(
             self.network(name),
-            TWINS[name],
+            self.objectives[name],
             self.data,
             checkpoints,
             rate=rate,
