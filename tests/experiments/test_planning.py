@@ -14,6 +14,8 @@ import torch
 from llada.data.tokens.shards import TokenDataset
 from llada.evals.sudoku import Box, solve
 
+HERE = Path(__file__).resolve().parent
+
 
 @pytest.fixture(scope="module")
 def done(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,3 +84,8 @@ def test_countdown_counts_every_way_to_the_target(script: ModuleType):
     assert game.is_solved(problem, "5*12=60,60-7=53".ljust(22))
     assert not game.is_solved(problem, "5*12=60,60-8=52".ljust(22))
     assert not game.is_solved(problem, "\0" * 22)
+
+
+def test_the_readme_shows_the_committed_result(script: ModuleType):
+    report = json.loads((HERE / "results" / "sudoku.json").read_text())
+    assert script.table(report) in (HERE.parents[1] / "README.md").read_text()
