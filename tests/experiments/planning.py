@@ -25,15 +25,14 @@ a GPU (networks of 5.3 M parameters); both write into --output.
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from planning_games import CountdownGame, Problem, SudokuGame
 from torch import Tensor
 from twins import (
     FIRST_SIGN,
@@ -52,8 +51,7 @@ from twins import (
     write_rows,
 )
 
-from llada.evals.countdown import draw_countdown, is_solution
-from llada.evals.sudoku import Box, Sudoku, board_text, disguise, draw_sudoku
+from llada.evals.sudoku import Box
 from llada.model.transformer import Transformer
 from llada.sampling.generate import generate
 from llada.training.trainer import TrainResult
@@ -83,97 +81,6 @@ STRATEGIES = {
 }
 
 
-class Problem(NamedTuple):
-    """A puzzle and its answer, of one length each in a game."""
-
-    prompt: str
-    answer: str
-    level: int
-    """How hard it is."""
-
-
-@dataclass(frozen=True)
-class SudokuGame:
-    """Boards of a shape and their problems."""
-
-    box: Box
-    blanks: tuple[int, ...]
-    """Empty cells, one as often as the other."""
-    drawn: int
-    """Puzzles of which the training's are forms."""
-
-    signs = "\n.123456789"
-    level_name = "empty cells"
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return self.blanks
-
-    def is_solved(self, problem: Problem, text: str) -> bool:
-        return text == problem.answer
-
-    def asked(self, number: int, seed: str) -> list[Problem]:
-        """Of each level so many."""
-        random = Random(seed)
-        return [self._draw(random, blanks) for blanks in self.blanks for _ in range(number)]
-
-    def training(self) -> Iterator[Problem]:
-        """Without end."""
-        random, forms = Random("to train on"), Random("forms")
-        drawn = [
-            draw_sudoku(random, self.box, blanks)
-            for _, blanks in zip(range(self.drawn), itertools.cycle(self.blanks))
-        ]
-        while True:
-            for puzzle in drawn:
-                yield self._problem(disguise(puzzle, self.box, forms))
-
-    def _draw(self, random: Random, blanks: int) -> Problem:
-        while True:
-            puzzle = draw_sudoku(random, self.box, blanks)
-            if puzzle.givens.count(0) == blanks:
-                return self._problem(puzzle)
-
-    def _problem(self, puzzle: Sudoku) -> Problem:
-        prompt, answer = (board_text(board, self.box) for board in puzzle)
-        return Problem(prompt, answer, puzzle.givens.count(0))
-
-
-@dataclass(frozen=True)
-class CountdownGame:
-    """Problems of three numbers."""
-
-    levels = (0, 1, 2)
-    level_name = "multiplications and divisions"
-    signs = " 0123456789+-*/=,:"
-
-    def is_solved(self, problem: Problem, text: str) -> bool:
-        numbers, target = problem.prompt.rstrip(":").split("=")
-        return is_solution([int(number) for number in numbers.split(",")], int(target), text.rstrip(" "))
-
-    def asked(self, number: int, seed: str) -> list[Problem]:
-        """Of each level so many."""
-        random = Random(seed)
-        found: dict[int, list[Problem]] = {level: [] for level in self.levels}
-        while min(map(len, found.values())) < number:
-            problem = self._draw(random)
-            found[problem.level].append(problem)
-        return [problem for problems in found.values() for problem in problems[:number]]
-
-    def training(self) -> Iterator[Problem]:
-        """Without end."""
-        random = Random("to train on")
-        while True:
-            yield self._draw(random)
-
-    def _draw(self, random: Random) -> Problem:
-        problem = draw_countdown(random, 3)
-        numbers = ",".join(f"{number:2}" for number in problem.numbers)
-        # The longest solution: "99-98=1,…" is shorter than "99*10=990,990-10=980" is than this field.
-        answer = f"{problem.solution:22}"
-        return Problem(f"{numbers}={problem.target:3}:", answer, len(re.findall(r"[*/]", answer)))
-
-
 @dataclass(frozen=True)
 class Size:
     """What an experiment costs."""
@@ -195,9 +102,9 @@ COMMITTED = {
     ),
     "countdown": Size(
         CountdownGame(),
-        Learning(num_steps=1_000, batch_rows=48, rates=(0.01, 0.02)),
-        asked=48,
-        forwards=(22, 11, 6, 3, 1),
+        Learning(num_steps=300, batch_rows=64, rates=(0.01, 0.02), d_model=64, num_layers=3),
+        asked=32,
+        forwards=(20, 10, 5, 1),
     ),
 }
 _SECONDS = Learning(
@@ -205,7 +112,7 @@ _SECONDS = Learning(
 )
 QUICK = {
     "sudoku": Size(SudokuGame(Box(2, 2), blanks=(2, 6), drawn=20), _SECONDS, asked=4, forwards=(20, 4)),
-    "countdown": Size(CountdownGame(), _SECONDS, asked=2, forwards=(22, 2)),
+    "countdown": Size(CountdownGame(), _SECONDS, asked=2, forwards=(20, 2)),
 }
 _HOURS = Learning(
     num_steps=20_000, batch_rows=1024, rates=(0.003, 0.01), d_model=384, num_layers=3, precision="auto"
@@ -217,7 +124,7 @@ SCALE = {
         asked=256,
         forwards=(90, 45, 15, 5, 1),
     ),
-    "countdown": Size(CountdownGame(), _HOURS, asked=256, forwards=(22, 11, 6, 3, 1)),
+    "countdown": Size(CountdownGame(), _HOURS, asked=256, forwards=(20, 10, 5, 1)),
 }
 
 
