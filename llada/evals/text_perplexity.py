@@ -97,8 +97,8 @@ def open_scorer(open_model: OpenModel, num_samples: int, seed: int) -> TextScore
 
 def measure_text_perplexity(evaluation: Evaluation) -> Figures:
     """{"NAME/nats_per_token": …, "NAME/standard_error", "NAME/perplexity_bound" (of an autoregressive network, whose number is exact,
-    "NAME/perplexity"), "NAME/bits_per_character", "NAME/bits_per_byte", each with "…_error", and what was scored: "NAME/tokens",
-    "NAME/tokens_left_out", "NAME/characters"}.
+    "NAME/perplexity"), "NAME/bits_per_character", "NAME/bits_per_byte", each with "…_error", "NAME/published_perplexity_bound" where
+    there is one, and what was scored: "NAME/tokens", "NAME/tokens_left_out", "NAME/characters"}.
 
     Raises UserError: no files, a checkpoint without a tokenizer, a text shorter than a block.
     """
@@ -122,7 +122,7 @@ def measure_text_perplexity(evaluation: Evaluation) -> Figures:
             for at in range(0, len(blocks), size)
         ]
         scores = list(evaluation.map_blocks(build, work, folder=f"texts/{corpus.name}"))
-        found = _summarise(scores, wrapped, network.causal)
+        found = _summarise(scores, wrapped, corpus, network.causal)
         figures |= {f"{corpus.name}/{name}": value for name, value in found.items()}
     return figures
 
@@ -167,15 +167,19 @@ def _wrap(
         raise UserError(f"{corpus.url}: {error} (--texts.block-length)") from None
 
 
-def _summarise(scores: Sequence[TextScores], wrapped: Wrapped, is_exact: bool) -> Figures:
+def _summarise(scores: Sequence[TextScores], wrapped: Wrapped, corpus: Corpus, is_exact: bool) -> Figures:
     samples = torch.cat([torch.tensor(part["nats"], dtype=torch.float64) for part in scores], dim=1)
     tokens = torch.tensor([count for part in scores for count in part["tokens"]])
     bound = summarise_bound(samples, tokens)
+    name, perplexity = "perplexity" if is_exact else "perplexity_bound", math.exp(bound.nats_per_token)
     figures: Figures = {
         "nats_per_token": bound.nats_per_token,
         "standard_error": bound.standard_error,
-        "perplexity" if is_exact else "perplexity_bound": math.exp(bound.nats_per_token),
+        name: perplexity,
+        f"{name}_error": perplexity * bound.standard_error,
     }
+    if (published := corpus.data_set.published) is not None:
+        figures[f"published_{name}"] = published.autoregressive if is_exact else published.mdlm
     all_tokens = sum(map(len, wrapped.blocks))
     for name, units in (("character", wrapped.characters), ("byte", wrapped.num_bytes)):
         # A token has so many units of text, the ends of blocks none; one that an autoregressive network is not asked for, the

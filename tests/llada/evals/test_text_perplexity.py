@@ -54,6 +54,8 @@ def test_figures_are_those_of_the_plain_bound(
     assert figures["notes/nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-5)
     assert figures["notes/standard_error"] == pytest.approx(bound.standard_error, rel=1e-4)
     assert figures["notes/perplexity_bound"] == pytest.approx(math.exp(bound.nats_per_token), rel=1e-4)
+    error = math.exp(bound.nats_per_token) * bound.standard_error
+    assert figures["notes/perplexity_bound_error"] == pytest.approx(error, rel=1e-3)
     assert (figures["notes/tokens"], figures["notes/tokens_left_out"]) == (len(ids), 0)
     total_bits = bound.nats_per_token * len(ids) / math.log(2)
     assert figures["notes/bits_per_character"] == pytest.approx(total_bits / len(TEXT), rel=1e-5)
@@ -161,3 +163,5 @@ def test_each_file_has_its_figures(
     assert {name.split("/")[0] for name in figures} == {"notes", "lambada"}
     # Blocks of the data set as it was published: ends, and the rest left out.
     assert figures["lambada/tokens"] % 8 == 0
+    assert figures["lambada/published_perplexity_bound"] == 47.52
+    assert "notes/published_perplexity_bound" not in figures
