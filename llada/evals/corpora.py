@@ -3,7 +3,7 @@
     wikitext2 wikitext103   a line each, its line end included      lm1b ptb   a sentence a line
     lambada                 a passage                               ag_news    a news item
     scientific_papers_arxiv scientific_papers_pubmed                an article
-    plain                   whatever else: a .txt file is one document, a row of JSON lines another
+    plain                   whatever else: a .txt file, or what stands between two <|endoftext|> in it; a row of JSON lines
 
 A file is JSON lines with the field that the data set's own rows have, or text.
 """
@@ -18,10 +18,20 @@ from typing import Literal, NamedTuple
 from llada.errors import UserError
 from llada.evals import detokenizers
 from llada.evals.detokenizers import Detokenizer
-from llada.evals.local_rows import JSON_LINES, TEXT, field_of, is_readable, read_rows, read_text, stem_of
+from llada.evals.local_rows import (
+    JSON_LINES,
+    TEXT,
+    field_of,
+    is_json_lines,
+    is_readable,
+    read_rows,
+    read_text,
+    stem_of,
+)
 from llada.files import exists, file_sizes, join
 from llada.registry import Registry
 from llada.settings import check_limits, limited
+from llada.tokenizer import END_OF_TEXT
 
 
 class Published(NamedTuple):
@@ -40,7 +50,8 @@ class DataSet:
     field: str = "text"
     """Of JSON lines."""
     lines: Literal["kept", "stripped"] | None = "stripped"
-    """In a .txt file each line is a document, with its line end or without white space around it; None: the file is one."""
+    """In a .txt file each line is a document, with its line end or without white space around it; None: the file is one, or several with
+    <|endoftext|> between them, as `llada prepare` reads it."""
     eos_between: bool = False
     """An EOS stands behind each document. MDLM trains so, but its table of zero-shot perplexities is without."""
     block_ends: bool = True
@@ -144,16 +155,17 @@ def _require_file(url: str) -> None:
 def read_documents(corpus: Corpus) -> list[str]:
     """Its documents, detokenised, in their order. Raises UserError naming the file, and the row without a text."""
     data_set = corpus.data_set
-    if any(end in corpus.url.lower() for end in JSON_LINES):
+    if is_json_lines(corpus.url):
         texts = [
             field_of(row, data_set.field, str, f"{corpus.url}, row {number}")
             for number, row in enumerate(read_rows(corpus.url), start=1)
         ]
     elif data_set.lines is None:
-        texts = [read_text(corpus.url)]
-    elif data_set.lines == "kept":
-        # An empty line is an empty document, as in the data set's own rows.
-        texts = [line if line.strip() else "" for line in read_text(corpus.url).splitlines(keepends=True)]
+        texts = [text for text in read_text(corpus.url).split(END_OF_TEXT) if text.strip()]
     else:
-        texts = [line.strip() for line in read_text(corpus.url).splitlines()]
+        # Not `splitlines`, for which signs within a sentence end lines, too.
+        lines = read_text(corpus.url).removesuffix("\n").split("\n")
+        # An empty line is an empty document, as in the data set's own rows.
+        kept = data_set.lines == "kept"
+        texts = [f"{line}\n" if kept and line.strip() else line.strip() for line in lines]
     return [data_set.detokenize(text) for text in texts]

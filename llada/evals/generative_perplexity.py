@@ -39,11 +39,11 @@ from llada.sampling.text import checkpoint_tokenizer, end_ids, spell_fixed
 
 _log = logging.getLogger(__name__)
 GENERATED_FILE = "generated.jsonl"
-_TEXTS_PER_BLOCK = 8
+_JUDGED_PER_BLOCK = 8
 
 
 class Writing(Block):
-    """So many texts, of these seeds."""
+    """Texts of these seeds, written together."""
 
     seeds: list[int]
 
@@ -91,10 +91,10 @@ def measure_generative_perplexity(evaluation: Evaluation) -> Figures:
 
     seeds = [evaluation.config.seed * 1_000_003 + number for number in range(config.num_texts)]
     writing: list[Writing] = [
-        {"name": f"{at:06d}", "seeds": seeds[at : at + _TEXTS_PER_BLOCK]}
-        for at in range(0, len(seeds), _TEXTS_PER_BLOCK)
+        {"name": f"{at:06d}", "seeds": seeds[at : at + config.texts_per_forward]}
+        for at in range(0, len(seeds), config.texts_per_forward)
     ]
-    build = partial(open_writer, evaluation.open_model, sampling, config.texts_per_forward)
+    build = partial(open_writer, evaluation.open_model, sampling)
     written = [ids for part in evaluation.map_blocks(build, writing, folder="written") for ids in part]
     texts = [split_documents(tokenizer, ids) for ids in written]
     wants_mauve = bool(reference) and _has_mauve()
@@ -130,20 +130,16 @@ def measure_generative_perplexity(evaluation: Evaluation) -> Figures:
     return figures
 
 
-def open_writer(
-    open_model: OpenModel, sampling: SamplingConfig, texts_per_forward: int
-) -> Callable[[Writing], list[list[int]]]:
+def open_writer(open_model: OpenModel, sampling: SamplingConfig) -> Callable[[Writing], list[list[int]]]:
     """What writes texts from nothing, as their `gen_length` token ids: no end ends them, as in MDLM's samples."""
     model, tokenizer = open_model(fast=True)
     assert tokenizer is not None  # measure_generative_perplexity has seen it
     knobs = asdict(spell_fixed(tokenizer, sampling))
 
     def write(block: Writing) -> list[list[int]]:
-        written: list[list[int]] = []
-        for at in range(0, len(block["seeds"]), texts_per_forward):
-            seeds = block["seeds"][at : at + texts_per_forward]
-            written += generate(model, [[]] * len(seeds), seed=seeds, **knobs).sequences.tolist()
-        return written
+        found = generate(model, [[]] * len(block["seeds"]), seed=block["seeds"], **knobs)
+        ids: list[list[int]] = found.sequences.tolist()
+        return ids
 
     return write
 
@@ -191,8 +187,8 @@ def _judge(
     assert config.judge is not None
     ids = [encode_documents(tokenizer, documents) for documents in texts]
     blocks: list[Judging] = [
-        {"name": f"{at:06d}", "texts": ids[at : at + _TEXTS_PER_BLOCK], "wants_features": wants_features}
-        for at in range(0, len(ids), _TEXTS_PER_BLOCK)
+        {"name": f"{at:06d}", "texts": ids[at : at + _JUDGED_PER_BLOCK], "wants_features": wants_features}
+        for at in range(0, len(ids), _JUDGED_PER_BLOCK)
     ]
     build = partial(open_judging, evaluation.fetch_folder, absolute(config.judge), config.context)
     # Verdicts without features, of a run before mauve-text was installed, would not do.

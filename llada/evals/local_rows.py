@@ -19,9 +19,14 @@ def stem_of(url: str) -> str:
     return url.rstrip("/").rpartition("/")[2].partition(".")[0]
 
 
+def is_json_lines(url: str) -> bool:
+    """Whether a file's name says that it holds JSON lines."""
+    return _plain_name(url).endswith(JSON_LINES)
+
+
 def is_readable(url: str) -> bool:
     """Whether a file's name says that it holds text or JSON lines."""
-    return _plain_name(url).endswith((*TEXT, *JSON_LINES))
+    return is_json_lines(url) or _plain_name(url).endswith(TEXT)
 
 
 def read_text(url: str) -> str:

@@ -19,6 +19,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "ptb.txt").write_text(" no it was n't \n N N a <unk> \n")
     (tmp_path / "scientific_papers_arxiv.jsonl").write_text(json.dumps({"article": "a @-@ b ."}) + "\n")
     (tmp_path / "notes.txt").write_text("one\n\ntwo ( 2 )\n")
+    (tmp_path / "lm1b.jsonl.txt").write_text('{"a line\x85 that": 1}\n')
     (tmp_path / "more.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "readme.md").write_text("# no text of ours")
     return tmp_path
@@ -27,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_read_by_the_names_of_its_files(folder: Path) -> None:
     corpora = {corpus.name: corpus for corpus in find_corpora([str(folder)])}
     assert {name: corpora[name].data_set is DATA_SETS["plain"] for name in corpora} == {
+        "lm1b": False,
         "more": True,
         "notes": True,
         "ptb": False,
@@ -40,6 +42,8 @@ def test_a_folder_is_read_by_the_names_of_its_files(folder: Path) -> None:
     assert texts["scientific_papers_arxiv"] == ["a-b ."]
     assert texts["notes"] == ["one\n\ntwo ( 2 )\n"]
     assert texts["more"] == ["a", "b"]
+    # A line ends where it does for the data set's readers, and a .txt file is text.
+    assert texts["lm1b"] == ['{"a line\x85 that": 1}']
 
 
 def test_a_file_may_be_called_a_data_set(folder: Path) -> None:
@@ -47,6 +51,8 @@ def test_a_file_may_be_called_a_data_set(folder: Path) -> None:
     assert (corpus.name, read_documents(corpus)) == ("lm1b", ["one", "", "two (2)"])
     (plain,) = find_corpora([f"plain={folder}/ptb.txt"])
     assert read_documents(plain) == [" no it was n't \n N N a <unk> \n"]
+    (folder / "stories.txt").write_text("One.\n<|endoftext|>\nTwo.<|endoftext|>\n")
+    assert read_documents(*find_corpora([f"{folder}/stories.txt"])) == ["One.\n", "\nTwo."]
 
 
 def test_a_name_is_one_for_figures(tmp_path: Path) -> None:
