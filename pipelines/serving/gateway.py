@@ -150,7 +150,7 @@ class Replicas:
         self._health = Health("starting", "the model is being loaded")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = asyncio.Event()
-        self._open: set[DeploymentResponseGenerator[ReplicaEvent]] = set()
+        self._open: set[DeploymentResponseGenerator[list[ReplicaEvent]]] = set()
         self._is_over = False  # no request is waited for any more
 
     async def stream(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
@@ -192,15 +192,16 @@ class Replicas:
         handle = self._handle
         if self._first_model is not None:  # to a replica that has it, if there is one
             handle = handle.options(multiplexed_model_id=body.model or self._first_model)
-        response = cast("DeploymentResponseGenerator[ReplicaEvent]", handle.stream.remote(body, ids))
+        response = cast("DeploymentResponseGenerator[list[ReplicaEvent]]", handle.batches.remote(body, ids))
         self._open.add(response)
         try:
-            first = await self._first(response)
+            events = await self._first(response)
             self._answered_at = time.monotonic()
             self._health = Health("ok")
-            yield first
-            async for event in response:
-                yield event
+            while events:
+                for event in events:
+                    yield event
+                events = await anext(response, [])
         except (ReplicaUnavailableError, RayActorError) as error:
             _log.warning("request %s: its replica has died: %s", ids.request_id, error)
             with contextlib.suppress(Exception):
@@ -223,8 +224,8 @@ class Replicas:
         finally:
             self._open.discard(response)
 
-    async def _first(self, response: DeploymentResponseGenerator[ReplicaEvent]) -> ReplicaEvent:
-        """The event by which a replica takes the request, unless the endpoint is taken down before it comes."""
+    async def _first(self, response: DeploymentResponseGenerator[list[ReplicaEvent]]) -> list[ReplicaEvent]:
+        """The events by which a replica takes the request, unless the endpoint is taken down before they come."""
         first = asyncio.ensure_future(anext(response))
         draining = asyncio.ensure_future(self._draining.wait())
         try:

@@ -79,21 +79,21 @@ class MultiplexedDenoiser:
                 add_stats(total, stats)
         return total
 
-    async def stream(
+    async def batches(
         self, body: AnyBody, ids: RequestIds | None = None
-    ) -> AsyncGenerator[ReplicaEvent, None]:
-        """See `Denoiser.stream`. One `Refused` (503) where the request's model cannot be loaded."""
+    ) -> AsyncGenerator[list[ReplicaEvent], None]:
+        """See `Denoiser.batches`. One `Refused` (503) where the request's model cannot be loaded."""
         name = body.model or self._first
         try:
             denoiser = await self._take(name)
         except Exception:
             message = f"the model {name!r} cannot be loaded; the endpoint's log says why"
-            yield Refused(503, message, "model", "model_unavailable")
+            yield [Refused(503, message, "model", "model_unavailable")]
             return
         try:
-            async with contextlib.aclosing(denoiser.stream(body, ids)) as events:
-                async for event in events:
-                    yield event
+            async with contextlib.aclosing(denoiser.batches(body, ids)) as batches:
+                async for events in batches:
+                    yield events
         finally:
             del denoiser  # as long as somebody knows it, its memory is not free
             self._cache.give_back(name)

@@ -11,8 +11,9 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import math
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -170,29 +171,42 @@ class Denoiser:
     async def stream(
         self, body: AnyBody, ids: RequestIds | None = None
     ) -> AsyncGenerator[ReplicaEvent, None]:
-        """`Serving` and the events of all choices, or an `Answer`, or one `Refused`. Choice i answers prompt i // n. Leaving
-        early cancels them. `ids`: for the log."""
+        """The events of `batches`, one after the other."""
+        async with contextlib.aclosing(self.batches(body, ids)) as batches:
+            async for events in batches:
+                for event in events:
+                    yield event
+
+    async def batches(
+        self, body: AnyBody, ids: RequestIds | None = None
+    ) -> AsyncGenerator[list[ReplicaEvent], None]:
+        """`Serving` and the events of all choices, or an `Answer`, or one `Refused`; what there is to say at a time, normally
+        that of a forward, is one list, as each costs its way through Ray. Choice i answers prompt i // n. Leaving early
+        cancels them. `ids`: for the log."""
         try:
             if isinstance(body, CallBody):
                 answer = await asyncio.to_thread(body.answer, self.encoder)
-                yield Serving(self.fingerprint, self.run_id)
-                yield Answer(answer)
+                yield [Serving(self.fingerprint, self.run_id), Answer(answer)]
                 return
             # In a thread: tokenising a long text must not hold up the streams of the others.
             prompts, requests = await asyncio.to_thread(self.requests_of, body)
             scores = self._scores_of(body, prompts)
         except RequestError as error:
-            yield Refused(error.status, error.message, error.param, error.code)
+            yield [Refused(error.status, error.message, error.param, error.code)]
             return
         self._note_work(requests)
-        yield Serving(self.fingerprint, self.run_id, self.version)
+        # Goes with what comes first.
+        head: list[ReplicaEvent] = [Serving(self.fingerprint, self.run_id, self.version)]
         try:
-            async with contextlib.aclosing(self._run(body, prompts, scores, requests)) as events:
-                async for event in events:
-                    yield event
+            async with contextlib.aclosing(self._run(body, prompts, scores, requests)) as batches:
+                async for events in batches:
+                    yield [*head, *events]
+                    head = []
         except UserError as error:
-            yield Refused(400, str(error), _blamed_knob(body, error), None)
+            yield [*head, Refused(400, str(error), _blamed_knob(body, error), None)]
         except Exception as error:
+            if head:
+                yield head
             if ids is not None:  # the engine, which has logged what it is, does not know whose request it was
                 _log.error(
                     "request %s (trace %s) has failed: %s", ids.request_id, ids.trace_id or "none", error
@@ -205,29 +219,40 @@ class Denoiser:
         prompts: Sequence[Prompt],
         scores: Sequence[Score],
         requests: Sequence[GenerateRequest],
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[list[Event], None]:
         """The likelihoods that are asked for, then the replies, each behind its echo."""
         async with contextlib.aclosing(score_prompts(self.engine, scores)) as begun:
             async for started in begun:
-                yield started
+                yield [started]
         ids = range(len(prompts) * body.n)
         if body.token_limit == 0:  # the prompts alone
-            events = _without_replies([prompts[i // body.n] for i in ids])
-        else:
-            events = self.engine.stream(*requests)
-        async with contextlib.aclosing(events):
-            async for event in events:
-                prompt, choice = divmod(event.index, body.n)
-                if isinstance(event, Finished):
-                    # The choices of one prompt share it: it counts once.
-                    given = 0 if choice else event.prompt_tokens
-                    spent = scores[prompt].forwards if scores and not choice else 0
-                    event = dataclasses.replace(event, prompt_tokens=given, nfe=event.nfe + spent)
-                    if body.json_schema is not None:
-                        event = dataclasses.replace(event, reason="stop")  # it is complete
-                yield event
-                if isinstance(event, Started) and (echo := prompts[prompt].echo) is not None:
-                    yield Text(event.index, echo, tuple(scores[prompt].tokens) if scores else ())
+            yield [
+                told
+                for event in _without_replies([prompts[i // body.n] for i in ids])
+                for told in self._tell(event, body, prompts, scores)
+            ]
+            return
+        # Who waits for the whole reply is told when it begins, of its first text (which is counted) and when it ends.
+        pace_s = 0.0 if body.stream else math.inf
+        async with contextlib.aclosing(self.engine.batches(*requests, pace_s=pace_s)) as batches:
+            async for events in batches:
+                yield [told for event in events for told in self._tell(event, body, prompts, scores)]
+
+    def _tell(
+        self, event: Event, body: SamplingBody, prompts: Sequence[Prompt], scores: Sequence[Score]
+    ) -> Iterator[Event]:
+        """What an event of the engine is to the client."""
+        prompt, choice = divmod(event.index, body.n)
+        if isinstance(event, Finished):
+            # The choices of one prompt share it: it counts once.
+            given = 0 if choice else event.prompt_tokens
+            spent = scores[prompt].forwards if scores and not choice else 0
+            event = dataclasses.replace(event, prompt_tokens=given, nfe=event.nfe + spent)
+            if body.json_schema is not None:
+                event = dataclasses.replace(event, reason="stop")  # it is complete
+        yield event
+        if isinstance(event, Started) and (echo := prompts[prompt].echo) is not None:
+            yield Text(event.index, echo, tuple(scores[prompt].tokens) if scores else ())
 
     def _scores_of(self, body: SamplingBody, prompts: Sequence[Prompt]) -> list[Score]:
         """The likelihoods that are asked for. Raises RequestError."""
@@ -356,7 +381,7 @@ def freeze_loaded() -> None:
     gc.freeze()
 
 
-async def _without_replies(prompts: Sequence[Prompt]) -> AsyncGenerator[Event, None]:
+def _without_replies(prompts: Sequence[Prompt]) -> Iterator[Event]:
     for index, prompt in enumerate(prompts):
         yield Started(index)
         yield Finished(index, "length", len(prompt.ids) + len(prompt.suffix), 0, 0)

@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 # A client's own time limit, which Ray's proxy enforces with a plain text 408 (a value that is not positive: none).
 _TIMEOUT_HEADER = "x-request-timeout-seconds"
 _READ = ["GET", "HEAD"]
+# A body that is parsed in less time than it takes to give it to a thread.
+_SHORT_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -249,8 +251,12 @@ async def _answer(
         try:
             _check_headers(request)
             raw = await timer.wait_for(_read_body(request, limits.body_bytes))
-            # In a thread: a large one must not hold up the streams of the others.
-            body: AnyBody = await asyncio.to_thread(parse_body, cast("type[SamplingBody]", dialect.body), raw)
+            kind = cast("type[SamplingBody]", dialect.body)
+            body: AnyBody
+            if len(raw) <= _SHORT_BYTES:
+                body = parse_body(kind, raw)
+            else:  # a large one must not hold up the streams of the others
+                body = await asyncio.to_thread(parse_body, kind, raw)
             if body.model is not None:
                 _check_model(body.model, models)
             track.model = body.model or models[0]

@@ -15,6 +15,8 @@ from llada.sampling.events import Draft, Finished, Text, Token
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.events import Written
 
+_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps would make one for each chunk
+
 
 class ReplyWriter(ABC):
     """Writes one reply. A dialect says what its objects are called and how a text sits in them; one that is built
@@ -121,7 +123,7 @@ class ReplyWriter(ABC):
         """A chunk, or an error object, as a server-sent event. That of a draft has a name, by which a browser's EventSource
         passes it over."""
         name = "event: draft\n" if "draft" in chunk else ""
-        return f"{name}data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+        return f"{name}data: {_TO_JSON(chunk)}\n\n"
 
     def _chunk(
         self,

@@ -62,8 +62,9 @@ class Local:
         self._replica = replica
 
     async def stream(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
-        async for event in self._replica.stream(body, ids):
-            yield event
+        async for events in self._replica.batches(body, ids):
+            for event in events:
+                yield event
 
     def health(self) -> Health:
         return Health("ok")

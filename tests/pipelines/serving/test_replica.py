@@ -46,6 +46,30 @@ def events_of(denoiser: Denoiser, request: CompletionBody) -> list[ReplicaEvent]
     return asyncio.run(collect())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_to_be_said_at_a_time_is_said_at_once(denoiser: Denoiser, stream: bool) -> None:
+    """A forward's events are one list at the most, whatever they are; a whole reply is told of when it begins, of its first
+    text and when its choices end, be it long or short."""
+    request = body(max_tokens=64, block_length=1, temperature=1.0, seed=0, n=2, stream=stream)
+
+    async def collect() -> list[list[ReplicaEvent]]:
+        return [events async for events in denoiser.batches(request)]
+
+    batches = asyncio.run(collect())
+    assert [type(event) for event in batches[0][:2]] == [Serving, Started]
+    assert all(batches)
+    assert len(batches) <= (1 + 64 if stream else 2 + 1 + 2)
+    told = [event for events in batches for event in events]
+    single = events_of(denoiser, request)
+    for choice in range(2):
+        text, other = (
+            "".join(e.text for e in events if isinstance(e, Text) and e.index == choice)
+            for events in (told, single)
+        )
+        assert text == other != ""
+    assert [e for e in told if isinstance(e, Finished)] == [e for e in single if isinstance(e, Finished)]
+
+
 def test_the_default_length_shrinks_where_the_context_ends(denoiser: Denoiser) -> None:
     assert chosen(denoiser, prompt=[7] * 10).gen_length == 8
     assert chosen(denoiser, prompt=[7] * (CONTEXT - 3)).gen_length == 3

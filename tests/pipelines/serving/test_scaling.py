@@ -98,7 +98,7 @@ def test_a_replica_says_what_it_has(small_model: Path) -> None:
 
     async def begin() -> tuple[dict[str, float], dict[str, float]]:
         body = CompletionBody.model_validate(
-            {"prompt": [7] * 16, "n": 2, "max_tokens": 480, "temperature": 1.0}
+            {"prompt": [7] * 16, "n": 2, "max_tokens": 480, "temperature": 1.0, "stream": True}
         )
         events = denoiser.stream(body)
         while not isinstance(await anext(events), Started):
