@@ -16,7 +16,7 @@ COMMANDS = {
     "prepare": "raw text to token shards",
     "pretrain": "token shards to a checkpoint",
     "sft": "checkpoint and conversations to a fine-tuned checkpoint",
-    "evaluate": "perplexity bound and samples of a checkpoint",
+    "evaluate": "perplexity, samples and benchmarks of a checkpoint; two results compared",
     "generate": "batch inference over a file of prompts",
     "serve": "an OpenAI-compatible endpoint",
     "quickstart": "everything above on this machine, in minutes",

@@ -1,9 +1,12 @@
-"""The command `evaluate`: a checkpoint's perplexity bound on held-out shards, samples of its text, and benchmarks of lm_eval.
+"""The command `evaluate`: a checkpoint's perplexity bound on held-out shards, samples of its text, and the papers' benchmarks.
 
     <output>/results.json      the figures, with every setting they were made with
              samples.jsonl     what it writes                  rows/, requests/  per-block figures (what a rerun skips)
-             benchmarks/       each document of a task of lm_eval, with what was asked and answered
+             benchmarks.md, benchmarks.svg    ours beside the published figures
+             benchmarks/       each document of a benchmark, with what was asked and answered
              manifest.json     last
+
+`llada evaluate --compare A B` sets two such outputs against each other.
 
 Blocks of rows go through a Ray Data actor pool, each actor with one copy of the model. The noise belongs to the row, so
 the number of actors changes nothing.
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, cast
 
@@ -22,9 +25,12 @@ from transformers import PreTrainedTokenizerFast
 import llada
 from llada.data.tokens.manifest import load_dataset_entry, resolve_snapshot
 from llada.errors import UserError
+from llada.evals.benchmarks.published import given_settings
+from llada.evals.benchmarks.table import notes, table_rows, to_terminal
+from llada.evals.compare import CompareConfig, compare, comparison_rows
 from llada.evals.evaluation import B, EvaluateConfig, Evaluation, Figures, R, Task
 from llada.evals.tasks import TASKS
-from llada.files import absolute, join, storage_errors, write_bytes
+from llada.files import absolute, file_sizes, join, storage_errors, write_bytes
 from llada.model.hf import read_config
 from llada.model.transformer import Transformer
 from llada.training.parallel import resolve_precision, training_device
@@ -42,7 +48,7 @@ from pipelines.stage.tracking import Tracker
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """A checkpoint's perplexity bound, samples, and benchmarks of lm_eval."""
+    """A checkpoint's perplexity bound, samples, and benchmarks. Of two outputs, `llada evaluate --compare A B` tells the differences."""
 
     model: str
     """Checkpoint folder."""
@@ -52,21 +58,43 @@ class EvaluateArgs:
     config: Annotated[EvaluateConfig, Flat] = EvaluateConfig()
 
 
+@dataclass(frozen=True)
+class CompareArgs:
+    """Two outputs against each other, by the benchmarks and items that both have."""
+
+    compare: tuple[str, str]
+    """Folders, or their results.json."""
+    config: Annotated[CompareConfig, Flat] = CompareConfig()
+
+
 def main(argv: Sequence[str]) -> None:
     """`llada evaluate …`"""
+    if any(word.split("=")[0] == "--compare" for word in argv):
+        return _compare(parse(CompareArgs, argv, "evaluate"))
     args = parse_words(argv)
     manifest = run_stage("evaluate", evaluate, args.common, args.config, model=args.model, data=args.data)
     results = manifest["results"]
     for name, value in results.items():
-        if name != "samples":
+        if name not in ("samples", "benchmarks"):
             print(f"{name:<24}{value:,.4f}" if isinstance(value, float) else f"{name:<24}{value:,}")
+    if summaries := list(results.get("benchmarks", {}).values()):
+        print("", to_terminal(table_rows(summaries)), *notes(summaries), sep="\n")
     for sample in results.get("samples", []):
         print(f"--- {sample['prompt']}\n{sample['text']}")
 
 
+def _compare(args: CompareArgs) -> None:
+    found = compare(*args.compare, args.config)
+    print(to_terminal(comparison_rows(found, args.config)), *found.remarks, sep="\n")
+
+
 def parse_words(argv: Sequence[str]) -> EvaluateArgs:
-    """The arguments."""
-    return parse(EvaluateArgs, argv, "evaluate")
+    """The arguments. Beside published settings it is kept which settings were given: these go before them."""
+    args = parse(EvaluateArgs, argv, "evaluate")
+    if args.config.benchmarks.settings is None:
+        return args
+    benchmarks = replace(args.config.benchmarks, given=given_settings(argv))
+    return replace(args, config=replace(args.config, benchmarks=benchmarks))
 
 
 def evaluate(
@@ -140,9 +168,17 @@ def evaluate(
             results |= task.measure(evaluation)
         write_bytes(join(output, "results.json"), (json.dumps(results, indent=2) + "\n").encode())
     counts = {name: value for name, value in results.items() if isinstance(value, int | float)}
+    reports = [name for task in tasks for report in task.reports for name in _files_of(output, report)]
     return finish_stage(
-        folder, tracker, counts, kind="evaluation", artifacts=("results.json",), results=results
+        folder, tracker, counts, kind="evaluation", artifacts=("results.json", *reports), results=results
     )
+
+
+def _files_of(output: str, report: str) -> list[str]:
+    """The names below the output of a task's report, a file or all of a folder."""
+    if not report.endswith("/"):
+        return [report]
+    return [f"{report}{name}" for name in file_sizes(join(output, report))]
 
 
 def settings_in_force(config: EvaluateConfig, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -278,6 +278,8 @@ def test_the_top_level_is_fixed():
 # Source files that need no test file of their own, and why.
 TESTED_ELSEWHERE: dict[str, str] = {
     "llada.evals.perplexity": "tests/pipelines/test_evaluate.py: its figures are those of llada.perplexity_bound",
+    "llada.evals.benchmarks.config": "settings without behaviour: tests/llada/evals/benchmarks/test_published.py and test_run.py",
+    "llada.evals.benchmarks.catalogue": "its benchmarks as they are built: tests/llada/evals/benchmarks/test_build.py",
     "llada.evals.evaluation": "what tasks are given: tests/llada/evals/test_samples.py and test_tasks.py",
     "llada.sampling.events": "dataclasses without behaviour: the engine's and the mailbox's tests read them",
     "pipelines.serving.events": "a dataclass without behaviour; tests/pipelines/serving/test_replica.py",

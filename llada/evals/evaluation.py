@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypedDict, TypeVar
 from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
+from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.corpora import TextsConfig
 from llada.evals.judge import GenerativeConfig
 from llada.evals.poems import PoemsConfig
-from llada.evals.scoring import ScoreConfig
 from llada.model.transformer import Transformer
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, limited
@@ -45,28 +45,6 @@ class OpenModel(Protocol):
 
     def __call__(self, *, fast: bool) -> tuple[Transformer, PreTrainedTokenizerFast | None]:
         """`fast`: in the precision that the device computes fastest; else as it is stored."""
-
-
-@dataclass(frozen=True)
-class BenchmarkConfig:
-    """Tasks of lm_eval (the extra "eval"), their answers written with `sampling`."""
-
-    names: tuple[str, ...] = ()
-    """Tasks and groups, as `lm_eval ls tasks` has them."""
-    task_folder: str | None = None
-    """A folder with further task files."""
-    num_fewshot: int | None = limited(None, low=0)
-    """Examples in each prompt; None: as many as the task says."""
-    limit: int | None = limited(None, low=1)
-    """Documents of each task, from its start; None: all."""
-    chat: bool = False
-    """Prompts through the chat template."""
-    gen_length: int | None = limited(None, low=1)
-    """Masks behind each prompt; None: as many as the task says. (`sampling` has its own for the task "samples".)"""
-    score: ScoreConfig = ScoreConfig()
-
-    def __post_init__(self) -> None:
-        check_limits(self, "benchmarks")
 
 
 @dataclass(frozen=True)
@@ -141,3 +119,5 @@ class Task:
     reads: Callable[[EvaluateConfig], Sequence[str | None]] = no_files
     """The files and folders that it reads beside the checkpoint and the data, as far as they are given: their content is part of
     what was evaluated."""
+    reports: tuple[str, ...] = ()
+    """Files for people that it writes into the output; "/" at the end: all of a folder."""

@@ -27,8 +27,8 @@ from llada.files import join
 from llada.model.hf import read_config
 from llada.sampling.config import SamplingConfig
 from llada.sampling.text import checkpoint_tokenizer
-from llada.settings import from_dict, hint
-from llada.tokenizer import encode_texts
+from llada.settings import from_dict, hint, shorten
+from llada.tokenizer import encode_texts, unknown_token_id
 
 try:
     from lm_eval.api.instance import Instance
@@ -195,12 +195,19 @@ class HarnessModel(TemplateLM):
         self._keep_records(requests, self._scored)
         return list(answers)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """lm_eval's own; a continuation that has no token of its own behind this context is read by itself."""
+        given, wanted = super()._encode_pair(context, continuation)
+        return given, wanted or self.tok_encode(continuation)
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
         disable_tqdm: bool = False,
         **_: Any,
     ) -> list[tuple[float, bool]]:
+        for texts, _context, continuation in requests:
+            self._require_tokens(texts[1], continuation)
         scores = self._score_all([(context, continuation) for _texts, context, continuation in requests])
         for request, score in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", request[0], score)
@@ -209,11 +216,22 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """log p of whole texts behind an end of text, in nats: with "monte_carlo" the bound."""
         texts = [request.args[0] for request in requests]
-        scores = self._score_all([([self.prefix_token_id], self.tok_encode(text)) for text in texts])
+        encoded = [self.tok_encode(text) for text in texts]
+        for text, ids in zip(texts, encoded, strict=True):
+            self._require_tokens(text, ids)
+        scores = self._score_all([([self.prefix_token_id], ids) for ids in encoded])
         self._keep_records(requests, self._scored)
         for text, (log_p, _) in zip(texts, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), log_p)
         return [log_p for log_p, _ in scores]
+
+    def _require_tokens(self, text: str, ids: Sequence[int]) -> None:
+        """Raise UserError where the tokenizer cannot spell what is to be scored."""
+        unknown = unknown_token_id(self.tokenizer)
+        if text.strip() and (not ids or unknown in ids):
+            raise UserError(
+                f"{self._folder}: its tokenizer has no tokens for {shorten(text)}, whose likelihood is asked for"
+            )
 
     def _score_all(self, asked: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """(log p, whether it is greedy) of each continuation behind its context; what they took is in `_scored`."""
@@ -251,13 +269,8 @@ class HarnessModel(TemplateLM):
         prompts, is_cut, wishes = [], [], []
         for request in requests:
             prompt, wish = request.args
-            sampling, stop = self._wishes(wish)
+            sampling, stop = self.text_settings(wish)
             room = self.max_length - sampling["gen_length"]
-            if room < 1:
-                raise UserError(
-                    f"lm_eval: {sampling['gen_length']} tokens of an answer leave no room for a prompt in the context of "
-                    f"{self.max_length}; give a smaller gen_length"
-                )
             ids = self.tok_encode(prompt) or [self.prefix_token_id]
             prompts.append(ids[-room:])
             is_cut.append(self._count_cut(len(ids) > room))
@@ -286,10 +299,10 @@ class HarnessModel(TemplateLM):
         for request, record in zip(requests, records, strict=True):
             self.records.setdefault((request.task_name, request.doc_id), []).append(record)
 
-    def _wishes(self, wishes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The sampling settings and stop strings of a request.
+    def text_settings(self, wishes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The sampling settings and stop strings of a request that asks for this.
 
-        Raises UserError for a wish that nothing here can grant.
+        Raises UserError for a wish that nothing here can grant, and for an answer beside which no prompt fits the context.
         """
         wishes = dict(wishes)
         until = wishes.pop("until", None) or []
@@ -313,6 +326,11 @@ class HarnessModel(TemplateLM):
             **wishes,
         }
         settings = asdict(from_dict(SamplingConfig, sampling, "sampling."))
+        if settings["gen_length"] >= self.max_length:
+            raise UserError(
+                f"lm_eval: {settings['gen_length']} tokens of an answer leave no room for a prompt in the context of "
+                f"{self.max_length}; give a smaller gen_length"
+            )
         return settings, [until] if isinstance(until, str) else list(until)
 
     def _run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llada.evals.benchmarks import run_benchmarks
+from llada.evals.benchmarks.run import benchmark_files, run_benchmarks
 from llada.evals.corpora import find_corpora
 from llada.evals.evaluation import Task
 from llada.evals.generative_perplexity import measure_generative_perplexity
@@ -27,7 +27,13 @@ TASKS: Registry[Task] = Registry(
             heeds=("texts", "num_samples", "rows_per_block", "seed"),
             reads=lambda config: [corpus.url for corpus in find_corpora(config.texts.paths)],
         ),
-        "benchmarks": Task(run_benchmarks, needs_data=False, heeds=("benchmarks", "sampling")),
+        "benchmarks": Task(
+            run_benchmarks,
+            needs_data=False,
+            heeds=("benchmarks", "sampling"),
+            reads=benchmark_files,
+            reports=("benchmarks.md", "benchmarks.svg", "benchmarks/"),
+        ),
         "generative_perplexity": Task(
             measure_generative_perplexity,
             needs_data=False,

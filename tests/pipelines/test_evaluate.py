@@ -14,14 +14,15 @@ import llada
 from llada.data.tokens.shards import TokenDataset
 from llada.errors import UserError
 from llada.evals import perplexity
-from llada.evals.benchmarks import run_benchmarks
+from llada.evals.benchmarks.config import BenchmarkConfig
+from llada.evals.benchmarks.run import run_benchmarks
 from llada.evals.corpora import TextsConfig
-from llada.evals.evaluation import BenchmarkConfig, EvaluateConfig, Evaluation
+from llada.evals.evaluation import EvaluateConfig, Evaluation
 from llada.evals.poems import PoemsConfig
 from llada.evals.scoring import ScoreConfig
 from llada.evals.tasks import TASKS
 from llada.training.parallel import resolve_precision
-from pipelines.evaluate import evaluate, settings_in_force
+from pipelines.evaluate import evaluate, main, parse_words, settings_in_force
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -127,13 +128,13 @@ def test_benchmarks_on_two_workers_and_after_a_loss_are_those_of_one(stages, tmp
     results = evaluate(config, **options)["results"]
     blocks = sorted((output / "requests").rglob("*.json"))
     assert len(blocks) == 3
-    answers = (output / "benchmarks" / "toy.jsonl").read_text()
+    answers = _answers(output)
     for lost in (output / "manifest.json", output / "results.json", blocks[1]):
         lost.unlink()
     kept = blocks[0].stat().st_mtime_ns
     assert evaluate(config, **options)["results"] == results
     assert blocks[0].stat().st_mtime_ns == kept
-    assert (output / "benchmarks" / "toy.jsonl").read_text() == answers
+    assert _answers(output) == answers
 
     def here(build, blocks, *, folder):
         return map(build(), blocks)
@@ -145,6 +146,45 @@ def test_benchmarks_on_two_workers_and_after_a_loss_are_those_of_one(stages, tmp
         config, "m", open_model, None, str(tmp_path / "alone"), here, lambda: stages.pretrained
     )
     assert run_benchmarks(alone) == results
+    assert {path.name for path in output.iterdir()} >= {"benchmarks.md", "benchmarks.svg", "results.json"}
+
+
+def _answers(output):
+    """What was asked and answered, without the time that it took."""
+    lines = [json.loads(line) for line in (output / "benchmarks" / "toy.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert [request.pop("seconds") for request in line["requests"]] > [0, 0]
+    return lines
+
+
+def test_beside_published_settings_the_given_ones_are_known():
+    words = [
+        "--model",
+        "m",
+        "--output",
+        "o",
+        "--benchmarks.score.cfg-scale",
+        "0",
+        "--sampling.no-logits-eos-inf",
+    ]
+    assert parse_words(words).config.benchmarks.given == ()
+    args = parse_words([*words, "--benchmarks.settings", "llada_base_cfg"])
+    assert args.config.benchmarks.given == ("sampling.logits_eos_inf", "score.cfg_scale")
+
+
+def test_two_results_are_compared(tmp_path, capsys):
+    for name, right in (("a", 1), ("b", 3)):
+        (tmp_path / name / "benchmarks").mkdir(parents=True)
+        rows = [{"doc_hash": str(n), "filter": "none", "acc": float(n < right)} for n in range(4)]
+        (tmp_path / name / "benchmarks" / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        summary = {"title": "T", "metric": "acc", "filter": "none", "tasks": ["t"], "is_mean_of_tasks": False}
+        summary |= {"settings": {"seed": right}, "settings_hash": name}
+        (tmp_path / name / "results.json").write_text(json.dumps({"benchmarks": {"t": summary}}))
+    main(["--compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples", "1000"])
+    header, _, row, remark = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[0] == "Benchmark"
+    assert row.split() == ["T", "4", "25.0", "75.0", "+50.0", "[+0.0,", "+100.0]"]
+    assert remark == "t: other settings (seed 1 / 3)"
 
 
 def test_texts_and_poems_on_two_workers_are_those_of_one(stages, tmp_path):

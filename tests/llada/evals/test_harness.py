@@ -16,6 +16,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
 from llada.evals.harness import HarnessModel, Setup, open_folder
@@ -25,7 +27,7 @@ from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.completions import complete_texts
 from llada.sampling.config import SamplingConfig
 from llada.sampling.text import load
-from llada.tokenizer import encode_texts, save_tokenizer, train_tokenizer
+from llada.tokenizer import END_OF_TEXT, MASK, encode_texts, save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTEXT = 64
@@ -188,6 +190,27 @@ def test_what_is_asked_may_be_answered_elsewhere(folder: str) -> None:
     assert here._loglikelihood_tokens(pairs) == [tuple(score) for score in there._loglikelihood_tokens(pairs)]
     requests = [asked("What is 1?", {"max_gen_toks": 8}), asked("What is", {"max_gen_toks": 4})]
     assert here.generate_until(requests) == there.generate_until(requests)
+
+
+def test_a_choice_that_the_tokenizer_cannot_spell_is_named(tmp_path: Path) -> None:
+    words = ["<unk>", MASK, END_OF_TEXT, "What", "is", "1"]
+    spelled = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    spelled.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"unk_token": "<unk>", "mask_token": MASK, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    save_tokenizer(PreTrainedTokenizerFast(tokenizer_object=spelled, **names), tmp_path)
+    network = Transformer(ModelConfig(6, 16, 1, 2, 32, max_length=8, mask_token_id=1, eos_token_id=2))
+    network.init_weights(0)
+    save_model(network, tmp_path)
+    model = HarnessModel.from_arguments(str(tmp_path), num_samples=1)
+    scored = Instance("loglikelihood", {}, ("What is", " 1"), 0)
+    assert model.loglikelihood([scored])[0][0] < 0
+    lost = Instance("loglikelihood", {}, ("What is", " 2"), 0)
+    with pytest.raises(
+        UserError, match="its tokenizer has no tokens for ' 2', whose likelihood is asked for"
+    ):
+        model.loglikelihood([scored, lost])
+    with pytest.raises(UserError, match="no tokens for 'What are'"):
+        model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("What are",), 0)])
 
 
 def test_a_chat_is_rendered_and_read_with_its_special_tokens(folder: str) -> None:

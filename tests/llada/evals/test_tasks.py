@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llada.errors import UserError
+from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.corpora import TextsConfig
 from llada.evals.evaluation import EvaluateConfig, Evaluation
 from llada.evals.judge import GenerativeConfig
@@ -37,21 +38,26 @@ def test_a_task_that_needs_data_says_so() -> None:
 def test_every_task_is_in_a_file_of_this_room() -> None:
     room = Path(__file__).resolve().parents[3] / "llada" / "evals"
     for task in TASKS.values():
-        assert Path(task.measure.__code__.co_filename).parent == room
+        assert room in Path(task.measure.__code__.co_filename).parents
 
 
 def test_what_a_task_reads_is_what_its_settings_name(tmp_path: Path) -> None:
     assert not any(url for task in TASKS.values() for url in task.reads(EvaluateConfig()))
     (tmp_path / "ptb.txt").write_text("x")
+    (tmp_path / "rows").mkdir()
+    for name in ("mmlu", "mmlu.fewshot", "truthfulqa_mc", "piqa"):
+        (tmp_path / "rows" / f"{name}.jsonl").write_text("{}")
     config = EvaluateConfig(
         texts=TextsConfig((str(tmp_path),)),
         poems=PoemsConfig("poems.jsonl"),
+        benchmarks=BenchmarkConfig(("mmlu", "truthfulqa", "some_task"), data=f"{tmp_path}/rows"),
         generative=GenerativeConfig("judge"),
         understanding=UnderstandingConfig("train.jsonl", "test.jsonl"),
     )
     read = {name: [url for url in task.reads(config) if url] for name, task in TASKS.items()}
     assert {name: urls for name, urls in read.items() if urls} == {
         "text_perplexity": [f"{tmp_path}/ptb.txt"],
+        "benchmarks": [f"{tmp_path}/rows/{name}.jsonl" for name in ("mmlu", "mmlu.fewshot", "truthfulqa_mc")],
         "generative_perplexity": ["judge"],
         "reversal": ["poems.jsonl"],
         "understanding": ["train.jsonl", "test.jsonl"],

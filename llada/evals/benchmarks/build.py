@@ -1,0 +1,180 @@
+"""A benchmark's tasks, objects of lm_eval: its configurations with the changes of catalogue.py, over files of a folder or the hub's
+data sets. With a folder, nothing is asked of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from llada.errors import UserError, hint
+from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark, Row
+from llada.evals.local_rows import read_rows
+from llada.files import exists, join
+from llada.settings import require
+
+_EXAMPLES = ".fewshot.jsonl"
+
+
+def build_tasks(
+    name: str,
+    *,
+    data: str | None,
+    num_fewshot: int | None,
+    allow_code_execution: bool,
+) -> list[Any]:
+    """The tasks of a benchmark of `BENCHMARKS`, objects of lm_eval.
+
+    Args:
+        data: folder of .jsonl files, at any fsspec URL; None: the hub's data sets.
+        num_fewshot: examples in the prompt; None: as many as the task says.
+
+    Raises UserError: code execution that is not allowed; a file that is not there or not of the benchmark; more examples
+    than there are; a package that is missing.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    benchmark = BENCHMARKS[name]
+    require(
+        allow_code_execution or not benchmark.runs_code,
+        f"{name} runs the programs that the model writes, in a sandbox; allow it with --benchmarks.allow-code-execution",
+    )
+    configs = _task_configs(benchmark)
+    rows = None if data is None else _read_rows(name, benchmark, data, configs)
+    tasks = []
+    for task, config in configs.items():
+        if rows is not None and task not in rows.documents:
+            continue
+        if num_fewshot is not None:
+            config["num_fewshot"] = num_fewshot
+        if rows is not None:
+            _put_rows(config, rows.documents[task], rows.examples.get(task))
+        _check_examples(name, config, None if rows is None else len(rows.examples.get(task, [])), data)
+        tasks.append(ConfigurableTask(config=config))
+    return tasks
+
+
+def data_files(name: str, data: str) -> list[str]:
+    """The files of a benchmark in a folder: its documents', and those of its examples that are there.
+
+    Raises UserError where the documents are not.
+    """
+    found = []
+    for stem in BENCHMARKS[name].files or (name,):
+        documents, examples = join(data, f"{stem}.jsonl"), join(data, f"{stem}{_EXAMPLES}")
+        require(
+            exists(documents),
+            f"{name}: there is no {documents}; put its documents there, or leave out --benchmarks.data",
+        )
+        found += [documents, *([examples] if exists(examples) else [])]
+    return found
+
+
+# --- lm_eval's configurations -----------------------------------------------------------------------------------------
+
+
+def _task_configs(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+    """{task: its configuration}, lm_eval's own with the benchmark's changes."""
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    folder = Path(lm_eval.tasks.__file__).parent / benchmark.folder
+    configs = {}
+    for path in sorted(folder.glob("[!_]*.yaml")):
+        try:
+            config = load_yaml(path, resolve_func=benchmark.changes is None)
+        except (ImportError, AssertionError) as error:
+            raise UserError(
+                f"{benchmark.title} needs a package that is not installed ({' '.join(str(error).split())}): "
+                "pip install 'llada-pipelines[eval]'"
+            ) from error
+        if not fnmatch(str(config.get("task")), benchmark.tasks) or "group" in config:
+            continue
+        if benchmark.changes is not None:
+            config |= benchmark.changes(folder)
+        for structure in ("tag", "group", "task_list"):
+            config.pop(structure, None)
+        configs[str(config["task"])] = config
+    assert configs, f"lm_eval has no {benchmark.tasks} in {folder}"
+    return configs
+
+
+# --- Files of a folder ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Rows:
+    documents: dict[str, list[Row]] = field(default_factory=dict)
+    examples: dict[str, list[Row]] = field(default_factory=dict)
+
+
+def _read_rows(name: str, benchmark: Benchmark, data: str, tasks: Mapping[str, Any]) -> _Rows:
+    found = _Rows()
+    for url in data_files(name, data):
+        if not url.endswith(_EXAMPLES):
+            _sort_rows(benchmark, url, tasks, found.documents)
+        elif not any(map(_own_examples, tasks.values())):
+            _sort_rows(benchmark, url, tasks, found.examples)
+    require(bool(found.documents), f"{name}: {data} holds no document of it")
+    return found
+
+
+def _sort_rows(benchmark: Benchmark, url: str, tasks: Mapping[str, Any], into: dict[str, list[Row]]) -> None:
+    for number, raw in enumerate(read_rows(url), start=1):
+        place = f"{url}, row {number}"
+        for name in benchmark.fields:
+            require(
+                name in raw,
+                f"{place} has no {name!r}, which {benchmark.title} needs; it has {', '.join(raw)}",
+            )
+        task = benchmark.task_of(raw) if benchmark.task_of else next(iter(tasks))
+        require(task in tasks, f"{place}: {benchmark.title} has no task {task!r}; {hint(task, tasks)}")
+        try:
+            into.setdefault(task, []).append(benchmark.row(raw))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(f"{place} is no document of {benchmark.title}: {error!r}") from error
+
+
+def _put_rows(config: dict[str, Any], documents: list[Row], examples: list[Row] | None) -> None:
+    """Give a task these rows in the place of the hub's data set."""
+    import datasets
+
+    asked = config.get("test_split") or config["validation_split"]
+    shown = config.get("fewshot_split") or config.get("training_split")
+    splits = {asked: datasets.Dataset.from_list(documents)}
+    if shown is not None and shown != asked:
+        if examples:
+            splits[shown] = datasets.Dataset.from_list(examples)
+        else:
+            config["fewshot_split"] = config["training_split"] = None
+    if config.get("test_split"):
+        config["validation_split"] = (
+            config.get("validation_split") if config.get("validation_split") in splits else None
+        )
+    config["dataset_kwargs"] = None
+    config["custom_dataset"] = lambda **_: splits
+
+
+def _own_examples(config: Mapping[str, Any]) -> Any:
+    """The examples that the prompt has whatever a folder holds, or a function of them; None: there are none."""
+    return (config.get("fewshot_config") or {}).get("samples")
+
+
+def _check_examples(name: str, config: Mapping[str, Any], num_read: int | None, data: str | None) -> None:
+    """Raise UserError where the prompt asks for more examples than there are: lm_eval would take them from what it asks."""
+    wanted = config.get("num_fewshot") or 0
+    if own := _own_examples(config):
+        there = len(own() if callable(own) else own)
+        require(
+            wanted <= there,
+            f"{name}: {wanted} examples asked for, and lm_eval's prompt has {there} (--benchmarks.num-fewshot)",
+        )
+    elif num_read is not None and config.get("training_split") != config.get("validation_split"):
+        require(
+            wanted <= num_read,
+            f"{name}: {wanted} examples asked for, and {num_read} are in {data}; give --benchmarks.num-fewshot {num_read}, or "
+            "a .fewshot.jsonl with more",
+        )

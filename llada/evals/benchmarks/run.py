@@ -1,0 +1,319 @@
+"""Benchmarks as one evaluation task: lm_eval asks and judges, our network answers through `harness`, in our pool of workers.
+
+Each benchmark has settings of its own (published.py). All that can be wrong before the first forward is looked at for all of them
+first. What a worker has answered is not asked again by a rerun. The output has
+
+    benchmarks.md, benchmarks.svg    ours beside what is published
+    benchmarks/TASK.jsonl            each document with what was asked ("arguments"), answered ("resps", "filtered_resps"), how it was
+                                     judged, and of each request its forwards, seconds and the order in which its tokens came
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from llada.errors import UserError
+from llada.evals.benchmarks.build import build_tasks, data_files
+from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark
+from llada.evals.benchmarks.published import (
+    Protocol,
+    check_given,
+    find_settings,
+    protocol,
+    published,
+    settings_hash,
+)
+from llada.evals.benchmarks.table import Summary, draw, mean_with_error, to_markdown
+from llada.evals.evaluation import EvaluateConfig, Evaluation, Figures
+from llada.evals.worker import Setup
+from llada.files import join, write_bytes
+from llada.sampling.config import SamplingConfig
+from llada.settings import from_dict, hint
+
+if TYPE_CHECKING:
+    from llada.evals.harness import HarnessModel
+
+# Those of lm_eval's own command line.
+_SEED, _EXAMPLES_SEED = 0, 1234
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One benchmark, ready to run."""
+
+    protocol: Protocol
+    benchmark: Benchmark | None
+    """None: a task or group of lm_eval."""
+    loaded: dict[str, Any]
+    """As lm_eval's evaluator takes them: {"tasks": {name: task}, "groups": …}."""
+    model: HarnessModel
+    settings: dict[str, Any]
+
+
+def run_benchmarks(evaluation: Evaluation) -> Figures:
+    """{"TASK/METRIC/FILTER": the figure}, with its standard error as "…_stderr…", "requests_cut", how many did not fit the context,
+    and "benchmarks": {name: Summary}.
+
+    Raises UserError: no benchmark or an unknown one, data that cannot be had, programs that may not be run, a checkpoint without
+    the tokenizer, chat template or context that is needed.
+    """
+    config = evaluation.config.benchmarks
+    if not config.names:
+        raise UserError("the task benchmarks needs --benchmarks.names, such as hellaswag or gsm8k")
+    check_given(config.given)
+    figures: Figures = {}
+    summaries: dict[str, Summary] = {}
+    with _quiet_libraries():
+        for plan in _plan_all(evaluation):
+            found = _ask(plan, config.limit)
+            figures |= _own_figures(found)
+            _write_records(evaluation.output, plan, found)
+            summaries[plan.protocol.name] = _summarize(plan, found)
+    title = find_settings(config.settings).title if config.settings else ""
+    heading = f"{evaluation.model}{f' by the settings of {title}' if title else ''}"
+    rows = list(summaries.values())
+    write_bytes(
+        join(evaluation.output, "benchmarks.md"), to_markdown(rows, published().sources, heading).encode()
+    )
+    write_bytes(join(evaluation.output, "benchmarks.svg"), draw(rows))
+    figures["requests_cut"] = sum(summary["requests_cut"] for summary in rows)
+    # As results.json gives it back.
+    return dict(json.loads(json.dumps({**figures, "benchmarks": summaries})))
+
+
+def benchmark_files(config: EvaluateConfig) -> list[str]:
+    """The files of documents and examples that are read from the settings' folder of data."""
+    asked = config.benchmarks
+    found: list[str] = []
+    for name in asked.names if asked.data is not None else ():
+        run_as = protocol(name, asked, config.sampling).run_as
+        found += data_files(run_as, str(asked.data)) if run_as in BENCHMARKS else []
+    return list(dict.fromkeys(found))
+
+
+# --- What will be asked -----------------------------------------------------------------------------------------------
+
+
+def _plan_all(evaluation: Evaluation) -> list[_Plan]:
+    # Here: it needs an extra, and takes seconds.
+    from llada.evals.harness import HarnessModel
+
+    config, folder = evaluation.config.benchmarks, str(evaluation.fetch_model())
+    names = list(dict.fromkeys(config.names))
+    protocols = [protocol(name, config, evaluation.config.sampling) for name in names]
+    plans = []
+    for how in protocols:
+        benchmark = BENCHMARKS.get(how.run_as)
+        with _told(how.name):
+            if benchmark is None:
+                loaded = _lm_eval_tasks(how, config.task_folder)
+            else:
+                random.seed(_SEED)  # some shuffle choices
+                tasks = build_tasks(
+                    how.run_as,
+                    data=config.data,
+                    num_fewshot=how.num_fewshot,
+                    allow_code_execution=config.allow_code_execution,
+                )
+                loaded = {"tasks": {task.task_name: task for task in tasks}}
+        model = HarnessModel(
+            folder,
+            Setup(evaluation.open_model, how.score, max_rows=None),
+            sampling=how.sampling,
+            gen_length=how.gen_length,
+            map_blocks=evaluation.map_blocks,
+            name=how.name,
+        )
+        if how.chat and not model.tokenizer.chat_template:
+            raise UserError(
+                f"{how.name} is asked as a chat, and {evaluation.model} has no chat template: leave out --benchmarks.chat, or "
+                "give settings of a base model"
+            )
+        for task in loaded["tasks"].values():
+            if how.num_fewshot is not None or task.config.num_fewshot is None:
+                task.set_config("num_fewshot", how.num_fewshot or 0)
+            task.set_fewshot_seed(_EXAMPLES_SEED)
+        settings = _settings_of(how, model, list(loaded["tasks"].values()))
+        plans.append(_Plan(how, benchmark, loaded, model, settings))
+    return plans
+
+
+def _lm_eval_tasks(how: Protocol, task_folder: str | None) -> dict[str, Any]:
+    """A task or group of lm_eval's own, or of a folder of task files."""
+    from lm_eval.tasks import TaskManager
+
+    # Of its own thousands of files lm_eval makes a list, which takes ten seconds, only where they are needed.
+    manager = TaskManager(include_path=task_folder, include_defaults=False)
+    if how.run_as not in manager.all_tasks:
+        manager = TaskManager(include_path=task_folder)
+    if how.run_as not in manager.all_tasks:
+        raise UserError(
+            f"lm_eval has no task {how.run_as!r}; {hint(how.run_as, [*BENCHMARKS, *manager.all_tasks])}"
+        )
+    loaded = manager.load([how.run_as])
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UserError(
+                f"{name} runs the code that a model writes, and not in a sandbox; humaneval, humaneval_fim and mbpp do"
+            )
+    return dict(loaded)
+
+
+def _settings_of(how: Protocol, model: HarnessModel, tasks: Sequence[Any]) -> dict[str, Any]:
+    """All that the figures depend on beside the checkpoint and the documents. Raises UserError for an answer that does not fit the
+    context."""
+    settings: dict[str, Any] = {
+        "lm_eval": importlib.metadata.version("lm_eval"),
+        "run_as": how.run_as,
+        "num_fewshot": max(task.config.num_fewshot or 0 for task in tasks),
+        "chat": how.chat,
+    }
+    if any(task.OUTPUT_TYPE != "generate_until" for task in tasks):
+        # How many tokens a forward is fed changes no figure.
+        score = {name: value for name, value in asdict(how.score).items() if name != "max_tokens"}
+        if how.score.rule != "monte_carlo":
+            del score["num_samples"], score["seed"]
+        settings["score"] = score
+    for task in tasks:
+        if task.OUTPUT_TYPE == "generate_until":
+            sampling, stop = model.text_settings(task.config.generation_kwargs)
+            in_force = from_dict(SamplingConfig, sampling).in_force()
+            settings["sampling"], settings["stop"] = {**in_force, "seed": how.score.seed}, stop
+    return settings
+
+
+# --- Asking -----------------------------------------------------------------------------------------------------------
+
+
+def _ask(plan: _Plan, limit: int | None) -> dict[str, Any]:
+    from lm_eval.evaluator import evaluate
+
+    with _told(plan.protocol.name):
+        found = evaluate(
+            plan.model,
+            plan.loaded,
+            limit=limit,
+            apply_chat_template=plan.protocol.chat,
+            fewshot_as_multiturn=plan.protocol.chat,
+            log_samples=True,
+        )
+    assert found is not None
+    return dict(found)
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Data that lm_eval cannot have, as one line."""
+    try:
+        yield
+    except (ConnectionError, FileNotFoundError) as error:
+        raise UserError(f"the data of {name} cannot be had: {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Without the bars and the advice of lm_eval and datasets, which say nothing that a user could act on."""
+    import datasets
+
+    log, level = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level
+    shows_bars = datasets.utils.logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if shows_bars:
+            datasets.enable_progress_bars()
+
+
+# --- What came out ----------------------------------------------------------------------------------------------------
+
+
+def _own_figures(found: Mapping[str, Any]) -> Figures:
+    """lm_eval's own."""
+    return {
+        f"{task}/{name.replace(',', '/')}": value
+        for task, metrics in found["results"].items()
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and "," in name
+    }
+
+
+def _write_records(output: str, plan: _Plan, found: Mapping[str, Any]) -> None:
+    for task, samples in found["samples"].items():
+        lines = (
+            json.dumps(
+                {**sample, "requests": plan.model.records.get((task, sample["doc_id"]), [])},
+                ensure_ascii=False,
+                default=str,
+            )
+            + "\n"
+            for sample in samples
+        )
+        write_bytes(join(output, "benchmarks", f"{task}.jsonl"), "".join(lines).encode())
+
+
+def _summarize(plan: _Plan, found: Mapping[str, Any]) -> Summary:
+    how, benchmark = plan.protocol, plan.benchmark
+    records = [record for group in plan.model.records.values() for record in group]
+    if benchmark is not None:
+        metric, chosen = benchmark.metric, benchmark.filter
+        value, error = _headline(benchmark, found["samples"])
+    else:
+        metric, chosen, value, error = _first_metric(how.run_as, found["results"])
+    return {
+        "name": how.name,
+        "title": how.name if benchmark is None else benchmark.title,
+        "metric": metric,
+        "filter": chosen,
+        "tasks": list(found["samples"]),
+        "is_mean_of_tasks": benchmark is not None and benchmark.is_mean_of_tasks,
+        "value": value,
+        "stderr": error,
+        "items": sum(len({sample["doc_id"] for sample in samples}) for samples in found["samples"].values()),
+        "results": how.results,
+        "settings": plan.settings,
+        "settings_hash": settings_hash(plan.settings),
+        "given": list(how.given),
+        "requests": len(records),
+        "requests_cut": sum(record["is_cut"] for record in records),
+        "nfe": sum(record["nfe"] for record in records) / max(len(records), 1),
+        "remark": "" if benchmark is None else benchmark.remark,
+    }
+
+
+def _headline(
+    benchmark: Benchmark, samples: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[float, float | None]:
+    """A benchmark's figure over all of its tasks, and its standard error."""
+    values = [
+        [float(sample[benchmark.metric]) for sample in group if sample["filter"] == benchmark.filter]
+        for group in samples.values()
+    ]
+    if not benchmark.is_mean_of_tasks:
+        return mean_with_error([value for group in values for value in group])
+    parts = [mean_with_error(group) for group in values]
+    errors = [error for _, error in parts if error is not None]
+    spread = sum(error**2 for error in errors) ** 0.5 / len(parts) if len(errors) == len(parts) else None
+    return sum(mean for mean, _ in parts) / len(parts), spread
+
+
+def _first_metric(
+    name: str, results: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, str, float, float | None]:
+    """The metric that lm_eval names first, of a task or group, or of a tag's first task: (name, filter, figure, its standard error)."""
+    metrics = results.get(name) or next(iter(results.values()))
+    for key, value in metrics.items():
+        metric, comma, chosen = key.partition(",")
+        if comma and isinstance(value, int | float) and not metric.endswith("_stderr"):
+            error = metrics.get(f"{metric}_stderr,{chosen}")
+            return metric, chosen, float(value), float(error) if isinstance(error, int | float) else None
+    raise UserError(f"lm_eval has no figure for {name}")

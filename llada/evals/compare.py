@@ -1,0 +1,170 @@
+"""Two results of the task "benchmarks" against each other, item by item: paired bootstrap intervals of the differences.
+
+Both models have answered the same questions, so that a question that is hard for one is mostly hard for the other: the difference is
+known better than either figure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llada.errors import UserError
+from llada.evals.local_rows import read_rows, read_text
+from llada.files import exists, join
+from llada.settings import check_limits, flatten_settings, limited
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """How the intervals are made."""
+
+    resamples: int = limited(10_000, low=100)
+    confidence: float = limited(0.95, above=0, below=1)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_limits(self, "compare")
+
+
+class Difference(NamedTuple):
+    """Of one benchmark, over the items that both have."""
+
+    name: str
+    title: str
+    items: int
+    a: float
+    b: float
+    difference: float
+    """b − a."""
+    low: float
+    high: float
+    """The interval of the difference."""
+
+
+class Comparison(NamedTuple):
+    """All that two results have in common, and what they have not, a line each."""
+
+    differences: list[Difference]
+    remarks: list[str]
+
+
+def compare(a: str, b: str, config: CompareConfig = CompareConfig()) -> Comparison:
+    """Compare two outputs of `llada evaluate`, folders or their results.json.
+
+    Raises UserError: no such results, none of benchmarks, nothing in common.
+    """
+    first, second = _Results(a), _Results(b)
+    differences: list[Difference] = []
+    remarks = [
+        f"{name} is only in {one.folder}"
+        for one, other in ((first, second), (second, first))
+        for name in one.benchmarks
+        if name not in other.benchmarks
+    ]
+    for name in first.benchmarks:
+        if name not in second.benchmarks:
+            continue
+        one, other = first.benchmarks[name], second.benchmarks[name]
+        if one["settings_hash"] != other["settings_hash"]:
+            remarks.append(f"{name}: other settings ({_changed(one, other)})")
+        if (one["metric"], one["filter"]) != (other["metric"], other["filter"]):
+            remarks.append(f"{name}: other metrics, not compared: {one['metric']} and {other['metric']}")
+            continue
+        mine, theirs = first.items(name), second.items(name)
+        common = [key for key in mine if key in theirs]
+        for results, count in ((first, len(mine) - len(common)), (second, len(theirs) - len(common))):
+            if count:
+                remarks.append(f"{name}: {count:,} items are only in {results.folder}")
+        if not common:
+            remarks.append(f"{name}: no item is in both, not compared")
+            continue
+        by_task: dict[str, list[tuple[float, float]]] = {}
+        for key in common:
+            group = key.task if one["is_mean_of_tasks"] else ""
+            by_task.setdefault(group, []).append((mine[key], theirs[key]))
+        groups = [np.array(pairs) for pairs in by_task.values()]
+        low, high = bootstrap_interval([pairs[:, 1] - pairs[:, 0] for pairs in groups], config)
+        mean_a, mean_b = np.mean([pairs.mean(0) for pairs in groups], 0).tolist()
+        difference = Difference(name, one["title"], len(common), mean_a, mean_b, mean_b - mean_a, low, high)
+        differences.append(difference)
+    if not differences:
+        raise UserError(f"{a} and {b} have nothing to compare" + "".join(f"; {text}" for text in remarks))
+    return Comparison(differences, remarks)
+
+
+def bootstrap_interval(groups: Sequence[NDArray[Any]], config: CompareConfig) -> tuple[float, float]:
+    """The percentile interval of the mean over groups of the means of values drawn from each with replacement."""
+    generator = np.random.default_rng(config.seed)
+    means = np.zeros(config.resamples)
+    for group in groups:
+        # How often each of the few values is drawn is multinomial: what drawing items one by one would give.
+        values, counts = np.unique(group, return_counts=True)
+        drawn = generator.multinomial(len(group), counts / len(group), size=config.resamples)
+        means += drawn @ values / len(group) / len(groups)
+    tail = 50 * (1 - config.confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def comparison_rows(found: Comparison, config: CompareConfig) -> list[tuple[str, ...]]:
+    """A table's cells, its header first; figures in per cent."""
+    interval = f"{100 * config.confidence:g} % interval"
+    rows: list[tuple[str, ...]] = [("Benchmark", "Items", "A, %", "B, %", "B − A", interval)]
+    for d in found.differences:
+        figures = [f"{100 * value:.1f}" for value in (d.a, d.b)]
+        span = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        rows.append((d.title, f"{d.items:,}", *figures, f"{100 * d.difference:+.1f}", span))
+    return rows
+
+
+class _Key(NamedTuple):
+    """An item: its task, what it holds, and which it is of those that hold the same."""
+
+    task: str
+    content: str
+    number: int
+
+
+class _Results:
+    """One output."""
+
+    def __init__(self, place: str) -> None:
+        self.folder = place.rstrip("/").removesuffix("/results.json")
+        url = join(self.folder, "results.json")
+        if not exists(url):
+            raise UserError(f"{place} is no finished output of llada evaluate: there is no {url}")
+        try:
+            results = json.loads(read_text(url))
+        except ValueError as error:
+            raise UserError(f"{url} is no JSON: {error}") from None
+        self.benchmarks: dict[str, Any] = dict(results.get("benchmarks") or {})
+        if not self.benchmarks:
+            raise UserError(f"{url} holds no benchmarks: they are made by --tasks benchmarks")
+
+    def items(self, name: str) -> dict[_Key, float]:
+        """{item: its figure} of a benchmark."""
+        summary = self.benchmarks[name]
+        found: dict[_Key, float] = {}
+        for task in summary["tasks"]:
+            seen: Counter[str] = Counter()
+            for row in read_rows(join(self.folder, "benchmarks", f"{task}.jsonl")):
+                value = row.get(summary["metric"])
+                if row["filter"] == summary["filter"] and isinstance(value, int | float):
+                    found[_Key(task, row["doc_hash"], seen[row["doc_hash"]])] = float(value)
+                    seen[row["doc_hash"]] += 1
+        return found
+
+
+def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """ "sampling.block_length 8 / 32, …", as far as a line reaches."""
+    a, b = flatten_settings(one["settings"]), flatten_settings(other["settings"])
+    names = [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]
+    told = [f"{name} {a.get(name, '–')} / {b.get(name, '–')}" for name in names[:6]]
+    return ", ".join([*told, *([f"{len(names) - 6} more"] if len(names) > 6 else [])])

@@ -1,0 +1,225 @@
+"""Benchmarks of lm_eval as a task of ours: its figures, its documents, and what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llada.errors import UserError
+from llada.evals.benchmarks.config import BenchmarkConfig
+from llada.evals.benchmarks.published import find_settings
+from llada.evals.benchmarks.run import run_benchmarks
+from llada.evals.evaluation import EvaluateConfig, Evaluation
+from llada.evals.harness import open_folder
+from llada.evals.scoring import Pair, ScoreConfig, score_pairs
+from llada.model.hf import save_model
+from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.config import SamplingConfig
+from llada.sampling.text import load
+from llada.tokenizer import encode_texts, save_tokenizer, train_tokenizer
+
+LINES = [{"question": f"What is {n}?", "choices": [f" {n}", f" {n + 1}"], "answer": n % 2} for n in range(5)]
+TASK = {
+    "task": "toy_questions",
+    "dataset_path": "json",
+    "test_split": "test",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "answer",
+}
+CHOOSING = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "target_delimiter": ""}
+WRITING = {
+    "output_type": "generate_until",
+    "doc_to_target": "{{choices[0]}}",
+    "generation_kwargs": {"until": ["?"]},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = train_tokenizer([line["question"] for line in LINES] * 5, 300)
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
+    network = Transformer(ModelConfig(300, 16, 1, 2, 32, max_length=64, **ids))
+    network.init_weights(0)
+    save_model(network, folder)
+    save_tokenizer(tokenizer, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def evaluation(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    data = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "toy.jsonl")}}}
+    for name, kind in (("choosing", CHOOSING), ("writing", WRITING)):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({**TASK, **data, **kind, "task": f"toy_{name}"}))
+    lost = {**TASK, **CHOOSING, "task": "toy_lost", "dataset_kwargs": {"data_files": {"test": "/none.jsonl"}}}
+    (tmp_path / "lost.yaml").write_text(json.dumps(lost))
+    benchmarks = BenchmarkConfig(
+        ("toy_choosing", "toy_writing"),
+        task_folder=str(tmp_path),
+        limit=4,
+        gen_length=8,
+        score=ScoreConfig("left_to_right"),
+    )
+
+    def map_blocks(
+        build: Callable[[], Callable[[Any], Any]], blocks: Sequence[Any], *, folder: str
+    ) -> Iterator[Any]:
+        return (json.loads(json.dumps(build()(block))) for block in blocks)
+
+    config = EvaluateConfig(benchmarks=benchmarks, sampling=SamplingConfig(block_length=4))
+    open_model = partial(open_folder, model, None, None)
+    return Evaluation(config, model, open_model, None, str(tmp_path / "out"), map_blocks, lambda: model)
+
+
+def test_figures_are_those_of_the_answers(evaluation: Evaluation, model: str) -> None:
+    figures = run_benchmarks(evaluation)
+    network, tokenizer = load(model)
+    hits = 0
+    for line in LINES[:4]:
+        given = encode_texts(tokenizer, [line["question"]])[0]
+        wholes = encode_texts(tokenizer, [line["question"] + choice for choice in line["choices"]])
+        pairs = [Pair(given, whole[len(given) :]) for whole in wholes]
+        scores = [score.log_p for score in score_pairs(network, pairs, ScoreConfig("left_to_right"))]
+        hits += scores.index(max(scores)) == line["answer"]
+    assert figures["toy_choosing/acc/none"] == hits / 4
+    assert 0 <= figures["toy_choosing/acc_stderr/none"] < 1
+    assert figures["toy_writing/exact_match/none"] in (0, 0.25, 0.5, 0.75, 1)
+    assert figures["requests_cut"] == 0
+    lines = Path(evaluation.output, "benchmarks/toy_writing.jsonl").read_text().splitlines()
+    assert [json.loads(line)["doc"] for line in lines] == LINES[:4]
+    assert all("?" not in json.loads(line)["resps"][0][0] for line in lines)
+    for line in lines:
+        (request,) = json.loads(line)["requests"]
+        assert request["nfe"] == 8
+        assert request["seconds"] > 0
+        assert not request["is_cut"]
+        assert len(request["reveal_step"]) <= 8
+    choosing = Path(evaluation.output, "benchmarks/toy_choosing.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["requests"]) for line in choosing] == [2] * 4
+    found = figures["benchmarks"]["toy_choosing"]
+    assert (found["value"], found["metric"], found["items"], found["requests"]) == (hits / 4, "acc", 4, 8)
+    assert found["stderr"] == figures["toy_choosing/acc_stderr/none"]
+    assert found["settings"]["score"] == {"rule": "left_to_right", "cfg_scale": 0.0}
+    written = figures["benchmarks"]["toy_writing"]["settings"]
+    assert (written["sampling"]["gen_length"], written["stop"], written["num_fewshot"]) == (8, ["?"], 0)
+    table = Path(evaluation.output, "benchmarks.md").read_text()
+    assert found["settings_hash"] in table
+    assert Path(evaluation.output, "benchmarks.svg").read_bytes().lstrip().startswith(b"<?xml")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "needs --benchmarks.names"),
+        pytest.param(
+            ("toy_choosin",),
+            "lm_eval has no task 'toy_choosin'; did you mean 'toy_choosing'",
+            marks=pytest.mark.slow,  # lm_eval's list of its own tasks
+        ),
+        (("toy_lost",), r"the data of toy_lost cannot be had: .*none\.jsonl"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_asked_is_one_line(
+    evaluation: Evaluation, names: tuple[str, ...], message: str
+) -> None:
+    config = replace(evaluation.config, benchmarks=replace(evaluation.config.benchmarks, names=names))
+    with pytest.raises(UserError, match=message) as caught:
+        run_benchmarks(replace(evaluation, config=config))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", ["llada_base", "llada_instruct", "llada_1_5"])
+def test_every_benchmark_of_the_papers_runs_on_real_rows(
+    settings: str,
+    data: Path,
+    save_checkpoint: Callable[..., str],
+    evaluation_of: Callable[[str, EvaluateConfig], Evaluation],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the papers' settings, but with short answers: what comes out is noise, and that it comes out is the test."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names = tuple(
+        name for name in find_settings(settings).benchmarks if settings != "llada_1_5" or name == "ifeval"
+    )
+    benchmarks = BenchmarkConfig(
+        names,
+        settings=settings,
+        data=str(data),
+        allow_code_execution=True,
+        limit=1,
+        gen_length=4,
+        score=ScoreConfig(num_samples=1),
+        given=("score.num_samples",),
+    )
+    model = save_checkpoint(tmp_path / "model", context=128)
+    evaluation = evaluation_of(model, EvaluateConfig(tasks=("benchmarks",), benchmarks=benchmarks))
+    figures = run_benchmarks(evaluation)
+    assert tuple(figures["benchmarks"]) == names
+    for name, found in figures["benchmarks"].items():
+        published = find_settings(settings).benchmarks[name]
+        assert 0 <= found["value"] <= 1
+        assert found["results"] == published.results
+        assert (published.num_fewshot, published.chat) == (
+            found["settings"]["num_fewshot"], found["settings"]["chat"]
+        )  # fmt: skip
+        assert ("gen_length" in found["given"]) == bool(published.sampling)
+        lines = [
+            json.loads(line)
+            for task in found["tasks"]
+            for line in Path(evaluation.output, "benchmarks", f"{task}.jsonl").read_text().splitlines()
+        ]
+        of_filter = [line for line in lines if line["filter"] == found["filter"]]
+        assert len(of_filter) == found["items"]
+        assert sum(float(line[found["metric"]]) for line in of_filter) / len(of_filter) == pytest.approx(
+            found["value"]
+        )
+        assert all(line["requests"] for line in lines)
+    # Five questions before the one that is asked do not fit 128 tokens.
+    if "mmlu" in names:
+        assert figures["benchmarks"]["mmlu"]["requests_cut"] == figures["benchmarks"]["mmlu"]["requests"]
+    table = Path(evaluation.output, "benchmarks.md").read_text()
+    assert all(
+        f"{figure:.1f} ({source})" in table
+        for e in figures["benchmarks"].values()
+        for source, figure in e["results"].items()
+    )
+
+
+def test_what_is_wrong_is_found_before_the_first_forward(evaluation: Evaluation, data: Path) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("asked the network")
+
+    def run(**changes: Any) -> None:
+        benchmarks = replace(evaluation.config.benchmarks, data=str(data), gen_length=None, **changes)
+        config = replace(evaluation.config, benchmarks=benchmarks)
+        run_benchmarks(replace(evaluation, config=config, map_blocks=never))  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match=r"humaneval runs the programs .* --benchmarks\.allow-code-execution"):
+        run(names=("piqa", "humaneval"))
+    with pytest.raises(UserError, match="1024 tokens of an answer leave no room .* in the context of 64"):
+        run(names=("piqa", "bbh"), settings="llada_base")
+    with pytest.raises(UserError, match="llada_1_5 publishes nothing of 'piqa'"):
+        run(names=("piqa",), settings="llada_1_5")
+    # A tokenizer without a chat template.
+    with pytest.raises(UserError, match="gsm8k is asked as a chat, and .* has no chat template"):
+        folder = Path(str(evaluation.fetch_model()))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        bare = Path(evaluation.output).parent / "bare"
+        shutil.copytree(folder, bare)
+        config.pop("chat_template", None)
+        (bare / "tokenizer_config.json").write_text(json.dumps(config))
+        (bare / "chat_template.jinja").unlink(missing_ok=True)
+        object.__setattr__(evaluation, "fetch_model", lambda: str(bare))
+        run(names=("gsm8k",), chat=True, num_fewshot=0)

@@ -1,0 +1,175 @@
+"""The sandbox around programs that a model wrote: what is right passes, and every way out is closed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llada.errors import UserError
+from llada.evals.benchmarks.sandbox import Limits, run_programs
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's seccomp")
+
+
+def outcome(program: str, **limits: float) -> str:
+    (found,) = run_programs([program], Limits(**limits))  # type: ignore[arg-type]
+    return found
+
+
+def test_programs_pass_or_say_what_ended_them_in_their_order() -> None:
+    programs = [
+        "def f(x):\n    return x + 1\nassert f(1) == 2",
+        "assert 1 == 2, 'one is not two'",
+        "import threading, asyncio\nt = threading.Thread(target=print)\nt.start(); t.join()\nasyncio.run(asyncio.sleep(0))",
+        "def f(:",
+        "import numpy\nassert numpy.arange(3).sum() == 3",
+        "def f(n):\n    return f(n + 1)\nf(0)",
+    ]
+    found = run_programs(programs)
+    assert [text.split(":")[0] for text in found] == [
+        "passed", "AssertionError", "passed", "SyntaxError", "passed", "RecursionError"
+    ]  # fmt: skip
+    assert found[1] == "AssertionError: one is not two"
+
+
+@pytest.mark.parametrize("way", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit"])
+def test_who_leaves_before_the_assertions_has_not_passed(way: str) -> None:
+    assert outcome(f"{way}\nassert False") in ("SystemExit: 0", "SystemExit", "ended before its end")
+
+
+def test_a_program_cannot_say_that_it_passed() -> None:
+    forged = """
+import json, os
+for fd in range(3, 20):
+    try:
+        os.write(fd, json.dumps({"word": "", "outcome": "passed"}).encode())
+    except OSError:
+        pass
+os._exit(0)
+"""
+    assert outcome(forged) == "ended before its end"
+
+
+def test_time_is_limited_whether_it_is_used_or_slept() -> None:
+    begin = time.monotonic()
+    stubborn = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    found = run_programs(["while True: pass", stubborn], Limits(cpu_s=1))
+    assert found[0] == "out of time"
+    assert found[1] == "ended before its end"  # killed a second later
+    assert outcome("import time\ntime.sleep(600)", wall_s=1.0) == "out of time"
+    assert time.monotonic() - begin < 60
+
+
+def test_memory_is_limited() -> None:
+    assert outcome("x = bytearray(1 << 29)", memory_bytes=1 << 28) == "out of memory"
+    assert outcome("x = []\nwhile True: x.append(bytes(1 << 20))", memory_bytes=1 << 28) == "out of memory"
+    assert outcome("x = bytearray(1 << 27)", memory_bytes=1 << 29) == "passed"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "import os\nwhile True: os.fork()",
+        "import subprocess\nsubprocess.run(['true'], check=True)",
+        "import multiprocessing\nmultiprocessing.get_context('fork').Process(target=print).start()",
+        "import os\nos.execv('/bin/true', ['true'])",
+        "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
+        "import os, signal\nos.kill(-1, signal.SIGKILL)",
+        "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+    ],
+    ids=["fork bomb", "subprocess", "multiprocessing", "exec", "kill", "kill all", "limits"],
+)
+def test_there_is_no_other_process(way: str) -> None:
+    assert outcome(way).split(":")[0] in ("PermissionError", "BlockingIOError", "ValueError")
+
+
+def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
+    there = tmp_path / "there.txt"
+    there.write_text("as it was")
+    ways = [
+        f"open({str(tmp_path / 'new.txt')!r}, 'w')",
+        f"open({str(there)!r}, 'a').write('more')",
+        f"open({str(there)!r}, 'r+')",
+        "open('here.txt', 'w')",
+        f"import os\nos.remove({str(there)!r})",
+        f"import os\nos.rename({str(there)!r}, {str(tmp_path / 'moved')!r})",
+        f"import os\nos.mkdir({str(tmp_path / 'folder')!r})",
+        f"import os\nos.symlink('/', {str(tmp_path / 'link')!r})",
+        f"import os\nos.chmod({str(there)!r}, 0)",
+        f"import os\nos.truncate({str(there)!r}, 0)",
+        f"import os\nos.utime({str(there)!r}, (0, 0))",
+        "open('/proc/self/mem', 'r+b')",
+    ]
+    before = there.stat()
+    assert [found.split(":")[0] for found in run_programs(ways)] == ["PermissionError"] * len(ways)
+    assert list(tmp_path.iterdir()) == [there]
+    assert (there.read_text(), there.stat().st_mtime_ns) == ("as it was", before.st_mtime_ns)
+
+
+def test_there_is_no_network() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        port = server.getsockname()[1]
+        ways = [
+            f"import socket\nsocket.create_connection(('127.0.0.1', {port}))",
+            "import socket\nsocket.socket(socket.AF_UNIX)",
+            f"import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{port}')",
+            # The call itself, without Python's module: socket(AF_INET, SOCK_STREAM), and io_uring_setup(1, 0).
+            "import ctypes\nassert ctypes.CDLL(None).socket(2, 1, 0) == -1",
+            "import ctypes\nassert ctypes.CDLL(None).syscall(425, 1, 0) == -1",
+        ]
+        found = run_programs(ways)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert found[0].startswith("PermissionError")
+    assert found[1].startswith("PermissionError")
+    assert found[2].startswith("URLError")
+    assert found[3:] == ["passed", "passed"]
+
+
+def test_what_is_printed_fills_nothing() -> None:
+    flood = "import sys\nfor _ in range(300): sys.stdout.write('x' * (1 << 20)); sys.stderr.write('x' * (1 << 20))"
+    assert outcome(flood) == "passed"
+    assert len(outcome("raise ValueError('x' * (1 << 22))")) <= 300
+
+
+def test_it_sees_nothing_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "1")
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    assert (
+        outcome("import os, sys\nassert 'A_SECRET' not in os.environ and '/somewhere' not in sys.path")
+        == "passed"
+    )
+    assert outcome("import os\nassert os.listdir('.') == []") == "passed"
+
+
+def test_no_program_outlives_its_parent(tmp_path: Path) -> None:
+    code = "from llada.evals.benchmarks.sandbox import run_programs\nrun_programs(['import time\\ntime.sleep(50)'])"
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)})
+    try:
+        deadline = time.monotonic() + 30
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        tasks = Path(f"/proc/{parent.pid}/task")
+        found: list[str] = []
+        while not found and time.monotonic() < deadline:
+            found = [c for t in tasks.iterdir() for c in (t / "children").read_text().split()]
+            time.sleep(0.05)
+        assert found, children
+        time.sleep(0.5)  # the child sets its own wish to die with its parent
+    finally:
+        parent.kill()
+        parent.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in found) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in found)
+
+
+def test_limits_that_make_no_sense_are_named() -> None:
+    with pytest.raises(UserError, match="sandbox: cpu_s must be at least 1"):
+        Limits(cpu_s=0)

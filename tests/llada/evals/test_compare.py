@@ -1,0 +1,137 @@
+"""Two results against each other: intervals that are right, and a line for what does not match."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llada.errors import UserError
+from llada.evals.compare import CompareConfig, bootstrap_interval, compare, comparison_rows
+
+
+def result(folder: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
+    """An output: {benchmark: {"items": {task: {content: figure}}, further keys of its summary}}."""
+    (folder / "benchmarks").mkdir(parents=True)
+    summaries = {}
+    for name, given in benchmarks.items():
+        given = dict(given)
+        items = given.pop("items")
+        for task, figures in items.items():
+            rows = [
+                {
+                    "doc_id": n,
+                    "doc_hash": content.rstrip("'"),
+                    "filter": rule,
+                    "acc": figure if rule == "none" else 0,
+                }
+                for n, (content, figure) in enumerate(figures.items())
+                for rule in ("other", "none")
+            ]
+            (folder / "benchmarks" / f"{task}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in rows)
+            )
+        summaries[name] = {
+            "title": name.upper(), "metric": "acc", "filter": "none", "tasks": list(items), "is_mean_of_tasks": False,
+            "settings": {}, "settings_hash": "1", **given,
+        }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps({"benchmarks": summaries}))
+    return str(folder)
+
+
+def test_only_common_items_are_compared_wherever_they_stand(tmp_path: Path) -> None:
+    a = result(tmp_path / "a", {"t": {"items": {"t": {"x": 1, "y": 0, "z": 0, "x'": 1}}}})
+    b = result(tmp_path / "b", {"t": {"items": {"t": {"z": 1, "x": 1, "w": 1}}}})
+    found = compare(a, f"{b}/results.json", CompareConfig(resamples=100))
+    (row,) = found.differences
+    assert row[:6] == ("t", "T", 2, 0.5, 1.0, 0.5)
+    assert found.remarks == [f"t: 2 items are only in {a}", f"t: 1 items are only in {b}"]
+
+
+def test_what_does_not_match_is_a_line_each(tmp_path: Path) -> None:
+    items = {"items": {"t": {"x": 1, "y": 0}}}
+    settings = {"score": {"cfg_scale": 0.5}, "num_fewshot": 4}
+    a = result(
+        tmp_path / "a", {"t": {**items, "settings": settings, "settings_hash": "2"}, "only": {**items}}
+    )
+    other = {"score": {"cfg_scale": 0.0}, "num_fewshot": 4, "chat": True}
+    b = result(
+        tmp_path / "b",
+        {"t": {**items, "settings": other, "settings_hash": "3"}, "more": {**items}},
+    )
+    assert compare(a, b).remarks == [
+        f"only is only in {a}",
+        f"more is only in {b}",
+        "t: other settings (score.cfg_scale 0.5 / 0.0, chat – / True)",
+    ]
+
+
+def test_an_interval_is_that_of_the_binomial() -> None:
+    """Of n differences of −1, 0 and 1 the mean is about normal with their own variance."""
+    differences = np.array([1.0] * 130 + [-1.0] * 90 + [0.0] * 780)
+    low, high = bootstrap_interval([differences], CompareConfig(resamples=40_000))
+    error = differences.std() / math.sqrt(1000)
+    assert (low, high) == pytest.approx((0.04 - 1.96 * error, 0.04 + 1.96 * error), abs=0.002)
+    narrow = bootstrap_interval([differences], CompareConfig(resamples=40_000, confidence=0.5))
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 0.6745 * error, rel=0.05)
+    # Drawn one by one it is the same.
+    draws = np.random.default_rng(1).integers(0, 1000, (4000, 1000))
+    assert np.percentile(differences[draws].mean(1), [2.5, 97.5]) == pytest.approx([low, high], abs=0.003)
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    config = CompareConfig(resamples=400, confidence=0.9)
+    covered = 0
+    for _ in range(300):
+        low, high = bootstrap_interval([generator.choice([-1.0, 0.0, 1.0], 200, p=[0.2, 0.5, 0.3])], config)
+        covered += low <= 0.1 <= high
+    assert covered / 300 == pytest.approx(0.9, abs=0.05)
+
+
+def test_pairing_and_equality_leave_no_doubt(tmp_path: Path) -> None:
+    """The same answers differ by nothing, however wide the figures themselves are known."""
+    items = {"items": {"t": {str(n): n % 2 for n in range(20)}}}
+    a, b = result(tmp_path / "a", {"t": items}), result(tmp_path / "b", {"t": items})
+    (row,) = compare(a, b).differences
+    assert (row.difference, row.low, row.high) == (0, 0, 0)
+    assert comparison_rows(compare(a, b), CompareConfig())[1] == (
+        "T",
+        "20",
+        "50.0",
+        "50.0",
+        "+0.0",
+        "[+0.0, +0.0]",
+    )
+
+
+def test_tasks_that_count_the_same_do_so_here(tmp_path: Path) -> None:
+    def items(small: int) -> dict[str, Any]:
+        large = {str(n): 0 for n in range(98)}
+        return {"items": {"large": large, "small": {"x": small, "y": small}}, "is_mean_of_tasks": True}
+
+    a, b = result(tmp_path / "a", {"t": items(0)}), result(tmp_path / "b", {"t": items(1)})
+    (row,) = compare(a, b).differences
+    assert (row.items, row.a, row.b) == (100, 0, 0.5)
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    a = result(tmp_path / "a", {"t": {"items": {"t": {"x": 1}}}})
+    b = result(tmp_path / "b", {"t": {"items": {"t": {"y": 1}}}})
+    with pytest.raises(
+        UserError, match="have nothing to compare; t: 1 items are only in .*no item is in both"
+    ):
+        compare(a, b)
+    with pytest.raises(
+        UserError, match=r"is no finished output of llada evaluate: there is no .*none/results\.json"
+    ):
+        compare(a, str(tmp_path / "none"))
+    (tmp_path / "b" / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no benchmarks"):
+        compare(a, b)
+    with pytest.raises(UserError, match="compare: confidence must be below 1"):
+        CompareConfig(confidence=1.0)
