@@ -15,6 +15,7 @@ import torch
 from llada.data.tokens.shards import TokenDataset
 from llada.model.transformer import Transformer
 
+HERE = Path(__file__).resolve().parent
 PLAY = b"".join(
     b"KING:\nThe %s is gone to %s.\n\n" % words for words in [(b"moon", b"sea"), (b"owl", b"bed")] * 20
 )
@@ -96,3 +97,8 @@ def test_the_estimate_of_the_bound_is_the_sum_over_masks(script: ModuleType, don
         row["enumerated"], row["estimate"], row["standard_error"], strict=True
     ):
         assert abs(estimate - enumerated) < 4 * error
+
+
+def test_the_readme_shows_the_committed_result(script: ModuleType):
+    report = json.loads((HERE / "results" / "bits_per_character.json").read_text())
+    assert script.table(report) in (HERE.parents[1] / "README.md").read_text()
