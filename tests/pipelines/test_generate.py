@@ -107,6 +107,7 @@ def test_finished_shards_are_not_done_again(stages, tmp_path, prompts):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three runs, each with a Ray of its own
 def test_a_killed_run_goes_on_to_the_same_bytes(stages, tmp_path):
     """With the same command, from files of several folders."""
     for number in range(3):
