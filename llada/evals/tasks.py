@@ -5,12 +5,12 @@ from __future__ import annotations
 from llada.evals.benchmarks.run import benchmark_files, run_benchmarks
 from llada.evals.corpora import find_corpora
 from llada.evals.evaluation import Task
-from llada.evals.generative_perplexity import measure_generative_perplexity
+from llada.evals.generative_perplexity import GENERATED_FILE, measure_generative_perplexity
 from llada.evals.perplexity import measure_perplexity
-from llada.evals.reversal import measure_reversal
+from llada.evals.reversal import REVERSAL_FILE, measure_reversal
 from llada.evals.samples import write_samples
 from llada.evals.text_perplexity import measure_text_perplexity
-from llada.evals.understanding import measure_understanding
+from llada.evals.understanding import UNDERSTANDING_FILE, measure_understanding
 from llada.registry import Registry
 
 TASKS: Registry[Task] = Registry(
@@ -39,15 +39,21 @@ TASKS: Registry[Task] = Registry(
             needs_data=False,
             heeds=("generative", "sampling", "seed"),
             reads=lambda config: (config.generative.judge, config.generative.reference),
+            reports=(GENERATED_FILE,),
         ),
         "reversal": Task(
-            measure_reversal, needs_data=False, heeds=("poems",), reads=lambda config: (config.poems.data,)
+            measure_reversal,
+            needs_data=False,
+            heeds=("poems",),
+            reads=lambda config: (config.poems.data,),
+            reports=(REVERSAL_FILE,),
         ),
         "understanding": Task(
             measure_understanding,
             needs_data=False,
             heeds=("understanding", "seed"),
             reads=lambda config: (config.understanding.train, config.understanding.test),
+            reports=(UNDERSTANDING_FILE,),
         ),
         "samples": Task(write_samples, needs_data=False, heeds=("prompts", "sampling", "seed")),
     },
