@@ -12,7 +12,7 @@ over every mask of every string, and says whether the estimate is right; neither
 
 Each result is a file in --output when it is there; the same command goes on where it was. At the end it writes
 bits_per_character.json into --results, the table into --output/bits_per_character.md and the figure into --image. --quick is to
-see that it runs, in seconds, --scale for a GPU (10.6 M parameters, as nanoGPT's; rows of 256); both write into --output.
+see that it runs, in seconds, --scale for a GPU (11.6 M parameters, of the size of nanoGPT; rows of 256); both write into --output.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ divide.
 
 Each result is a file in --output when it is there; the same command goes on where it was. At the end it writes <game>.json into
 --results, the table into --output/<game>.md and the figure into --image. --quick is to see that it runs, in seconds, --scale for
-a GPU (networks of 5.3 M parameters); both write into --output.
+a GPU (networks of 5.8 M parameters); both write into --output.
 """
 
 from __future__ import annotations

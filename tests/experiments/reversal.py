@@ -12,7 +12,7 @@ it and the full stop are right.
 
 Each result is a file in --output when it is there; the same command goes on where it was. At the end it writes reversal.json into
 --results, the table into --output/reversal.md and the figure into --image. --quick is to see that it runs, in seconds, --scale
-for a GPU (25 M parameters, 3,000 people); both write into --output.
+for a GPU (28.7 M parameters, 1,500 people); both write into --output.
 """
 
 from __future__ import annotations
