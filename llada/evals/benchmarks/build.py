@@ -4,6 +4,7 @@ data sets. With a folder, nothing is asked of the network.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from llada.files import exists, join
 from llada.settings import require
 
 _EXAMPLES = ".fewshot.jsonl"
+_TASK_NAME = re.compile(r"""^["']?task["']?:[ ]*["']?(\w[\w-]*)""", re.MULTILINE)
 
 
 def build_tasks(
@@ -42,12 +44,13 @@ def build_tasks(
         allow_code_execution or not benchmark.runs_code,
         f"{name} runs the programs that the model writes, in a sandbox; allow it with --benchmarks.allow-code-execution",
     )
-    configs = _task_configs(benchmark)
-    rows = None if data is None else _read_rows(name, benchmark, data, configs)
+    files = _task_files(benchmark)
+    rows = None if data is None else _read_rows(name, benchmark, data, files)
     tasks = []
-    for task, config in configs.items():
+    for task, path in files.items():
         if rows is not None and task not in rows.documents:
             continue
+        config = _task_config(benchmark, path)
         if num_fewshot is not None:
             config["num_fewshot"] = num_fewshot
         if rows is not None:
@@ -62,44 +65,47 @@ def data_files(name: str, data: str) -> list[str]:
 
     Raises UserError where the documents are not.
     """
-    found = []
-    for stem in BENCHMARKS[name].files or (name,):
+    found, benchmark = [], BENCHMARKS[name]
+    for stem in benchmark.files or (name,):
         documents, examples = join(data, f"{stem}.jsonl"), join(data, f"{stem}{_EXAMPLES}")
         require(
             exists(documents),
             f"{name}: there is no {documents}; put its documents there, or leave out --benchmarks.data",
         )
-        found += [documents, *([examples] if exists(examples) else [])]
+        found += [documents, *([examples] if benchmark.has_file_of_examples and exists(examples) else [])]
     return found
 
 
 # --- lm_eval's configurations -----------------------------------------------------------------------------------------
 
 
-def _task_configs(benchmark: Benchmark) -> dict[str, dict[str, Any]]:
-    """{task: its configuration}, lm_eval's own with the benchmark's changes."""
+def _task_files(benchmark: Benchmark) -> dict[str, Path]:
+    """{task: its file}, by the names that the files give them; to read a file whole takes lm_eval a hundred times as long."""
     import lm_eval.tasks
-    from lm_eval.tasks._yaml_loader import load_yaml
 
     folder = Path(lm_eval.tasks.__file__).parent / benchmark.folder
-    configs = {}
-    for path in sorted(folder.glob("[!_]*.yaml")):
-        try:
-            config = load_yaml(path, resolve_func=benchmark.changes is None)
-        except (ImportError, AssertionError) as error:
-            raise UserError(
-                f"{benchmark.title} needs a package that is not installed ({' '.join(str(error).split())}): "
-                "pip install 'llada-pipelines[eval]'"
-            ) from error
-        if not fnmatch(str(config.get("task")), benchmark.tasks) or "group" in config:
-            continue
-        if benchmark.changes is not None:
-            config |= benchmark.changes(folder)
-        for structure in ("tag", "group", "task_list"):
-            config.pop(structure, None)
-        configs[str(config["task"])] = config
-    assert configs, f"lm_eval has no {benchmark.tasks} in {folder}"
-    return configs
+    named = {path: _TASK_NAME.search(path.read_text()) for path in sorted(folder.glob("[!_]*.yaml"))}
+    found = {name[1]: path for path, name in named.items() if name and fnmatch(name[1], benchmark.tasks)}
+    assert found, f"lm_eval has no {benchmark.tasks} in {folder}"
+    return found
+
+
+def _task_config(benchmark: Benchmark, path: Path) -> dict[str, Any]:
+    """lm_eval's own configuration with the benchmark's changes."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        config = load_yaml(path, resolve_func=benchmark.changes is None)
+    except (ImportError, AssertionError) as error:
+        raise UserError(
+            f"{benchmark.title} needs a package that is not installed ({' '.join(str(error).split())}): "
+            "pip install 'llada-pipelines[eval]'"
+        ) from error
+    if benchmark.changes is not None:
+        config |= benchmark.changes(path.parent)
+    for structure in ("tag", "group", "task_list"):
+        config.pop(structure, None)
+    return dict(config)
 
 
 # --- Files of a folder ------------------------------------------------------------------------------------------------
@@ -111,18 +117,15 @@ class _Rows:
     examples: dict[str, list[Row]] = field(default_factory=dict)
 
 
-def _read_rows(name: str, benchmark: Benchmark, data: str, tasks: Mapping[str, Any]) -> _Rows:
+def _read_rows(name: str, benchmark: Benchmark, data: str, tasks: Mapping[str, Path]) -> _Rows:
     found = _Rows()
     for url in data_files(name, data):
-        if not url.endswith(_EXAMPLES):
-            _sort_rows(benchmark, url, tasks, found.documents)
-        elif not any(map(_own_examples, tasks.values())):
-            _sort_rows(benchmark, url, tasks, found.examples)
+        _sort_rows(benchmark, url, tasks, found.examples if url.endswith(_EXAMPLES) else found.documents)
     require(bool(found.documents), f"{name}: {data} holds no document of it")
     return found
 
 
-def _sort_rows(benchmark: Benchmark, url: str, tasks: Mapping[str, Any], into: dict[str, list[Row]]) -> None:
+def _sort_rows(benchmark: Benchmark, url: str, tasks: Mapping[str, Path], into: dict[str, list[Row]]) -> None:
     for number, raw in enumerate(read_rows(url), start=1):
         place = f"{url}, row {number}"
         for name in benchmark.fields:

@@ -43,6 +43,8 @@ class Benchmark:
     """A document in the fields of lm_eval's data set."""
     changes: Callable[[Path], dict[str, Any]] | None = None
     """What takes the place of lm_eval's in a task's configuration, given its folder, none of whose functions is then loaded."""
+    has_file_of_examples: bool = True
+    """False: lm_eval's prompt brings its examples, whatever stands beside the documents."""
     runs_code: bool = False
     is_mean_of_tasks: bool = False
     """Whether each task counts the same, not each document."""
@@ -198,7 +200,12 @@ def _code_changes(program: Callable[[Mapping[str, Any], str], str], folder: Path
     return changes
 
 
-_CODE: dict[str, Any] = {"metric": "pass@1", "filter": "sandbox", "runs_code": True}
+_CODE: dict[str, Any] = {
+    "metric": "pass@1",
+    "filter": "sandbox",
+    "runs_code": True,
+    "has_file_of_examples": False,
+}
 _MULTIPLE = ("question", "A", "B", "C", "D", "answer", "subject")
 _GPQA = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 _NORM = "acc_norm, inferred from LLaMA3's row of the paper's table"
@@ -210,7 +217,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "bbh": Benchmark(
         "BBH", "bbh/cot_fewshot", "bbh_cot_fewshot_*", "exact_match", "get-answer", fields=("task", "input", "target"),
-        task_of=lambda row: f"bbh_cot_fewshot_{row['task']}",
+        task_of=lambda row: f"bbh_cot_fewshot_{row['task']}", has_file_of_examples=False,
     ),
     "arc_challenge": Benchmark(
         "ARC-C", "arc", "arc_challenge", "acc_norm", fields=("question", "choices"), row=_arc_row, remark=_NORM
@@ -233,7 +240,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "math": Benchmark(
         "MATH", "minerva_math", "minerva_math_[a-z]*", "exact_match", fields=("problem", "solution", "type"),
-        task_of=_math_task, changes=_math_changes,
+        task_of=_math_task, changes=_math_changes, has_file_of_examples=False,
     ),
     "gpqa": Benchmark("GPQA", "gpqa/n_shot", "gpqa_main_n_shot", "acc", fields=_GPQA),
     "humaneval": Benchmark(
@@ -287,7 +294,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "math_chat": Benchmark(
         "MATH", "minerva_math", "minerva_math_[a-z]*", "exact_match", fields=("problem", "solution", "type"),
-        files=("math",), task_of=_math_task, changes=_math_chat_changes, remark=r"the last \boxed{…} of the text",
+        files=("math",), task_of=_math_task, changes=_math_chat_changes, has_file_of_examples=False, remark=r"the last \boxed{…} of the text",
     ),
     "gpqa_generative": Benchmark(
         "GPQA", "gpqa/generative", "gpqa_main_generative_n_shot", "exact_match", "flexible-extract", fields=_GPQA,

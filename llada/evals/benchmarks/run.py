@@ -108,12 +108,13 @@ def _plan_all(evaluation: Evaluation) -> list[_Plan]:
     config, folder = evaluation.config.benchmarks, str(evaluation.fetch_model())
     names = list(dict.fromkeys(config.names))
     protocols = [protocol(name, config, evaluation.config.sampling) for name in names]
+    own_tasks = _tasks_of_folder(config.task_folder)
     plans = []
     for how in protocols:
-        benchmark = BENCHMARKS.get(how.run_as)
+        benchmark = None if how.run_as in own_tasks else BENCHMARKS.get(how.run_as)
         with _told(how.name):
             if benchmark is None:
-                loaded = _lm_eval_tasks(how, config.task_folder)
+                loaded = _lm_eval_tasks(how, config.task_folder, own_tasks)
             else:
                 random.seed(_SEED)  # some shuffle choices
                 tasks = build_tasks(
@@ -145,14 +146,21 @@ def _plan_all(evaluation: Evaluation) -> list[_Plan]:
     return plans
 
 
-def _lm_eval_tasks(how: Protocol, task_folder: str | None) -> dict[str, Any]:
-    """A task or group of lm_eval's own, or of a folder of task files."""
+def _tasks_of_folder(task_folder: str | None) -> frozenset[str]:
+    """The names of the tasks and groups in a folder of task files."""
+    from lm_eval.tasks import TaskManager
+
+    if task_folder is None:
+        return frozenset()
+    return frozenset(TaskManager(include_path=task_folder, include_defaults=False).all_tasks)
+
+
+def _lm_eval_tasks(how: Protocol, task_folder: str | None, own_tasks: frozenset[str]) -> dict[str, Any]:
+    """A task or group of lm_eval's own, or of a folder of task files, which go first."""
     from lm_eval.tasks import TaskManager
 
     # Of its own thousands of files lm_eval makes a list, which takes ten seconds, only where they are needed.
-    manager = TaskManager(include_path=task_folder, include_defaults=False)
-    if how.run_as not in manager.all_tasks:
-        manager = TaskManager(include_path=task_folder)
+    manager = TaskManager(include_path=task_folder, include_defaults=how.run_as not in own_tasks)
     if how.run_as not in manager.all_tasks:
         raise UserError(
             f"lm_eval has no task {how.run_as!r}; {hint(how.run_as, [*BENCHMARKS, *manager.all_tasks])}"
@@ -276,6 +284,7 @@ def _summarize(plan: _Plan, found: Mapping[str, Any]) -> Summary:
         "filter": chosen,
         "tasks": list(found["samples"]),
         "is_mean_of_tasks": benchmark is not None and benchmark.is_mean_of_tasks,
+        "is_share": benchmark is not None or _is_share(plan, metric),
         "value": value,
         "stderr": error,
         "items": sum(len({sample["doc_id"] for sample in samples}) for samples in found["samples"].values()),
@@ -288,6 +297,13 @@ def _summarize(plan: _Plan, found: Mapping[str, Any]) -> Summary:
         "nfe": sum(record["nfe"] for record in records) / max(len(records), 1),
         "remark": "" if benchmark is None else benchmark.remark,
     }
+
+
+def _is_share(plan: _Plan, metric: str) -> bool:
+    """Whether a task of lm_eval counts what is right; others are perplexities and the like."""
+    from lm_eval.api.metrics import mean
+
+    return all(task.aggregation().get(metric) is mean for task in plan.loaded["tasks"].values())
 
 
 def _headline(

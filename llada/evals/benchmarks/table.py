@@ -22,8 +22,10 @@ class Summary(TypedDict):
     tasks: list[str]
     """Of lm_eval, whose items these are."""
     is_mean_of_tasks: bool
+    is_share: bool
+    """Whether the figure is a share of the items, and not a perplexity or the like."""
     value: float
-    """A share of one for what is counted, else the metric's own figure."""
+    """A share of one, or the metric's own figure."""
     stderr: float | None
     items: int
     results: dict[str, float]
@@ -48,7 +50,10 @@ def table_rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
 
 def _row(summary: Summary) -> tuple[str, ...]:
     spread = summary["stderr"]
-    ours = f"{100 * summary['value']:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    if summary["is_share"]:
+        ours = f"{100 * summary['value']:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    else:
+        ours = f"{summary['value']:.4g}" + ("" if spread is None else f" ± {spread:.2g}") + " (no %)"
     published = ", ".join(f"{value:.1f} ({source})" for source, value in summary["results"].items())
     difference = ""
     if summary["results"]:
@@ -113,12 +118,13 @@ def to_terminal(rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(summaries: Sequence[Summary]) -> bytes:
-    """An SVG: ours with one standard error, and all that is published, a line for each benchmark."""
+    """An SVG: ours with one standard error, and all that is published, a line for each benchmark that is a share."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    summaries = [summary for summary in summaries if summary["is_share"]]
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.35 * len(summaries)))
     for place, summary in enumerate(summaries):
         theirs = list(summary["results"].values())

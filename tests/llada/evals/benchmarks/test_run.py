@@ -61,6 +61,10 @@ def evaluation(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> E
     data = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "toy.jsonl")}}}
     for name, kind in (("choosing", CHOOSING), ("writing", WRITING)):
         (tmp_path / f"{name}.yaml").write_text(json.dumps({**TASK, **data, **kind, "task": f"toy_{name}"}))
+    bits = {"output_type": "loglikelihood_rolling", "metric_list": [{"metric": "bits_per_byte"}]}
+    # Its name is also that of a benchmark of the papers: the folder's goes first.
+    own = {**TASK, **data, **bits, "task": "piqa", "doc_to_target": "{{question}}"}
+    (tmp_path / "own.yaml").write_text(json.dumps(own))
     lost = {**TASK, **CHOOSING, "task": "toy_lost", "dataset_kwargs": {"data_files": {"test": "/none.jsonl"}}}
     (tmp_path / "lost.yaml").write_text(json.dumps(lost))
     benchmarks = BenchmarkConfig(
@@ -109,6 +113,7 @@ def test_figures_are_those_of_the_answers(evaluation: Evaluation, model: str) ->
     found = figures["benchmarks"]["toy_choosing"]
     assert (found["value"], found["metric"], found["items"], found["requests"]) == (hits / 4, "acc", 4, 8)
     assert found["stderr"] == figures["toy_choosing/acc_stderr/none"]
+    assert found["is_share"]
     assert found["settings"]["score"] == {"rule": "left_to_right", "cfg_scale": 0.0}
     written = figures["benchmarks"]["toy_writing"]["settings"]
     assert (written["sampling"]["gen_length"], written["stop"], written["num_fewshot"]) == (8, ["?"], 0)
@@ -197,12 +202,21 @@ def test_every_benchmark_of_the_papers_runs_on_real_rows(
     )
 
 
+def test_a_task_of_the_folder_goes_before_a_benchmark_of_that_name(evaluation: Evaluation) -> None:
+    config = replace(evaluation.config, benchmarks=replace(evaluation.config.benchmarks, names=("piqa",)))
+    found = run_benchmarks(replace(evaluation, config=config))["benchmarks"]["piqa"]
+    assert (found["metric"], found["is_share"], found["items"]) == ("bits_per_byte", False, 4)
+    assert f"{found['value']:.4g}" in Path(evaluation.output, "benchmarks.md").read_text()
+
+
 def test_what_is_wrong_is_found_before_the_first_forward(evaluation: Evaluation, data: Path) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("asked the network")
 
     def run(**changes: Any) -> None:
-        benchmarks = replace(evaluation.config.benchmarks, data=str(data), gen_length=None, **changes)
+        benchmarks = replace(
+            evaluation.config.benchmarks, data=str(data), gen_length=None, task_folder=None, **changes
+        )
         config = replace(evaluation.config, benchmarks=benchmarks)
         run_benchmarks(replace(evaluation, config=config, map_blocks=never))  # type: ignore[arg-type]
 

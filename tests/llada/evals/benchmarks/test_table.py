@@ -23,7 +23,7 @@ from llada.evals.benchmarks.table import (
 def summary(**changes: Any) -> Summary:
     whole: dict[str, Any] = {
         "name": "gsm8k", "title": "GSM8K", "metric": "exact_match", "filter": "flexible-extract", "tasks": ["gsm8k"],
-        "is_mean_of_tasks": False, "value": 0.683, "stderr": 0.0128, "items": 1319,
+        "is_mean_of_tasks": False, "is_share": True, "value": 0.683, "stderr": 0.0128, "items": 1319,
         "results": {"paper": 70.3, "paper-v1": 70.7}, "settings": {"num_fewshot": 4, "sampling": {"block_length": 8}},
         "settings_hash": "0a1b2c3d", "given": [], "requests": 1319, "requests_cut": 0, "nfe": 256.0, "remark": "",
     }  # fmt: skip
@@ -38,6 +38,8 @@ def test_a_row_has_ours_with_its_spread_beside_the_published_figures() -> None:
     )  # fmt: skip
     (_, alone) = table_rows([summary(stderr=None, results={}, given=["gen_length"], requests_cut=3)])
     assert alone[4:] == ("68.3", "–", "", "0a1b2c3d*†")
+    (_, bits) = table_rows([summary(is_share=False, value=1.23456, stderr=0.0123, results={})])
+    assert bits[4] == "1.235 ± 0.012 (no %)"
 
 
 def test_notes_tell_what_the_marks_mean() -> None:
