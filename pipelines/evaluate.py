@@ -74,9 +74,10 @@ def main(argv: Sequence[str]) -> None:
     args = parse_words(argv)
     manifest = run_stage("evaluate", evaluate, args.common, args.config, model=args.model, data=args.data)
     results = manifest["results"]
-    for name, value in results.items():
-        if name not in ("samples", "benchmarks"):
-            print(f"{name:<24}{value:,.4f}" if isinstance(value, float) else f"{name:<24}{value:,}")
+    figures = {name: value for name, value in results.items() if name not in ("samples", "benchmarks")}
+    width = max(map(len, figures), default=0) + 2
+    for name, value in figures.items():
+        print(f"{name:<{width}}{value:,.4f}" if isinstance(value, float) else f"{name:<{width}}{value:,}")
     if summaries := list(results.get("benchmarks", {}).values()):
         print("", to_terminal(table_rows(summaries)), *notes(summaries), sep="\n")
     for sample in results.get("samples", []):
