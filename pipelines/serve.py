@@ -365,7 +365,10 @@ def _take_down(grace_s: float, *, keep_ray: bool) -> None:
 
     print("taking the endpoint down when its requests are finished; Ctrl-C again to stop at once", flush=True)
     with contextlib.suppress(KeyboardInterrupt, Exception):  # what is broken is taken down all the same
-        serve.get_app_handle(APP_NAME).drain.remote(grace_s).result(timeout_s=grace_s + 10)
+        gateway = serve.get_app_handle(APP_NAME)
+        if not gateway.is_initialized:
+            gateway._init(_run_router_in_separate_loop=True)  # there is no event loop here
+        gateway.drain.remote(grace_s).result(timeout_s=grace_s + 10)
     if keep_ray:
         with contextlib.suppress(KeyboardInterrupt, TimeoutError):
             serve.delete(APP_NAME)

@@ -7,10 +7,10 @@ import contextlib
 import dataclasses
 import logging
 import math
-import threading
+import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
@@ -38,6 +38,8 @@ _ASK_EVERY_S = 3.0
 _ASK_SOON_S = 0.25
 _CANARY_EVERY_S = 30.0
 _CANARY_TIMEOUT_S = 20.0
+# So much later than its call a request itself is cancelled whose client has left.
+_NEWS_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,21 +108,25 @@ class Gateway:
         self._metrics = GatewayMetrics()
         self._access = dataclasses.replace(access, keys=load_keys(api_keys) if api_keys else ())
         write_to_stdout()
-        # One that takes over from another is not "starting". (In a thread: this one has an event loop, which must not wait.)
-        first = [threading.Thread(target=one.look, daemon=True) for one in self._replicas]
-        for look in first:
-            look.start()
-        for look in first:
-            look.join(_CANARY_TIMEOUT_S)
-        for one in self._replicas:
-            threading.Thread(target=one.watch, name="watch-health", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor."""
         more = dict(self._facts)
         first = next(iter(more))
         facts = more.pop(first)
-        return build_api(self._catalog, first, self._limits, self._access, self._metrics, facts, more)
+        return build_api(
+            self._catalog, first, self._limits, self._access, self._metrics, facts, more, self._watching
+        )
+
+    @contextlib.asynccontextmanager
+    async def _watching(self, _: FastAPI) -> AsyncIterator[None]:
+        """Know the replicas' health from before the first request on: what takes over from another is not "starting"."""
+        looks = [asyncio.create_task(one.look()) for one in self._replicas]
+        await asyncio.wait(looks, timeout=_CANARY_TIMEOUT_S)
+        watches = [asyncio.create_task(one.watch()) for one in self._replicas]
+        yield
+        for each in [*looks, *watches]:
+            each.cancel()
 
     async def report(self, replica: str, stats: EngineStats) -> None:
         """What a replica's engine has done; called by it every few seconds."""
@@ -142,13 +148,16 @@ class Replicas:
         first_model: str | None = None,
     ) -> None:
         """`first_model`: of replicas of several models the one that requests get which name none."""
-        self._handle = handle.options(stream=True)
+        if os.environ.get("RAY_SERVE_PROXY_USE_GRPC") == "1":  # SERVE_DIRECTLY
+            handle._init(_run_router_in_separate_loop=False)
+            handle = handle.options(
+                _by_reference=False, request_serialization="pickle", response_serialization="pickle"
+            )
+        self._handle, self._canary = handle.options(stream=True), handle.canary
         self._first_model = first_model
-        self._canary = handle.canary
         self._admission, self._default_tokens = admission, default_tokens
         self._answered_at = -math.inf
         self._health = Health("starting", "the model is being loaded")
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = asyncio.Event()
         self._open: set[DeploymentResponseGenerator[list[ReplicaEvent]]] = set()
         self._is_over = False  # no request is waited for any more
@@ -156,7 +165,6 @@ class Replicas:
     async def stream(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of one replica, or of a second one where the first has died before the client had a byte of it. Raises
         RequestError 429 when the queue is full, 503 when no replica answers or the endpoint is taken down before one does."""
-        self._loop = asyncio.get_running_loop()
         if self._draining.is_set():
             raise self._away()
         tokens = self._default_tokens if body.token_limit is None else body.token_limit
@@ -182,12 +190,7 @@ class Replicas:
 
     async def _ask_replica(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
         """The events of one replica. Raises `_LostReplicaError` when it has died, and RequestError 503 as `stream`."""
-        from ray.exceptions import RayActorError, TaskCancelledError
-        from ray.serve.exceptions import (
-            DeploymentUnavailableError,
-            ReplicaUnavailableError,
-            RequestCancelledError,
-        )
+        from ray.serve.exceptions import DeploymentUnavailableError
 
         handle = self._handle
         if self._first_model is not None:  # to a replica that has it, if there is one
@@ -202,24 +205,20 @@ class Replicas:
                 for event in events:
                     yield event
                 events = await anext(response, [])
-        except (ReplicaUnavailableError, RayActorError) as error:
-            _log.warning("request %s: its replica has died: %s", ids.request_id, error)
-            with contextlib.suppress(Exception):
-                response.cancel()
-            raise _LostReplicaError from error
-        except DeploymentUnavailableError as error:
-            _log.warning("no answer from the model's replicas: %s", error)
-            raise self._away() from error
-        except (asyncio.CancelledError, RequestCancelledError, TaskCancelledError) as error:
-            with contextlib.suppress(Exception):
-                response.cancel()
-            if self._is_over:
-                raise self._away() from error
-            raise
-        except (GeneratorExit, RequestError):
+        except BaseException as error:
             # Nobody wants it any more. (Not `finally`: cancel() raises again what the response has failed with.)
             with contextlib.suppress(Exception):
                 response.cancel()
+            if isinstance(error, DeploymentUnavailableError):
+                _log.warning("no answer from the model's replicas: %s", error)
+                raise self._away() from error
+            if self._is_over and _is_cancelled(error):
+                raise self._away() from error
+            if isinstance(error, asyncio.CancelledError) and not _is_wanted(error):
+                await asyncio.sleep(_NEWS_S)  # raises, where it is the client who has left
+            if _is_loss(error):
+                _log.warning("request %s: its replica has died: %r", ids.request_id, error)
+                raise _LostReplicaError from error
             raise
         finally:
             self._open.discard(response)
@@ -259,35 +258,36 @@ class Replicas:
         """What has been seen last, of the controller's view or of an answer."""
         return _DRAINING if self._draining.is_set() else self._health
 
-    def watch(self) -> None:
-        """Keep `health` up to date for as long as the process runs. In a thread: the controller is asked synchronously,
-        and may be slow to answer."""
+    async def watch(self) -> None:
+        """Keep `health` up to date until the endpoint is taken down."""
         while not self._draining.is_set():
-            time.sleep(_ASK_EVERY_S if self._health.status == "ok" else _ASK_SOON_S)
-            self.look()
-            if self._health == _DRAINING and self._loop is not None:
-                # Taken down by somebody else, e.g. with `serve delete`.
-                self._loop.call_soon_threadsafe(self._draining.set)
+            await asyncio.sleep(_ASK_EVERY_S if self._health.status == "ok" else _ASK_SOON_S)
+            await self.look()
+            if self._health == _DRAINING:  # taken down by somebody else, e.g. with `serve delete`
+                self._draining.set()
 
-    def look(self) -> None:
-        """Bring `health` up to date. Not in a thread with an event loop."""
+    async def look(self) -> None:
+        """Bring `health` up to date."""
         try:
-            seen = self._ask()
+            seen = await asyncio.to_thread(self._ask)  # which may take its time
         except Exception as error:  # the replicas are no worse for a controller that is away
             _log.warning("Serve's controller does not answer: %s", error)
             return
-        if seen.status == "ok" and self._admission.num_replicas and not self._has_answered():
+        if seen.status == "ok" and self._admission.num_replicas and not await self._has_answered():
             seen = Health("unavailable", "the model does not answer a request for one token")
         self._health = seen
 
-    def _has_answered(self) -> bool:
+    async def _has_answered(self) -> bool:
         """Whether a replica answers. Where users are served they are the proof; else, from time to time, one token is asked
         for, which nobody waits behind."""
         if self._open or time.monotonic() - self._answered_at < _CANARY_EVERY_S:
             return True
         try:
-            self._canary.remote().result(timeout_s=_CANARY_TIMEOUT_S)
-        except Exception as error:
+            async with asyncio.timeout(_CANARY_TIMEOUT_S):
+                await self._canary.remote()
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_wanted(error):
+                raise
             _log.warning("the model does not answer a request for one token: %r", error)
             return bool(self._open)  # it stands behind those who came meanwhile
         self._answered_at = time.monotonic()
@@ -311,3 +311,34 @@ class Replicas:
         if deployment.status in ("UPDATING", "UPSCALING"):
             return Health("starting", "no replica of the model has started yet")
         return Health("unavailable", "no replica of the model runs; Serve's log says why")
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    from ray.exceptions import TaskCancelledError
+    from ray.serve.exceptions import RequestCancelledError
+
+    return isinstance(error, asyncio.CancelledError | RequestCancelledError | TaskCancelledError)
+
+
+def _is_wanted(error: BaseException) -> bool:
+    """Whether it is this task that is to end. (What is cancelled at the other end arrives as CancelledError, too.)"""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether a request has failed with its replica, in what Ray's actors and its gRPC calls have to say of that."""
+    if isinstance(error, asyncio.CancelledError):
+        return not _is_wanted(error)
+    from grpc import StatusCode
+    from grpc.aio import AioRpcError
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import ReplicaUnavailableError
+
+    if isinstance(error, AioRpcError):
+        # What the model's side raises comes as a message. (UNKNOWN: as one that could not be written.)
+        return error.code() is not StatusCode.UNKNOWN
+    if isinstance(error, RuntimeError):
+        # Of a call whose connection breaks before the replica has said whether it takes it.
+        return f"({StatusCode.UNAVAILABLE})" in str(error)
+    return isinstance(error, ReplicaUnavailableError | RayActorError)

@@ -6,6 +6,7 @@ has done stays in the sums.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 REPORT_EVERY_S = 5.0
 _GONE_AFTER_S = 4 * REPORT_EVERY_S
+_reports = set[asyncio.Task[None]]()  # an event loop itself holds none of its tasks
 
 _COUNTERS = {
     "forwards": ("batch_forwards", "Forwards of the networks, each over a batch of rows"),
@@ -98,11 +100,12 @@ def report_to_gateway(denoiser: Denoiser | MultiplexedDenoiser) -> None:
     except RayServeException:
         return
     name = context.replica_id.unique_id
-    arguments = (weakref.ref(denoiser), context.app_name, name)
-    threading.Thread(target=_report, args=arguments, name="report", daemon=True).start()
+    # In the replica's event loop: where that is the handles', too (SERVE_DIRECTLY), they can be used nowhere else.
+    report = asyncio.get_running_loop().create_task(_report(weakref.ref(denoiser), context.app_name, name))
+    _reports.add(report)
 
 
-def _report(denoiser: weakref.ref[Denoiser | MultiplexedDenoiser], app_name: str, name: str) -> None:
+async def _report(denoiser: weakref.ref[Denoiser | MultiplexedDenoiser], app_name: str, name: str) -> None:
     from ray import serve
 
     gateway = None
@@ -112,6 +115,8 @@ def _report(denoiser: weakref.ref[Denoiser | MultiplexedDenoiser], app_name: str
         with contextlib.suppress(
             Exception
         ):  # the application is still being built, or the gateway away: the next one counts
-            gateway = gateway or serve.get_app_handle(app_name)
-            gateway.report.remote(name, stats)
-        time.sleep(REPORT_EVERY_S)
+            if gateway is None:
+                gateway = await asyncio.to_thread(serve.get_app_handle, app_name)
+            async with asyncio.timeout(REPORT_EVERY_S):
+                await gateway.report.remote(name, stats)
+        await asyncio.sleep(REPORT_EVERY_S)

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, cast
 
@@ -110,13 +111,21 @@ def build_api(
     metrics: GatewayMetrics | None = None,
     facts: Mapping[str, Any] | None = None,
     more_models: Mapping[str, Mapping[str, Any]] | None = None,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
     """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /.
 
     `facts`: what /v1/models says of the model beside its name (`model_facts` in card.py). `model_id` answers requests that name
-    no model, `more_models` (with facts of their own) those that name them.
+    no model, `more_models` (with facts of their own) those that name them. `lifespan` is around all that it answers.
     """
-    api = FastAPI(title="llada", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    api = FastAPI(
+        title="llada",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     if access.keys:
         api.add_middleware(Guard, keys=access.keys, limits=access.key_limits)
     api.add_middleware(_WithoutTrailingSlash)

@@ -21,6 +21,8 @@ START_TIMEOUT_S = 300.0
 PATIENT = {
     "RAY_worker_register_timeout_seconds": f"{START_TIMEOUT_S:.0f}",
     "RAY_agent_register_timeout_ms": f"{START_TIMEOUT_S * 1000:.0f}",
+    # Of three looks, after which Serve would start its proxy anew.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{START_TIMEOUT_S / 3:.0f}",
 }
 # What its processes do again and again, ten times a second some of it, and for whom.
 _SELDOM = {
@@ -44,6 +46,13 @@ _SELDOM = {
     "RAY_raylet_check_gc_period_milliseconds": "1000",
     "RAY_kill_idle_workers_interval_ms": "1000",
 }
+SERVE_DIRECTLY = {
+    # They talk to each other straight over gRPC, in the event loop in which our own code runs as well, which takes less of them.
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
+"""Environment of Ray Serve's processes."""
 OWN_RAY = {
     # Nobody but this process talks to it.
     "RAY_AUTH_MODE": "disabled",
@@ -55,6 +64,7 @@ OWN_RAY = {
     "RAY_prestart_worker_first_driver": "0",
     **PATIENT,
     **_SELDOM,
+    **SERVE_DIRECTLY,
 }
 """Environment of this process before Ray is imported, and of all of Ray's."""
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -61,13 +63,21 @@ class Handle:
 
     app_name, deployment_name = APP_NAME, "Denoiser"
 
-    def __init__(self, denoiser: Denoiser | None = None, deaths: Sequence[int] = ()) -> None:
-        self.denoiser, self.deaths = denoiser, list(deaths)
+    def __init__(
+        self,
+        denoiser: Denoiser | None = None,
+        deaths: Sequence[int] = (),
+        error: BaseException | None = None,
+    ) -> None:
+        self.denoiser, self.deaths, self.error = denoiser, list(deaths), error or RayActorError()
         self.canaries = self.asked = 0
         self.models: list[str] = []
         """By which Serve chooses a replica."""
         self.answers_canaries = True
         self.batches, self.canary = _Call(self._batches), _Call(self._canary)
+
+    def _init(self, **_: Any) -> None:
+        """There is nothing to route."""
 
     def options(self, *, multiplexed_model_id: str | None = None, **_: Any) -> Handle:
         if multiplexed_model_id is not None:
@@ -77,13 +87,11 @@ class Handle:
     def _batches(self, body: SamplingBody, ids: RequestIds) -> _Response:
         assert self.denoiser is not None
         self.asked += 1
-        return _Response(self.denoiser.batches(body, ids), self.deaths.pop(0) if self.deaths else None)
+        last = self.deaths.pop(0) if self.deaths else None
+        return _Response(self.denoiser.batches(body, ids), last, self.error)
 
-    def _canary(self) -> Handle:
+    async def _canary(self) -> None:
         self.canaries += 1
-        return self
-
-    def result(self, *, timeout_s: float) -> None:
         if not self.answers_canaries:
             raise TimeoutError
 
@@ -94,8 +102,10 @@ class _Call:
 
 
 class _Response:
-    def __init__(self, batches: AsyncGenerator[list[ReplicaEvent], None], last: int | None) -> None:
-        self._batches, self._left = batches, last
+    def __init__(
+        self, batches: AsyncGenerator[list[ReplicaEvent], None], last: int | None, error: BaseException
+    ) -> None:
+        self._batches, self._left, self._error = batches, last, error
 
     def __aiter__(self) -> _Response:
         return self
@@ -103,7 +113,7 @@ class _Response:
     async def __anext__(self) -> list[ReplicaEvent]:
         if self._left == 0:
             await self._batches.aclose()
-            raise RayActorError
+            raise self._error
         if self._left is not None:
             self._left -= 1
         return await anext(self._batches)
@@ -149,7 +159,7 @@ def test_health_is_a_word_and_a_reason_that_a_stranger_may_read(
     replicas = replicas_of(Handle())
     assert replicas.health().status == "starting"
     monkeypatch.setattr(serve, "status", lambda: serve_says(state, running=running))
-    replicas.look()
+    asyncio.run(replicas.look())
     health = replicas.health()
     assert health.status == word
     assert (health.reason is None) == (word == "ok")
@@ -169,14 +179,14 @@ def test_asking_for_the_health_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(serve, "status", status)
     replicas = replicas_of(Handle())
-    replicas.look()
+    asyncio.run(replicas.look())
     assert [replicas.health() for _ in range(100)] == [Health("ok")] * 100
     assert asked == 1
-    replicas.look()
+    asyncio.run(replicas.look())
     assert (asked, replicas.health()) == (2, Health("ok"))
     deleting = serve_says(DeploymentStatus.HEALTHY, running=1, application=ApplicationStatus.DELETING)
     monkeypatch.setattr(serve, "status", lambda: deleting)
-    replicas.look()
+    asyncio.run(replicas.look())
     assert replicas.health().status == "draining"
 
 
@@ -188,18 +198,18 @@ def test_ready_is_only_what_answers_and_users_are_the_proof(monkeypatch: pytest.
     handle = Handle()
     replicas = replicas_of(handle)
     handle.answers_canaries = False
-    replicas.look()
+    asyncio.run(replicas.look())
     assert replicas.health().status == "unavailable"
     handle.answers_canaries = True
-    replicas.look()
+    asyncio.run(replicas.look())
     assert (replicas.health(), handle.canaries) == (Health("ok"), 2)
-    replicas.look()
+    asyncio.run(replicas.look())
     assert handle.canaries == 2  # what has been shown holds for a while
     monkeypatch.setattr(gateway, "_CANARY_EVERY_S", 0)
-    replicas.look()
+    asyncio.run(replicas.look())
     assert handle.canaries == 3
     replicas._open.add(object())  # type: ignore[arg-type]
-    replicas.look()
+    asyncio.run(replicas.look())
     assert (replicas.health(), handle.canaries) == (Health("ok"), 3)
 
 
@@ -209,7 +219,7 @@ def test_a_model_that_has_been_let_go_is_not_woken(monkeypatch: pytest.MonkeyPat
     )  # no replica was counted: there is to be none
     handle = Handle()
     replicas = replicas_of(handle)
-    replicas.look()
+    asyncio.run(replicas.look())
     assert (replicas.health(), handle.canaries) == (Health("ok"), 0)
 
 
@@ -266,6 +276,30 @@ def test_a_whole_reply_is_begun_anew_whenever_it_happens(denoiser: Denoiser, die
     assert (answer.status_code, texts(answer)) == (200, texts(expected))
     assert answer.json()["usage"] == expected.json()["usage"]
     assert "llada_retries_total 1.0" in metrics
+
+
+def rpc_error(code: StatusCode) -> AioRpcError:
+    return AioRpcError(code, Metadata(), Metadata())
+
+
+@pytest.mark.parametrize(
+    ("error", "is_loss"),
+    [
+        (ActorUnavailableError("unavailable", None), True),
+        (rpc_error(StatusCode.UNAVAILABLE), True),
+        (rpc_error(StatusCode.CANCELLED), True),
+        (RuntimeError("Unexpected error (StatusCode.UNAVAILABLE): Socket closed."), True),
+        (asyncio.CancelledError(), True),  # at the other end, not here
+        (rpc_error(StatusCode.UNKNOWN), False),
+        (RuntimeError("the device is gone"), False),
+    ],
+    ids=repr,
+)
+def test_a_death_has_many_names(denoiser: Denoiser, error: BaseException, is_loss: bool) -> None:
+    """Those of an actor and of a gRPC call; an error of the model's side is none."""
+    answer, metrics = ask(Handle(denoiser, [1], error))
+    assert answer.status_code == (200 if is_loss else 500)
+    assert f"llada_retries_total {float(is_loss)}" in metrics
 
 
 def test_a_stream_that_has_begun_breaks_off_and_nobody_is_tried_a_third_time(denoiser: Denoiser) -> None:

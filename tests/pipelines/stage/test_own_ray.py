@@ -14,7 +14,7 @@ def test_every_setting_is_one_that_this_ray_knows():
     raylet = (package / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
     sources = "\n".join(
         path.read_text()
-        for folder in ("_private", "dashboard", "train")
+        for folder in ("_private", "dashboard", "train", "serve")
         for path in (package / folder).rglob("*.py")
     )
     unknown = [
