@@ -8,7 +8,7 @@ shorter than its slot is filled up with the end-of-text token, which does not sh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
@@ -221,8 +221,9 @@ class JsonCanvas:
         _check_keys(schema, {"type", "properties", "required", "additionalProperties"}, where)
         properties = schema.get("properties", {})
         required = schema.get("required", [])
-        if not isinstance(properties, Mapping) or not isinstance(required, Sequence):
-            _refuse(where, "has properties that are no object, or a required that is no list")
+        is_named = isinstance(required, list) and all(isinstance(name, str) for name in required)
+        if not isinstance(properties, Mapping) or not is_named:
+            _refuse(where, "has properties that are no object, or a required that is no list of names")
         if missing := [name for name in required if name not in properties]:
             _refuse(where, f"requires {shorten(str(missing[0]))!r}, of which it has no property")
         opening = "{"

@@ -124,7 +124,10 @@ def test_what_a_canvas_cannot_promise_is_refused_by_name(
     assert message in caught.value.message
 
 
-@pytest.mark.parametrize("schema", [{"type": "string"}, {}, {"type": "object", "required": ["x"]}])
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "string"}, {}, {"type": "object", "required": ["x"]}, {"type": "object", "required": [["x"]]}],
+)
 def test_the_root_is_an_object(denoiser: Denoiser, schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="response_format: "):
         lay_out(denoiser, schema)
