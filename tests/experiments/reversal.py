@@ -73,7 +73,7 @@ class Size:
 
 FULL = Size(
     FactsConfig(name_first=10, description_first=10, both=10),
-    Learning(num_steps=300, batch_rows=32, rates=(0.01, 0.02), d_model=64, num_layers=2),
+    Learning(num_steps=2400, batch_rows=32, rates=(0.01, 0.02), d_model=64, num_layers=2),
 )
 QUICK = Size(
     FactsConfig(name_first=2, description_first=2, both=2, tellings=2),
