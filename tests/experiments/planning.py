@@ -308,6 +308,9 @@ def plot(report: dict[str, Any], target: Path) -> None:
         name = "autoregressive" if row["network"] == "autoregressive" else f"LLaDA, {row['strategy']}"
         draw(right, row["solved"], name, colours[row["strategy"]])
     right.set_xscale("log")
+    forwards = sorted({int(number) for row in report["rows"] for number in row["solved"]})
+    right.set_xticks(forwards, [str(number) for number in forwards])
+    right.minorticks_off()
     right.set_xlabel("forwards of an answer")
     for axis in (left, right):
         axis.set_ylabel("puzzles solved, %")
