@@ -118,11 +118,11 @@ def test_refusals_and_failures_are_lines_too_and_quiet_ones_are_none(ask: Ask) -
 def test_the_replica_names_the_request_that_it_failed(
     ask: Ask, denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(*_: Any) -> Any:
+    async def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("out of memory")
         yield
 
-    monkeypatch.setattr(denoiser.engine, "stream", broken)
+    monkeypatch.setattr(denoiser.engine, "batches", broken)
     headers = {"x-request-id": "r-7", "traceparent": TRACE}
     answer, line = ask("POST", "/v1/completions", BODY, headers)
     assert line is not None
