@@ -307,12 +307,10 @@ def plot(report: dict[str, Any], target: Path) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--text", type=Path, required=True)
-    arguments = parser.parse_args(words)
+    arguments = command_line(__doc__, text="tinyshakespeare.txt").parse_args(words)
     before = machine()
     size = QUICK if arguments.quick else SCALE if arguments.scale else FULL
-    file = arguments.text / "tinyshakespeare.txt" if arguments.text.is_dir() else arguments.text
+    file = arguments.text
     content = file.read_bytes()
     source = {"name": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     settings = keep_settings(arguments.output, {**asdict(size), "text": source})

@@ -323,12 +323,9 @@ def summarise(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__, with_scale=False)
-    parser.add_argument("--text", type=Path, required=True)
-    arguments = parser.parse_args(words)
-    text = arguments.text / "tinystories.txt" if arguments.text.is_dir() else arguments.text
+    arguments = command_line(__doc__, text="tinystories.txt", with_scale=False).parse_args(words)
     before = machine()
-    experiment = Experiment(text, arguments.output, QUICK if arguments.quick else FULL)
+    experiment = Experiment(arguments.text, arguments.output, QUICK if arguments.quick else FULL)
     for seed in experiment.size.seeds:
         for name in ARMS:
             run = experiment.run(name, seed)

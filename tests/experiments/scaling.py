@@ -194,13 +194,10 @@ def plot(report: dict[str, Any], target: Path) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = command_line(__doc__)
-    parser.add_argument("--text", type=Path, required=True)
-    arguments = parser.parse_args(words)
+    arguments = command_line(__doc__, text="tinystories.txt").parse_args(words)
     before = machine()
     size = QUICK if arguments.quick else SCALE if arguments.scale else FULL
-    text = arguments.text / "tinystories.txt" if arguments.text.is_dir() else arguments.text
-    experiment = Experiment(text, arguments.output, size)
+    experiment = Experiment(arguments.text, arguments.output, size)
     for number in range(len(size.rungs)):
         for seed in size.rungs[0].seeds:
             for name in NAMES:

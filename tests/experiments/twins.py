@@ -315,14 +315,23 @@ def write_left_to_right(model: Transformer, prompts: Tensor, length: int) -> Ten
     return tokens[:, prompts.shape[1] :]
 
 
-def command_line(description: str | None, *, with_scale: bool = True) -> argparse.ArgumentParser:
-    """What every experiment takes."""
+def command_line(
+    description: str | None, *, text: str | None = None, with_scale: bool = True
+) -> argparse.ArgumentParser:
+    """What every experiment takes; with `text`, also a file of that name, or the folder that it is in."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, help="what is done, to go on with")
     parser.add_argument("--results", type=Path, help="folder for the result")
     parser.add_argument("--image", type=Path, help="file for the figure")
+    if text is not None:
+        parser.add_argument(
+            "--text",
+            type=lambda word: Path(word, text) if Path(word).is_dir() else Path(word),
+            required=True,
+            help=f"a file, or a folder with {text}",
+        )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="seconds, to see that it runs")
     if with_scale:
