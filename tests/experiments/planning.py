@@ -57,7 +57,7 @@ from llada.sampling.generate import generate
 from llada.training.trainer import TrainResult
 
 BATCH_ROWS = 64  # of a forward while puzzles are solved
-MOST_PUZZLES = 500_000  # to train on; longer trainings see them again
+MOST_PUZZLES = 200_000  # to train on; longer trainings see them again
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ _HOURS = Learning(
 )
 SCALE = {
     "sudoku": Size(
-        SudokuGame(Box(3, 3), blanks=(30, 36, 42, 48), drawn=50_000),
+        SudokuGame(Box(3, 3), blanks=(30, 36, 42, 48), drawn=10_000),
         _HOURS,
         asked=256,
         forwards=(90, 45, 15, 5, 1),
