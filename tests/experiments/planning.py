@@ -56,7 +56,7 @@ from llada.model.transformer import Transformer
 from llada.sampling.generate import generate
 from llada.training.trainer import TrainResult
 
-BATCH_ROWS = 64  # of a forward while puzzles are solved
+BATCH_ROWS = 256  # of a forward while puzzles are solved
 MOST_PUZZLES = 200_000  # to train on; longer trainings see them again
 
 
@@ -114,17 +114,23 @@ QUICK = {
     "sudoku": Size(SudokuGame(Box(2, 2), blanks=(2, 6), drawn=20), _SECONDS, asked=4, forwards=(20, 4)),
     "countdown": Size(CountdownGame(), _SECONDS, asked=2, forwards=(20, 2)),
 }
-_HOURS = Learning(
-    num_steps=20_000, batch_rows=1024, rates=(0.003, 0.01), d_model=384, num_layers=3, precision="auto"
+_ON_A_GPU = Learning(
+    num_steps=3_000,
+    batch_rows=512,
+    rates=(0.01,),
+    d_model=384,
+    num_layers=3,
+    precision="auto",
+    compiled=True,
 )
 SCALE = {
     "sudoku": Size(
         SudokuGame(Box(3, 3), blanks=(30, 36, 42, 48), drawn=10_000),
-        _HOURS,
-        asked=256,
+        _ON_A_GPU,
+        asked=64,
         forwards=(90, 45, 15, 5, 1),
     ),
-    "countdown": Size(CountdownGame(), _HOURS, asked=256, forwards=(20, 10, 5, 1)),
+    "countdown": Size(CountdownGame(), _ON_A_GPU, asked=256, forwards=(20, 10, 5, 1)),
 }
 
 

@@ -139,6 +139,7 @@ def train_network(
     batch_rows: int,
     validation_rows: int,
     precision: Precision = "fp32",
+    compiled: bool = False,
     stop_at: int | None = None,
     validate_every: int | None = None,
     report: EventSink | None = None,
@@ -161,6 +162,7 @@ def train_network(
             global_batch_tokens=batch_rows * network.max_length,
             micro_batch_rows=batch_rows,
             precision=precision,
+            compile=compiled,
             seed=seed,
             log_every=num_steps,
             validate_every=validate_every or num_steps,
@@ -195,6 +197,8 @@ class Learning:
     validations: int = 1
     """Of a training, evenly spread over it: the points of its curve."""
     precision: Precision = "fp32"
+    compiled: bool = False
+    """The blocks; worth its half minute on a GPU."""
 
     @property
     def rows(self) -> int:
@@ -243,6 +247,7 @@ class Twins:
             batch_rows=self.learning.batch_rows,
             validation_rows=self.learning.validation_rows,
             precision=self.learning.precision,
+            compiled=self.learning.compiled,
             validate_every=-(-num_steps // self.learning.validations),
             report=report,
         )
