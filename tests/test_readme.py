@@ -69,6 +69,21 @@ def test_its_first_screen_shows_a_real_run():
     assert "× the unigram baseline" in README, "the quickstart's output is missing"
 
 
+def test_figures_of_the_gpu_are_those_of_the_results():
+    results = ROOT / "tests" / "benchmarks" / "results"
+    training = json.loads((results / "gpu_train.json").read_text())
+    for row in training["networks"]["llada_8b"]["results"]:
+        if row["recomputed"] == "full" or not row["compiled"]:
+            cells = f"{row['tokens_per_s']:,.0f} | {row['mfu']:.1%} | {row['allocated_gib']:.1f}"
+            assert cells.replace("%", " %") in README
+    sampling = json.loads((results / "gpu_sample.json").read_text())
+    for cache in ("none", "prefix", "dual"):
+        rows = [row for row in sampling["results"] if row["cache"] == cache]
+        cells = [cache, *(f"{row['tokens_per_s']:.0f}" for row in rows)]
+        assert f"| {' | '.join(cells)} |" in README
+    assert {str(found)[:6] for found in training["checks"].values()}.isdisjoint({"FAILED"})
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_its_commands_run_in_order(tmp_path, monkeypatch, local_ray):
