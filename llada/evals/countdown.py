@@ -36,10 +36,11 @@ class Countdown(NamedTuple):
     solution: str
 
 
-def draw_countdown(random: Random, count: int = 3) -> Countdown:
-    """A problem of so many numbers from 1 to LARGEST. Raises UserError for fewer than two."""
+def draw_countdown(random: Random, count: int = 3, largest: int = LARGEST) -> Countdown:
+    """A problem of so many numbers from 1 to `largest`. Raises UserError for fewer than two, and for larger ones than LARGEST."""
     require(count >= 2, f"countdown: of {count} numbers there is nothing to be made: at least 2")
-    numbers = tuple(random.randint(1, LARGEST) for _ in range(count))
+    require(0 < largest <= LARGEST, f"countdown: numbers go from 1 to at most {LARGEST}, not to {largest}")
+    numbers = tuple(random.randint(1, largest) for _ in range(count))
     pool, steps = list(numbers), []
     while len(pool) > 1:
         a, b = sorted((pool.pop(random.randrange(len(pool))) for _ in range(2)), reverse=True)

@@ -14,7 +14,7 @@ likeliest token each time. LLaDA does so in one forward for each token, or in fe
 
 sudoku: boards with one solution, of four digits or, with --scale, of nine, a line for each row; "level" is the number of empty
 cells. The training's are a thousand drawn ones with digits, rows and columns in ever new orders.
-countdown: a target from three numbers, by steps; right is every way to it. "level" is how many of the two steps multiply or
+countdown: a target from three numbers of one digit or, with --scale, of two, by steps; right is every way to it. "level" is how many of the two steps multiply or
 divide.
 
 Each result is a file in --output when it is there; the same command goes on where it was. At the end it writes <game>.json into
@@ -101,8 +101,8 @@ COMMITTED = {
         forwards=(20, 5, 1),
     ),
     "countdown": Size(
-        CountdownGame(),
-        Learning(num_steps=300, batch_rows=64, rates=(0.01, 0.02), d_model=64, num_layers=3),
+        CountdownGame(largest=9),
+        Learning(num_steps=1_500, batch_rows=64, rates=(0.02,), d_model=64, num_layers=3),
         asked=32,
         forwards=(20, 10, 5, 1),
     ),

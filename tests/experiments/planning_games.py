@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from llada.evals.countdown import draw_countdown, is_solution
+from llada.evals.countdown import LARGEST, draw_countdown, is_solution
 from llada.evals.sudoku import Box, Sudoku, board_text, disguise, draw_sudoku
 
 
@@ -73,6 +73,8 @@ class SudokuGame:
 class CountdownGame:
     """Problems of three numbers."""
 
+    largest: int = LARGEST
+
     levels = (0, 1, 2)
     level_name = "multiplications and divisions"
     signs = " 0123456789+-*/=,:"
@@ -97,7 +99,7 @@ class CountdownGame:
             yield self._draw(random)
 
     def _draw(self, random: Random) -> Problem:
-        problem = draw_countdown(random, 3)
+        problem = draw_countdown(random, 3, self.largest)
         numbers = ",".join(f"{number:2}" for number in problem.numbers)
         # As long as the longest, "99*10=990,990-99=891".
         answer = f"{problem.solution:20}"

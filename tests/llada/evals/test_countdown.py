@@ -59,6 +59,14 @@ def test_a_division_has_no_rest_and_a_number_given_twice_may_be_used_twice():
     assert not is_solution((6, 6), 36, "6*6=36,6*6=36")
 
 
+def test_numbers_may_be_small():
+    drawn = [draw_countdown(Random(seed), 3, 4) for seed in range(100)]
+    assert {number for problem in drawn for number in problem.numbers} == {1, 2, 3, 4}
+    for largest in (0, LARGEST + 1):
+        with pytest.raises(UserError, match=f"at most {LARGEST}, not to {largest}"):
+            draw_countdown(Random(0), 3, largest)
+
+
 def test_one_number_is_no_problem():
     with pytest.raises(UserError, match="of 1 numbers there is nothing"):
         draw_countdown(Random(0), 1)
