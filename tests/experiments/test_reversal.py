@@ -12,6 +12,8 @@ import torch
 
 from llada.data.tokens.shards import TokenDataset
 
+HERE = Path(__file__).resolve().parent
+
 STORIES = "<|endoftext|>".join(
     f"One day a {animal} ran home. It was very happy! The {animal} said hello."
     for animal in ["cat", "dog"] * 10
@@ -87,3 +89,8 @@ def test_an_answer_is_right_when_all_of_it_is(script: ModuleType, experiment):
     assert experiment.answer("autoregressive", Parrot(answer), question)
     assert not experiment.answer("autoregressive", Parrot(answer[:-1]), question), "without a full stop"
     assert not experiment.answer("autoregressive", Parrot(["The", *answer[1:]]), question)
+
+
+def test_the_readme_shows_the_committed_result(script: ModuleType):
+    report = json.loads((HERE / "results" / "reversal.json").read_text())
+    assert script.table(report) in (HERE.parents[1] / "README.md").read_text()

@@ -12,6 +12,8 @@ import pytest
 
 from llada.data.tokens.shards import TokenDataset
 
+HERE = Path(__file__).resolve().parent
+
 
 @pytest.fixture(scope="module")
 def done(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,3 +53,8 @@ def test_what_is_judged_is_not_learned(script: ModuleType, done: Path):
 
 def test_ratings_between_have_no_label(script: ModuleType):
     assert [script.label_of(rating) for rating in (1, 4, 5, 8, 9, 10)] == [0, 0, None, None, 1, 1]
+
+
+def test_the_readme_shows_the_committed_result(script: ModuleType):
+    report = json.loads((HERE / "results" / "understanding.json").read_text())
+    assert script.table(report) in (HERE.parents[1] / "README.md").read_text()
