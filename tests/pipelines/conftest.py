@@ -33,6 +33,7 @@ from llada.presets import tiny
 from llada.tokenizer import END_OF_TURN, save_tokenizer, train_tokenizer
 from pipelines import cli
 from pipelines.stage.cluster import ClusterConfig
+from pipelines.stage.delivery import open_client
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -96,6 +97,21 @@ def llada(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, s
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of MLflow without a run. MLflow makes one in seconds, as it migrates it through its whole history."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    open_client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def tracking_uri(database: Path, tmp_path: Path) -> str:
+    """Of a copy of it in `tmp_path`, where a stage whose output is a folder there looks for one."""
+    shutil.copy(database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)

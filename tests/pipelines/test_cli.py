@@ -114,8 +114,10 @@ def test_a_mistyped_option_names_the_nearest(llada):
         (["serve", "--model", "{tmp}/none"], "none"),
     ],
 )
-def test_bad_input_gets_one_line_and_a_failing_exit_code(llada, tmp_path, monkeypatch, argv, message):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def test_bad_input_gets_one_line_and_a_failing_exit_code(
+    llada, tmp_path, tracking_uri, monkeypatch, argv, message
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
     code, out, err = llada(*[word.format(tmp=tmp_path) for word in argv])
     assert code != 0
     assert message in err + out

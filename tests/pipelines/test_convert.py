@@ -80,9 +80,9 @@ def test_an_adapter_is_merged_in_the_layout_of_its_base(llada, tmp_path, golden_
 
 
 @pytest.mark.integration
-def test_a_registered_model_is_a_source(llada, tmp_path, golden_dir, monkeypatch):
+def test_a_registered_model_is_a_source(llada, tmp_path, tracking_uri, golden_dir, monkeypatch):
     pytest.importorskip("mlflow")
-    uri, golden = f"sqlite:///{tmp_path / 'mlflow.db'}", str(golden_dir / "llada_gqa")
+    uri, golden = tracking_uri, str(golden_dir / "llada_gqa")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     delivery = Delivery(uri, str(tmp_path / "run"))
     delivery.open("a run", {})

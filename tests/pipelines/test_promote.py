@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,11 @@ DATA = "s3://bucket/data/snapshots/0000"
 
 
 @pytest.fixture(scope="module")
-def mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+def mlflow(database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a database of its own."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    shutil.copy(database, path)
+    return f"sqlite:///{path}"
 
 
 def train(uri: str, name: str, folder: Path, validation: float, *, data: str = DATA) -> Delivery:

@@ -23,9 +23,8 @@ def away() -> str:
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def test_what_is_left_is_delivered_once(llada, tmp_path, monkeypatch, away):
+def test_what_is_left_is_delivered_once(llada, tmp_path, tracking_uri, monkeypatch, away):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     for name in ("first", "second"):
         output = str(tmp_path / name)
         folder = open_output(output, stage="sft", config={}, inputs=[])
@@ -37,7 +36,7 @@ def test_what_is_left_is_delivered_once(llada, tmp_path, monkeypatch, away):
     assert (code, len(err.strip().splitlines())) == (1, 1)
     kept = Path(tmp_path, "first", UNDELIVERED_FILE).read_bytes()
     assert llada("track", str(tmp_path))[0] == 0
-    client = open_client(uri)
+    client = open_client(tracking_uri)
     Path(tmp_path, "first", UNDELIVERED_FILE).write_bytes(
         kept
     )  # as if the command had been killed at its end
@@ -53,7 +52,7 @@ def test_what_is_left_is_delivered_once(llada, tmp_path, monkeypatch, away):
     assert "everything is delivered" in llada("track", str(tmp_path / "first"))[1]
 
 
-def test_what_is_not_taken_stays_and_a_damaged_line_is_named(llada, tmp_path, monkeypatch):
+def test_what_is_not_taken_stays_and_a_damaged_line_is_named(llada, tmp_path, tracking_uri, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     file = tmp_path / "out" / UNDELIVERED_FILE
     file.parent.mkdir()

@@ -51,8 +51,8 @@ def history(output: Path, uri: str, name: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
 
 
-def test_each_step_is_told_once_after_crashes_of_worker_and_driver(tmp_path):
-    output, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_each_step_is_told_once_after_crashes_of_worker_and_driver(tmp_path, tracking_uri):
+    output, uri = tmp_path / "out", tracking_uri
     with attend(output, uri) as listener:
         Worker(output, listener).say(start(0), step(2), step(4), Validated(4, 6.0, 1.1), step(6))
         Worker(output, listener).say(start(4), step(6))  # the worker died after the checkpoint of step 4
@@ -73,9 +73,9 @@ def test_each_step_is_told_once_after_crashes_of_worker_and_driver(tmp_path):
     assert history(output, uri, "run.workers") == [(0, 1), (4, 1), (6, 3)]
 
 
-def test_what_is_done_again_in_another_way_is_told_again(tmp_path, caplog):
+def test_what_is_done_again_in_another_way_is_told_again(tmp_path, tracking_uri, caplog):
     """After a return to a checkpoint the rates are lower, and the losses others."""
-    output, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    output, uri = tmp_path / "out", tracking_uri
     with attend(output, uri) as listener:
         worker = Worker(output, listener)
         worker.say(start(0), step(2), step(4), step(6), StepSkipped(7, float("nan"), 1.0))

@@ -19,8 +19,8 @@ def test_sampling_settings_keep_the_endpoints_defaults() -> None:
     assert parse_args({"model": "m"}) == ServeArgs("m")
 
 
-def test_every_model_of_the_registry_is_looked_up(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_every_model_of_the_registry_is_looked_up(tmp_path: Path, tracking_uri: str) -> None:
+    uri = tracking_uri
     client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.create_registered_model("tiny")
     for name in ("one", "two"):

@@ -56,14 +56,14 @@ def test_a_fault_of_ours_keeps_its_traceback(capsys, error):
         assert type(error).__name__ in shown
 
 
-def test_a_fault_inside_a_stage_is_logged_in_its_folder(capsys, tmp_path):
+def test_a_fault_inside_a_stage_is_logged_in_its_folder(capsys, tmp_path, tracking_uri):
     """A begun folder gets the log, each failure below the last; a folder that no stage has begun stays empty."""
 
     def stage(*, output: str, **_: object) -> dict:
         open_output(output, stage="sft", config={}, inputs=[])
         return {"rows": list(zip([1], [1, 2], strict=True))}
 
-    common = Common(output=str(tmp_path / "out"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    common = Common(output=str(tmp_path / "out"), tracking_uri=tracking_uri)
     for attempt in (1, 2):
         with pytest.raises(SystemExit) as exit_:
             run_stage("sft", stage, common)
@@ -94,12 +94,12 @@ def test_a_stage_that_ends_the_process_has_not_succeeded(capsys, tmp_path):
     assert exit_.value.code == 0
 
 
-def test_a_users_fault_inside_a_stage_is_one_line(capsys, tmp_path):
+def test_a_users_fault_inside_a_stage_is_one_line(capsys, tmp_path, tracking_uri):
     def stage(**_: object) -> dict:
         raise UserError("the data does not fit")
 
     with pytest.raises(SystemExit):
-        run_stage("sft", stage, Common(output=str(tmp_path / "out")))
+        run_stage("sft", stage, Common(output=str(tmp_path / "out"), tracking_uri=tracking_uri))
     assert capsys.readouterr().err == "llada sft: the data does not fit\n"
 
 

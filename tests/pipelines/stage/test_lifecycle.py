@@ -17,9 +17,9 @@ pytestmark = pytest.mark.integration
 CONFIG = {"seed": 3, "sampling": {"steps": 8, "stop": ("a", "b")}}
 
 
-def test_begin_finish_skip(tmp_path):
+def test_begin_finish_skip(tmp_path, tracking_uri):
     mlflow = pytest.importorskip("mlflow")
-    data, output, uri = str(tmp_path / "data"), str(tmp_path / "out"), f"sqlite:///{tmp_path}/mlflow.db"
+    data, output, uri = str(tmp_path / "data"), str(tmp_path / "out"), tracking_uri
     made = open_output(data, stage="prepare", config={}, inputs=[]).finish(
         {"rows": 1}, kind="tokens", mlflow_run_id="parent"
     )

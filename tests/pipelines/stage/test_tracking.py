@@ -7,7 +7,6 @@ import http.server
 import json
 import logging
 import re
-import shutil
 import socket
 import sqlite3
 import threading
@@ -60,7 +59,7 @@ def test_a_run_holds_parameters_metrics_inputs_and_artifacts(tmp_path, monkeypat
     assert [p.name for p in Path(output).iterdir()] == ["tracking.json"]
 
 
-def test_a_failed_stage_is_a_failed_run(tmp_path, monkeypatch):
+def test_a_failed_stage_is_a_failed_run(tmp_path, tracking_uri, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     output = str(tmp_path / "out")
     with pytest.raises(ZeroDivisionError), tracked("sft", output) as tracker:
@@ -86,7 +85,9 @@ def test_an_unreachable_server_stops_nothing_and_loses_nothing(tmp_path):
     assert [line["step"] for line in lines if line["call"] == "metrics"] == list(range(100))
 
 
-def test_a_stage_that_goes_on_continues_its_run_and_a_finished_one_makes_none(tmp_path, monkeypatch):
+def test_a_stage_that_goes_on_continues_its_run_and_a_finished_one_makes_none(
+    tmp_path, tracking_uri, monkeypatch
+):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     output = str(tmp_path / "out")
     with pytest.raises(ZeroDivisionError), tracked("sft", output) as tracker:
@@ -103,7 +104,7 @@ def test_a_stage_that_goes_on_continues_its_run_and_a_finished_one_makes_none(tm
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
 
 
-def test_a_run_that_was_deleted_is_not_continued(tmp_path, monkeypatch):
+def test_a_run_that_was_deleted_is_not_continued(tmp_path, tracking_uri, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     output = str(tmp_path / "out")
     client = mlflow.MlflowClient(default_tracking_uri(output))
@@ -117,9 +118,9 @@ def test_a_run_that_was_deleted_is_not_continued(tmp_path, monkeypatch):
     assert len(set(ids)) == 2
 
 
-def test_a_call_that_fails_by_our_fault_holds_nothing_up(tmp_path, caplog):
+def test_a_call_that_fails_by_our_fault_holds_nothing_up(tmp_path, tracking_uri, caplog):
     """It is warned of at once and kept for the file; what comes after it is delivered."""
-    output, uri = str(tmp_path / "out"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    output, uri = str(tmp_path / "out"), tracking_uri
     with caplog.at_level(logging.WARNING), tracked("sft", output, uri=uri) as tracker:
         tracker.set_tags({("no", "name"): "value"})  # a TypeError, which MLflow's database wraps
         tracker.log_input(Path("no-url"), context="data")  # a TypeError
@@ -158,8 +159,10 @@ class _Denying(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("scheme", ["s3", "http"])
-def test_what_the_store_of_artifacts_refuses_holds_nothing_up(tmp_path, caplog, monkeypatch, scheme):
-    output, uri = str(tmp_path / "out"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_what_the_store_of_artifacts_refuses_holds_nothing_up(
+    tmp_path, tracking_uri, caplog, monkeypatch, scheme
+):
+    output, uri = str(tmp_path / "out"), tracking_uri
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Denying) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f"127.0.0.1:{server.server_port}"
@@ -209,9 +212,9 @@ def test_stages_are_runs_with_links(stages):
     assert artifacts["model"] == written
 
 
-def test_what_could_not_be_delivered_is_delivered_by_the_next_attempt(tmp_path, caplog):
+def test_what_could_not_be_delivered_is_delivered_by_the_next_attempt(tmp_path, tracking_uri, caplog):
     """A server that is away, then the same output with one that is there: nothing is lost, nothing comes twice."""
-    output, uri = str(tmp_path / "out"), f"sqlite:///{tmp_path / 'mlflow.db'}"
+    output, uri = str(tmp_path / "out"), tracking_uri
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         away = f"http://127.0.0.1:{probe.getsockname()[1]}"
@@ -228,9 +231,9 @@ def test_what_could_not_be_delivered_is_delivered_by_the_next_attempt(tmp_path, 
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train.loss")] == [1, 2]
 
 
-def test_a_run_is_told_from_others_and_links_both_ways(tmp_path, monkeypatch):
+def test_a_run_is_told_from_others_and_links_both_ways(tmp_path, tracking_uri, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = tracking_uri
     folder = open_output("out", stage="sft", config={"lr": 1}, inputs=[])
     with tracked("sft", "out", uri=uri, preset="tiny") as tracker:
         tracker.log_params({"lr": 1, "unset": None})
@@ -251,12 +254,11 @@ def test_a_run_is_told_from_others_and_links_both_ways(tmp_path, monkeypatch):
     assert client.get_logged_model(logged.model_id).tags["source"] == str(tmp_path / "out")
 
 
-def test_a_database_of_another_version_is_one_line_with_the_remedy(tmp_path, caplog):
-    path = tmp_path / "mlflow.db"
-    uri = f"sqlite:///{path}"
-    open_client(f"sqlite:///{tmp_path / 'other.db'}")
-    shutil.copy(tmp_path / "other.db", path)  # one that this process has not opened yet
-    with contextlib.closing(sqlite3.connect(path)) as database:  # as a migration that was killed leaves it
+def test_a_database_of_another_version_is_one_line_with_the_remedy(tmp_path, tracking_uri, caplog):
+    uri = tracking_uri  # which this process has not opened yet
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "mlflow.db")
+    ) as database:  # as a migration that was killed leaves it
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
         database.commit()
     with tracked("sft", str(tmp_path / "out"), uri=uri) as tracker:
@@ -270,8 +272,8 @@ def test_a_database_of_another_version_is_one_line_with_the_remedy(tmp_path, cap
     assert Path(tmp_path, "out", "tracking-undelivered.jsonl").exists()
 
 
-def test_a_damaged_file_of_the_undelivered_is_put_aside(tmp_path, caplog):
-    output, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_a_damaged_file_of_the_undelivered_is_put_aside(tmp_path, tracking_uri, caplog):
+    output, uri = tmp_path / "out", tracking_uri
     output.mkdir()
     (output / "tracking-undelivered.jsonl").write_text("{\n")
     with tracked("sft", str(output), uri=uri) as tracker:
