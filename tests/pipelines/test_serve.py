@@ -100,7 +100,7 @@ def serving(model: Path, out: Path, **args: Any) -> Iterator[tuple[httpx.Client,
             process.wait()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def server(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A client of the endpoint; at the end, SIGTERM must take it down quietly and with exit code 0."""
     out = tmp_path_factory.mktemp("serve") / "out.txt"
@@ -521,7 +521,9 @@ class TestStarting:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interruption_while_ray_starts_is_one_line(
     random_model: Path, tmp_path: Path, number: int, code: int
 ) -> None:

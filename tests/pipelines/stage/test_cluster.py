@@ -256,7 +256,13 @@ with until_exit(), exit_codes("toy"):
 @pytest.mark.integration
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("how", "code", "said"), [("well", 0, ""), ("lost", 0, ""), ("refused", 1, "llada toy: no\n")]
+    ("how", "code", "said"),
+    [
+        # tests/pipelines/test_prepare.py: a process of its own is quiet.
+        pytest.param("well", 0, "", marks=pytest.mark.slow),
+        ("lost", 0, ""),
+        ("refused", 1, "llada toy: no\n"),
+    ],
 )
 def test_the_exit_code_tells_of_our_work_and_not_of_rays_goodbye(tmp_path, how, code, said):
     """In ray.shutdown, a process whose raylet is gone ends with code 1."""
