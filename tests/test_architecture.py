@@ -277,7 +277,7 @@ def test_the_top_level_is_fixed():
 
 # Source files that need no test file of their own, and why.
 TESTED_ELSEWHERE: dict[str, str] = {
-    "llada.evals.perplexity": "tests/pipelines/test_evaluate.py: its figures are those of llada.perplexity_bound",
+    "llada.evals.perplexity.shards": "tests/pipelines/test_evaluate.py: its figures are those of llada.perplexity_bound",
     "llada.evals.benchmarks.config": "settings without behaviour: tests/llada/evals/benchmarks/test_published.py and test_run.py",
     "llada.evals.benchmarks.catalogue": "its benchmarks as they are built: tests/llada/evals/benchmarks/test_build.py",
     "llada.evals.evaluation": "what tasks are given: tests/llada/evals/test_samples.py and test_tasks.py",

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
 from llada.evals.benchmarks.config import BenchmarkConfig
-from llada.evals.corpora import TextsConfig
-from llada.evals.judge import GenerativeConfig
-from llada.evals.poems import PoemsConfig
+from llada.evals.perplexity.corpora import TextsConfig
+from llada.evals.perplexity.judge import GenerativeConfig
+from llada.evals.reversal.poems import PoemsConfig
 from llada.model.transformer import Transformer
 from llada.sampling.config import SamplingConfig
 from llada.settings import check_limits, limited

@@ -6,7 +6,8 @@ takes all of lm_eval's own words. Its `--model_args` are `pretrained`, the folde
 scored) and `SamplingConfig` (how text is written) by their names; `cfg_scale` is that of both. What a task asks for of its own
 accord (`until`, `max_gen_toks`) is heeded, unless `gen_length` is given here.
 
-A prompt that leaves its answer no room in the context loses its beginning, an answer longer than the context is scored in
+A task's wish "gap" (llada/evals/requests/wishes.py) has the text fill what stands between a prompt and a suffix. A prompt that leaves
+its answer no room in the context loses its beginning (a suffix its end), an answer longer than the context is scored in
 pieces, each behind as much as fits; both are counted (`num_cut`, and a warning).
 """
 
@@ -15,14 +16,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from typing import Any, NotRequired
 
 from llada.errors import UserError
 from llada.evals.evaluation import B, MapBlocks, R
-from llada.evals.scoring import ScoreConfig
-from llada.evals.worker import Cost, ScoreBlock, Setup, Worker, WriteBlock, open_folder
+from llada.evals.requests.blocks import TextRequest, add_up, score_blocks, write_blocks
+from llada.evals.requests.scoring import ScoreConfig
+from llada.evals.requests.wishes import Writer
+from llada.evals.requests.worker import Cost, Setup, Worker, open_folder
 from llada.files import join
 from llada.model.hf import read_config
 from llada.sampling.config import SamplingConfig
@@ -39,9 +42,6 @@ except ImportError:
     raise UserError("lm_eval is not installed: pip install 'llada-pipelines[eval]'") from None
 
 _log = logging.getLogger(__name__)
-_REQUESTS_PER_BLOCK = 64
-# Of a task that says nothing about it, as in lm_eval's own models.
-_GEN_LENGTH = 256
 
 
 class Record(Cost):
@@ -76,19 +76,18 @@ class HarnessModel(TemplateLM):
             map_blocks: how blocks of requests are run; None: in this process.
             name: of the folder of its blocks, below "requests".
 
-        Raises UserError: no checkpoint, one without a tokenizer, a setting that is unknown or out of its limits.
+        Raises UserError: no checkpoint, one without a tokenizer, a setting that is unknown, out of its limits, or not for an
+            autoregressive one.
         """
         super().__init__()
-        from_dict(
-            SamplingConfig, {**sampling, **({"gen_length": gen_length} if gen_length else {})}, "sampling."
-        )
-        self._sampling, self._gen_length, self._setup, self._map_blocks = (
-            sampling,
-            gen_length,
-            setup,
-            map_blocks,
-        )
         config, _ = read_config(folder)
+        if config.causal and setup.score.cfg_scale:
+            raise UserError(
+                f"{folder} is autoregressive: guidance (cfg_scale {setup.score.cfg_scale}) compares with a masked prompt, which it does "
+                "not know; leave it out, or take settings without"
+            )
+        self.writer = Writer(sampling, gen_length, config.max_length, config.causal)
+        self._setup, self._map_blocks = setup, map_blocks
         tokenizer = checkpoint_tokenizer(folder, config)
         if tokenizer is None:
             raise UserError(f"{folder} has no tokenizer, which lm_eval needs")
@@ -235,47 +234,40 @@ class HarnessModel(TemplateLM):
 
     def _score_all(self, asked: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """(log p, whether it is greedy) of each continuation behind its context; what they took is in `_scored`."""
-        pieces: list[tuple[list[int], list[int]]] = []
-        owners: list[int] = []
-        for number, (context, continuation) in enumerate(asked):
-            windows = list(_windows(context, continuation, self.max_length))
-            pieces += windows
-            owners += [number] * len(windows)
-        # By their lengths, so that a forward holds little padding.
-        order = sorted(range(len(pieces)), key=lambda n: (len(pieces[n][0]) + len(pieces[n][1]), n))
-        blocks: list[ScoreBlock] = []
-        for start in range(0, len(order), _REQUESTS_PER_BLOCK):
-            pairs = [pieces[n] for n in order[start : start + _REQUESTS_PER_BLOCK]]
-            blocks.append({"name": f"{start:010d}", "num_requests": len(pairs), "pairs": pairs})
-        found = [(0.0, True)] * len(asked)
-        self._scored = [
-            {"nfe": 0, "seconds": 0.0, "is_cut": self._count_cut(len(c) + len(t) > self.max_length)}
-            for c, t in asked
-        ]
+        blocks, owners = score_blocks(asked, self.max_length)
         scores = (
             score
             for result in self._run(self._setup.build_scorer, lambda worker: worker.score, blocks)
             for score in result
         )
-        for place, score in zip(order, scores, strict=True):
-            owner = owners[place]
-            found[owner] = (found[owner][0] + score["log_p"], found[owner][1] and score["is_greedy"])
-            self._scored[owner]["nfe"] += score["nfe"]
-            self._scored[owner]["seconds"] += score["seconds"]
-        return found
+        found = add_up(len(asked), owners, scores)
+        self._scored = [
+            {
+                "nfe": score["nfe"],
+                "seconds": score["seconds"],
+                "is_cut": self._count_cut(len(context) + len(continuation) > self.max_length),
+            }
+            for (context, continuation), score in zip(asked, found, strict=True)
+        ]
+        return [(score["log_p"], score["is_greedy"]) for score in found]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The texts, each up to its first stop string."""
-        prompts, is_cut, wishes = [], [], []
+        asked, is_cut = [], []
         for request in requests:
-            prompt, wish = request.args
-            sampling, stop = self.text_settings(wish)
+            prompt, wishes = request.args
+            suffix: list[int] = []
+            if gap := wishes.get("gap"):
+                suffix = self.tok_encode(request.doc[gap["suffix"]])
+                wishes = {"max_gen_toks": len(self.tok_encode(request.doc[gap["answer"]])), **wishes}
+            sampling, stop = self.writer.settings(wishes)
             room = self.max_length - sampling["gen_length"]
             ids = self.tok_encode(prompt) or [self.prefix_token_id]
-            prompts.append(ids[-room:])
-            is_cut.append(self._count_cut(len(ids) > room))
-            wishes.append((sampling, stop))
-        order, blocks = _write_blocks(prompts, wishes, self._setup.score.seed)
+            is_cut.append(self._count_cut(len(ids) + len(suffix) > room))
+            # What is behind a gap keeps half of the room, and loses its end.
+            suffix = suffix[: max(room // 2, room - len(ids))]
+            asked.append(TextRequest(ids[len(suffix) - room :], sampling, stop, suffix))
+        blocks, order = write_blocks(asked, self._setup.score.seed)
         texts, records = [""] * len(requests), list[Record | None]([None] * len(requests))
         written = (
             line
@@ -298,40 +290,6 @@ class HarnessModel(TemplateLM):
     def _keep_records(self, requests: Sequence[Instance], records: Sequence[Record]) -> None:
         for request, record in zip(requests, records, strict=True):
             self.records.setdefault((request.task_name, request.doc_id), []).append(record)
-
-    def text_settings(self, wishes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The sampling settings and stop strings of a request that asks for this.
-
-        Raises UserError for a wish that nothing here can grant, and for an answer beside which no prompt fits the context.
-        """
-        wishes = dict(wishes)
-        until = wishes.pop("until", None) or []
-        lengths = [wishes.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
-        length = next((value for value in lengths if value is not None), _GEN_LENGTH)
-        sampled = wishes.pop("do_sample", False)
-        warmth: dict[str, Any] = {
-            name: wishes.pop(name) for name in ("temperature", "top_p", "top_k", "min_p") if name in wishes
-        }
-        own = {field.name for field in fields(SamplingConfig)}
-        for name in wishes:
-            if name not in own:
-                raise UserError(
-                    f"lm_eval: the task or --gen_kwargs asks for {name}={wishes[name]!r}, which this sampler has not; "
-                    f"{hint(name, own)}"
-                )
-        sampling: dict[str, Any] = {
-            **self._sampling,
-            "gen_length": self._gen_length or length,
-            **(warmth if sampled else {}),
-            **wishes,
-        }
-        settings = asdict(from_dict(SamplingConfig, sampling, "sampling."))
-        if settings["gen_length"] >= self.max_length:
-            raise UserError(
-                f"lm_eval: {settings['gen_length']} tokens of an answer leave no room for a prompt in the context of "
-                f"{self.max_length}; give a smaller gen_length"
-            )
-        return settings, [until] if isinstance(until, str) else list(until)
 
     def _run(
         self,
@@ -362,47 +320,6 @@ def _rows(batch_size: int | str) -> int | None:
     if not str(batch_size).isdecimal() or int(batch_size) < 1:
         raise UserError(f"lm_eval: --batch_size must be a number of rows or auto, not {batch_size!r}")
     return int(batch_size)
-
-
-def _write_blocks(
-    prompts: Sequence[list[int]], wishes: Sequence[tuple[dict[str, Any], list[str]]], seed: int
-) -> tuple[list[int], list[WriteBlock]]:
-    """The prompts in the order in which they stand in blocks, and the blocks: those of one wish together, by their lengths, so
-    that what a block takes is about the same for each of its prompts. A prompt's seed follows from its number."""
-    order = sorted(range(len(prompts)), key=lambda n: (wishes.index(wishes[n]), len(prompts[n]), n))
-    blocks: list[WriteBlock] = []
-    for place, number in enumerate(order):
-        sampling, stop = wishes[number]
-        if (
-            not blocks
-            or blocks[-1]["num_requests"] == _REQUESTS_PER_BLOCK
-            or (blocks[-1]["sampling"], blocks[-1]["stop"]) != (sampling, stop)
-        ):
-            blocks.append(
-                {
-                    "name": f"{place:010d}",
-                    "num_requests": 0,
-                    "prompts": [],
-                    "seeds": [],
-                    "sampling": sampling,
-                    "stop": stop,
-                }
-            )
-        blocks[-1]["prompts"].append(prompts[number])
-        blocks[-1]["seeds"].append(seed + number)
-        blocks[-1]["num_requests"] += 1
-    return order, blocks
-
-
-def _windows(
-    context: list[int], continuation: list[int], max_length: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """The continuation in pieces that fit, each behind as much of what precedes it as fits beside it, at least a token."""
-    before = list(context)
-    for start in range(0, len(continuation), max_length - 1):
-        piece = continuation[start : start + max_length - 1]
-        yield before[max(0, len(before) - (max_length - len(piece))) :], piece
-        before += piece
 
 
 def main() -> None:

@@ -30,10 +30,15 @@ def is_readable(url: str) -> bool:
 
 
 def read_text(url: str) -> str:
-    """All of a text file, line ends as "\\n". Raises UserError naming it."""
+    """All of a text file, line ends as "\n". Raises UserError naming it."""
+    return "".join(lines_of(url))
+
+
+def lines_of(url: str) -> Iterator[str]:
+    """The lines of a text file, each with its end, "\n". Raises UserError naming it."""
     try:
         with open_text(url) as stream:
-            return stream.read()
+            yield from stream
     except FileNotFoundError:
         raise UserError(f"there is no file {url}") from None
     except (UnicodeDecodeError, EOFError) as error:
@@ -43,26 +48,29 @@ def read_text(url: str) -> str:
 def read_rows(url: str) -> list[dict[str, Any]]:
     """The objects of a file: of JSON lines, or a .json file that is a list. Raises UserError naming the file, and the line that is
     none."""
+    return list(rows_of(url))
+
+
+def rows_of(url: str) -> Iterator[dict[str, Any]]:
+    """`read_rows`, one at a time."""
     name = _plain_name(url)
     if not name.endswith((*JSON_LINES, ".json")):
         raise UserError(
             f"{url} must be JSON lines, with a name in {' or '.join(JSON_LINES)}, or a list in a .json file"
         )
-    rows: list[dict[str, Any]] = []
+    number = 0
     for number, row in _values(url, is_list=name.endswith(".json")):
         if not isinstance(row, dict):
             raise UserError(f"{url}, row {number} is no JSON object")
-        rows.append(row)
-    if not rows:
+        yield row
+    if number == 0:
         raise UserError(f"{url} holds no rows")
-    return rows
 
 
 def _values(url: str, *, is_list: bool) -> Iterator[tuple[int, Any]]:
     """(number from 1, value) of a list's items, or of the lines that are not empty."""
-    text = read_text(url)
-    pieces = [(1, text)] if is_list else list(enumerate(text.split("\n"), start=1))
-    for number, piece in pieces:
+    pieces = [read_text(url)] if is_list else lines_of(url)
+    for number, piece in enumerate(pieces, start=1):
         if not piece.strip():
             continue
         try:

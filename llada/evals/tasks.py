@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from llada.evals.benchmarks.run import benchmark_files, run_benchmarks
-from llada.evals.corpora import find_corpora
 from llada.evals.evaluation import Task
-from llada.evals.generative_perplexity import GENERATED_FILE, measure_generative_perplexity
-from llada.evals.perplexity import measure_perplexity
-from llada.evals.reversal import REVERSAL_FILE, measure_reversal
+from llada.evals.perplexity.corpora import find_corpora
+from llada.evals.perplexity.generative import GENERATED_FILE, measure_generative_perplexity
+from llada.evals.perplexity.shards import measure_perplexity
+from llada.evals.perplexity.texts import measure_text_perplexity
+from llada.evals.reversal.task import REVERSAL_FILE, measure_reversal
 from llada.evals.samples import write_samples
-from llada.evals.text_perplexity import measure_text_perplexity
 from llada.evals.understanding import UNDERSTANDING_FILE, measure_understanding
 from llada.registry import Registry
 

@@ -14,7 +14,7 @@ from llada.model.predict import check_tokens, check_weights
 from llada.model.transformer import Transformer
 from llada.sampling.batch import Batch, Group, Run
 from llada.sampling.canvas import prompt_canvas
-from llada.sampling.config import SamplingConfig, check_room
+from llada.sampling.config import SamplingConfig, check_room, check_window
 from llada.sampling.constraints import named_ids
 from llada.sampling.events import FinishReason
 from llada.sampling.generate import held_back
@@ -50,6 +50,7 @@ def complete_texts(
     prompts: Sequence[Prompt],
     config: SamplingConfig,
     *,
+    suffixes: Sequence[Sequence[int]] | None = None,
     tools: Sequence[Sequence[Any]] | None = None,
     stop: Sequence[str] = (),
     seed: int | Sequence[int] = 0,
@@ -60,6 +61,7 @@ def complete_texts(
     """Complete prompts; a reply that has ended makes room for the next one.
 
     Args:
+        suffixes: token ids behind each text, which then fills the gap; an end of text ends what stands in it.
         tools: those of each prompt that is a conversation.
         stop: strings before which a text ends.
         seed: of each prompt, or of the first; the same seed gives a prompt the same text in any company.
@@ -67,15 +69,18 @@ def complete_texts(
         batch_invariant: rounding does not depend on the company either (`forward`).
 
     Raises:
-        UserError: a prompt that leaves no room for `config.gen_length` tokens in the model's context.
+        UserError: a prompt that leaves no room, beside its suffix, for `config.gen_length` tokens in the model's context.
         FloatingPointError: weights or logits that are no numbers.
     """
     ids = [
         prompt_ids(tokenizer, prompt, tools=can_call)
         for prompt, can_call in zip(prompts, tools or [()] * len(prompts), strict=True)
     ]
-    check_room(config, max((len(row) for row in ids), default=0), model.config.max_length)
-    for row in ids:
+    behind = [list(suffix) for suffix in suffixes or [()] * len(ids)]
+    given = [before + after for before, after in zip(ids, behind, strict=True)]
+    check_room(config, max(map(len, given), default=0), model.config.max_length)
+    check_window(config, is_given_behind=any(behind))
+    for row in given:
         check_tokens("generate", model, torch.tensor(row, dtype=torch.int64))
     ends, mask_id = text_ends(model, tokenizer), tokenizer.mask_token_id
     config = spell_fixed(tokenizer, config)
@@ -110,6 +115,7 @@ def complete_texts(
                 config,
                 mask_id=mask_id,
                 eos_id=ends,
+                suffix=behind[number],
                 seed=[seeds[number]],
                 network_block=model.config.block_length,
                 **held,

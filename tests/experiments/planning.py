@@ -51,7 +51,7 @@ from twins import (
     write_rows,
 )
 
-from llada.evals.sudoku import Box
+from llada.evals.puzzles.sudoku import Box
 from llada.model.transformer import Transformer
 from llada.sampling.generate import generate
 from llada.training.trainer import TrainResult

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from llada.evals.countdown import LARGEST, draw_countdown, is_solution
-from llada.evals.sudoku import Box, Sudoku, board_text, disguise, draw_sudoku
+from llada.evals.puzzles.countdown import LARGEST, draw_countdown, is_solution
+from llada.evals.puzzles.sudoku import Box, Sudoku, board_text, disguise, draw_sudoku
 
 
 class Problem(NamedTuple):

@@ -2,7 +2,7 @@
 
     python tests/experiments/reversal.py --text FOLDER --output FOLDER [--results FOLDER] [--image FILE] [--quick | --scale]
 
-The facts are those of llada/evals/reversal_facts.py: invented people, each with a name and a description. Of a third of them all
+The facts are those of llada/evals/reversal/facts.py: invented people, each with a name and a description. Of a third of them all
 sentences name the person first, of a third the description comes first, and a third is told of in both orders, so that both
 orders are known as such. One row in four is a sentence of ordinary text instead, of FOLDER/tinystories.txt. A token is a word;
 a row is an end-of-text token, a sentence, and ends of text up to its length. Both twins (twins.py) learn all of it but the
@@ -46,7 +46,7 @@ from twins import (
     write_rows,
 )
 
-from llada.evals.reversal_facts import FactsConfig, Question, make_facts
+from llada.evals.reversal.facts import FactsConfig, Question, make_facts
 from llada.model.transformer import Transformer
 from llada.sampling.generate import generate
 from llada.training.trainer import TrainResult

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llada.data.tokens.shards import TokenDataset
-from llada.evals.sudoku import Box, solve
+from llada.evals.puzzles.sudoku import Box, solve
 
 HERE = Path(__file__).resolve().parent
 

@@ -13,15 +13,21 @@ import torch
 import llada
 from llada.data.tokens.shards import TokenDataset
 from llada.errors import UserError
-from llada.evals import perplexity
 from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.benchmarks.run import run_benchmarks
-from llada.evals.corpora import TextsConfig
 from llada.evals.evaluation import EvaluateConfig, Evaluation
-from llada.evals.poems import PoemsConfig
-from llada.evals.scoring import ScoreConfig
+from llada.evals.perplexity import shards
+from llada.evals.perplexity.corpora import TextsConfig
+from llada.evals.perplexity.judge import GenerativeConfig
+from llada.evals.requests.scoring import ScoreConfig
+from llada.evals.reversal.poems import PoemsConfig
 from llada.evals.tasks import TASKS
+from llada.model.hf import save_model
+from llada.model.transformer import ModelConfig, Transformer
+from llada.sampling.config import SamplingConfig
+from llada.tokenizer import save_tokenizer, train_tokenizer
 from llada.training.parallel import resolve_precision
+from llada.understanding.config import UnderstandingConfig
 from pipelines.evaluate import evaluate, main, parse_words, settings_in_force
 from pipelines.stage.cluster import ClusterConfig
 
@@ -69,10 +75,10 @@ def test_a_block_is_scored_in_forwards_of_a_bounded_size(stages, monkeypatch):
     fed = []
     model.register_forward_pre_hook(lambda _, args: fed.append(args[0].shape))
     config = EvaluateConfig(num_samples=2, document_mask=True)
-    score = perplexity.RowScorer(lambda *, fast: (model, None), config, stages.data, 20)
+    score = shards.RowScorer(lambda *, fast: (model, None), config, stages.data, 20)
     whole = score({"name": "", "start": 3, "end": 10})
     length = fed[-1][1]
-    monkeypatch.setattr(perplexity, "FED_TOKENS", 3 * length + 1)
+    monkeypatch.setattr(shards, "FED_TOKENS", 3 * length + 1)
     fed.clear()
     again = score({"name": "", "start": 3, "end": 10})
     assert [rows for rows, _ in fed] == [3, 3, 3, 3, 1, 1]
@@ -187,35 +193,75 @@ def test_two_results_are_compared(tmp_path, capsys):
     assert remark == "t: other settings (seed 1 / 3)"
 
 
-def test_texts_and_poems_on_two_workers_are_those_of_one(stages, tmp_path):
+def test_every_other_task_on_two_workers_and_after_a_loss_is_that_of_one(tmp_path):
     (tmp_path / "notes.txt").write_text("The cat sat on the mat, and it was late. " * 40)
-    pairs = [{"first": f"The {n}", "second": "it"} for n in range(12)]
-    (tmp_path / "poems.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    _write_lines(tmp_path / "poems.jsonl", [{"first": f"The {n}", "second": "it"} for n in range(12)])
+    rows = [{"text": f"{who} {n}", "label": who} for n in range(10) for who in ("The cat", "It was")]
+    _write_lines(tmp_path / "rows.jsonl", rows)
+    model = _save_checkpoint(tmp_path / "model")
+    _save_checkpoint(tmp_path / "judge", causal=True)
+    names = ("text_perplexity", "reversal", "generative_perplexity", "understanding")
     config = EvaluateConfig(
-        tasks=("text_perplexity", "reversal"),
+        tasks=names,
         texts=TextsConfig((str(tmp_path / "notes.txt"),), block_length=32),
         poems=PoemsConfig(str(tmp_path / "poems.jsonl"), chat=False),
+        generative=GenerativeConfig(str(tmp_path / "judge"), num_texts=10, texts_per_forward=4, context=16),
+        understanding=UnderstandingConfig(
+            *[str(tmp_path / "rows.jsonl")] * 2, num_epochs=2, batch_rows=4, seeds=2
+        ),
+        sampling=SamplingConfig(gen_length=12, steps=4, block_length=12, remasking="ancestral"),
         num_samples=2,
         rows_per_block=3,
     )
-    options = {"model": stages.pretrained, "data": None, "progress": False}
-    two = ClusterConfig(min_replicas=2, max_replicas=2, cpus_per_replica=0.5)
-    results = evaluate(config, output=str(tmp_path / "two"), cluster=two, **options)["results"]
+    options = {"model": model, "data": None, "progress": False}
+    workers = [ClusterConfig(min_replicas=n, max_replicas=n, cpus_per_replica=0.5) for n in (1, 2)]
+    output = tmp_path / "two"
+    results = evaluate(config, output=str(output), cluster=workers[1], **options)["results"]
     assert results["notes/tokens"] > 9 * 32
     assert results["poems"] == 12
+    assert results["judged_tokens"] > 20
+    assert results["understanding/test_rows"] == 20
 
     def here(build, blocks, *, folder):
         return map(build(), blocks)
 
     def open_model(*, fast):
-        return llada.load(stages.pretrained, dtype=resolve_precision("auto", torch.device("cpu")))
+        precision = resolve_precision("auto", torch.device("cpu")) if fast else None
+        return llada.load(model, dtype=precision)
 
-    alone = Evaluation(config, "m", open_model, None, str(tmp_path / "one"), here, lambda: stages.pretrained)
-    expected = TASKS["text_perplexity"].measure(alone) | TASKS["reversal"].measure(alone)
+    alone = Evaluation(config, "m", open_model, None, str(tmp_path / "one"), here, lambda: model)
+    expected = {name: value for task in names for name, value in TASKS[task].measure(alone).items()}
     assert results == pytest.approx(expected, rel=1e-5)
-    records = [(tmp_path / name / "reversal.jsonl").read_text() for name in ("one", "two")]
-    assert records[0] == records[1]
+    records = ("reversal.jsonl", "generated.jsonl", "understanding.jsonl")
+    written = [(output / name).read_text() for name in records]
+    assert written[0] == (tmp_path / "one" / "reversal.jsonl").read_text()
+    # After a crash, by one worker in the place of two, what is there is kept.
+    folders = ("texts/notes", "poems", "written", "judged", "understanding")
+    blocks = {folder: sorted((output / folder).glob("*.json")) for folder in folders}
+    assert all(len(found) >= 2 for found in blocks.values())
+    for lost in (output / "manifest.json", *(found[-1] for found in blocks.values())):
+        lost.unlink()
+    kept = {found[0]: found[0].stat().st_mtime_ns for found in blocks.values()}
+    again = evaluate(config, output=str(output), cluster=workers[0], **options)["results"]
+    assert again == pytest.approx(results, rel=1e-6)
+    assert [(output / name).read_text() for name in records] == written
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     # Another text is other work, and is not taken for this one.
     (tmp_path / "notes.txt").write_text("Something else altogether. " * 40)
     with pytest.raises(UserError, match=r"made from other inputs \(.*notes\.txt"):
-        evaluate(config, output=str(tmp_path / "two"), cluster=two, **options)
+        evaluate(config, output=str(output), cluster=workers[1], **options)
+
+
+def _write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _save_checkpoint(folder, **changes):
+    """A random network of 16 dimensions with a tokenizer; the folder."""
+    tokenizer = train_tokenizer(["The cat sat on the mat, and it was late."] * 5, 300)
+    ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
+    network = Transformer(ModelConfig(300, 16, 1, 2, 32, max_length=160, **ids, **changes))
+    network.init_weights(0)
+    save_model(network, folder)
+    save_tokenizer(tokenizer, folder)
+    return str(folder)

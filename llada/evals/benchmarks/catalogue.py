@@ -200,6 +200,25 @@ def _code_changes(program: Callable[[Mapping[str, Any], str], str], folder: Path
     return changes
 
 
+def _infilling_changes(folder: Path) -> dict[str, Any]:
+    """The gap as masks between what is before and what is behind it."""
+    return {
+        **_code_changes(code_tasks.fill_gap, folder),
+        "doc_to_text": "{{prompt}}",
+        "generation_kwargs": {
+            "until": [],
+            "do_sample": False,
+            "block_length": 1024,
+            "gap": {"suffix": "suffix", "answer": "canonical_solution"},
+        },
+    }
+
+
+_FIM: dict[str, Any] = {
+    "files": tuple(f"humaneval_fim_{kind}Infilling" for kind in ("SingleLine", "MultiLine", "RandomSpan")),
+    "task_of": _infilling_task,
+    "is_mean_of_tasks": True,
+}
 _CODE: dict[str, Any] = {
     "metric": "pass@1",
     "filter": "sandbox",
@@ -249,10 +268,16 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "humaneval_fim": Benchmark(
         "HumanEval-FIM", "humaneval_infilling", "humaneval_*_infilling",
-        fields=("task_id", "prompt", "suffix", "test", "entry_point"),
-        files=tuple(f"humaneval_fim_{kind}Infilling" for kind in ("SingleLine", "MultiLine", "RandomSpan")),
-        task_of=_infilling_task, changes=partial(_code_changes, code_tasks.fill_gap), is_mean_of_tasks=True,
-        remark="mean of the single-line, multi-line and random-span sets", **_CODE,
+        fields=("task_id", "prompt", "suffix", "test", "entry_point"), changes=partial(_code_changes, code_tasks.fill_gap),
+        remark="mean of the single-line, multi-line and random-span sets", **_FIM, **_CODE,
+    ),
+    # The same documents as a masked-diffusion network can have them: prompt, masks, suffix.
+    "humaneval_fim_masks": Benchmark(
+        "HumanEval-FIM", "humaneval_infilling", "humaneval_*_infilling",
+        fields=("task_id", "prompt", "suffix", "canonical_solution", "test", "entry_point"), changes=_infilling_changes,
+        remark="mean of the three sets; the gap is filled as masks between prompt and suffix, as many as its solution has tokens "
+        "unless gen_length is given",
+        **_FIM, **_CODE,
     ),
     "mbpp": Benchmark(
         "MBPP", "mbpp", "mbpp", fields=("text", "test_list"),

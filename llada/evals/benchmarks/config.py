@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llada.evals.scoring import ScoreConfig
+from llada.evals.requests.scoring import ScoreConfig
 from llada.settings import check_limits, limited
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from llada.errors import UserError, hint
 from llada.evals.benchmarks.config import BenchmarkConfig
-from llada.evals.scoring import ScoreConfig
+from llada.evals.requests.scoring import ScoreConfig
 from llada.sampling.config import SamplingConfig
 from llada.settings import from_dict, load_yaml, require
 

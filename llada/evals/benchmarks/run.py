@@ -20,8 +20,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from llada.errors import UserError
+from llada.evals.autoregressive.writing import settings_in_force
 from llada.evals.benchmarks.build import build_tasks, data_files
 from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark
+from llada.evals.benchmarks.hub import data_errors
 from llada.evals.benchmarks.published import (
     Protocol,
     check_given,
@@ -32,7 +34,7 @@ from llada.evals.benchmarks.published import (
 )
 from llada.evals.benchmarks.table import Summary, draw, mean_with_error, to_markdown
 from llada.evals.evaluation import EvaluateConfig, Evaluation, Figures
-from llada.evals.worker import Setup
+from llada.evals.requests.worker import Setup
 from llada.files import join, write_bytes
 from llada.sampling.config import SamplingConfig
 from llada.settings import from_dict, hint
@@ -112,7 +114,7 @@ def _plan_all(evaluation: Evaluation) -> list[_Plan]:
     plans = []
     for how in protocols:
         benchmark = None if how.run_as in own_tasks else BENCHMARKS.get(how.run_as)
-        with _told(how.name):
+        with data_errors(how.name, takes_folder=benchmark is not None):
             if benchmark is None:
                 loaded = _lm_eval_tasks(how, config.task_folder, own_tasks)
             else:
@@ -186,14 +188,21 @@ def _settings_of(how: Protocol, model: HarnessModel, tasks: Sequence[Any]) -> di
     if any(task.OUTPUT_TYPE != "generate_until" for task in tasks):
         # How many tokens a forward is fed changes no figure.
         score = {name: value for name, value in asdict(how.score).items() if name != "max_tokens"}
-        if how.score.rule != "monte_carlo":
+        if model.writer.is_causal:
+            score = {"rule": "exact"}
+        elif how.score.rule != "monte_carlo":
             del score["num_samples"], score["seed"]
         settings["score"] = score
     for task in tasks:
         if task.OUTPUT_TYPE == "generate_until":
-            sampling, stop = model.text_settings(task.config.generation_kwargs)
-            in_force = from_dict(SamplingConfig, sampling).in_force()
+            sampling, stop = model.writer.settings(task.config.generation_kwargs)
+            config = from_dict(SamplingConfig, sampling)
+            in_force = settings_in_force(config) if model.writer.is_causal else config.in_force()
             settings["sampling"], settings["stop"] = {**in_force, "seed": how.score.seed}, stop
+            if "gap" in task.config.generation_kwargs:
+                settings["is_infilling"] = True
+                if how.gen_length is None:
+                    settings["sampling"]["gen_length"] = "as the answer"
     return settings
 
 
@@ -203,7 +212,7 @@ def _settings_of(how: Protocol, model: HarnessModel, tasks: Sequence[Any]) -> di
 def _ask(plan: _Plan, limit: int | None) -> dict[str, Any]:
     from lm_eval.evaluator import evaluate
 
-    with _told(plan.protocol.name):
+    with data_errors(plan.protocol.name, takes_folder=plan.benchmark is not None):
         found = evaluate(
             plan.model,
             plan.loaded,
@@ -214,15 +223,6 @@ def _ask(plan: _Plan, limit: int | None) -> dict[str, Any]:
         )
     assert found is not None
     return dict(found)
-
-
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Data that lm_eval cannot have, as one line."""
-    try:
-        yield
-    except (ConnectionError, FileNotFoundError) as error:
-        raise UserError(f"the data of {name} cannot be had: {' '.join(str(error).split())}") from error
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llada.errors import UserError
 from llada.evals.harness import HarnessModel, Setup, open_folder
-from llada.evals.scoring import Pair, ScoreConfig, score_pairs
+from llada.evals.requests.scoring import Pair, ScoreConfig, score_pairs
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.completions import complete_texts
@@ -173,6 +173,33 @@ def test_a_prompt_without_room_loses_its_beginning(folder: str) -> None:
     (expected,) = complete_texts(network, tokenizer, [ids], SamplingConfig(gen_length=8))
     assert model.generate_until([asked(prompt, {}), asked("What", {})])[0] == expected["text"]
     assert model.num_cut == 1
+
+
+def test_a_gap_is_filled_between_what_is_before_and_behind_it(folder: str) -> None:
+    network, tokenizer = load(folder)
+    wishes = {"gap": {"suffix": "behind", "answer": "right"}, "block_length": 64}
+    docs = [{"behind": " is 1?", "right": " it and"}, {"behind": " is nothing? " * 20, "right": " it"}]
+    requests = [Instance("generate_until", doc, ("What", wishes), 0) for doc in docs]
+    model = HarnessModel.from_arguments(folder)
+    found = model.generate_until(requests)
+    for doc, text in zip(docs, found, strict=True):
+        prompt, behind, right = encode_texts(tokenizer, ["What", doc["behind"], doc["right"]])
+        room = CONTEXT - len(right)
+        sampling = SamplingConfig(gen_length=len(right), block_length=64)
+        suffix = behind[: room - len(prompt)]
+        (expected,) = complete_texts(network, tokenizer, [prompt], sampling, suffixes=[suffix])
+        assert text == expected["text"]
+    # The second suffix loses its end; a long prompt beside it, its beginning.
+    assert model.num_cut == 1
+    given = HarnessModel.from_arguments(folder, gen_length=8)
+    long = Instance("generate_until", docs[1], ("What is it? " * 40, wishes), 0)
+    prompt, behind = encode_texts(tokenizer, ["What is it? " * 40, docs[1]["behind"]])
+    sampling, room = SamplingConfig(gen_length=8, block_length=64), CONTEXT - 8
+    suffix = behind[: room // 2]
+    cut = prompt[len(suffix) - room :]
+    (expected,) = complete_texts(network, tokenizer, [cut], sampling, suffixes=[suffix])
+    assert given.generate_until([long]) == [expected["text"]]
+    assert given.num_cut == 1
 
 
 def test_what_is_asked_may_be_answered_elsewhere(folder: str) -> None:

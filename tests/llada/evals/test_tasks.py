@@ -8,10 +8,10 @@ import pytest
 
 from llada.errors import UserError
 from llada.evals.benchmarks.config import BenchmarkConfig
-from llada.evals.corpora import TextsConfig
 from llada.evals.evaluation import EvaluateConfig, Evaluation
-from llada.evals.judge import GenerativeConfig
-from llada.evals.poems import PoemsConfig
+from llada.evals.perplexity.corpora import TextsConfig
+from llada.evals.perplexity.judge import GenerativeConfig
+from llada.evals.reversal.poems import PoemsConfig
 from llada.evals.tasks import TASKS
 from llada.understanding.config import UnderstandingConfig
 

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.completions import complete_texts
 from llada.sampling.config import SamplingConfig
-from llada.sampling.generate import generate
+from llada.sampling.generate import generate, infill
 from llada.sampling.text import text_ends
 from llada.tokenizer import END_OF_TURN, encode_texts, train_tokenizer
 
@@ -60,6 +61,27 @@ def test_is_what_generate_gives() -> None:
         assert completion["tokens"] == length
         assert completion["reveal_step"] == out.reveal_step[0, :length].tolist()
         assert completion["text"] == TOKENIZER.decode(tokens[:length], skip_special_tokens=True)
+
+
+def test_a_gap_is_filled_as_infill_does_it() -> None:
+    model, ends = build_model(), text_ends(build_model(), TOKENIZER)
+    before, behind = encode_texts(TOKENIZER, ["The cat", "the mat."])
+    config = dataclasses.replace(SAMPLING, gen_length=6, block_length=6, steps=6, temperature=0.0)
+    forbidden = {"*": tuple(ends)}  # an end would end the gap, and infill knows none
+    config = dataclasses.replace(config, forbidden=forbidden)
+    gap, open_end = complete_texts(
+        model, TOKENIZER, [before, before], config, suffixes=[behind, []], seed=0, max_tokens=20
+    )
+    row = torch.tensor([[*before, *[TOKENIZER.mask_token_id] * 6, *behind]])
+    knobs = {"steps": 6, "forbidden": {"*": tuple(ends)}}
+    filled = infill(model, row, **knobs).sequences[0, len(before) : len(before) + 6].tolist()
+    assert gap["text"] == TOKENIZER.decode(filled, skip_special_tokens=True)
+    assert gap["tokens"] == open_end["tokens"] == 6
+    assert gap["text"] != open_end["text"]
+    with pytest.raises(UserError, match="a canvas of 50 tokens exceeds the context length of 48"):
+        complete_texts(model, TOKENIZER, [[5] * 20], config, suffixes=[[6] * 24])
+    with pytest.raises(UserError, match="suffix_window=4 would hide what is given behind"):
+        complete_texts(model, TOKENIZER, [[5]], dataclasses.replace(config, suffix_window=4), suffixes=[[6]])
 
 
 def test_no_prompts_are_no_completions() -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -49,3 +55,107 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pool = (DATA / "winogrande.jsonl").read_text().splitlines()[50:]
     (folder / "winogrande.fewshot.jsonl").write_text("\n".join(pool) + "\n")
     return folder
+
+
+GSM8K_CARD = """---
+configs:
+- config_name: main
+  data_files:
+  - {split: train, path: main/train.jsonl}
+  - {split: test, path: main/test.jsonl}
+---
+"""
+COMMIT = "a" * 40
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """What `datasets` asks a Hugging Face hub: files with their commit, lists of files, and refusals."""
+
+    protocol_version = "HTTP/1.1"
+    files: ClassVar[dict[str, dict[str, bytes]]] = {}
+    gated: ClassVar[set[str]] = set()
+    forbidden: ClassVar[set[str]] = set()
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self._answer(b"")
+
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
+    def do_POST(self) -> None:
+        self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+    def log_message(self, *_: Any) -> None:
+        """Silence."""
+
+    def _answer(self, body: bytes) -> None:
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        self.asked.append("/".join(parts))
+        is_api = parts[0] == "api"
+        kind, owner, name, *rest = [*parts[is_api:], "", "", ""]
+        repo, rest = f"{owner}/{name}", [part for part in rest if part]
+        if repo in self.forbidden:
+            return self._send(403)
+        if repo in self.gated:
+            return self._send(401, {"X-Error-Code": "GatedRepo"})
+        if kind != "datasets" or repo not in self.files:
+            return self._send(404, {"X-Error-Code": "RepoNotFound"})
+        files = self.files[repo]
+        if not is_api:
+            file = "/".join(rest[2:])
+            commit = {"X-Repo-Commit": COMMIT}
+            if file not in files:
+                return self._send(404, {"X-Error-Code": "EntryNotFound", **commit})
+            return self._send(200, {"ETag": f'"{_sha(files[file])}"', **commit}, files[file])
+        entries = [
+            {"type": "file", "path": path, "size": len(content), "oid": _sha(content)}
+            for path, content in files.items()
+        ]
+        if rest[:1] == ["tree"]:
+            found: Any = [entry for entry in entries if str(entry["path"]).startswith("/".join(rest[2:]))]
+        elif rest[:1] == ["paths-info"]:
+            wanted = parse_qs(body.decode())["paths"]
+            found = [entry for entry in entries if entry["path"] in wanted]
+        else:
+            siblings = [{"rfilename": path} for path in files]
+            found = {"id": repo, "sha": COMMIT, "private": False, "gated": False, "siblings": siblings}
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(found).encode())
+
+    def _send(self, status: int, headers: dict[str, str] | None = None, content: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+@pytest.fixture
+def hub(data: Path) -> Iterator[tuple[str, list[str]]]:
+    """A hub on the loopback with real rows of GSM8K, a gated GPQA and a PIQA that it forbids: (its address, what it was
+    asked)."""
+
+    files = {
+        "README.md": GSM8K_CARD.encode(),
+        "main/train.jsonl": (data / "gsm8k.fewshot.jsonl").read_bytes(),
+        "main/test.jsonl": (data / "gsm8k.jsonl").read_bytes(),
+    }
+    kept: dict[str, Any] = {
+        "files": {"openai/gsm8k": files},
+        "gated": {"Idavidrein/gpqa"},
+        "forbidden": {"baber/piqa"},
+        "asked": [],
+    }
+    handler = type("Handler", (HubHandler,), kept)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", kept["asked"]
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -154,6 +154,19 @@ def test_mathematics_and_code_are_asked_as_lm_eval_does(data: Path) -> None:
     for task in filled.values():
         doc = task.eval_docs[0]
         assert prompt_of(task) == f"{doc['suffix']}\n\n{doc['prompt']}"
+    for name, task in tasks_of("humaneval_fim_masks", data).items():
+        # The gap is masks between the two; nothing else is said.
+        doc = task.eval_docs[0]
+        assert prompt_of(task) == doc["prompt"]
+        wishes = task.config.generation_kwargs
+        assert (wishes["gap"]["suffix"], wishes["gap"]["answer"], wishes["until"]) == (
+            "suffix", "canonical_solution", []
+        )  # fmt: skip
+        assert doc["prompt"] + doc["canonical_solution"] + doc["suffix"] == next(
+            row["prompt"] + row["canonical_solution"] + row["suffix"]
+            for row in filled[name].eval_docs
+            if row["task_id"] == doc["task_id"]
+        )
     mbpp = tasks_of("mbpp", data)["mbpp"]
     doc = mbpp.eval_docs[0]
 
@@ -250,7 +263,7 @@ def test_judgements_are_those_of_the_rules(data: Path) -> None:
 
 
 def test_canonical_programs_pass_in_the_sandbox(data: Path) -> None:
-    for name in ("humaneval", "humaneval_fim", "mbpp"):
+    for name in ("humaneval", "humaneval_fim_masks", "mbpp"):
         for task in tasks_of(name, data).values():
             docs = list(task.eval_docs)[:3]
             answers = [[doc.get("canonical_solution", doc.get("code"))] for doc in docs]

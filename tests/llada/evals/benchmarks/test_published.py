@@ -17,14 +17,17 @@ from llada.evals.benchmarks.published import (
     published,
     settings_hash,
 )
-from llada.evals.scoring import ScoreConfig
+from llada.evals.requests.scoring import ScoreConfig
 from llada.sampling.config import SamplingConfig
 
 PAPER = ["mmlu", "bbh", "arc_challenge", "hellaswag", "truthfulqa", "winogrande", "piqa", "gsm8k", "math", "gpqa", "humaneval", "humaneval_fim", "mbpp", "cmmlu", "ceval"]  # fmt: skip
 
 
 def test_the_base_model_has_all_fifteen_benchmarks_of_the_paper() -> None:
-    assert list(find_settings("llada_base").benchmarks) == PAPER
+    twice = "humaneval_fim_masks"  # the same documents, asked in another way
+    names = list(find_settings("llada_base").benchmarks)
+    assert [name for name in names if name != twice] == PAPER
+    assert twice in names
 
 
 @pytest.mark.parametrize(

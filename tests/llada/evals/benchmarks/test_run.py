@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llada.errors import UserError
+from llada.evals.autoregressive.writing import HEEDED
 from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.benchmarks.published import find_settings
 from llada.evals.benchmarks.run import run_benchmarks
 from llada.evals.evaluation import EvaluateConfig, Evaluation
 from llada.evals.harness import open_folder
-from llada.evals.scoring import Pair, ScoreConfig, score_pairs
+from llada.evals.requests.scoring import Pair, ScoreConfig, score_pairs
 from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
@@ -120,6 +122,33 @@ def test_figures_are_those_of_the_answers(evaluation: Evaluation, model: str) ->
     table = Path(evaluation.output, "benchmarks.md").read_text()
     assert found["settings_hash"] in table
     assert Path(evaluation.output, "benchmarks.svg").read_bytes().lstrip().startswith(b"<?xml")
+
+
+def test_an_autoregressive_twin_is_asked_the_same(
+    evaluation: Evaluation, tmp_path: Path, save_checkpoint: Callable[..., str]
+) -> None:
+    twin = save_checkpoint(tmp_path / "twin", causal=True)
+    open_model = partial(open_folder, twin, None, None)
+    asked = replace(evaluation, model=twin, open_model=open_model, fetch_model=lambda: twin)
+    figures = run_benchmarks(asked)
+    network, tokenizer = load(twin)
+    line = json.loads(Path(asked.output, "benchmarks/toy_choosing.jsonl").read_text().splitlines()[3])
+    given = encode_texts(tokenizer, [LINES[3]["question"]])[0]
+    for choice, response in zip(LINES[3]["choices"], line["resps"], strict=True):
+        ids = encode_texts(tokenizer, [LINES[3]["question"] + choice])[0]
+        log_p = (
+            network(torch.tensor([ids]))[0, :-1]
+            .log_softmax(-1)
+            .gather(1, torch.tensor(ids)[1:, None])
+            .detach()
+        )
+        assert float(response[0][0]) == pytest.approx(float(log_p[len(given) - 1 :].sum()), rel=1e-5)
+    found = {name: figures["benchmarks"][name]["settings"] for name in ("toy_choosing", "toy_writing")}
+    assert found["toy_choosing"]["score"] == {"rule": "exact"}
+    assert set(found["toy_writing"]["sampling"]) == {*HEEDED, "seed"}
+    guided = replace(asked.config.benchmarks, score=ScoreConfig(cfg_scale=0.5))
+    with pytest.raises(UserError, match=r"is autoregressive: guidance \(cfg_scale 0\.5\)"):
+        run_benchmarks(replace(asked, config=replace(asked.config, benchmarks=guided)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""Requests cut into blocks, those of like length together, so that a forward holds little padding and what a block takes is about
+the same for each of its requests; and answers put back in the order in which was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from llada.evals.requests.worker import ScoreBlock, Scored, WriteBlock
+
+_REQUESTS_PER_BLOCK = 64
+
+
+class TextRequest(NamedTuple):
+    """A text to write."""
+
+    prompt: list[int]
+    sampling: dict[str, Any]
+    stop: list[str]
+    suffix: list[int]
+    """What stands behind it, where it fills a gap."""
+
+
+def score_blocks(
+    asked: Sequence[tuple[list[int], list[int]]], max_length: int
+) -> tuple[list[ScoreBlock], list[int]]:
+    """Blocks of the pieces (`windows`) of (context, continuation) pairs; and of each piece, in their order, whose it is."""
+    pieces: list[tuple[list[int], list[int]]] = []
+    owners: list[int] = []
+    for number, (context, continuation) in enumerate(asked):
+        own = list(windows(context, continuation, max_length))
+        pieces += own
+        owners += [number] * len(own)
+    order = sorted(range(len(pieces)), key=lambda n: (len(pieces[n][0]) + len(pieces[n][1]), n))
+    blocks: list[ScoreBlock] = []
+    for start in range(0, len(order), _REQUESTS_PER_BLOCK):
+        pairs = [pieces[n] for n in order[start : start + _REQUESTS_PER_BLOCK]]
+        blocks.append({"name": f"{start:010d}", "num_requests": len(pairs), "pairs": pairs})
+    return blocks, [owners[n] for n in order]
+
+
+def add_up(count: int, owners: Iterable[int], scores: Iterable[Scored]) -> list[Scored]:
+    """The scores of `count` pairs from those of their pieces."""
+    found: list[Scored] = [{"log_p": 0.0, "is_greedy": True, "nfe": 0, "seconds": 0.0} for _ in range(count)]
+    for owner, score in zip(owners, scores, strict=True):
+        whole = found[owner]
+        whole["log_p"] += score["log_p"]
+        whole["is_greedy"] = whole["is_greedy"] and score["is_greedy"]
+        whole["nfe"] += score["nfe"]
+        whole["seconds"] += score["seconds"]
+    return found
+
+
+def windows(
+    context: list[int], continuation: list[int], max_length: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """The continuation in pieces that fit, each behind as much of what precedes it as fits beside it, at least a token."""
+    before = list(context)
+    for start in range(0, len(continuation), max_length - 1):
+        piece = continuation[start : start + max_length - 1]
+        yield before[max(0, len(before) - (max_length - len(piece))) :], piece
+        before += piece
+
+
+def write_blocks(requests: Sequence[TextRequest], seed: int) -> tuple[list[WriteBlock], list[int]]:
+    """Blocks of texts by the same settings; and of each text, in their order, the number of its request, from which its seed
+    follows."""
+    kinds: list[tuple[dict[str, Any], list[str]]] = []
+    of: list[int] = []
+    for request in requests:
+        kind = (request.sampling, request.stop)
+        if kind not in kinds:
+            kinds.append(kind)
+        of.append(kinds.index(kind))
+    given = [len(request.prompt) + len(request.suffix) for request in requests]
+    order = sorted(range(len(requests)), key=lambda n: (of[n], given[n], n))
+    blocks: list[WriteBlock] = []
+    last = None
+    for place, number in enumerate(order):
+        if last != of[number] or blocks[-1]["num_requests"] == _REQUESTS_PER_BLOCK:
+            last = of[number]
+            sampling, stop = kinds[last]
+            blocks.append(
+                {
+                    "name": f"{place:010d}",
+                    "num_requests": 0,
+                    "prompts": [],
+                    "suffixes": [],
+                    "seeds": [],
+                    "sampling": sampling,
+                    "stop": stop,
+                }
+            )
+        blocks[-1]["prompts"].append(requests[number].prompt)
+        blocks[-1]["suffixes"].append(requests[number].suffix)
+        blocks[-1]["seeds"].append(seed + number)
+        blocks[-1]["num_requests"] += 1
+    return blocks, order

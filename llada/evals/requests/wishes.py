@@ -1,0 +1,83 @@
+"""What a task of lm_eval asks for where a text is to be written (`generation_kwargs`), in settings of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict
+
+from llada.errors import UserError
+from llada.evals.autoregressive.writing import check_writing
+from llada.sampling.config import SamplingConfig
+from llada.settings import from_dict, hint
+
+# Of a task that says nothing about it, as in lm_eval's own models.
+_GEN_LENGTH = 256
+
+
+class Gap(TypedDict):
+    """The wish "gap": the text stands between the prompt and what follows it. Fields of a document."""
+
+    suffix: str
+    """What follows."""
+    answer: str
+    """A text that is right there: where no length is given, there are as many masks as it has tokens."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How texts are written where a task says nothing else."""
+
+    sampling: Mapping[str, Any]
+    """Settings of SamplingConfig; those that a task asks for go before them."""
+    gen_length: int | None
+    """Goes before what a task asks for."""
+    context: int
+    """Of the checkpoint."""
+    is_causal: bool = False
+    """Whether it writes from left to right."""
+
+    def __post_init__(self) -> None:
+        given = {"gen_length": self.gen_length} if self.gen_length else {}
+        from_dict(SamplingConfig, {**self.sampling, **given}, "sampling.")
+
+    def settings(self, wishes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The sampling settings and stop strings of a request that asks for this; "gap" is a wish beside them (`Gap`).
+
+        Raises UserError for a wish that nothing here can grant, and for an answer beside which no prompt fits the context.
+        """
+        wishes = dict(wishes)
+        if wishes.pop("gap", None) is not None and self.is_causal:
+            raise UserError(
+                "lm_eval: the checkpoint is autoregressive and sees nothing behind a gap, which the task asks it to fill"
+            )
+        until = wishes.pop("until", None) or []
+        lengths = [wishes.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
+        length = next((value for value in lengths if value is not None), _GEN_LENGTH)
+        sampled = wishes.pop("do_sample", False)
+        warmth: dict[str, Any] = {
+            name: wishes.pop(name) for name in ("temperature", "top_p", "top_k", "min_p") if name in wishes
+        }
+        own = {field.name for field in fields(SamplingConfig)}
+        for name in wishes:
+            if name not in own:
+                raise UserError(
+                    f"lm_eval: the task or --gen_kwargs asks for {name}={wishes[name]!r}, which this sampler has not; "
+                    f"{hint(name, own)}"
+                )
+        sampling: dict[str, Any] = {
+            **self.sampling,
+            "gen_length": self.gen_length or length,
+            **(warmth if sampled else {}),
+            **wishes,
+        }
+        config = from_dict(SamplingConfig, sampling, "sampling.")
+        if self.is_causal:
+            check_writing(config, "lm_eval: the checkpoint")
+        settings = asdict(config)
+        if settings["gen_length"] >= self.context:
+            raise UserError(
+                f"lm_eval: {settings['gen_length']} tokens of an answer leave no room for a prompt in the context of "
+                f"{self.context}; give a smaller gen_length"
+            )
+        return settings, [until] if isinstance(until, str) else list(until)

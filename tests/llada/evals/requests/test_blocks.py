@@ -1,0 +1,59 @@
+"""Requests in blocks: nothing is lost, each finds its answer again, and a text that is too long is scored in pieces."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+from llada.evals.requests.blocks import TextRequest, add_up, score_blocks, windows, write_blocks
+from llada.evals.requests.worker import Scored
+
+
+def test_every_token_is_scored_once_behind_what_fits_before_it() -> None:
+    context, text, longest = list(range(7)), list(range(100, 123)), 9
+    pieces = list(windows(context, text, longest))
+    assert list(itertools.chain.from_iterable(piece for _, piece in pieces)) == text
+    whole = [*context, *text]
+    for before, piece in pieces:
+        begin = whole.index(piece[0])
+        assert 1 <= len(before) == min(longest - len(piece), begin)
+        assert before == whole[begin - len(before) : begin]
+    assert list(windows([1], [], 4)) == []
+
+
+def test_scores_come_back_to_their_pairs() -> None:
+    asked = [([1] * (n % 5 + 1), [2] * (n % 11)) for n in range(150)]
+    blocks, owners = score_blocks(asked, max_length=6)
+    assert [block["num_requests"] for block in blocks] == [len(block["pairs"]) for block in blocks]
+    assert max(block["num_requests"] for block in blocks) == 64
+    assert len({block["name"] for block in blocks}) == len(blocks)
+    pairs = [pair for block in blocks for pair in block["pairs"]]
+    lengths = [len(context) + len(piece) for context, piece in pairs]
+    assert lengths == sorted(lengths)
+    scores: list[Scored] = [
+        {"log_p": -len(piece), "is_greedy": len(piece) < 5, "nfe": 1, "seconds": 0.5} for _, piece in pairs
+    ]
+    found = add_up(len(asked), owners, scores)
+    assert [score["log_p"] for score in found] == [-len(text) for _, text in asked]
+    # A piece holds five tokens at the most, and one that does not is enough.
+    assert [score["is_greedy"] for score in found] == [len(text) < 5 for _, text in asked]
+    pieces = [-(-len(text) // 5) for _, text in asked]
+    assert [score["nfe"] for score in found] == pieces
+    assert [score["seconds"] for score in found] == [count / 2 for count in pieces]
+
+
+def test_texts_of_one_wish_stand_together_and_keep_their_seeds() -> None:
+    wishes = [({"gen_length": 8}, ["."]), ({"gen_length": 4}, ["."]), ({"gen_length": 8}, [])]
+    requests = [TextRequest([n] * (1 + n % 7), *wishes[n % 3], [n] * (n % 2)) for n in range(200)]
+    blocks, order = write_blocks(requests, seed=1000)
+    assert sorted(order) == list(range(200))
+    places = iter(order)
+    for block in blocks:
+        assert block["num_requests"] == len(block["prompts"]) == len(block["seeds"]) <= 64
+        for prompt, suffix, seed in zip(block["prompts"], block["suffixes"], block["seeds"], strict=True):
+            number = next(places)
+            assert (prompt, block["sampling"], block["stop"], suffix) == tuple(requests[number])
+            assert seed == 1000 + number
+    kinds = Counter((block["sampling"]["gen_length"], tuple(block["stop"])) for block in blocks)
+    # 67, 67 and 66 texts of each kind.
+    assert kinds == {(8, (".",)): 2, (4, (".",)): 2, (8, ()): 2}
