@@ -193,14 +193,30 @@ def test_two_results_are_compared(tmp_path, capsys):
     assert remark == "t: other settings (seed 1 / 3)"
 
 
-def test_every_other_task_on_two_workers_and_after_a_loss_is_that_of_one(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "folders", "records"),
+    [
+        (
+            ("generative_perplexity", "understanding"),
+            ("written", "judged", "understanding"),
+            ("generated.jsonl", "understanding.jsonl"),
+        ),
+        pytest.param(
+            ("text_perplexity", "reversal"),
+            ("texts/notes", "poems"),
+            ("reversal.jsonl",),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_a_task_on_two_workers_and_after_a_loss_is_that_of_one(names, folders, records, tmp_path):
     (tmp_path / "notes.txt").write_text("The cat sat on the mat, and it was late. " * 40)
     _write_lines(tmp_path / "poems.jsonl", [{"first": f"The {n}", "second": "it"} for n in range(12)])
     rows = [{"text": f"{who} {n}", "label": who} for n in range(10) for who in ("The cat", "It was")]
     _write_lines(tmp_path / "rows.jsonl", rows)
     model = _save_checkpoint(tmp_path / "model")
     _save_checkpoint(tmp_path / "judge", causal=True)
-    names = ("text_perplexity", "reversal", "generative_perplexity", "understanding")
     config = EvaluateConfig(
         tasks=names,
         texts=TextsConfig((str(tmp_path / "notes.txt"),), block_length=32),
@@ -217,10 +233,6 @@ def test_every_other_task_on_two_workers_and_after_a_loss_is_that_of_one(tmp_pat
     workers = [ClusterConfig(min_replicas=n, max_replicas=n, cpus_per_replica=0.5) for n in (1, 2)]
     output = tmp_path / "two"
     results = evaluate(config, output=str(output), cluster=workers[1], **options)["results"]
-    assert results["notes/tokens"] > 9 * 32
-    assert results["poems"] == 12
-    assert results["judged_tokens"] > 20
-    assert results["understanding/test_rows"] == 20
 
     def here(build, blocks, *, folder):
         return map(build(), blocks)
@@ -232,23 +244,23 @@ def test_every_other_task_on_two_workers_and_after_a_loss_is_that_of_one(tmp_pat
     alone = Evaluation(config, "m", open_model, None, str(tmp_path / "one"), here, lambda: model)
     expected = {name: value for task in names for name, value in TASKS[task].measure(alone).items()}
     assert results == pytest.approx(expected, rel=1e-5)
-    records = ("reversal.jsonl", "generated.jsonl", "understanding.jsonl")
+    assert set(results) == set(expected)
     written = [(output / name).read_text() for name in records]
-    assert written[0] == (tmp_path / "one" / "reversal.jsonl").read_text()
+    assert all(written)
     # After a crash, by one worker in the place of two, what is there is kept.
-    folders = ("texts/notes", "poems", "written", "judged", "understanding")
     blocks = {folder: sorted((output / folder).glob("*.json")) for folder in folders}
     assert all(len(found) >= 2 for found in blocks.values())
-    for lost in (output / "manifest.json", *(found[-1] for found in blocks.values())):
+    for lost in (output / "manifest.json", *(blocks[folder][-1] for folder in (folders[0], folders[-1]))):
         lost.unlink()
     kept = {found[0]: found[0].stat().st_mtime_ns for found in blocks.values()}
     again = evaluate(config, output=str(output), cluster=workers[0], **options)["results"]
     assert again == pytest.approx(results, rel=1e-6)
     assert [(output / name).read_text() for name in records] == written
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    # Another text is other work, and is not taken for this one.
-    (tmp_path / "notes.txt").write_text("Something else altogether. " * 40)
-    with pytest.raises(UserError, match=r"made from other inputs \(.*notes\.txt"):
+    # Another file is other work, and is not taken for this one.
+    for name in ("notes.txt", "rows.jsonl"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() * 2)
+    with pytest.raises(UserError, match=r"made from other inputs \(.*(notes\.txt|rows\.jsonl)"):
         evaluate(config, output=str(output), cluster=workers[1], **options)
 
 

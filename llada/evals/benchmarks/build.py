@@ -4,6 +4,7 @@ data sets. With a folder, nothing is asked of the network.
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from llada.files import exists, join
 from llada.settings import require
 
 _EXAMPLES = ".fewshot.jsonl"
+# Of `random` as lm_eval's command line sets it, and of the generator that its GPQA has for itself.
+_SEED, _OWN_SEED = 0, 42
 _TASK_NAME = re.compile(r"""^["']?task["']?:[ ]*["']?(\w[\w-]*)""", re.MULTILINE)
 
 
@@ -56,8 +59,33 @@ def build_tasks(
         if rows is not None:
             _put_rows(config, rows.documents[task], rows.examples.get(task))
         _check_examples(name, config, None if rows is None else len(rows.examples.get(task, [])), data)
-        tasks.append(ConfigurableTask(config=config))
+        tasks.append(settle_documents(ConfigurableTask(config=config)))
     return tasks
+
+
+def settle_documents(task: Any) -> Any:
+    """The task, its documents made once, and the same each time. lm_eval makes them anew to ask, to judge and to show examples; where
+    that shuffles the choices (GPQA, by a generator that goes on and on), a letter would be judged by another order than was asked,
+    and a question could be among its own examples."""
+    make = getattr(task.config, "process_docs", None)
+    if make is None:
+        return task
+    made: dict[int, tuple[Any, Any]] = {}
+
+    def once(rows: Any) -> Any:
+        # The rows are kept, so that no others can have their address.
+        if id(rows) not in made:
+            random.seed(_SEED)
+            for value in getattr(make, "__globals__", {}).values():
+                if isinstance(value, random.Random):
+                    value.seed(_OWN_SEED)
+            made[id(rows)] = rows, make(rows)
+        return made[id(rows)][1]
+
+    task.config.process_docs = once
+    if task.fewshot_cfg.process_docs is make:
+        task.fewshot_cfg.process_docs = once
+    return task
 
 
 def data_files(name: str, data: str) -> list[str]:

@@ -14,14 +14,13 @@ import contextlib
 import importlib.metadata
 import json
 import logging
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from llada.errors import UserError
 from llada.evals.autoregressive.writing import settings_in_force
-from llada.evals.benchmarks.build import build_tasks, data_files
+from llada.evals.benchmarks.build import build_tasks, data_files, settle_documents
 from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark
 from llada.evals.benchmarks.hub import data_errors
 from llada.evals.benchmarks.published import (
@@ -42,8 +41,8 @@ from llada.settings import from_dict, hint
 if TYPE_CHECKING:
     from llada.evals.harness import HarnessModel
 
-# Those of lm_eval's own command line.
-_SEED, _EXAMPLES_SEED = 0, 1234
+# That of lm_eval's own command line.
+_EXAMPLES_SEED = 1234
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,6 @@ def _plan_all(evaluation: Evaluation) -> list[_Plan]:
             if benchmark is None:
                 loaded = _lm_eval_tasks(how, config.task_folder, own_tasks)
             else:
-                random.seed(_SEED)  # some shuffle choices
                 tasks = build_tasks(
                     how.run_as,
                     data=config.data,
@@ -169,6 +167,7 @@ def _lm_eval_tasks(how: Protocol, task_folder: str | None, own_tasks: frozenset[
         )
     loaded = manager.load([how.run_as])
     for name, task in loaded["tasks"].items():
+        settle_documents(task)
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(
                 f"{name} runs the code that a model writes, and not in a sandbox; humaneval, humaneval_fim and mbpp do"

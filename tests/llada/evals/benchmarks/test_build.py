@@ -324,3 +324,49 @@ def test_what_is_wrong_with_the_data_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         build_tasks(name, data=str(tmp_path), **given)
     assert "\n" not in str(caught.value)
+
+
+def test_experts_knowledge_and_instructions_are_asked_as_lm_eval_does(data: Path) -> None:
+    """Written out by hand after its files. GPQA's answers are in an order of its own, the same each time."""
+    for name, task_name in (("gpqa", "gpqa_main_n_shot"), ("gpqa_generative", "gpqa_main_generative_n_shot")):
+        task = tasks_of(name, data)[task_name]
+        intro = (
+            "Here are some example questions from experts. Answer the final question yourself, following the format of the "
+            "previous questions exactly.\n"
+        )
+        for doc in task.eval_docs:
+            choices = [doc[f"choice{n}"] for n in (1, 2, 3, 4)]
+            assert sorted(choices) == ["all", "none", "that", "this"]
+            assert doc["answer"] == f"({'ABCD'[choices.index('this')]})"
+        doc = task.eval_docs[0]
+        lines = "\n".join(f"({letter}) {doc[f'choice{n}']}" for n, letter in enumerate("ABCD", start=1))
+        assert prompt_of(task) == f"{intro}Question: Which is it?\nChoices:\n{lines}\nAnswer:"
+        (again,) = build_tasks(name, data=str(data), num_fewshot=None, allow_code_execution=False)
+        assert list(again.eval_docs) == list(task.eval_docs)
+    pro = tasks_of("mmlu_pro", data, 2)["mmlu_pro_computer_science"]
+    intro = (
+        "The following are multiple choice questions (with answers) about computer science. Think step by step and then finish "
+        'your answer with "the answer is (X)" where X is the correct letter choice.\n'
+    )
+    question = "Question:\nHow much is 1 + 1?\nOptions:\nA. 1\nB. 2\nC. 3\nAnswer: Let's think step by step."
+    shown = f"{question} It is 2. The answer is (B).\n\n"
+    assert prompt_of(pro) == intro + 2 * shown + question
+    told = tasks_of("ifeval", data)["ifeval"]
+    assert prompt_of(told) == "Write a word. Use no comma."
+    letters = tasks_of("mmlu_generative", data, 0)
+    config = config_of(f"mmlu/generative/{next(iter(letters)).removesuffix('_generative')}.yaml")
+    task = next(iter(letters.values()))
+    doc = task.eval_docs[0]
+    lines = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", doc["choices"], strict=True))
+    assert prompt_of(task) == f"{config['description']}{doc['question'].strip()}\n{lines}\nAnswer:"
+    human = tasks_of("humaneval_instruct", data)["humaneval_instruct"]
+    doc = human.eval_docs[0]
+    ask = "Write a solution to the following problem and make sure that it passes the tests:"
+    assert human.doc_to_text(doc) == f"{ask}\n```python\n{doc['prompt']}\n```\n"
+    mbpp = tasks_of("mbpp_instruct", data)["mbpp_instruct"]
+    doc = mbpp.eval_docs[0]
+    ask, tests = (
+        "You are an expert Python programmer, and here is your task:",
+        "\n".join(doc["test_list"][:3]),
+    )
+    assert mbpp.doc_to_text(doc) == f"{ask}\n{doc['text']}\nYour code should pass these tests:\n{tests}"

@@ -231,6 +231,37 @@ def test_every_benchmark_of_the_papers_runs_on_real_rows(
     )
 
 
+def test_choices_are_judged_in_the_order_in_which_they_were_asked(
+    model: str, evaluation_of: Callable[[str, EvaluateConfig], Evaluation], tmp_path: Path
+) -> None:
+    """GPQA's are shuffled."""
+    rows = [
+        {
+            "Question": f"{n}?",
+            "Correct Answer": f"yes{n}",
+            **{f"Incorrect Answer {k}": f"no{k}" for k in (1, 2, 3)},
+        }
+        for n in range(12)
+    ]
+    (tmp_path / "gpqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    benchmarks = BenchmarkConfig(
+        ("gpqa",), data=str(tmp_path), num_fewshot=1, score=ScoreConfig(num_samples=1)
+    )
+    evaluation = evaluation_of(model, EvaluateConfig(benchmarks=benchmarks))
+    run_benchmarks(evaluation)
+    lines = Path(evaluation.output, "benchmarks/gpqa_main_n_shot.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    orders = set()
+    for number, line in enumerate(map(json.loads, lines)):
+        shown, asked = line["arguments"][0][0].split("Question: ")[1:]
+        right = line["doc"]["answer"]
+        assert f"{right} yes{number}\n" in asked
+        assert line["target"] == right
+        assert not shown.startswith(f"{number}?"), "the question is its own example"
+        orders.add(right)
+    assert len(orders) > 1
+
+
 def test_a_task_of_the_folder_goes_before_a_benchmark_of_that_name(evaluation: Evaluation) -> None:
     config = replace(evaluation.config, benchmarks=replace(evaluation.config.benchmarks, names=("piqa",)))
     found = run_benchmarks(replace(evaluation, config=config))["benchmarks"]["piqa"]
