@@ -294,21 +294,24 @@ class Replicas:
         return True
 
     def _ask(self) -> Health:
-        from ray import serve
+        from ray.serve.context import _get_global_client
 
-        application = serve.status().applications.get(self._handle.app_name)
-        deployment = application.deployments.get(self._handle.deployment_name) if application else None
-        if application is not None and application.status == "DELETING":
+        # Not serve.status(), which first makes objects of all this and pickles a class for it: 30 ms in which no stream goes on.
+        client = _get_global_client()
+        assert client is not None  # there is a Serve: we are one of its replicas
+        application = client.get_serve_details()["applications"].get(self._handle.app_name, {})
+        deployment = application.get("deployments", {}).get(self._handle.deployment_name)
+        if application.get("status") == "DELETING":
             return _DRAINING
         # Serve tells of no deployment while it builds a new version, nor when it could not: the old ones go on.
         if deployment is None:
             return self._health
-        running = sum(n for state, n in deployment.replica_states.items() if state == "RUNNING")
+        running = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
         self._admission.num_replicas = running
         # A deployment may be meant to have no replica now.
-        if running or deployment.status == "HEALTHY":
+        if running or deployment["status"] == "HEALTHY":
             return Health("ok")
-        if deployment.status in ("UPDATING", "UPSCALING"):
+        if deployment["status"] in ("UPDATING", "UPSCALING"):
             return Health("starting", "no replica of the model has started yet")
         return Health("unavailable", "no replica of the model runs; Serve's log says why")
 

@@ -44,6 +44,8 @@ from pipelines.serving.scoring import Score, score_prompts
 from pipelines.stage.artifact import fetch_folder, find_manifest
 
 _log = logging.getLogger(__name__)
+# A stream's text comes no sooner after other text: a screen shows no more pictures, and each message costs its way through Ray.
+_STREAM_PACE_S = 0.02
 _NEWEST = 0.1  # the newest request's weight in the mean of them
 
 
@@ -233,7 +235,7 @@ class Denoiser:
             ]
             return
         # Who waits for the whole reply is told when it begins, of its first text (which is counted) and when it ends.
-        pace_s = 0.0 if body.stream else math.inf
+        pace_s = _STREAM_PACE_S if body.stream else math.inf
         async with contextlib.aclosing(self.engine.batches(*requests, pace_s=pace_s)) as batches:
             async for events in batches:
                 yield [told for event in events for told in self._tell(event, body, prompts, scores)]

@@ -47,9 +47,9 @@ HERE = Path(__file__).resolve().parent
 PATIENCE_S = 300.0
 # How Ray calls the processes that a request goes through.
 PROCESSES = {
-    "proxy": "ray::ProxyActor",
-    "gateway": "ray::ServeReplica:llada:Gateway",
-    "replica": "ray::ServeReplica:llada:Denoiser",
+    "proxy": ("ray::ProxyActor", "ray::HAProxyManager", "haproxy"),
+    "gateway": ("ray::ServeReplica:llada:Gateway",),
+    "replica": ("ray::ServeReplica:llada:Denoiser",),
 }
 # Blocks of one token: each can be read as soon as it is there.
 ASKED = {"prompt": "One, two", "temperature": 0, "block_length": 1}
@@ -104,12 +104,15 @@ def write_model(folder: Path) -> None:
 @dataclass(frozen=True)
 class Endpoint:
     url: str
-    processes: dict[str, psutil.Process]
+    processes: dict[str, list[psutil.Process]]
 
     def used(self) -> dict[str, float]:
         """Seconds of CPU of each process, and of the clock, since some moment."""
-        times = {name: process.cpu_times() for name, process in self.processes.items()}
-        return {name: each.user + each.system for name, each in times.items()} | {"seconds": time.monotonic()}
+        used = {}
+        for name, processes in self.processes.items():
+            times = [process.cpu_times() for process in processes]
+            used[name] = sum(each.user + each.system for each in times)
+        return used | {"seconds": time.monotonic()}
 
 
 @contextlib.contextmanager
@@ -131,11 +134,12 @@ def serving(repository: Path, model: Path, *words: str) -> Iterator[Endpoint]:
                 assert time.monotonic() < deadline, log.read()
                 time.sleep(0.3)
             below = psutil.Process(process.pid).children(recursive=True)
-            named = {(each.cmdline() or [""])[0]: each for each in below if each.is_running()}
+            named = [(Path((each.cmdline() or [""])[0]).name, each) for each in below if each.is_running()]
             found = {
-                part: next(process for name, process in named.items() if name.startswith(title))
-                for part, title in PROCESSES.items()
+                part: [each for name, each in named if name.startswith(titles)]
+                for part, titles in PROCESSES.items()
             }
+            assert all(found.values()), named
             yield Endpoint(url, found)
         finally:
             process.terminate()
@@ -329,7 +333,7 @@ def _profile(
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         spies = []
-        for name, process in endpoint.processes.items():
+        for name, (process, *_) in endpoint.processes.items():
             words = ["--pid", str(process.pid), "--duration", f"{seconds:.0f}", "--rate", "200"]
             words += [
                 "--format",

@@ -15,17 +15,9 @@ import httpx
 import pytest
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
-from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError
-from ray.serve.schema import (
-    ApplicationStatus,
-    ApplicationStatusOverview,
-    DeploymentStatus,
-    DeploymentStatusOverview,
-    DeploymentStatusTrigger,
-    ReplicaState,
-    ServeStatus,
-)
+from ray.serve import context
+from ray.serve.schema import ApplicationStatus, DeploymentStatus, ReplicaState
 
 from pipelines.serve import APP_NAME
 from pipelines.serving import gateway
@@ -127,19 +119,33 @@ def replicas_of(handle: Handle) -> Replicas:
     return Replicas(handle, admission, 8)  # type: ignore[arg-type]
 
 
-def serve_says(
-    state: DeploymentStatus, *, running: int, application: ApplicationStatus = ApplicationStatus.RUNNING
-) -> ServeStatus:
-    """Serve's own account, with the traceback that it keeps of a replica that did not start."""
-    message = 'Traceback (most recent call last):\n  File "/home/somebody/serve.py", line 3\nKeyError: secret'
-    trigger = DeploymentStatusTrigger.REPLICA_STARTUP_FAILED
-    replicas = {ReplicaState.RUNNING: running} if running else {ReplicaState.STARTING: 1}
-    denoiser = DeploymentStatusOverview(state, trigger, replicas, message)
-    return ServeStatus(
-        applications={
-            APP_NAME: ApplicationStatusOverview(application, message, 0.0, {Handle.deployment_name: denoiser})
-        }
-    )
+class Controller:
+    """Serve's own account, with the traceback that it keeps of a replica that did not start; None: it is busy."""
+
+    def __init__(
+        self,
+        state: DeploymentStatus | None,
+        *,
+        running: int = 1,
+        application: ApplicationStatus = ApplicationStatus.RUNNING,
+    ) -> None:
+        self.state, self.running, self.application = state, running, application
+        self.asked = 0
+
+    def get_serve_details(self) -> dict[str, Any]:
+        self.asked += 1
+        if self.state is None:
+            raise TimeoutError("the controller is busy")
+        message = 'Traceback (most recent call last):\n  File "/home/somebody/serve.py", line 3\nKeyError: secret'
+        replicas = [{"state": ReplicaState.RUNNING}] * self.running or [{"state": ReplicaState.STARTING}]
+        denoiser = {"status": self.state, "message": message, "replicas": replicas}
+        deployments = {Handle.deployment_name: denoiser}
+        application = {"status": self.application, "message": message, "deployments": deployments}
+        return {"applications": {APP_NAME: application}}
+
+
+def ask_instead(monkeypatch: pytest.MonkeyPatch, controller: Controller) -> None:
+    monkeypatch.setattr(context, "_get_global_client", lambda: controller)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_health_is_a_word_and_a_reason_that_a_stranger_may_read(
 ) -> None:
     replicas = replicas_of(Handle())
     assert replicas.health().status == "starting"
-    monkeypatch.setattr(serve, "status", lambda: serve_says(state, running=running))
+    ask_instead(monkeypatch, Controller(state, running=running))
     asyncio.run(replicas.look())
     health = replicas.health()
     assert health.status == word
@@ -168,24 +174,16 @@ def test_health_is_a_word_and_a_reason_that_a_stranger_may_read(
 
 def test_asking_for_the_health_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Serve's controller takes seconds when it is busy, and may be away: what was seen last stays."""
-    asked = 0
-
-    def status() -> ServeStatus:
-        nonlocal asked
-        asked += 1
-        if asked > 1:
-            raise TimeoutError("the controller is busy")
-        return serve_says(DeploymentStatus.HEALTHY, running=1)
-
-    monkeypatch.setattr(serve, "status", status)
+    controller = Controller(DeploymentStatus.HEALTHY)
+    ask_instead(monkeypatch, controller)
     replicas = replicas_of(Handle())
     asyncio.run(replicas.look())
     assert [replicas.health() for _ in range(100)] == [Health("ok")] * 100
-    assert asked == 1
+    assert controller.asked == 1
+    controller.state = None
     asyncio.run(replicas.look())
-    assert (asked, replicas.health()) == (2, Health("ok"))
-    deleting = serve_says(DeploymentStatus.HEALTHY, running=1, application=ApplicationStatus.DELETING)
-    monkeypatch.setattr(serve, "status", lambda: deleting)
+    assert (controller.asked, replicas.health()) == (2, Health("ok"))
+    controller.state, controller.application = DeploymentStatus.HEALTHY, ApplicationStatus.DELETING
     asyncio.run(replicas.look())
     assert replicas.health().status == "draining"
 
@@ -194,7 +192,7 @@ def test_asking_for_the_health_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_ready_is_only_what_answers_and_users_are_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "status", lambda: serve_says(DeploymentStatus.HEALTHY, running=1))
+    ask_instead(monkeypatch, Controller(DeploymentStatus.HEALTHY))
     handle = Handle()
     replicas = replicas_of(handle)
     handle.answers_canaries = False
