@@ -283,6 +283,7 @@ TESTED_ELSEWHERE: dict[str, str] = {
     "llada.evals.evaluation": "what tasks are given: tests/llada/evals/test_samples.py and test_tasks.py",
     "llada.sampling.events": "dataclasses without behaviour: the engine's and the mailbox's tests read them",
     "pipelines.serving.events": "a dataclass without behaviour; tests/pipelines/serving/test_replica.py",
+    "pipelines.serving.backend": "what a backend is, without behaviour: tests/pipelines/serving/test_gateway.py and test_catalog.py",
     "llada.config": "test_presets.py: every preset is a whole recipe, and goes through JSON",
     **dict.fromkeys(
         ("llada.data.work.tasks", "llada.data.work.reading", "llada.data.work.writing"),

@@ -70,7 +70,7 @@ class AccessLog:
     """ASGI middleware: gives the request its ids, and writes its line when the last byte of the answer is sent."""
 
     def __init__(self, app: ASGIApp, *, echoes_id: bool = True) -> None:
-        """`echoes_id`: the answer carries x-request-id; False behind Ray's proxy, which does that itself."""
+        """`echoes_id`: the answer carries x-request-id; False behind Ray, which does that itself."""
         self._app, self._echoes_id = app, echoes_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
 from pipelines.serving.access_log import RequestIds
+from pipelines.serving.backend import Backend, Health
 from pipelines.serving.dialects.calls import AnyBody
 from pipelines.serving.events import ReplicaEvent
-from pipelines.serving.routes import Backend, Health
 
 
 @dataclass(frozen=True)

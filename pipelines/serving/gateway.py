@@ -19,6 +19,7 @@ from llada.sampling.events import Finished, Started
 from llada.sampling.stats import EngineStats
 from pipelines.serving.access_log import RequestIds, write_to_stdout
 from pipelines.serving.admission import Admission
+from pipelines.serving.backend import Health
 from pipelines.serving.catalog import Catalog, Model
 from pipelines.serving.dialects.calls import AnyBody
 from pipelines.serving.errors import RequestError
@@ -26,7 +27,7 @@ from pipelines.serving.events import ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import load_keys
 from pipelines.serving.limits import RequestLimits
 from pipelines.serving.metrics import GatewayMetrics
-from pipelines.serving.routes import Access, Health, build_api
+from pipelines.serving.routes import Access, build_api
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -252,7 +253,7 @@ class Replicas:
         for response in self._open:
             with contextlib.suppress(Exception):
                 response.cancel()
-        await asyncio.sleep(0.5)  # the last bytes are on their way through Ray's proxy
+        await asyncio.sleep(0.5)  # the last bytes are on their way through the proxy
 
     def health(self) -> Health:
         """What has been seen last, of the controller's view or of an answer."""

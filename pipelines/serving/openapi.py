@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from pydantic.json_schema import models_json_schema
 
 from llada import __version__
-from pipelines.serving.dialects.body import SamplingBody, StrictModel
+from pipelines.serving.dialects.body import SamplingBody
+from pipelines.serving.dialects.parsing import StrictModel
 
 _REF = "#/components/schemas/{model}"
 

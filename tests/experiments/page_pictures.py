@@ -25,9 +25,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from llada.sampling.config import SamplingConfig
+from pipelines.serving.backend import Health
 from pipelines.serving.card import model_facts
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import Health, build_api
+from pipelines.serving.routes import build_api
 
 STEP_MS, QUESTION_MS, END_MS = 150, 900, 2500
 COLOURS = 128

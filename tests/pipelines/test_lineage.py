@@ -12,8 +12,9 @@ import pytest
 
 from llada.sampling.config import SamplingConfig
 from pipelines.lineage import trace
+from pipelines.serving.backend import Health
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import Health, build_api
+from pipelines.serving.routes import build_api
 from pipelines.stage.artifact import git_commit, read_manifest
 
 pytestmark = pytest.mark.integration

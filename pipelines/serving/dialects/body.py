@@ -1,9 +1,8 @@
-"""What every dialect's request body shares: the sampling fields, what is refused with its reason, and strict parsing.
+"""What every dialect's request body shares: the sampling fields, and what is refused with its reason.
 
 A field of OpenAI's is one of three: honoured (a field of the body), refused by name with the reason unless its value asks
-for nothing (`_REFUSED`), or a label on which no answer depends, at OpenAI neither (`Labels`). A misspelt name is refused
-with the nearest one, a name that stands twice as well. The sampler's knobs are fields because `SamplingConfig` declares
-them (llada/sampling/config.py).
+for nothing (`_REFUSED`), or a label on which no answer depends, at OpenAI neither (`Labels`). The sampler's knobs are fields
+because `SamplingConfig` declares them (llada/sampling/config.py).
 """
 
 from __future__ import annotations
@@ -11,28 +10,24 @@ from __future__ import annotations
 import json
 import typing
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     Strict,
-    ValidationError,
     WithJsonSchema,
     create_model,
     field_validator,
     model_validator,
 )
 
-from llada.errors import hint
 from llada.sampling.config import SamplingConfig, request_knobs
 from llada.settings import field_docs
-from pipelines.serving.errors import RequestError, shorten
+from pipelines.serving.dialects.parsing import StrictModel
+from pipelines.serving.errors import RequestError
 
 if TYPE_CHECKING:
     from pipelines.serving.prompts import PromptEncoder
@@ -77,40 +72,6 @@ _STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARS}
 _MAX_NAME_CHARS = 64
 # Our limits of a setting (llada/settings.py) and pydantic's.
 _LIMITS = {"low": "ge", "above": "gt", "high": "le", "below": "lt"}
-
-
-class StrictModel(BaseModel):
-    """An object of a request body: unknown names and loose types are errors, null asks for nothing."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """What pydantic says of the fields, and what the validators that come before them accept as well."""
-        schema = handler.resolve_ref_schema(handler(core))
-        for name, field in schema.get("properties", {}).items():
-            for word in ("title", "default") if field.get("default", ...) is None else ("title",):
-                field.pop(word, None)
-            if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
-                described = {key: field.pop(key) for key in ("description", "default") if key in field}
-                schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **described}
-        return schema
-
-    @classmethod
-    def refused(cls) -> dict[str, tuple[tuple[Any, ...], str]]:
-        """{field of OpenAI's that is not supported: the values that ask for nothing, and why not}."""
-        return {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        """null asks for nothing, also in a field that would be refused."""
-        if not isinstance(data, dict):
-            return data
-        known = cls.model_fields.keys() | cls.refused().keys()
-        return {name: value for name, value in data.items() if value is not None or name not in known}
 
 
 class StreamOptions(StrictModel):
@@ -362,63 +323,6 @@ class SamplingBody(KnobFields):
         if isinstance(stops, list) and "" in stops:
             raise ValueError("a stop string must not be empty")
         return stops
-
-
-Body = TypeVar("Body", bound=StrictModel)
-
-
-def parse_body(kind: type[Body], raw: bytes) -> Body:
-    """The request body, or RequestError 400 that names the field and what is wrong with it."""
-    try:
-        # Decoded here: json.loads lets bytes of half a surrogate pair pass, and guesses at other encodings.
-        data = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique)
-        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is legal JSON, but no text
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is not JSON text in UTF-8: {error}") from None
-    if not isinstance(data, dict):
-        raise RequestError(400, "the body must be a JSON object")
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        message, param = _explain(error, _known_names(kind))
-        raise RequestError(400, message, param=param) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        twice = shorten(Counter(name for name, _ in pairs).most_common(1)[0][0])
-        raise RequestError(400, f"the body says {twice!r} twice: send one of them", param=twice)
-    return data
-
-
-def _known_names(kind: type[StrictModel]) -> dict[str, list[str]]:
-    """The names at the top (key "") and inside of a field that holds objects."""
-    known = {"": list(kind.model_fields)}
-    for name, field in kind.model_fields.items():
-        for inner in (field.annotation, *typing.get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                known[name] = list(inner.model_fields)
-    return known
-
-
-def _explain(error: ValidationError, known: Mapping[str, Sequence[str]]) -> tuple[str, str]:
-    """The first problem in words, and the field it is about; a misspelt name first, because it explains a missing one."""
-    problems = error.errors(include_url=False, include_input=False)
-    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
-    first = [*unknown, *problems][0]
-    where = first["loc"] if unknown else _place(first["loc"])
-    name = shorten(".".join(str(part) for part in where)) or "body"
-    if unknown:
-        names = known.get("" if len(where) == 1 else str(where[0]), [])
-        return f"unknown field {name!r}; {hint(shorten(str(where[-1])), names)}", name
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{name}: {message[:1].lower()}{message[1:]}", name
-
-
-def _place(where: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Without what pydantic adds to the client's own names: which option of a type it tried, or that a key is wrong."""
-    return (*where[:1], *(part for part in where[1:] if part not in ("int", "str", "[key]")))
 
 
 def _equals(value: Any, neutral: Any) -> bool:

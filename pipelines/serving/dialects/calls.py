@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from pipelines.serving.dialects.body import SamplingBody, StrictModel
+from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.chat import Message
+from pipelines.serving.dialects.parsing import StrictModel
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Answer, Written
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 from pydantic import Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from llada.sampling.events import Token, show_bytes
-from pipelines.serving.dialects.body import MAX_TOP, Prompt, SamplingBody, StrictModel
+from pipelines.serving.dialects.body import MAX_TOP, Prompt, SamplingBody
+from pipelines.serving.dialects.parsing import StrictModel
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.errors import RequestError, shorten
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from llada.sampling.events import Draft, Finished, Started, Text
-from pipelines.serving.dialects.body import Prompt, SamplingBody, StrictModel
+from pipelines.serving.dialects.body import Prompt, SamplingBody
+from pipelines.serving.dialects.parsing import StrictModel
 from pipelines.serving.dialects.writer import ReplyWriter, draft_object
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Written

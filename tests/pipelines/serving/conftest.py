@@ -17,10 +17,11 @@ from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from pipelines.serving.backend import Health
 from pipelines.serving.card import model_facts
 from pipelines.serving.limits import RequestLimits
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import Access, Health, build_api
+from pipelines.serving.routes import Access, build_api
 
 CONTEXT = 2048
 

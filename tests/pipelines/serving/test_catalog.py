@@ -10,12 +10,13 @@ import httpx
 import pytest
 
 from pipelines.serving.access_log import RequestIds
+from pipelines.serving.backend import Health
 from pipelines.serving.catalog import Catalog, Model
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import Health, build_api
+from pipelines.serving.routes import build_api
 
 FAST = {"prompt": "Go", "max_tokens": 2, "temperature": 0}
 

@@ -23,12 +23,13 @@ from pipelines.serve import APP_NAME
 from pipelines.serving import gateway
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.admission import Admission
+from pipelines.serving.backend import Health
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.gateway import Replicas
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import Health, build_api
+from pipelines.serving.routes import build_api
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -38,7 +39,7 @@ def test_the_front_process_needs_no_torch() -> None:
     code = (
         "import sys\n"
         "import pipelines.serving.gateway\n"
-        "from pipelines.serving.dialects.body import parse_body\n"
+        "from pipelines.serving.dialects.parsing import parse_body\n"
         "from pipelines.serving.dialects.chat import ChatBody\n"
         'parse_body(ChatBody, b\'{"messages": [{"role": "user", "content": "x"}], "remasking": "random"}\')\n'
         "print(sorted({'torch', 'transformers', 'tokenizers', 'jinja2'} & set(sys.modules)))\n"
@@ -136,7 +137,9 @@ class Controller:
         self.asked += 1
         if self.state is None:
             raise TimeoutError("the controller is busy")
-        message = 'Traceback (most recent call last):\n  File "/home/somebody/serve.py", line 3\nKeyError: secret'
+        message = (
+            'Traceback (most recent call last):\n  File "/home/somebody/serve.py", line 3\nKeyError: secret'
+        )
         replicas = [{"state": ReplicaState.RUNNING}] * self.running or [{"state": ReplicaState.STARTING}]
         denoiser = {"status": self.state, "message": message, "replicas": replicas}
         deployments = {Handle.deployment_name: denoiser}

@@ -26,11 +26,12 @@ from pipelines.serve import serve
 from pipelines.serving import multiplexed
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.args import ServeArgs
+from pipelines.serving.backend import Health
 from pipelines.serving.dialects.calls import AnyBody
 from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.multiplexed import MultiplexedDenoiser, Offered
 from pipelines.serving.reports import REPORT_EVERY_S
-from pipelines.serving.routes import Health, build_api
+from pipelines.serving.routes import build_api
 from pipelines.serving.scaling import MEAN_REQUEST, REPLIES, USUAL_REQUEST, WORK
 from pipelines.stage.cluster import ClusterConfig
 

@@ -9,8 +9,8 @@ import pytest
 
 from llada.sampling.events import Finished, Text, Token
 from llada.tokenizer import train_tokenizer
-from pipelines.serving.dialects.body import parse_body
 from pipelines.serving.dialects.chat import ChatBody, ChatWriter
+from pipelines.serving.dialects.parsing import parse_body
 from pipelines.serving.errors import RequestError
 from pipelines.serving.prompts import PromptEncoder
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipelines.serving.dialects.body import parse_body
+from pipelines.serving.dialects.parsing import parse_body
 from pipelines.serving.dialects.responses import ResponsesBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.replica import Denoiser
