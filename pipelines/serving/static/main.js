@@ -28,7 +28,9 @@ const element = (name, className, content = "") => Object.assign(document.create
 async function ask(question, askedIn = mode) {
   for (const reply of latest) reply.fold();
   const turn = element("article", "turn");
-  turn.append(element("p", "said", question));
+  const said = element("p", "said");
+  said.append(element("span", "sr", "You: "), question);
+  turn.append(said);
   talk.append(turn);
   $("welcome").hidden = true;
   if (askedIn === "chat") conversation.ask(question);
@@ -53,7 +55,7 @@ async function answer(turn, question, askedIn) {
   turn.scrollIntoView({ block: "start" });
   running = new AbortController();
   $("send").textContent = "Stop";
-  $("status").textContent = "";
+  $("status").textContent = "The reply is being written.";
   const signal = running.signal;
   await Promise.all(sides.map(side => receive(latest[side], askedIn === "chat"
     ? conversation.reply({
@@ -82,6 +84,7 @@ async function receive(reply, chunks) {
 function note(turn, number) {
   const said = turn.querySelector(".trimmed") ?? turn.insertBefore(element("p", "note trimmed"), turn.querySelector(".replies"));
   said.textContent = number === 1 ? "The oldest turn no longer fits and is left out." : `The ${number} oldest turns no longer fit and are left out.`;
+  $("status").textContent = said.textContent;
 }
 
 // --- What one types --------------------------------------------------------------------------------------------------------
@@ -110,7 +113,7 @@ function submit() {
   const question = mode === "chat" ? text.value.trim() : text.value;
   if (!question.trim() || !settings) return;
   if (mode === "infill" && !hasGap(question)) {
-    $("how").textContent = "There is no gap yet: type _ for each token that is to be written.";
+    $("how").textContent = $("status").textContent = "There is no gap yet: type _ for each token that is to be written.";
     return;
   }
   if (mode === "chat") text.value = "";

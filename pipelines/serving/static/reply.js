@@ -10,7 +10,7 @@ const GRACE_MS = 350; // a reply that is complete by then is laid out by its own
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const MARKUP = `
-  <p class="name" hidden></p>
+  <p class="name" aria-hidden="true" hidden></p>
   <div class="tokens waiting" aria-hidden="true"></div>
   <p class="sr text"></p>
   <div class="player" hidden>
@@ -41,6 +41,9 @@ export class Reply {
   constructor({ name, colour, around = ["", ""], onAgain }) {
     this.element = document.createElement("div");
     this.element.className = "reply";
+    this.element.setAttribute("role", "group");
+    this.element.setAttribute("aria-label", name || "Reply");
+    this.element.setAttribute("aria-busy", "true");
     this.element.innerHTML = MARKUP;
     this.#colour = colour;
     this.#around = around;
@@ -89,6 +92,7 @@ export class Reply {
     this.problem = problem;
     this.recording.close();
     const { recording, parts } = this;
+    this.element.removeAttribute("aria-busy");
     parts.text.textContent = this.text;
     parts.tokens.classList.remove("waiting");
     parts.figures.textContent = problem ? "" : this.#figures();
@@ -157,10 +161,16 @@ export class Reply {
     this.view.show(recording, step, this.#colour);
     this.slider.value = step;
     this.count.textContent = `step ${step} of ${recording.numSteps}`;
-    this.slider.setAttribute("aria-valuetext", this.count.textContent);
+    this.slider.setAttribute("aria-valuetext", [this.count.textContent, ...this.#cameAt(step)].join(": "));
     const [low, high] = this.#colour === "step" ? ["first", "last"] : ["sure", "unsure"];
     this.parts.legend.querySelector(".low").textContent = low;
     this.parts.legend.querySelector(".high").textContent = high;
+  }
+
+  /** The words that a step has written, for who does not see them appear. */
+  #cameAt(step) {
+    const words = this.recording.at(step).tokens.filter(token => token && token.text !== null && token.step === step - 1).map(token => token.text.trim());
+    return words.some(word => word) ? [words.filter(word => word).join(", ")] : [];
   }
 
   #figures() {

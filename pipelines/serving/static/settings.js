@@ -82,11 +82,12 @@ export class Settings {
 
   #systemPrompt() {
     const input = element("textarea", { id: "system", rows: 2, value: this.system });
+    input.setAttribute("aria-describedby", "system-help");
     input.addEventListener("input", () => { this.system = input.value; });
     return element("div", { className: "knob wide" },
       element("label", { htmlFor: "system", textContent: "System prompt" }),
       input,
-      element("p", { className: "help", textContent: "Stands before the conversation. Gaps are filled without it." }));
+      element("p", { id: "system-help", className: "help", textContent: "Stands before the conversation. Gaps are filled without it." }));
   }
 
   #sideChoice() {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import time
 import warnings
@@ -295,7 +296,9 @@ def test_the_slider_and_the_button_replay_a_reply(visit: Any) -> None:
     slider.press("ArrowRight")
     slider.press("ArrowRight")
     expect(output).to_have_text(f"step 2 of {number}")
-    assert slider.get_attribute("aria-valuetext") == f"step 2 of {number}"
+    fresh = [text for text in page.locator(".token.fresh").all_inner_texts() if text.strip()]
+    said = f"step 2 of {number}" + (f": {', '.join(fresh)}" if fresh else "")
+    assert slider.get_attribute("aria-valuetext") == said
     assert page.locator(".block.now").count() == 1
     page.get_by_role("button", name="Play").press("Enter")
     expect(page.get_by_role("button", name="Pause")).to_be_focused()
@@ -446,6 +449,34 @@ def test_copy_regenerate_and_stop(visit: Any, network: Slow) -> None:
     page.keyboard.press("Escape")
     expect(page.locator("#send")).to_have_text("Send")
     expect(page.locator(".reply .note").last).to_have_text("Stopped.")
+
+
+def test_who_does_not_see_the_page_is_told_the_same(visit: Any, network: Slow) -> None:
+    """The tree that a screen reader reads: everything has its name, who says what is said, a reply is announced. (What a step
+    has written is in the test of the slider.)"""
+    visitor = visit(**DESK)
+    page, status = visitor.page, visitor.page.get_by_role("status")
+    visitor.set(**DRAWN)
+    network.pause_s = 0.2
+    page.get_by_role("textbox", name="Message").fill("Go on!")
+    page.keyboard.press("Enter")
+    expect(status).to_have_text("The reply is being written.")
+    assert page.get_by_role("group", name="Reply").get_attribute("aria-busy") == "true"
+    network.pause_s = 0
+    expect(page.locator(".figures")).to_contain_text("tokens")
+    reply = str(page.locator(".reply .text").text_content())
+    expect(status).to_have_text(reply)
+    assert page.get_by_role("group", name="Reply").get_attribute("aria-busy") is None
+    page.get_by_role("button", name="Settings").click()
+    drawer = page.locator("#settings").aria_snapshot()
+    page.keyboard.press("Escape")
+    tree = page.locator("body").aria_snapshot()
+    print(tree)
+    for part in ("- main:", '- group "Conversation":', "- article:", '- group "Reply":', '- form "Ask":'):
+        assert part in tree, tree
+    assert "You: Go on!" in tree
+    nameless = r"^ *- (?:button|slider|textbox|radio|combobox|spinbutton|group|form|dialog)(?: \[.*\])?:?$"
+    assert re.findall(nameless, f"{drawer}\n{tree}", re.MULTILINE) == []
 
 
 def test_the_keyboard_reaches_everything_in_order(visit: Any) -> None:
