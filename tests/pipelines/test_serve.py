@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -278,6 +279,12 @@ class TestServe:
             error = response.json()["error"]
             assert error.keys() == {"message", "type", "param", "code"}
             assert error["code"] == code
+
+    def test_what_readme_shows_of_it(self, server: httpx.Client, capsys: pytest.CaptureFixture[str]) -> None:
+        pytest.importorskip("openai", reason="needs the package openai")
+        (block,) = re.findall(r"```py\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+        exec(compile(block.replace("http://localhost:8000", str(server.base_url)), "README.md", "exec"), {})
+        assert capsys.readouterr().out.strip()
 
     def test_openais_own_client(self, server: httpx.Client) -> None:
         openai = pytest.importorskip("openai", reason="needs the package openai")

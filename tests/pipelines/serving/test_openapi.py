@@ -68,6 +68,7 @@ def test_what_the_schema_allows_gets_what_it_promises(short_api: FastAPI) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_same_at_length(short_api: FastAPI) -> None:
     check_statuses(fuzz(short_api, int(os.environ.get("FUZZ_EXAMPLES", "400"))))
 
