@@ -49,6 +49,7 @@ from pipelines.stage.cluster import ClusterConfig, connect, load_cluster, requir
 from pipelines.stage.command import Flat, parse, run_command
 from pipelines.stage.delivery import registered_name
 from pipelines.stage.interruption import interruptible
+from pipelines.stage.own_ray import is_own_ray, make_serve_patient
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -227,6 +228,8 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
     require_room("min_replicas", least, cpus, args.gpus_per_replica or 0)
     app = build_app(args)
     is_redeploy = _serve_runs() and APP_NAME in serve.status().applications
+    if is_own_ray():
+        make_serve_patient()
     try:
         serve.start(http_options={"host": args.host, "port": args.port})
         with _saying_what_is_missing():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -71,6 +72,14 @@ OWN_RAY = {
 log = logging.getLogger(__name__)
 
 
+def _free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def is_own_ray() -> bool:
     """Whether this process has started the Ray that it is connected to."""
     return own_node() is not None
@@ -107,9 +116,18 @@ def spare_start() -> Iterator[None]:
     """For a `with` block, ray.init is patient, and starts no log monitor (it reads the workers' output for a driver that prints
     it), no autoscaler and no dashboard. Ray has no settings for that."""
     from ray._private.node import Node
+    from ray._raylet import persist_port  # type: ignore[attr-defined]
 
-    kept = {name: getattr(Node, name) for name in _NOT_STARTED}
-    for name, instead in _NOT_STARTED.items():
+    kept = {name: getattr(Node, name) for name in (*_NOT_STARTED, "start_raylet")}
+
+    def start_raylet(node: Any, *arguments: Any) -> None:
+        # Its agents, Python programs, have 15 s to write down the ports that they have found, else it aborts: it is told before.
+        for name, port in zip(_AGENT_PORTS, _free_ports(len(_AGENT_PORTS)), strict=True):
+            setattr(node._ray_params, name, port)
+            persist_port(node._session_dir, node._node_id, name, port)
+        kept["start_raylet"](node, *arguments)
+
+    for name, instead in {**_NOT_STARTED, "start_raylet": start_raylet}.items():
         setattr(Node, name, instead)
     try:
         with patient_start():
@@ -132,6 +150,13 @@ def _say_no_dashboard(node: Any, **_: Any) -> None:
     )
 
 
+# As Ray's parameters and its files in the session's folder call them.
+_AGENT_PORTS = (
+    "metrics_agent_port",
+    "metrics_export_port",
+    "dashboard_agent_listen_port",
+    "runtime_env_agent_port",
+)
 _NOT_STARTED = {
     "start_log_monitor": _nothing,
     "start_monitor": _nothing,
@@ -163,6 +188,13 @@ def patient_start() -> Iterator[None]:
         yield
     finally:
         services.get_node = ask
+
+
+def make_serve_patient() -> None:
+    """Serve's proxies are waited for as long as a node; Ray has no setting for its own 60 s."""
+    from ray.serve._private import api
+
+    api.HTTP_PROXY_TIMEOUT = int(START_TIMEOUT_S)
 
 
 def _has_died(name: str) -> bool:

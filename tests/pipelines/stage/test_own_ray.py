@@ -1,9 +1,13 @@
+import inspect
+import socket
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from pipelines.stage.own_ray import OWN_RAY, is_own_ray
+from pipelines.stage import own_ray
+from pipelines.stage.own_ray import OWN_RAY, is_own_ray, own_node
 
 
 def test_every_setting_is_one_that_this_ray_knows():
@@ -23,6 +27,28 @@ def test_every_setting_is_one_that_this_ray_knows():
         if f'"{name}"' not in sources and f"\0{name.removeprefix('RAY_')}\0".encode() not in raylet
     ]
     assert unknown == []
+
+
+def test_serve_waits_as_long_as_a_node_is_waited_for():
+    """At the name that Ray looks up as it waits, not at one that it has copied before."""
+    from ray.serve._private import api
+
+    own_ray.make_serve_patient()
+    assert api.HTTP_PROXY_TIMEOUT == own_ray.START_TIMEOUT_S
+    assert "timeout=HTTP_PROXY_TIMEOUT" in inspect.getsource(api.serve_start)
+
+
+@pytest.mark.integration
+def test_its_agents_are_where_its_raylet_was_told(local_ray):
+    node, deadline = own_node(), time.monotonic() + 120
+    for port in (node.metrics_agent_port, node.dashboard_agent_listen_port, node.runtime_env_agent_port):
+        while True:
+            try:
+                socket.create_connection((node.node_ip_address, port), timeout=5).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, port
+                time.sleep(0.2)
 
 
 @pytest.mark.integration
