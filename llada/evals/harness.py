@@ -259,7 +259,8 @@ class HarnessModel(TemplateLM):
             suffix: list[int] = []
             if gap := wishes.get("gap"):
                 suffix = self.tok_encode(request.doc[gap["suffix"]])
-                wishes = {"max_gen_toks": len(self.tok_encode(request.doc[gap["answer"]])), **wishes}
+                masks = len(self.tok_encode(request.doc[gap["answer"]]))
+                wishes = {"max_gen_toks": max(1, masks), **wishes}
             sampling, stop = self.writer.settings(wishes)
             room = self.max_length - sampling["gen_length"]
             ids = self.tok_encode(prompt) or [self.prefix_token_id]

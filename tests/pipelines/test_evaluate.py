@@ -210,7 +210,7 @@ def test_two_results_are_compared(tmp_path, capsys):
     ],
     ids=str,
 )
-def test_a_task_on_two_workers_and_after_a_loss_is_that_of_one(names, folders, records, tmp_path):
+def test_a_task_on_two_workers_and_after_a_loss_is_that_of_one(names, folders, records, local_ray, tmp_path):
     (tmp_path / "notes.txt").write_text("The cat sat on the mat, and it was late. " * 40)
     _write_lines(tmp_path / "poems.jsonl", [{"first": f"The {n}", "second": "it"} for n in range(12)])
     rows = [{"text": f"{who} {n}", "label": who} for n in range(10) for who in ("The cat", "It was")]

@@ -194,14 +194,17 @@ def _settings_of(how: Protocol, model: HarnessModel, tasks: Sequence[Any]) -> di
         settings["score"] = score
     for task in tasks:
         if task.OUTPUT_TYPE == "generate_until":
-            sampling, stop = model.writer.settings(task.config.generation_kwargs)
+            wishes = task.config.generation_kwargs
+            # A gap is as long as its answer, where nothing else is said.
+            own_length = "gap" in wishes and how.gen_length is None
+            sampling, stop = model.writer.settings({**({"max_gen_toks": 1} if own_length else {}), **wishes})
             config = from_dict(SamplingConfig, sampling)
             in_force = settings_in_force(config) if model.writer.is_causal else config.in_force()
             settings["sampling"], settings["stop"] = {**in_force, "seed": how.score.seed}, stop
-            if "gap" in task.config.generation_kwargs:
+            if "gap" in wishes:
                 settings["is_infilling"] = True
-                if how.gen_length is None:
-                    settings["sampling"]["gen_length"] = "as the answer"
+            if own_length:
+                settings["sampling"]["gen_length"] = "as the answer"
     return settings
 
 

@@ -231,6 +231,28 @@ def test_every_benchmark_of_the_papers_runs_on_real_rows(
     )
 
 
+def test_a_gap_is_as_long_as_its_answer_where_nothing_else_is_said(
+    data: Path,
+    save_checkpoint: Callable[..., str],
+    evaluation_of: Callable[[str, EvaluateConfig], Evaluation],
+    tmp_path: Path,
+) -> None:
+    benchmarks = BenchmarkConfig(("humaneval_fim_masks",), data=str(data), allow_code_execution=True, limit=1)
+    model = save_checkpoint(tmp_path / "model", context=160)
+    evaluation = evaluation_of(model, EvaluateConfig(benchmarks=benchmarks))
+    found = run_benchmarks(evaluation)["benchmarks"]["humaneval_fim_masks"]
+    assert found["settings"]["is_infilling"]
+    assert found["settings"]["sampling"]["gen_length"] == "as the answer"
+    _, tokenizer = load(model)
+    for task in found["tasks"]:
+        line = json.loads(Path(evaluation.output, "benchmarks", f"{task}.jsonl").read_text().splitlines()[0])
+        (masks,) = map(len, encode_texts(tokenizer, [line["doc"]["canonical_solution"]]))
+        (request,) = line["requests"]
+        # A forward for each of its masks, unless an end of text came first.
+        assert 0 < request["nfe"] <= masks
+        assert (request["nfe"] == masks) or len(request["reveal_step"]) < masks
+
+
 def test_choices_are_judged_in_the_order_in_which_they_were_asked(
     model: str, evaluation_of: Callable[[str, EvaluateConfig], Evaluation], tmp_path: Path
 ) -> None:
