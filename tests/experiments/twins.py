@@ -30,8 +30,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from sampling_model import machine
 
 from llada.data.tokens.manifest import write_index
-from llada.data.tokens.packing import PackedRows, answer_tokens
-from llada.data.tokens.shards import load_unigram_counts, write_shard, write_unigram_counts
+from llada.data.tokens.packing import Kind, PackedRows, answer_tokens
+from llada.data.tokens.shards import TokenDataset, load_unigram_counts, write_shard, write_unigram_counts
 from llada.diffusion.objective import ObjectiveConfig
 from llada.diffusion.time import TimeConfig
 from llada.model.predict import device_of
@@ -84,20 +84,28 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def write_rows(folder: Path, splits: Mapping[str, tuple[np.ndarray, np.ndarray]], vocab_size: int) -> None:
     """A prepared folder with an example in each row: by split the tokens (R, L) and how many at a row's beginning are a prompt
     (R,), which is seen and never asked for."""
-    entries = {}
+    packed = {}
     for split, (tokens, prompts) in splits.items():
         R, L = tokens.shape
         segments = np.stack([np.zeros(R), prompts, np.full(R, L)], axis=1).astype(np.uint32)
-        packed = PackedRows(tokens.astype(np.uint32), segments, np.arange(R + 1, dtype=np.uint64))
-        entry = write_shard(str(folder), split, "0", packed)
+        packed[split] = PackedRows(tokens.astype(np.uint32), segments, np.arange(R + 1, dtype=np.uint64))
+    write_packed(folder, packed, vocab_size)
+
+
+def write_packed(
+    folder: Path, splits: Mapping[str, PackedRows], vocab_size: int, kind: Kind = "pretrain"
+) -> None:
+    """A prepared folder of these rows by split."""
+    entries = {}
+    for split, packed in splits.items():
+        entry = write_shard(str(folder), split, "0", packed, list_lengths=kind == "sft")
         write_index(f"{folder}/{split}.parquet", [entry])
         entries[split] = {"rows": entry.rows, "tokens": entry.tokens, "indexes": [f"{split}.parquet"]}
-        if split == "train":
-            counts = np.bincount(answer_tokens(packed), minlength=vocab_size)
-            write_unigram_counts(str(folder), counts.astype(np.int64))
+    counts = np.bincount(answer_tokens(splits["train"]), minlength=vocab_size)
+    write_unigram_counts(str(folder), counts.astype(np.int64))
     dataset = {
-        "kind": "pretrain",
-        "row_length": L,
+        "kind": kind,
+        "row_length": splits["train"].tokens.shape[1],
         "vocab_size": vocab_size,
         "mask_token_id": MASK,
         "eos_token_id": EOS,
@@ -140,11 +148,12 @@ def train_network(
     validation_rows: int,
     precision: Precision = "fp32",
     compiled: bool = False,
+    initial_state: Mapping[str, Tensor] | None = None,
     stop_at: int | None = None,
     validate_every: int | None = None,
     report: EventSink | None = None,
 ) -> TrainResult:
-    """The trainer on a folder whose rows are as long as the network's. `rate` is Muon's; AdamW's, for embedding, head and
+    """The trainer on a folder of rows. `rate` is Muon's; AdamW's, for embedding, head and
     norms, is 0.3 of it. Without `validate_every` the end is validated alone."""
     config = RunConfig(
         objective=objective,
@@ -159,7 +168,7 @@ def train_network(
         ),
         train=TrainConfig(
             num_steps=num_steps,
-            global_batch_tokens=batch_rows * network.max_length,
+            global_batch_tokens=batch_rows * TokenDataset(str(data), "train").row_length,
             micro_batch_rows=batch_rows,
             precision=precision,
             compile=compiled,
@@ -176,6 +185,7 @@ def train_network(
         str(data),
         checkpoints=str(checkpoints),
         unigram_counts=load_unigram_counts(str(data)),
+        initial_state=initial_state,
         stop_at=stop_at,
         report=report,
     )
