@@ -32,6 +32,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]
     lines.append({"messages": [{"role": "user", "content": "What is 3?"}], "id": 4})
     lines.append({"prompt": "far too long " * 100, "id": 5})
+    # Which the template does not write.
+    lines.append({"messages": [{"role": "user", "content": "The"}], "tools": [{"name": "look"}], "id": 6})
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(file)
 
@@ -57,15 +59,16 @@ def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, p
             cluster=ClusterConfig(min_replicas=actors, max_replicas=actors, cpus_per_replica=0.5),
             progress=False,
         )
-        assert manifest["counts"]["prompts"] == 6
-        assert manifest["counts"]["refused"] == 1
-        assert manifest["counts"]["shards"] == -(-6 // shard_rows)
+        assert manifest["counts"]["prompts"] == 7
+        assert manifest["counts"]["refused"] == 2
+        assert manifest["counts"]["shards"] == -(-7 // shard_rows)
         runs.append(written(output))
     assert runs[0] == runs[1] == runs[2]
     found = answers(str(tmp_path / "rows-16"))
-    assert [answer["id"] for answer in found] == [answer["index"] for answer in found] == [0, 1, 2, 3, 4, 5]
-    refused = found[5]
-    assert "exceeds the context length of 96" in refused["error"]
+    assert [answer["id"] for answer in found] == [answer["index"] for answer in found] == list(range(7))
+    assert [number for number, answer in enumerate(found) if "error" in answer] == [5, 6]
+    assert "exceeds the context length of 96" in found[5]["error"]
+    assert "does not write tools" in found[6]["error"]
     model, tokenizer = llada.load(stages.model)
     alone = complete_texts(model, tokenizer, ["A model restores"], sampling, seed=[3 + 1])[0]
     told = ("text", "finish_reason", "tokens", "nfe")
@@ -91,7 +94,7 @@ def test_settings_that_the_model_cannot_follow_are_no_matter_of_a_line(stages):
 def test_finished_shards_are_not_done_again(stages, tmp_path, prompts):
     output = str(tmp_path / "generations")
     options = {"model": stages.model, "prompts": [prompts], "output": output, "cluster": stages.cluster}
-    config = GenerateConfig(sampling=stages.recipe.sampling, shard_rows=3)
+    config = GenerateConfig(sampling=stages.recipe.sampling, shard_rows=4)
     generate(config, progress=False, **options)
     first = written(output)
     kept, lost = sorted(Path(output, "generations").iterdir())
@@ -162,23 +165,6 @@ def test_bad_prompt_files(stages, tmp_path, name, content, message):
             output=str(tmp_path / "o"),
             cluster=stages.cluster,
         )
-
-
-def test_tools_are_written_by_the_template_or_the_line_is_refused(stages, tmp_path):
-    asked = {"messages": [{"role": "user", "content": "The"}]}
-    lines = [{**asked, "tools": [{"name": "look"}]}, asked]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    generate(
-        GenerateConfig(sampling=stages.recipe.sampling),
-        model=stages.model,
-        prompts=[str(tmp_path / "prompts.jsonl")],
-        output=str(tmp_path / "o"),
-        cluster=stages.cluster,
-        progress=False,
-    )
-    refused, answered = answers(str(tmp_path / "o"))
-    assert "does not write tools" in refused["error"]
-    assert answered["text"]
 
 
 def test_no_field_of_a_line_is_lost(stages, tmp_path):

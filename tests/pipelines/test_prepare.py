@@ -192,7 +192,7 @@ def test_sft_with_the_tokenizer_of_a_prepared_folder(prepared, tmp_path, kind):
     assert not rows.maskable[:, 0].any()
 
 
-def test_tracking(local_ray, corpus, tmp_path):
+def test_tracking(local_ray, corpus, tmp_path, tracking_uri):
     output = str(tmp_path / "out")
     with tracked("prepare", output) as tracker:
         manifest = run(CONFIG, corpus, output, tracker=tracker)

@@ -417,12 +417,14 @@ def command(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("seed", [0, *LONGER])
-def test_a_killed_driver_is_made_good_by_the_same_command(crowded, undisturbed, tokenizer, tmp_path, seed):
+def test_a_killed_driver_is_made_good_by_the_same_command(
+    crowded, undisturbed, tokenizer, tmp_path, tracking_uri, seed
+):
     """SIGKILL of the command at a random moment after its first unit; rerun, only what is missing is done."""
     recipe = replace(tiny(), prepare=crowded_config(tokenizer))
     (tmp_path / "recipe.json").write_text(to_json(recipe))
     arguments = [str(tmp_path / "recipe.json"), "--input", str(crowded), "--output", str(tmp_path / "out")]
-    arguments += ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--no-progress"]
+    arguments += ["--tracking-uri", tracking_uri, "--no-progress"]
     with open(tmp_path / "log", "wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "pipelines.prepare", *arguments], stdout=log, stderr=log, cwd=REPOSITORY

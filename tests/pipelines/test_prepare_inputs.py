@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from pipelines.stage.artifact import read_manifest
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [f"Document number {i} speaks of {i * i} things, and of more." for i in range(60)]
 
 
@@ -119,15 +116,14 @@ def test_a_folder_as_people_have_them(local_ray, config, place, tmp_path, reques
     assert any("*.rar 1" in text for text in caplog.messages), "what is new and not read is told too"
 
 
-def test_the_terminal_says_what_was_left_out(tmp_path, config):
+def test_the_terminal_says_what_was_left_out(local_ray, llada, tmp_path, tracking_uri, config):
     for name, data in FILES.items():
         write_bytes(f"{tmp_path}/in/{name}", data)
-    base = [sys.executable, "-m", "pipelines.prepare", "tiny", "--row-length", "32", "--no-progress"]
-    base += ["--tokenizer", config.tokenizer, "--read.min-chars", "1"]
-    command = [*base, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    last_line = done.stdout.splitlines()[-1]
+    words = ["tiny", "--row-length", "32", "--no-progress", "--tokenizer", config.tokenizer]
+    words += ["--read.min-chars", "1", "--tracking-uri", tracking_uri]
+    code, out, err = llada("prepare", *words, "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/out")
+    assert code == 0, err
+    last_line = out.splitlines()[-1]
     assert last_line.startswith("left out: files 5: *.jsonl.lz4 1 (in/f.jsonl.lz4), *.md 1 (in/README.md)")
     assert last_line.endswith("; records that hold no text 1: warcinfo 1")
 

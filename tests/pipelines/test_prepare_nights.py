@@ -82,6 +82,7 @@ def test_nights_on_a_bucket_that_grows(
     local_ray: Path,
     s3_url: str,
     tmp_path: Path,
+    tracking_uri: str,
     llada: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
     is_killed: bool,
@@ -101,7 +102,7 @@ def test_nights_on_a_bucket_that_grows(
     )
     (tmp_path / "recipe.json").write_text(to_json(replace(tiny(), prepare=prepare)))
     command = ["prepare", str(tmp_path / "recipe.json"), "--input", raw, "--output", output]
-    command += ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--no-progress"]
+    command += ["--tracking-uri", tracking_uri, "--no-progress"]
 
     # The first night.
     put(f"{raw}/2026-11-01/a.jsonl", texts[:20])

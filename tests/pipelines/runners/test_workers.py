@@ -94,12 +94,14 @@ def test_a_killed_worker_changes_nothing(stages, undisturbed, tmp_path):
     assert_same_run(output, undisturbed)
 
 
-def test_a_killed_driver_takes_its_ray_along_and_the_same_command_goes_on(stages, undisturbed, tmp_path):
+def test_a_killed_driver_takes_its_ray_along_and_the_same_command_goes_on(
+    stages, undisturbed, tmp_path, tracking_uri
+):
     """SIGKILL of the process that the user started, with a Ray of its own; then the same command again."""
     output, recipe = str(tmp_path / "killed"), tmp_path / "recipe.json"
     recipe.write_text(to_json(longer(stages.recipe)))
     command = [sys.executable, "-m", "pipelines.pretrain", str(recipe), "--data", stages.data]
-    command += ["--output", output, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    command += ["--output", output, "--tracking-uri", tracking_uri]
     with open(tmp_path / "log", "wb") as log:
         driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY)
         started: list[psutil.Process] = []
@@ -126,7 +128,9 @@ def test_a_killed_driver_takes_its_ray_along_and_the_same_command_goes_on(stages
 @pytest.mark.parametrize(
     ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
-def test_an_interrupted_run_says_that_it_goes_on_and_leaves_no_process(stages, tmp_path, number, code):
+def test_an_interrupted_run_says_that_it_goes_on_and_leaves_no_process(
+    stages, tmp_path, tracking_uri, number, code
+):
     """Ctrl-C and SIGTERM while Ray trains, whose handlers are not ours."""
     output, recipe = str(tmp_path / "out"), tmp_path / "recipe.json"
     train_config = replace(stages.recipe.pretrain.train, num_steps=100_000, checkpoint_every=5)
@@ -142,7 +146,7 @@ def test_an_interrupted_run_says_that_it_goes_on_and_leaves_no_process(stages, t
         stages.data,
         "--no-progress",
     ]
-    command += ["--output", output, "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    command += ["--output", output, "--tracking-uri", tracking_uri]
 
     def default() -> None:  # whoever runs the tests may ignore Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
