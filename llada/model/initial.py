@@ -6,12 +6,16 @@ that a worker draws are those of the whole, at any number of workers, on its own
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from llada.diffusion.noise import normals, row_keys, stream_key
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 # Numbers that are drawn at once, in float64.
 _CHUNK = 1 << 20
@@ -23,15 +27,25 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether several workers hold a tensor together. Their kind of tensor is imported where there are several only: it takes
+    as long as half of torch."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def local_rows(parameter: Tensor) -> tuple[Tensor, int]:
     """What this worker holds of a parameter, a plain tensor, and the number of its first row in the whole."""
-    from torch.distributed.tensor import DTensor, Replicate, Shard
+    if not is_sharded(parameter):
+        return parameter, 0
+    from torch.distributed.tensor import Replicate, Shard
 
     # Private: the place of a shard in the whole is asked by whoever checkpoints or fills one, and torch has no public answer.
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    if not isinstance(parameter, DTensor):
-        return parameter, 0
     assert all(type(p) is Replicate or p == Shard(0) for p in parameter.placements), parameter.placements
     _, offset = compute_local_shape_and_global_offset(
         parameter.shape, parameter.device_mesh, parameter.placements

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from llada.model.initial import is_sharded
 
 
 class Bf16AdamW(torch.optim.AdamW):
@@ -54,7 +55,7 @@ class Bf16AdamW(torch.optim.AdamW):
 def local_shard(tensor: Tensor | None) -> Tensor:
     """This worker's shard, or the tensor itself."""
     assert tensor is not None
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def assign_unless(skipped: Tensor | None, old: Tensor, new: Tensor) -> None:

@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 # Private, because public Muon scales its rate only inside its own step; torch's own factor keeps us equal to it.
 from torch.optim._muon import _adjust_lr
 
+from llada.model.initial import is_sharded
 from llada.settings import check_limits, limited, require
 from llada.training.adamw import Bf16AdamW, assign_unless, local_shard
 from llada.training.parallel import resolve_precision
@@ -148,7 +148,7 @@ class ShardedMuon(torch.optim.Muon):
             def orthogonalise(matrix: Tensor, group: dict = group) -> Tensor:
                 return newton_schulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
 
-            if isinstance(params[0], DTensor):
+            if is_sharded(params[0]):
                 mesh = params[0].device_mesh
                 shards = mesh.get_group(mesh.ndim - 1)  # HSDP's copies each do the same
                 updates = map_whole_matrices(updates, [p.shape for p in params], orthogonalise, shards)

@@ -1,8 +1,9 @@
 """Parallelism and precision, applied to the network from outside.
 
 FSDP2 (`fully_shard`) whenever there are several workers, over all of them or (HSDP) over groups of them; autocast otherwise.
-The network does not know. At any number of workers the residual stream, the embedding's rows and the products are of the
-compute dtype, while norms and rotary positions are computed, and gradients reduced, in float32.
+The network does not know, and where one works alone, nothing of it is imported. At any number of workers the residual
+stream, the embedding's rows and the products are of the compute dtype, while norms and rotary positions are computed, and
+gradients reduced, in float32.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from llada.errors import UserError
 from llada.model.compilation import for_many_kinds
+from llada.model.initial import is_sharded
 from llada.model.lora import LoraConfig, add_adapters
 from llada.model.transformer import ModelConfig, Transformer
 
@@ -143,6 +142,9 @@ def _use_float8(layer: nn.Module, device: torch.device) -> None:
 def _shard(
     model: Transformer, device: torch.device, dtype: torch.dtype, num_workers: int, shard_workers: int
 ) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     if shard_workers == num_workers:
         mesh = init_device_mesh(device.type, (num_workers,))
     else:
@@ -201,8 +203,11 @@ class _EveryOther:
 def begin_micro_batch(model: nn.Module, *, is_last: bool) -> None:
     """Say whether this is the step's last one. Each gives its gradients to those who keep them, so that nobody holds them
     whole; between the copies of HSDP they are added at the end only. The embedding and the head stay whole until then."""
-    if not isinstance(model, FSDPModule):
+    if world()[1] == 1:
         return
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(model, FSDPModule)
     model.set_is_last_backward(is_last)
     model.set_requires_all_reduce(is_last)
     for module in (model, model.embed, model.norm):
@@ -215,6 +220,10 @@ def reshard(model: nn.Module) -> None:
 
     FSDP keeps the head's gathered for the backward pass that usually follows.
     """
+    if world()[1] == 1:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -236,12 +245,12 @@ def evaluating(model: nn.Module, device: torch.device, dtype: torch.dtype) -> It
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Clip to a global norm (0: measure only) and return the norm before clipping, a plain scalar tensor."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm if max_norm > 0 else float("inf"))
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if is_sharded(norm) else norm
 
 
 def full_tensor(shard: Tensor, *, wanted: bool = True) -> Tensor:
     """The whole of a tensor, on the CPU; an empty one where it is not wanted. A collective for a sharded one."""
-    full = shard.full_tensor() if isinstance(shard, DTensor) else shard
+    full = shard.full_tensor() if is_sharded(shard) else shard
     return full.cpu() if wanted else full.new_empty(0)
 
 

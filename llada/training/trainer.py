@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,8 +25,6 @@ from llada.model.transformer import ModelConfig, Transformer
 from llada.settings import require
 from llada.training.batches import BatchStream, StepBatch
 from llada.training.checkpoint.folder import complete_checkpoints
-from llada.training.checkpoint.restore import restore
-from llada.training.checkpoint.save import Checkpoints
 from llada.training.ema import WeightAverage, averaged_weights
 from llada.training.events import (
     Event,
@@ -55,6 +54,9 @@ from llada.training.preemption import Departure, PreemptedError
 from llada.training.profile import StepProfiler
 from llada.training.run import RunConfig, open_splits, run_identity, run_length
 from llada.training.validation import Validation
+
+if TYPE_CHECKING:
+    from llada.training.checkpoint.save import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ def train(
             `max_rollbacks` times; a checkpoint from before is left.
         OutOfMemoryError: a device, or a CPU's host, has no memory left.
     """
+    # Here and in `_train`, because who starts a training elsewhere need not wait for torch's checkpoints, half of torch's start.
+    from llada.training.checkpoint.save import Checkpoints
+
     with (
         explaining_out_of_memory(model_config, config, data),
         Checkpoints(
@@ -165,6 +170,8 @@ def _train(
     enter: Callable[[str], None],
 ) -> TrainResult:
     """See `train`."""
+    from llada.training.checkpoint.restore import restore
+
     rank, num_workers = world()
     device = training_device()
     dtype = resolve_precision(config.train.precision, device)

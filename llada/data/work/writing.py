@@ -6,8 +6,7 @@ import functools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from llada.data.dedup.removal import Repeats, repeated_documents, repeated_lines
 from llada.data.outcomes import Report
@@ -18,6 +17,9 @@ from llada.data.work.job import PackJob
 from llada.data.work.units import Unit
 from llada.files import file_sizes, join, local_path, read_bytes
 from llada.tokenizer import load_tokenizer, vocab_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+# These two are imported by a training that begins.
+import llada.training.checkpoint.restore
+import llada.training.checkpoint.save  # noqa: F401
 from llada.diffusion.batch import MicroBatch
 from llada.diffusion.objective import objective_loss
 from llada.model.transformer import ModelConfig
