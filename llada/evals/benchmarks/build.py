@@ -85,6 +85,8 @@ def settle_documents(task: Any) -> Any:
     task.config.process_docs = once
     if task.fewshot_cfg.process_docs is make:
         task.fewshot_cfg.process_docs = once
+    if hasattr(task, "sampler"):  # whose documents were made with the task
+        task.sampler.replace_df(list(task.fewshot_docs()))
     return task
 
 
