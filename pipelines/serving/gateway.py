@@ -297,7 +297,7 @@ class Replicas:
     def _ask(self) -> Health:
         from ray.serve.context import _get_global_client
 
-        # Not serve.status(), which first makes objects of all this and pickles a class for it: 30 ms in which no stream goes on.
+        # Not serve.status(), which first makes objects of all this and pickles a class for it, while no stream goes on.
         client = _get_global_client()
         assert client is not None  # there is a Serve: we are one of its replicas
         application = client.get_serve_details()["applications"].get(self._handle.app_name, {})

@@ -305,6 +305,7 @@ def plot(report: dict[str, Any], target: Path) -> None:
 
     draw(left, report["by_level"]["LLaDA"], "LLaDA, confidence", "tab:blue")
     draw(left, report["by_level"]["autoregressive"], "autoregressive", "tab:orange")
+    left.set_xticks([int(level) for level in report["by_level"]["LLaDA"]])
     left.set_xlabel(report["level_name"])
     colours = {
         "left to right": "tab:orange", "confidence": "tab:blue", "margin": "tab:green", "random": "tab:red", "leftmost": "grey",

@@ -187,6 +187,8 @@ def plot(report: dict[str, Any], target: Path) -> None:
     for axis in (left, right):
         axis.set_xscale("log")
         axis.set_yscale("log")
+        for numbers in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            numbers("{x:g}")
         axis.set_ylabel("nats per byte, held out")
         axis.grid(alpha=0.3, which="both")
         axis.legend()

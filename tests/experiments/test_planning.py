@@ -86,6 +86,7 @@ def test_countdown_counts_every_way_to_the_target(script: ModuleType):
     assert not game.is_solved(problem, "\0" * 20)
 
 
-def test_the_readme_shows_the_committed_result(script: ModuleType):
-    report = json.loads((HERE / "results" / "sudoku.json").read_text())
+@pytest.mark.parametrize("game", ["sudoku", "countdown"])
+def test_the_readme_shows_the_committed_result(script: ModuleType, game: str):
+    report = json.loads((HERE / "results" / f"{game}.json").read_text())
     assert script.table(report) in (HERE.parents[1] / "README.md").read_text()

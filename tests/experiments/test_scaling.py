@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+HERE = Path(__file__).resolve().parent
 STORIES = b"<|endoftext|>".join(
     b"\nThe %s went to the %s.\n" % words for words in [(b"cat", b"sea"), (b"dog", b"hill")] * 20
 )
@@ -40,3 +41,8 @@ def test_a_power_law_is_fitted_as_it_is(script: ModuleType):
     a, b = script.fit(flops, 5 * flops**-0.07)
     assert b == pytest.approx(0.07)
     assert np.exp(a) == pytest.approx(5)
+
+
+def test_the_readme_shows_the_committed_result(script: ModuleType):
+    report = json.loads((HERE / "results" / "scaling.json").read_text())
+    assert script.table(report) in (HERE.parents[1] / "README.md").read_text()

@@ -15,6 +15,7 @@ import torch
 
 from llada.errors import UserError
 from llada.evals.autoregressive.writing import HEEDED
+from llada.evals.benchmarks.build import build_tasks
 from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.benchmarks.published import find_settings
 from llada.evals.benchmarks.run import run_benchmarks
@@ -256,7 +257,7 @@ def test_a_gap_is_as_long_as_its_answer_where_nothing_else_is_said(
 def test_choices_are_judged_in_the_order_in_which_they_were_asked(
     model: str, evaluation_of: Callable[[str, EvaluateConfig], Evaluation], tmp_path: Path
 ) -> None:
-    """GPQA's are shuffled."""
+    """GPQA's are shuffled, and its generator is that of whoever asked before."""
     rows = [
         {
             "Question": f"{n}?",
@@ -266,6 +267,7 @@ def test_choices_are_judged_in_the_order_in_which_they_were_asked(
         for n in range(12)
     ]
     (tmp_path / "gpqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_tasks("gpqa", data=str(tmp_path), num_fewshot=1, allow_code_execution=False)
     benchmarks = BenchmarkConfig(
         ("gpqa",), data=str(tmp_path), num_fewshot=1, score=ScoreConfig(num_samples=1)
     )
