@@ -11,6 +11,7 @@ first. What a worker has answered is not asked again by a rerun. The output has
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -230,6 +231,8 @@ def _ask(plan: _Plan, limit: int | None) -> dict[str, Any]:
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Without the bars and the advice of lm_eval and datasets, which say nothing that a user could act on."""
+    # First, because it says what to install where lm_eval is missing, with which datasets comes.
+    importlib.import_module("llada.evals.harness")
     import datasets
 
     log, level = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level

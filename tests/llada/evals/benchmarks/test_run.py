@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -252,6 +253,16 @@ def test_a_gap_is_as_long_as_its_answer_where_nothing_else_is_said(
         # A forward for each of its masks, unless an end of text came first.
         assert 0 < request["nfe"] <= masks
         assert (request["nfe"] == masks) or len(request["reveal_step"]) < masks
+
+
+def test_without_lm_eval_it_says_what_to_install(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "llada.evals.harness")
+    for name in ("lm_eval", "lm_eval.api.instance", "datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"^lm_eval is not installed: pip install 'llada-pipelines\[eval\]'$"):
+        run_benchmarks(evaluation)
 
 
 def test_choices_are_judged_in_the_order_in_which_they_were_asked(
