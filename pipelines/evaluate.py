@@ -116,6 +116,8 @@ def evaluate(
     needing = [name for name, task in zip(config.tasks, tasks, strict=True) if task.needs_data]
     if needing and data is None:
         raise UserError(f"the task {needing[0]} needs --data, a prepared folder")
+    for task in tasks:
+        task.needs(config)
     model, output, data = absolute(model), absolute(output), data and resolve_snapshot(absolute(data))
     require_checkpoint(model)
     if data and needing:

@@ -107,6 +107,10 @@ def no_files(config: EvaluateConfig) -> tuple[()]:
     return ()
 
 
+def no_needs(config: EvaluateConfig) -> None:
+    """Of a task that runs by any settings."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One measurement."""
@@ -114,6 +118,8 @@ class Task:
     measure: Callable[[Evaluation], Figures]
     needs_data: bool
     """Whether it reads a prepared folder, which must fit the checkpoint."""
+    needs: Callable[[EvaluateConfig], object] = no_needs
+    """What must be given. Raises UserError where it is not: before any task has begun."""
     heeds: tuple[str, ...] | None = None
     """The settings of `EvaluateConfig` that it makes use of; None: all."""
     reads: Callable[[EvaluateConfig], Sequence[str | None]] = no_files

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from llada.evals.benchmarks.run import benchmark_files, run_benchmarks
+from llada.evals.benchmarks.run import benchmark_files, needed_benchmarks, run_benchmarks
 from llada.evals.evaluation import Task
 from llada.evals.perplexity.corpora import find_corpora
-from llada.evals.perplexity.generative import GENERATED_FILE, measure_generative_perplexity
+from llada.evals.perplexity.generative import GENERATED_FILE, measure_generative_perplexity, needed_judge
 from llada.evals.perplexity.shards import measure_perplexity
-from llada.evals.perplexity.texts import measure_text_perplexity
-from llada.evals.reversal.task import REVERSAL_FILE, measure_reversal
+from llada.evals.perplexity.texts import measure_text_perplexity, needed_corpora
+from llada.evals.reversal.task import REVERSAL_FILE, measure_reversal, needed_poems
 from llada.evals.samples import write_samples
-from llada.evals.understanding import UNDERSTANDING_FILE, measure_understanding
+from llada.evals.understanding import UNDERSTANDING_FILE, measure_understanding, needed_rows
 from llada.registry import Registry
 
 TASKS: Registry[Task] = Registry(
@@ -24,12 +24,14 @@ TASKS: Registry[Task] = Registry(
         "text_perplexity": Task(
             measure_text_perplexity,
             needs_data=False,
+            needs=needed_corpora,
             heeds=("texts", "num_samples", "rows_per_block", "seed"),
             reads=lambda config: [corpus.url for corpus in find_corpora(config.texts.paths)],
         ),
         "benchmarks": Task(
             run_benchmarks,
             needs_data=False,
+            needs=needed_benchmarks,
             heeds=("benchmarks", "sampling"),
             reads=benchmark_files,
             reports=("benchmarks.md", "benchmarks.svg", "benchmarks/"),
@@ -37,6 +39,7 @@ TASKS: Registry[Task] = Registry(
         "generative_perplexity": Task(
             measure_generative_perplexity,
             needs_data=False,
+            needs=needed_judge,
             heeds=("generative", "sampling", "seed"),
             reads=lambda config: (config.generative.judge, config.generative.reference),
             reports=(GENERATED_FILE,),
@@ -44,6 +47,7 @@ TASKS: Registry[Task] = Registry(
         "reversal": Task(
             measure_reversal,
             needs_data=False,
+            needs=needed_poems,
             heeds=("poems",),
             reads=lambda config: (config.poems.data,),
             reports=(REVERSAL_FILE,),
@@ -51,6 +55,7 @@ TASKS: Registry[Task] = Registry(
         "understanding": Task(
             measure_understanding,
             needs_data=False,
+            needs=needed_rows,
             heeds=("understanding", "seed"),
             reads=lambda config: (config.understanding.train, config.understanding.test),
             reports=(UNDERSTANDING_FILE,),

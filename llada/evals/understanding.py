@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypedDict
 
 from llada.errors import UserError, hint
-from llada.evals.evaluation import Block, Evaluation, Figures, OpenModel
+from llada.evals.evaluation import Block, EvaluateConfig, Evaluation, Figures, OpenModel
 from llada.evals.local_rows import field_of, read_rows
 from llada.files import join, write_bytes
 from llada.model.hf import read_config
@@ -51,6 +51,16 @@ class Judgements(TypedDict):
     """Of the last step."""
 
 
+def needed_rows(config: EvaluateConfig) -> tuple[str, str]:
+    """The files to learn from and to be judged by. Raises UserError where one is not given."""
+    train, test = config.understanding.train, config.understanding.test
+    if train is None or test is None:
+        raise UserError(
+            "the task understanding needs --understanding.train and --understanding.test, files of labelled rows"
+        )
+    return train, test
+
+
 def measure_understanding(evaluation: Evaluation) -> Figures:
     """The figures of `score_answers`, each as "understanding/…", with "majority", what the commonest class of the training rows
     would have, "train_rows", "test_rows", "texts_cut". The answers are lines of understanding.jsonl.
@@ -58,10 +68,7 @@ def measure_understanding(evaluation: Evaluation) -> Figures:
     Raises UserError: no rows, no labels or one that training does not know, a checkpoint without a tokenizer.
     """
     config = evaluation.config.understanding
-    if config.train is None or config.test is None:
-        raise UserError(
-            "the task understanding needs --understanding.train and --understanding.test, files of labelled rows"
-        )
+    files = needed_rows(evaluation.config)
     folder = evaluation.fetch_model()
     network, _ = read_config(folder)
     tokenizer = checkpoint_tokenizer(folder, network)
@@ -76,14 +83,14 @@ def measure_understanding(evaluation: Evaluation) -> Figures:
         raise UserError(
             f'{evaluation.model} is autoregressive: at its first position it has seen nothing of the text; take pooling "last" or "mean"'
         )
-    training, test = read_labelled(config.train, config), read_labelled(config.test, config)
+    training, test = (read_labelled(file, config) for file in files)
     classes = class_names(training["labels"], config)
     encoded = [
         encode_rows(tokenizer, part["texts"], part["pairs"], config.pooling, length)
         for part in (training, test)
     ]
     wanted = [
-        targets(part["labels"], classes, url) for part, url in ((training, config.train), (test, config.test))
+        targets(part["labels"], classes, file) for part, file in zip((training, test), files, strict=True)
     ]
     build = partial(
         Finetuner, evaluation.open_model, config, len(classes), encoded[0].rows, wanted[0], encoded[1].rows

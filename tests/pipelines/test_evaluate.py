@@ -94,6 +94,15 @@ def test_evaluation_refuses_other_data(stages, tmp_path):
         evaluate(EvaluateConfig(), model=str(tmp_path / "none"), data=stages.data, **common)
 
 
+def test_what_a_later_task_needs_is_told_before_the_first_begins(stages, tmp_path):
+    config = EvaluateConfig(tasks=("samples", "generative_perplexity"))
+    with pytest.raises(UserError, match="needs --generative.judge"):
+        evaluate(
+            config, model=stages.pretrained, data=None, cluster=stages.cluster, output=str(tmp_path / "o")
+        )
+    assert not (tmp_path / "o").exists()
+
+
 def test_in_force_are_the_settings_of_the_chosen_tasks():
     samples = settings_in_force(EvaluateConfig(tasks=("samples",)), [TASKS["samples"]])
     assert set(samples) == {"tasks", "prompts", "sampling", "seed"}

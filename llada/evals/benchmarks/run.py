@@ -23,6 +23,7 @@ from llada.errors import UserError
 from llada.evals.autoregressive.writing import settings_in_force
 from llada.evals.benchmarks.build import build_tasks, data_files, settle_documents
 from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark
+from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.benchmarks.hub import data_errors
 from llada.evals.benchmarks.published import (
     Protocol,
@@ -37,7 +38,7 @@ from llada.evals.evaluation import EvaluateConfig, Evaluation, Figures
 from llada.evals.requests.worker import Setup
 from llada.files import join, write_bytes
 from llada.sampling.config import SamplingConfig
-from llada.settings import from_dict, hint
+from llada.settings import from_dict, hint, require
 
 if TYPE_CHECKING:
     from llada.evals.harness import HarnessModel
@@ -66,10 +67,7 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
     Raises UserError: no benchmark or an unknown one, data that cannot be had, programs that may not be run, a checkpoint without
     the tokenizer, chat template or context that is needed.
     """
-    config = evaluation.config.benchmarks
-    if not config.names:
-        raise UserError("the task benchmarks needs --benchmarks.names, such as hellaswag or gsm8k")
-    check_given(config.given)
+    config = needed_benchmarks(evaluation.config)
     figures: Figures = {}
     summaries: dict[str, Summary] = {}
     with _quiet_libraries():
@@ -88,6 +86,20 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
     figures["requests_cut"] = sum(summary["requests_cut"] for summary in rows)
     # As results.json gives it back.
     return dict(json.loads(json.dumps({**figures, "benchmarks": summaries})))
+
+
+def needed_benchmarks(config: EvaluateConfig) -> BenchmarkConfig:
+    """Raises UserError: no benchmark, a name that is no setting, the length of another task's texts."""
+    benchmarks, length = config.benchmarks, config.sampling.gen_length
+    if not benchmarks.names:
+        raise UserError("the task benchmarks needs --benchmarks.names, such as hellaswag or gsm8k")
+    check_given(benchmarks.given)
+    require(
+        length == SamplingConfig().gen_length or "samples" in config.tasks,
+        f"benchmarks: sampling.gen_length={length} is the length of the task samples; that of a benchmark is "
+        "benchmarks.gen_length",
+    )
+    return benchmarks
 
 
 def benchmark_files(config: EvaluateConfig) -> list[str]:

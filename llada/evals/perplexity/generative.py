@@ -33,7 +33,7 @@ from llada.evals.autoregressive.writing import (
     start_of_text,
     write_left_to_right,
 )
-from llada.evals.evaluation import Block, Evaluation, Figures, OpenModel
+from llada.evals.evaluation import Block, EvaluateConfig, Evaluation, Figures, OpenModel
 from llada.evals.perplexity.corpora import find_corpora, read_documents
 from llada.evals.perplexity.judge import GenerativeConfig, encode_documents, judge_tokenizer, open_judge
 from llada.files import absolute, join, write_bytes
@@ -69,6 +69,20 @@ class Judged(TypedDict):
     features: list[float] | None
 
 
+def needed_judge(config: EvaluateConfig) -> str:
+    """Its folder. Raises UserError: none, settings that always write the same text."""
+    judge = config.generative.judge
+    if judge is None:
+        raise UserError(
+            "the task generative_perplexity needs --generative.judge, an autoregressive checkpoint's folder"
+        )
+    if temperature_of(config.sampling) == 0:
+        raise UserError(
+            "these settings write the same text each time: set --sampling.remasking ancestral, or a --sampling.temperature"
+        )
+    return judge
+
+
 def measure_generative_perplexity(evaluation: Evaluation) -> Figures:
     """{"generative_perplexity", "generative_nats_per_token" and its "…_error", "sample_entropy" (nats) and its "…_error", "judged_tokens",
     and, with a reference, "mauve"}; each text is a line of generated.jsonl.
@@ -77,14 +91,7 @@ def measure_generative_perplexity(evaluation: Evaluation) -> Figures:
     without a tokenizer.
     """
     config, sampling = evaluation.config.generative, evaluation.config.sampling
-    if config.judge is None:
-        raise UserError(
-            "the task generative_perplexity needs --generative.judge, an autoregressive checkpoint's folder"
-        )
-    if temperature_of(sampling) == 0:
-        raise UserError(
-            "these settings write the same text each time: set --sampling.remasking ancestral, or a --sampling.temperature"
-        )
+    judge_folder = needed_judge(evaluation.config)
     folder = evaluation.fetch_model()
     network, _ = read_config(folder)
     if network.causal:
@@ -92,7 +99,7 @@ def measure_generative_perplexity(evaluation: Evaluation) -> Figures:
     tokenizer = checkpoint_tokenizer(folder, network)
     if tokenizer is None:
         raise UserError(f"{evaluation.model} has no tokenizer, which the task generative_perplexity needs")
-    judge = judge_tokenizer(evaluation.fetch_folder(absolute(config.judge)))
+    judge = judge_tokenizer(evaluation.fetch_folder(absolute(judge_folder)))
     reference = _read_reference(config)
 
     seeds = [evaluation.config.seed * 1_000_003 + number for number in range(config.num_texts)]

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from llada.diffusion.likelihood import bound_samples, summarise_bound
 from llada.errors import UserError
 from llada.evals.autoregressive.likelihood import next_token_nats
-from llada.evals.evaluation import Block, Evaluation, Figures, OpenModel
+from llada.evals.evaluation import Block, EvaluateConfig, Evaluation, Figures, OpenModel
 from llada.evals.perplexity.corpora import Corpus, find_corpora, read_documents
 from llada.evals.perplexity.shards import FED_TOKENS
 from llada.evals.perplexity.wrapping import Wrapped, Wrapping
@@ -115,6 +115,13 @@ def open_scorer(
     return TextScorer(open_model(fast=True)[0], num_samples, seed, url, block_length)
 
 
+def needed_corpora(config: EvaluateConfig) -> list[Corpus]:
+    """Raises UserError where none is given, or it is not there."""
+    if not config.texts.paths:
+        raise UserError("the task text_perplexity needs --texts.paths, files or folders of texts")
+    return find_corpora(config.texts.paths)
+
+
 def measure_text_perplexity(evaluation: Evaluation) -> Figures:
     """{"NAME/nats_per_token": …, "NAME/standard_error", "NAME/perplexity_bound" (of an autoregressive network, whose number is exact,
     "NAME/perplexity"), "NAME/bits_per_character", "NAME/bits_per_byte", each with "…_error", "NAME/published_perplexity_bound" where
@@ -123,9 +130,7 @@ def measure_text_perplexity(evaluation: Evaluation) -> Figures:
     Raises UserError: no files, a checkpoint without a tokenizer, a text shorter than a block.
     """
     whole, config = evaluation.config, evaluation.config.texts
-    if not config.paths:
-        raise UserError("the task text_perplexity needs --texts.paths, files or folders of texts")
-    corpora = find_corpora(config.paths)
+    corpora = needed_corpora(whole)
     folder = evaluation.fetch_model()
     network, _ = read_config(folder)
     tokenizer = checkpoint_tokenizer(folder, network)

@@ -78,6 +78,6 @@ class Writer:
         if settings["gen_length"] >= self.context:
             raise UserError(
                 f"lm_eval: {settings['gen_length']} tokens of an answer leave no room for a prompt in the context of "
-                f"{self.context}; give a smaller gen_length"
+                f"{self.context}; give a smaller benchmarks.gen_length, or gen_length to lm_eval"
             )
         return settings, [until] if isinstance(until, str) else list(until)

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from llada.errors import UserError
 from llada.evals.autoregressive.writing import never_written, write_left_to_right
-from llada.evals.evaluation import Block, Evaluation, Figures, OpenModel
+from llada.evals.evaluation import Block, EvaluateConfig, Evaluation, Figures, OpenModel
 from llada.evals.reversal.poems import ASKED, SAMPLING, is_right, read_questions
 from llada.files import join, write_bytes
 from llada.model.hf import read_config
@@ -36,15 +36,20 @@ class Answer(TypedDict):
     """The forward that wrote each token."""
 
 
+def needed_poems(config: EvaluateConfig) -> str:
+    """Their file. Raises UserError without one."""
+    if config.poems.data is None:
+        raise UserError("the task reversal needs --poems.data, a file of poems")
+    return config.poems.data
+
+
 def measure_reversal(evaluation: Evaluation) -> Figures:
     """{"forward": share of right answers, "forward_stderr": its standard error, "reversal", "reversal_stderr", "poems"}.
 
     Raises UserError: no poems, a checkpoint without a tokenizer or (with `poems.chat`) a chat template, or with too short a context.
     """
     config = evaluation.config.poems
-    if config.data is None:
-        raise UserError("the task reversal needs --poems.data, a file of poems")
-    questions = read_questions(config.data, config.limit)
+    questions = read_questions(needed_poems(evaluation.config), config.limit)
     folder = evaluation.fetch_model()
     network, _ = read_config(folder)
     tokenizer = checkpoint_tokenizer(folder, network)

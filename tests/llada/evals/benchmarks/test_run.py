@@ -19,7 +19,7 @@ from llada.evals.autoregressive.writing import HEEDED
 from llada.evals.benchmarks.build import build_tasks
 from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.benchmarks.published import find_settings
-from llada.evals.benchmarks.run import run_benchmarks
+from llada.evals.benchmarks.run import needed_benchmarks, run_benchmarks
 from llada.evals.evaluation import EvaluateConfig, Evaluation
 from llada.evals.harness import open_folder
 from llada.evals.requests.scoring import Pair, ScoreConfig, score_pairs
@@ -253,6 +253,17 @@ def test_a_gap_is_as_long_as_its_answer_where_nothing_else_is_said(
         # A forward for each of its masks, unless an end of text came first.
         assert 0 < request["nfe"] <= masks
         assert (request["nfe"] == masks) or len(request["reveal_step"]) < masks
+
+
+def test_the_length_of_another_task_is_not_passed_over() -> None:
+    config = EvaluateConfig(
+        ("benchmarks",), sampling=SamplingConfig(gen_length=16), benchmarks=BenchmarkConfig(("gsm8k",))
+    )
+    with pytest.raises(
+        UserError, match=r"=16 is the length of the task samples; .* is benchmarks\.gen_length"
+    ):
+        needed_benchmarks(config)
+    assert needed_benchmarks(replace(config, tasks=("benchmarks", "samples"))) == config.benchmarks
 
 
 def test_without_lm_eval_it_says_what_to_install(
