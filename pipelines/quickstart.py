@@ -8,11 +8,10 @@ skips what is finished, and an interrupted one goes on.
 from __future__ import annotations
 
 import json
-import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from pipelines.pretrain import pretrain
 from pipelines.sft import sft
 from pipelines.stage.cluster import ClusterConfig, connect, load_cluster
 from pipelines.stage.command import exit_codes, parse, run_command
+from pipelines.stage.own_ray import is_own_ray
 from pipelines.stage.tracking import Tracker, tracked
 
 PROMPT = "The function returns"
@@ -128,7 +128,7 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
                 config, model=pretrained, data=data, output=evaluation, tracker=tracker, **common
             )["results"]
         _say(f"serve: {args.question}")
-        answer = _serve_and_ask(model, args.question, recipe, cluster)
+        answer = _serve_and_ask(model, args.question, recipe, cluster, str(log))
     figures = {
         "root": str(root),
         "seconds": time.perf_counter() - started,
@@ -196,19 +196,25 @@ def _untrained_sample(recipe: Recipe, data: str) -> str:
     return complete_texts(network.eval(), tokenizer, [PROMPT], recipe.sampling, seed=0)[0]["text"]
 
 
-def _serve_and_ask(model: str, question: str, recipe: Recipe, cluster: ClusterConfig) -> dict[str, Any]:
+def _serve_and_ask(
+    model: str, question: str, recipe: Recipe, cluster: ClusterConfig, log: str
+) -> dict[str, Any]:
     """Start the endpoint, ask one question as a stream, print the answer as it comes, stop the endpoint."""
     from ray.serve import delete
 
-    from pipelines.serve import APP_NAME, serve
+    from pipelines.serve import APP_NAME, serve, start_app
     from pipelines.serving.args import ServeArgs
+    from pipelines.serving.listener import open_port
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    sampling = replace(recipe.sampling, steps=None)
-    url = serve(ServeArgs(model=model, port=port, sampling=sampling), cluster, blocking=False)
-    try:
+    args = ServeArgs(model=model, sampling=replace(recipe.sampling, steps=None))
+    with ExitStack() as stack:
+        if is_own_ray():
+            port = stack.enter_context(open_port("127.0.0.1", 0))
+            start_app(args, log, port)
+            url = port.url
+        else:
+            url = serve(args, cluster, blocking=False)
+        stack.callback(delete, APP_NAME)
         body = {"messages": [{"role": "user", "content": question}], "stream": True, "seed": 0}
         pieces: list[str] = []
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=120) as response:
@@ -221,8 +227,6 @@ def _serve_and_ask(model: str, question: str, recipe: Recipe, cluster: ClusterCo
                     pieces.append(text)
                     print(text, end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
-    finally:
-        delete(APP_NAME)
     return {"question": question, "answer": "".join(pieces), "chunks": len(pieces), "requests": 1}
 
 

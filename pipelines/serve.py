@@ -2,9 +2,10 @@
 
     HTTP ─▶ Gateway (one, no model) ─▶ Denoiser (autoscaled, one model each, or several) ─▶ llada/sampling/engine.py
 
-`llada serve` starts it for as long as the command runs; on a standing cluster, `llada deploy ray_configs/serve.yaml`
-builds the same application through `build_app`. Waiting requests queue in the gateway, `max_queued_requests` at the
-most; the next gets 429 with Retry-After.
+`llada serve` starts it for as long as the command runs, and on a Ray of its own the gateway takes the connections itself
+(listener.py); on a standing cluster, where Serve's proxies do, `llada deploy ray_configs/serve.yaml` builds the same
+application through `build_app`. Waiting requests queue in the gateway, `max_queued_requests` at the most; the next gets
+429 with Retry-After.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import socket
 import tempfile
 import threading
 import time
@@ -40,6 +40,7 @@ from pipelines.serving.checkpoint import check_checkpoint, naming, verify_checkp
 from pipelines.serving.gateway import Gateway, Served
 from pipelines.serving.keys import KeyLimits, load_keys
 from pipelines.serving.limits import RequestLimits
+from pipelines.serving.listener import ListeningGateway, Port, check_port, open_port, url_of
 from pipelines.serving.multiplexed import MultiplexedDenoiser, Offered
 from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import Access
@@ -49,7 +50,6 @@ from pipelines.stage.cluster import ClusterConfig, connect, load_cluster, requir
 from pipelines.stage.command import Flat, parse, run_command
 from pipelines.stage.delivery import registered_name
 from pipelines.stage.interruption import interruptible
-from pipelines.stage.own_ray import is_own_ray, make_serve_patient
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
@@ -62,18 +62,26 @@ _USER_ERROR = f"{UserError.__module__}.{UserError.__qualname__}: "  # how a trac
 
 
 def build_app(args: ServeArgs | dict[str, Any]) -> Application:
-    """The Ray Serve application; in a Serve config file, `import_path: pipelines.serve:build_app` and `args`.
+    """The Ray Serve application behind Serve's proxy; in a Serve config file, `import_path: pipelines.serve:build_app` and `args`.
 
-    Raises UserError, for a Serve config file Serve's own exception, for settings and checkpoints that cannot be served:
-    what is served already goes on. (Of a remote folder, the weights' checksums are left to the replicas.)
+    Raises UserError, for a Serve config file Serve's own exception, for what `application` refuses.
     """
-    if not isinstance(args, ServeArgs):
-        from ray.serve.exceptions import RayServeException
+    if isinstance(args, ServeArgs):
+        return application(args)
+    from ray.serve.exceptions import RayServeException
 
-        try:
-            return build_app(with_folders(parse_args(args)))
-        except UserError as error:  # any other exception Serve tries again, and shows as a traceback
-            raise RayServeException(str(error)) from error
+    try:
+        return application(with_folders(parse_args(args)))
+    except UserError as error:  # any other exception Serve tries again, and shows as a traceback
+        raise RayServeException(str(error)) from error
+
+
+def application(args: ServeArgs, port: Port | None = None) -> Application:
+    """The Ray Serve application. `port`: at which its gateway listens itself (listener.py); None: it stands behind Serve's proxy.
+
+    Raises UserError for settings and checkpoints that cannot be served: what is served already goes on. (Of a remote folder, the
+    weights' checksums are left to the replicas.)
+    """
     facts = {}
     for url in args.models.values():
         facts[url] = model_facts(check_checkpoint(url), args.sampling)
@@ -83,7 +91,7 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
                 verify_checkpoint(Path(folder))
     if args.api_keys is not None:
         load_keys(args.api_keys)  # the gateway reads them again
-    gateway, *denoisers = build_deployments(args)
+    gateway, *denoisers = build_deployments(args, listens=port is not None)
     settings = {
         "device": args.device or ("cuda" if args.gpus_per_replica else "cpu"),
         "dtype": args.dtype,
@@ -115,11 +123,12 @@ def build_app(args: ServeArgs | dict[str, Any]) -> Application:
         key_limits=KeyLimits(args.key_requests_per_minute, args.key_tokens_per_minute),
         cors_origins=args.cors_origins,
         logs_prompts=args.log_prompts,
-        echoes_id=False,
+        echoes_id=port is not None,
     )
     queue = (args.max_queued_requests, args.ongoing_requests[1], args.retry_after_s)
     tokens = args.sampling.gen_length
-    return gateway.bind(served, partial(Admission, *queue), tokens, limits, access, args.api_keys)
+    own = {} if port is None else {"counter": port.counter}
+    return gateway.bind(served, partial(Admission, *queue), tokens, limits, access, args.api_keys, **own)
 
 
 def _versions(args: ServeArgs) -> dict[str, str]:
@@ -130,8 +139,9 @@ def _versions(args: ServeArgs) -> dict[str, str]:
     return called
 
 
-def build_deployments(args: ServeArgs) -> tuple[Deployment, ...]:
-    """Gateway, and those of `args.deployments`, with their limits; arguments are bound by `build_app`."""
+def build_deployments(args: ServeArgs, *, listens: bool = False) -> tuple[Deployment, ...]:
+    """Gateway, which `listens` itself or stands behind Ray Serve's proxy, and those of `args.deployments`, with their limits;
+    arguments are bound by `application`."""
     from ray import serve
 
     low, high = args.replicas
@@ -144,7 +154,7 @@ def build_deployments(args: ServeArgs) -> tuple[Deployment, ...]:
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=args.graceful_shutdown_timeout_s,
         max_surge_percent=100,
-    )(serve.ingress()(Gateway))
+    )(ListeningGateway if listens else serve.ingress()(Gateway))
     denoiser = serve.deployment(
         name=DENOISER,
         ray_actor_options={
@@ -201,42 +211,46 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
     asked, found = args, with_folders(args)
     # The replicas of a Ray of our own will see what we see: fail before anything starts.
     args = _fetched(found) if cluster.address is None else found
-    if cluster.address is None and not (ray.is_initialized() and _serve_runs()):
-        _check_port(args.host, args.port)
-    with interruptible(), connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")) as log:
-        url = _deploy(args, str(log), keep_ray=not is_own)
+    if cluster.address is None and not is_own and not _serve_runs():
+        check_port(args.host, args.port)  # Serve itself reports a port in use after minutes
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(open_port(args.host, args.port)) if is_own else None
+        stack.enter_context(interruptible())
+        log = stack.enter_context(connect(cluster, tempfile.mkdtemp(prefix="llada-serve-")))
+        start_app(args, str(log), port)
+        url = _url() if port is None else port.url
         if blocking:
             print(_greeting(args, url, str(log)), flush=True)
             with contextlib.suppress(KeyboardInterrupt):
-                _follow_aliases(asked, found, is_local=cluster.address is None)
+                _follow_aliases(asked, found, port, is_local=cluster.address is None)
             _take_down(args.graceful_shutdown_timeout_s, keep_ray=not is_own)
     return url
 
 
-def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
-    """Start Serve if need be and run the application; returns its URL once requests are answered.
+def start_app(args: ServeArgs, log: str, port: Port | None) -> None:
+    """Start Serve on the Ray that we have joined, if need be, and run the application; returns once requests are answered.
 
-    `keep_ray`: the cluster goes on without us, so what does not start is removed from it, unless an earlier deployment
-    of the application goes on answering.
+    `port`: see `application`. None: the cluster goes on without us, so what does not start is removed from it, unless an
+    earlier deployment of the application goes on answering. `log`: where Ray's words go, for errors. Raises UserError.
     """
     from ray import serve
-    from ray.serve.context import _get_global_client
     from ray.serve.exceptions import RayServeException
 
     least = max(args.replicas[0], 1) * len(args.deployments)
     cpus = 1 if args.cpus_per_replica is None else args.cpus_per_replica
     require_room("min_replicas", least, cpus, args.gpus_per_replica or 0)
-    app = build_app(args)
+    app = application(args, port)
     is_redeploy = _serve_runs() and APP_NAME in serve.status().applications
-    if is_own_ray():
-        make_serve_patient()
     try:
-        serve.start(http_options={"host": args.host, "port": args.port})
+        if port is None:
+            serve.start(http_options={"host": args.host, "port": args.port})
+        else:
+            serve.start(proxy_location="Disabled")
         with _saying_what_is_missing():
             serve.run(app, name=APP_NAME)
     except BaseException as error:  # Ctrl-C as well: what has been begun must not stay
         failure = _replica_failure()
-        if keep_ray and not is_redeploy:
+        if port is None and not is_redeploy:
             with contextlib.suppress(Exception):
                 serve.delete(APP_NAME)
         if isinstance(error, TimeoutError | RayServeException):
@@ -248,11 +262,15 @@ def _deploy(args: ServeArgs, log: str, *, keep_ray: bool) -> str:
                 raise UserError(f"the endpoint did not start: {reason} (log: {log})") from error
             raise RuntimeError(f"the endpoint did not start; in its replica:\n{failure}") from error
         raise
+
+
+def _url() -> str:
+    """Of a Serve that ran before, not what was asked for."""
+    from ray.serve.context import _get_global_client
+
     client = _get_global_client()
     assert client is not None
-    http = client.http_config  # of a Serve that ran before, not what was asked for
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(http.host, http.host)
-    return f"http://{host}:{http.port}"
+    return url_of(client.http_config.host, client.http_config.port)
 
 
 def _fetched(args: ServeArgs) -> ServeArgs:
@@ -265,7 +283,7 @@ def _fetched(args: ServeArgs) -> ServeArgs:
     return with_models(dataclasses.replace(args, model_id=args.name), fetch)
 
 
-def _follow_aliases(asked: ServeArgs, served: ServeArgs, *, is_local: bool) -> None:
+def _follow_aliases(asked: ServeArgs, served: ServeArgs, port: Port | None, *, is_local: bool) -> None:
     """For ever: where an alias of the registry points to another version, let that take over. Serve starts it beside the old
     one, which answers until then; what does not start changes nothing and is one line."""
     from ray import serve
@@ -284,7 +302,7 @@ def _follow_aliases(asked: ServeArgs, served: ServeArgs, *, is_local: bool) -> N
             continue
         served = now
         try:
-            app = build_app(_fetched(now) if is_local else now)
+            app = application(_fetched(now) if is_local else now, port)
             serve.run(app, name=APP_NAME)
         except (UserError, RayServeException, RuntimeError, TimeoutError) as error:
             reason = _replica_failure() or str(error)
@@ -346,19 +364,6 @@ def _greeting(args: ServeArgs, url: str, log: str) -> str:
 
   curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
 """
-
-
-def _check_port(host: str, port: int) -> None:
-    """Before Ray starts: Serve itself reports a port in use after minutes."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
-            ) from None
 
 
 def _take_down(grace_s: float, *, keep_ray: bool) -> None:

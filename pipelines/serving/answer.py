@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llada.sampling.events import Started
 from pipelines.serving.access_log import ids_of, notes
@@ -90,17 +90,20 @@ async def answer(
                 track.notes |= body.model_dump(include={body.prompt_field, "suffix"})
             writer = dialect.writer(body, track.model)
             events = _follow(backend.stream(body, ids_of(request)), writer, track, timer)
+            async with _while_waited_for(request):
+                if body.stream:
+                    first = await anext(events)
+                else:
+                    async with contextlib.aclosing(events):
+                        async for event in events:
+                            writer.add(event)
             if not body.stream:
-                async with contextlib.aclosing(events):
-                    async for event in events:
-                        writer.add(event)
                 track.status = 200
                 return JSONResponse(writer.whole(), headers=_fingerprint(writer))
-            first = await anext(events)
         except RequestError as error:
             track.status = error.status
             raise
-        except ClientDisconnect:  # during its upload
+        except ClientDisconnect:
             return Response(status_code=track.status)
         except Exception as error:
             _log.exception("a request failed")
@@ -144,6 +147,35 @@ async def _read_body(request: Request, limit: int) -> bytes:
     if size > limit:
         raise error
     return b"".join(parts)
+
+
+@contextlib.asynccontextmanager
+async def _while_waited_for(request: Request) -> AsyncIterator[None]:
+    """Ends the block, in which an answer is made to a body that has been read, with ClientDisconnect when the client leaves.
+    (Ray's proxy cancels the whole request, an HTTP server of our own does not.)"""
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = False
+
+    def end(listening: asyncio.Future[Message]) -> None:
+        nonlocal has_left
+        if listening.cancelled():
+            return
+        has_left = listening.exception() is not None or listening.result()["type"] == "http.disconnect"
+        if has_left:
+            task.cancel()
+
+    listening = asyncio.ensure_future(request.receive())  # after the body nothing else comes
+    listening.add_done_callback(end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if has_left and not task.uncancel():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        listening.remove_done_callback(end)
+        listening.cancel()
 
 
 def _seconds(request: Request, limits: RequestLimits) -> float:

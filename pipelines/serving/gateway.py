@@ -253,7 +253,7 @@ class Replicas:
         for response in self._open:
             with contextlib.suppress(Exception):
                 response.cancel()
-        await asyncio.sleep(0.5)  # the last bytes are on their way through the proxy
+        await asyncio.sleep(0.5)  # the last bytes are on their way
 
     def health(self) -> Health:
         """What has been seen last, of the controller's view or of an answer."""

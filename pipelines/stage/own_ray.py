@@ -22,8 +22,6 @@ START_TIMEOUT_S = 300.0
 PATIENT = {
     "RAY_worker_register_timeout_seconds": f"{START_TIMEOUT_S:.0f}",
     "RAY_agent_register_timeout_ms": f"{START_TIMEOUT_S * 1000:.0f}",
-    # Of three looks, after which Serve would start its proxy anew.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{START_TIMEOUT_S / 3:.0f}",
 }
 # What its processes do again and again, ten times a second some of it, and for whom.
 _SELDOM = {
@@ -188,13 +186,6 @@ def patient_start() -> Iterator[None]:
         yield
     finally:
         services.get_node = ask
-
-
-def make_serve_patient() -> None:
-    """Serve's proxies are waited for as long as a node; Ray has no setting for its own 60 s."""
-    from ray.serve._private import api
-
-    api.HTTP_PROXY_TIMEOUT = int(START_TIMEOUT_S)
 
 
 def _has_died(name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Event, Started, Text
@@ -22,6 +23,7 @@ from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import build_api
 
 Call = Callable[..., httpx.Response]
+Serve = Callable[[FastAPI], contextlib.AbstractContextManager[str]]
 FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0, "seed": 3}
 ANY = RequestLimits()
 
@@ -264,3 +266,43 @@ def test_a_client_who_goes_before_the_first_byte_leaves_nothing_behind() -> None
     assert "llada_requests_running 0.0" in metrics
     assert "llada_requests_queued 0.0" in metrics
     assert 'llada_requests_total{route="/v1/completions",status="499"} 1.0' in metrics
+
+
+def test_the_work_for_who_leaves_ends_with_him(served: Serve) -> None:
+    """At a real server: one waits for a whole reply, one for the first text of a stream, and both close their connection."""
+
+    class Working:
+        """A backend that says nothing for a minute."""
+
+        open, ended = 0, 0
+
+        async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[Event, None]:
+            self.open += 1
+            try:
+                yield Started(0)
+                await asyncio.sleep(60)
+            finally:
+                self.ended += 1
+
+        def health(self) -> Health:
+            return Health("ok")
+
+    backend = Working()
+
+    async def leave(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            bodies = [{**FAST, "prompt": "Go", "stream": stream} for stream in (False, True)]
+            asking = [asyncio.create_task(client.post("/v1/completions", json=body)) for body in bodies]
+            while backend.open < 2:
+                await asyncio.sleep(0.01)
+            assert backend.ended == 0
+            for task in asking:
+                task.cancel()
+            async with asyncio.timeout(10):
+                while backend.ended < 2:
+                    await asyncio.sleep(0.01)
+            metrics = (await client.get("/metrics")).text
+        assert 'llada_requests_total{route="/v1/completions",status="499"} 2.0' in metrics
+
+    with served(build_api(backend, "tiny")) as url:
+        asyncio.run(leave(url))

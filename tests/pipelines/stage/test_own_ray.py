@@ -1,4 +1,3 @@
-import inspect
 import socket
 import time
 from pathlib import Path
@@ -6,7 +5,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.stage import own_ray
 from pipelines.stage.own_ray import OWN_RAY, is_own_ray, own_node
 
 
@@ -27,15 +25,6 @@ def test_every_setting_is_one_that_this_ray_knows():
         if f'"{name}"' not in sources and f"\0{name.removeprefix('RAY_')}\0".encode() not in raylet
     ]
     assert unknown == []
-
-
-def test_serve_waits_as_long_as_a_node_is_waited_for():
-    """At the name that Ray looks up as it waits, not at one that it has copied before."""
-    from ray.serve._private import api
-
-    own_ray.make_serve_patient()
-    assert api.HTTP_PROXY_TIMEOUT == own_ray.START_TIMEOUT_S
-    assert "timeout=HTTP_PROXY_TIMEOUT" in inspect.getsource(api.serve_start)
 
 
 @pytest.mark.integration

@@ -1,0 +1,153 @@
+"""The port that the process which serves opens, and its gateways, one after the other, at it. (With Ray Serve:
+tests/pipelines/test_serve.py.)"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray.serve import context
+
+from llada.errors import UserError
+from pipelines.serving import listener
+from pipelines.serving.admission import Admission
+from pipelines.serving.gateway import Served
+from pipelines.serving.limits import DEFAULT_LIMITS
+from pipelines.serving.listener import ListeningGateway, Port, check_port, open_port, take_port, url_of
+from pipelines.serving.routes import Access
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+GREET = """
+import sys
+from pipelines.serving.listener import take_port
+port = take_port(sys.argv[1])
+port.listen()
+print("listening", flush=True)
+taken, _ = port.accept()
+taken.sendall(b"hello")
+"""
+
+
+def address_of(port: Port) -> tuple[str, int]:
+    host, number = port.url.removeprefix("http://").split(":")
+    return host, int(number)
+
+
+def test_a_port_in_use_is_one_line_and_nobody_listens_before_there_is_a_gateway() -> None:
+    with open_port("127.0.0.1", 0) as port:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address_of(port), timeout=10)
+        host, number = address_of(port)
+        with take_port(port.counter) as taken:
+            taken.listen()
+            with pytest.raises(
+                UserError, match=rf"cannot listen on {host}:{number} \(.*in use\); choose another"
+            ):
+                check_port(host, number)
+    check_port(host, number)
+    with pytest.raises(UserError, match=r"cannot listen on no\.such\.host\.invalid:80 \("):
+        check_port("no.such.host.invalid", 80)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("my.host", "http://my.host:80"),
+    ],
+)
+def test_what_listens_everywhere_is_found_here(host: str, url: str) -> None:
+    assert url_of(host, 80) == url
+
+
+def test_another_process_takes_the_port_for_as_long_as_it_is_open() -> None:
+    with open_port("127.0.0.1", 0) as port:
+        folder = Path(port.counter).parent
+        assert folder.stat().st_mode & 0o077 == 0
+        command = [sys.executable, "-c", GREET, port.counter]
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as taker:
+            assert taker.stdout is not None
+            assert taker.stdout.readline() == "listening\n"
+            with socket.create_connection(address_of(port), timeout=30) as client:
+                assert client.recv(5) == b"hello"
+            assert taker.wait(30) == 0
+    assert not folder.exists()
+    with pytest.raises(OSError, match="No such file"):
+        take_port(port.counter)
+
+
+class Nobody:
+    """A handle of a deployment of which nothing is asked."""
+
+    app_name, deployment_name = "llada", "Denoiser"
+    canary = None
+
+    def _init(self, **_: Any) -> None:
+        """There is nothing to route."""
+
+    def options(self, **_: Any) -> Nobody:
+        return self
+
+
+async def new_gateway(port: Port) -> ListeningGateway:
+    admission = partial(Admission, max_queued=4, per_replica=2, retry_after_s=5)
+    served = [Served("tiny", {}, Nobody())]
+    made = ListeningGateway.__new__(ListeningGateway)
+    await made.__init__(served, admission, 8, DEFAULT_LIMITS, Access(), None, counter=port.counter)  # type: ignore[misc]
+    return made
+
+
+def test_gateways_follow_each_other_and_no_request_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients on connections that they keep, and such as come anew each time, while two gateways make room for the next."""
+    monkeypatch.setattr(context, "_get_global_client", lambda: None)
+    monkeypatch.setattr(listener, "_LAST_CALL_S", 2.0)
+    outcomes: Counter[str] = Counter()
+
+    async def ask(url: str, keeps: bool) -> None:
+        limits = httpx.Limits(max_keepalive_connections=1 if keeps else 0)
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
+            while True:
+                answer = await client.get("/v1/models")
+                outcomes[f"{answer.status_code} {answer.headers.get('connection')}"] += 1
+
+    @contextlib.asynccontextmanager
+    async def asking(url: str) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(ask(url, keeps=bool(i % 2))) for i in range(8)]
+        try:
+            yield
+            assert not any(task.done() for task in tasks), [task for task in tasks if task.done()]
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def follow(port: Port) -> None:
+        gateway = await new_gateway(port)
+        idle = socket.create_connection(address_of(port), timeout=30)  # who never asks is not waited for
+        async with asking(port.url):
+            for _ in range(2):
+                await asyncio.sleep(0.3)
+                before, gateway = gateway, await new_gateway(port)
+                await before.close()
+                with pytest.raises(RuntimeError, match="has ended"):
+                    before.check_health()
+            await asyncio.sleep(0.3)
+            gateway.check_health()
+        idle.close()
+        await gateway.close()
+
+    with open_port("127.0.0.1", 0) as port:
+        asyncio.run(asyncio.wait_for(follow(port), 60))
+    assert outcomes.keys() == {"200 None", "200 close"}
+    assert outcomes["200 close"] >= 8  # each client that keeps its connection was told of both ends
