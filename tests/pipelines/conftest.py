@@ -139,8 +139,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stages(local_ray: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Stages:
-    """data, pretrained, sft_data, model: each by its stage, in an MLflow run. Of the processes of a test run, the first
-    that asks makes them."""
+    """data, pretrained, sft_data, model: each by its stage, in an MLflow run, from the files in raw. Of the processes of a test
+    run, the first that asks makes them."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         # A process has a folder of its own in that of the test run.
@@ -148,13 +148,13 @@ def stages(local_ray: Path, corpus: Path, tmp_path_factory: pytest.TempPathFacto
     made = Stages(base / "stages", tiny_recipe(), ClusterConfig())
     with FileLock(base / "stages.lock"):
         if not (base / "stages.complete").exists():
-            made.root.mkdir(exist_ok=True)
-            make_stages(made, corpus)
+            shutil.copytree(corpus, made.raw, dirs_exist_ok=True)
+            make_stages(made)
             (base / "stages.complete").touch()
     return made
 
 
-def make_stages(made: Stages, corpus: Path) -> None:
+def make_stages(made: Stages) -> None:
     """Run the stages."""
     from pipelines.prepare import prepare
     from pipelines.pretrain import pretrain
@@ -165,7 +165,7 @@ def make_stages(made: Stages, corpus: Path) -> None:
     with tracked("prepare", made.data) as tracker:
         prepare(
             made.recipe.prepare,
-            inputs=[str(corpus / "text.jsonl")],
+            inputs=[f"{made.raw}/text.jsonl"],
             output=made.data,
             tracker=tracker,
             **common,
@@ -174,7 +174,7 @@ def make_stages(made: Stages, corpus: Path) -> None:
         pretrain(made.recipe, data=made.data, output=made.pretrained, tracker=tracker, **common)
     chat = replace(made.recipe.sft_prepare, tokenizer=f"{made.data}/tokenizer")
     with tracked("prepare", made.sft_data) as tracker:
-        prepare(chat, inputs=[str(corpus / "chat.jsonl")], output=made.sft_data, tracker=tracker, **common)
+        prepare(chat, inputs=[f"{made.raw}/chat.jsonl"], output=made.sft_data, tracker=tracker, **common)
     with tracked("sft", made.model) as tracker:
         sft(
             made.recipe,

@@ -47,7 +47,7 @@ def mlflow(stages, monkeypatch) -> str:
     return uri
 
 
-def test_an_endpoint_an_answers_id_and_a_model_lead_to_the_raw_text(llada, stages, corpus, endpoint, mlflow):
+def test_an_endpoint_an_answers_id_and_a_model_lead_to_the_raw_text(llada, stages, endpoint, mlflow):
     code, out, err = llada("lineage", endpoint, "--json")
     assert code == 0, err
     by_endpoint = json.loads(out)
@@ -75,7 +75,7 @@ def test_an_endpoint_an_answers_id_and_a_model_lead_to_the_raw_text(llada, stage
     assert read[stages.pretrained] == {data: "same"}
     assert read[data] == {}
     assert read[chats] == {f"{stages.data}/tokenizer": "not made by a stage"}
-    text = corpus / "text.jsonl"
+    text = Path(stages.raw, "text.jsonl")
     (raw,) = folders[data]["raw"]
     assert (raw["files"], raw["bytes"], raw["first_files"]) == (1, text.stat().st_size, [str(text)])
 
