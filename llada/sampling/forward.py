@@ -39,33 +39,30 @@ def forward(
     change what it costs and nothing else. With `batch_invariant` a row's logits are bit for bit those of the row alone, in any
     precision; without it up to rounding, which decides between tokens that are nearly equally likely.
 
-    Raises UserError for a setting that the model cannot heed (`check_cache`, `check_invariance`).
+    Raises UserError for a setting that the model cannot heed (`check_network`, `check_invariance`).
     """
     check_invariance(model, batch_invariant)
     for row in step.rows.tolist():
-        check_cache(model, canvas.configs[row])
+        check_network(model, canvas.configs[row])
     if takes_packed_rows(model):
         prefixes = PrefixStore() if prefixes is None else prefixes
         return _forward_packed(model, canvas, step, prefixes, batch_invariant)
     return _forward_plain(model, canvas, step)
 
 
-def check_cache(model: Model, config: SamplingConfig) -> None:
-    """Raise UserError when the model takes no part of a row, or a part of it would see another past than all of it."""
-    if takes_packed_rows(model) and not model.config.causal:
-        return
+def check_network(model: Model, config: SamplingConfig) -> None:
+    """Raise UserError when the model restores no masks, or takes no part of a row and is asked to."""
+    require(
+        not getattr(getattr(model, "config", None), "causal", False),
+        "this network is autoregressive (causal): it restores no masks; `llada evaluate --tasks samples` lets it write from left "
+        "to right",
+    )
     require(
         takes_packed_rows(model)
         or (config.cache is None and config.suffix_window is None and not config.shared_depth),
         "sampling: cache, suffix_window and shared_depth need a network of ours, which takes a part of a row; leave them "
         "out for a plain function and a network with a shift",
     )
-    for name in ("cache", "shared_depth"):
-        value = getattr(config, name)
-        require(
-            not value,
-            f"sampling: {name}={value!r} is for networks that see both sides, and this one is causal; leave it out",
-        )
 
 
 def check_invariance(model: Model, batch_invariant: bool) -> None:

@@ -101,7 +101,7 @@ def generate(
 
     Raises:
         UserError: no mask id, ids outside of the vocabulary, a canvas longer than the model's context, contradictory knobs,
-            or some that this model cannot heed (`check_cache`).
+            or some that this model cannot heed (`check_network`).
         FloatingPointError: logits that are no numbers (see `commit`).
     """
     if compiled:

@@ -13,7 +13,7 @@ from llada.model.predict import Model, check_tokens, network_block
 from llada.sampling.blocks import check_network_block, check_steps, count_blocks
 from llada.sampling.config import SamplingConfig, check_room, check_window
 from llada.sampling.constraints import named_ids
-from llada.sampling.forward import check_cache
+from llada.sampling.forward import check_network
 from llada.sampling.slots import Slots
 from llada.sampling.text import spell_fixed
 
@@ -53,7 +53,7 @@ def check_request(
     check_window(request.sampling, is_given_behind=bool(request.suffix))
     if mask_id in request.prompt or mask_id in request.suffix:
         raise UserError(f"prompt and suffix must not hold the mask token (id {mask_id})")
-    check_cache(model, request.sampling)
+    check_network(model, request.sampling)
     check_network_block(request.sampling, network_block(model))
     spelled = spell_fixed(tokenizer, request.sampling)
     blocks = count_blocks(spelled, len(request.prompt), network_block(model))

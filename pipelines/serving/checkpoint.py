@@ -15,6 +15,8 @@ from llada.data.tokens.manifest import FileEntry
 from llada.errors import UserError
 from llada.files import fetch_ranges, file_sizes, filesystem, join, local_path, sha256
 from llada.model.transformer import ModelConfig
+from llada.sampling.config import SamplingConfig
+from llada.sampling.forward import check_network
 from llada.tokenizer import has_tokenizer
 from pipelines.stage.artifact import fetch_folder, find_manifest
 
@@ -105,6 +107,7 @@ def _check(folder: Path) -> ModelConfig:
     model, _ = llada.load(folder)  # maps the weights, and reads none of them
     if not has_tokenizer(folder):
         raise UserError("it has no tokenizer.json")
+    check_network(model, SamplingConfig())
     return model.config
 
 

@@ -129,6 +129,11 @@ def test_a_model_without_mask_id_needs_one(make_model: MakeModel, random_prompt:
     assert not (out.sequences == MASK).any()
 
 
+def test_a_network_that_restores_no_masks_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(UserError, match=r"autoregressive \(causal\): it restores no masks"):
+        generate(make_model(causal=True), [[3]], gen_length=4)
+
+
 def test_too_long_a_canvas_is_refused(make_model: MakeModel, random_prompt: RandomPrompt) -> None:
     with pytest.raises(
         UserError, match=r"canvas of 49 tokens.*context length of 48: at most gen_length=8 fits"

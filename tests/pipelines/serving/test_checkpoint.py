@@ -47,6 +47,12 @@ def resize(folder: Path) -> None:
     list_files(folder)
 
 
+def make_causal(folder: Path) -> None:
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"causal": True}))
+    list_files(folder)
+
+
 def forget_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "manifest.json").unlink()
@@ -56,6 +62,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
     (cut_weights, "model.safetensors has .* bytes; manifest.json lists"),
     (cut_weights_of_nobody, "is damaged"),
     (resize, "has shape .* the config asks for"),
+    (make_causal, r"this network is autoregressive \(causal\)"),
     (forget_tokenizer, r"it has no tokenizer\.json"),
     (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
