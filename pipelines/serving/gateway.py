@@ -309,8 +309,8 @@ class Replicas:
             return self._health
         running = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
         self._admission.num_replicas = running
-        # A deployment may be meant to have no replica now.
-        if running or deployment["status"] == "HEALTHY":
+        # A deployment may be meant to have no replica now, or in a moment.
+        if running or deployment["status"] in ("HEALTHY", "DOWNSCALING"):
             return Health("ok")
         if deployment["status"] in ("UPDATING", "UPSCALING"):
             return Health("starting", "no replica of the model has started yet")

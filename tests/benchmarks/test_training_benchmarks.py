@@ -22,14 +22,28 @@ def beside_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
-def test_gpu_train_runs_every_path_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["gpu_train.py", "--device", "cpu", "--quick", "--results", str(tmp_path)]
+@pytest.mark.parametrize("minutes", ["0", pytest.param("7", marks=pytest.mark.slow)])
+def test_gpu_train_makes_its_checks_and_runs_every_path_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: str
+) -> None:
+    """In no minutes it makes its checks alone."""
+    arguments = [
+        "gpu_train.py",
+        "--device",
+        "cpu",
+        "--quick",
+        "--minutes",
+        minutes,
+        "--results",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     assert importlib.import_module("gpu_train").main() == 0
     report = json.loads((tmp_path / "gpu_train.json").read_text())
     assert report["checks"]["resume"]["bit_for_bit"]
     rows = report["networks"]["small"]["results"]
     assert len(rows) + len(report["networks"]["small"]["left_out"]) == 4
+    assert (rows == []) == (minutes == "0")
     assert all(math.isfinite(row["last_loss"]) and 0 < row["mfu_done"] < row["mfu"] for row in rows)
 
 

@@ -206,14 +206,14 @@ def test_two_results_are_compared(tmp_path, capsys):
     ("names", "folders", "records"),
     [
         (
-            ("generative_perplexity", "understanding"),
-            ("written", "judged", "understanding"),
-            ("generated.jsonl", "understanding.jsonl"),
+            ("generative_perplexity",),
+            ("written", "judged"),
+            ("generated.jsonl",),
         ),
         pytest.param(
-            ("text_perplexity", "reversal"),
-            ("texts/notes", "poems"),
-            ("reversal.jsonl",),
+            ("understanding", "text_perplexity", "reversal"),
+            ("understanding", "texts/notes", "poems"),
+            ("understanding.jsonl", "reversal.jsonl"),
             marks=pytest.mark.slow,
         ),
     ],

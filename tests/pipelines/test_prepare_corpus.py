@@ -489,7 +489,7 @@ def test_a_store_that_goes_away_again_and_again_changes_nothing(
     chosen, outages, done = random.Random(seed), [], threading.Event()
 
     def disturb() -> None:
-        while not done.wait(chosen.uniform(0.5, 3)) and len(outages) < 6:
+        while not done.wait(chosen.uniform(0.5, 3)) and len(outages) < 3:
             s3_gateway.close()
             outages.append(time.monotonic())
             time.sleep(2)

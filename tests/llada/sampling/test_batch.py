@@ -113,7 +113,7 @@ def random_config(rng: random.Random) -> SamplingConfig:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "batch_invariant", "requests"), [(torch.float32, False, 300), (torch.bfloat16, True, 100)]
+    ("dtype", "batch_invariant", "requests"), [(torch.float32, False, 150), (torch.bfloat16, True, 60)]
 )
 def test_any_company_gives_the_same_text(dtype: torch.dtype, batch_invariant: bool, requests: int) -> None:
     """Requests of all kinds that join and leave at random, under a small budget of tokens: token by token what

@@ -353,6 +353,7 @@ def test_failures_count_only_without_a_new_checkpoint_and_a_store_may_come_back(
     assert attempts(tmp_path / "attempts") == 5
 
 
+@pytest.mark.slow
 def test_workers_that_die_as_they_start_leave_their_places_to_the_next_ones(local_ray, tmp_path):
     """All CPUs of this Ray are needed for a group."""
 
@@ -374,7 +375,7 @@ def test_workers_that_die_as_they_start_leave_their_places_to_the_next_ones(loca
     assert attempts(tmp_path / "arrived") > 2
 
 
-@pytest.mark.parametrize("when", ["while they start", "at work"])
+@pytest.mark.parametrize("when", ["while they start", pytest.param("at work", marks=pytest.mark.slow)])
 def test_an_interrupted_training_leaves_the_places_to_the_next_one_of_the_process(local_ray, tmp_path, when):
     """Ray's controller is in this process, which goes on."""
     driver = os.getpid()
