@@ -262,7 +262,7 @@ class DenoiseEngine:
             slots=request.slots,
         )
         run.block_began = time.monotonic()
-        self._write(run.stream, Started(run.index))
+        self._write(run.stream, Started(run.index, run.num_given))
         return canvas
 
     def _admit(self) -> None:
@@ -417,7 +417,7 @@ class DenoiseEngine:
         text = reply.read(tokens, final_until)
         new = self._tokens(run, before, reply.num_committed) if request.wants_trace else ()
         if text or new:
-            self._write(run.stream, Text(run.index, text, new))
+            self._write(run.stream, Text(run.index, text, new, reply.num_committed))
         if request.wants_drafts:
             self._write(run.stream, self._draft(run, forwards))
         if reply.reason is not None:

@@ -6,7 +6,7 @@ One vocabulary from the engine's thread to the HTTP stream. No torch here: the f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
@@ -18,6 +18,8 @@ class Started:
 
     index: int
     """Which of the choices that were asked for together."""
+    prompt_tokens: int = field(default=0, compare=False)
+    """As `Finished` will have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Text:
     tokens: tuple[Token, ...] = ()
     """Where they were asked for: those that have become readable. Their last text may be held back (a character or a stop
     string that is not complete) and come later."""
+    completion_tokens: int = field(default=0, compare=False)
+    """Of the reply so far."""
 
 
 @dataclass(frozen=True, slots=True)

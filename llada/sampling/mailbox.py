@@ -44,7 +44,8 @@ class Mailbox:
                 self._letters.append(letter)
                 return
             if isinstance(before := self._letters[at], Text) and isinstance(letter, Text):
-                letter = Text(letter.index, before.text + letter.text, before.tokens + letter.tokens)
+                text, tokens = before.text + letter.text, before.tokens + letter.tokens
+                letter = Text(letter.index, text, tokens, letter.completion_tokens)
             self._letters[at] = letter
 
     async def get(self) -> list[Letter]:

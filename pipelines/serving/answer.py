@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -35,6 +35,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 # A client's own time limit, which Ray enforces with a plain text 408 (a value that is not positive: none).
 _TIMEOUT_HEADER = "x-request-timeout-seconds"
+# So long after the end of its time an answer may still be on its way.
+_LAST_BYTES_S = 10.0
 # A body that is parsed in less time than it takes to give it to a thread.
 _SHORT_BYTES = 1 << 14
 
@@ -90,16 +92,11 @@ async def answer(
                 track.notes |= body.model_dump(include={body.prompt_field, "suffix"})
             writer = dialect.writer(body, track.model)
             events = _follow(backend.stream(body, ids_of(request)), writer, track, timer)
-            async with _while_waited_for(request):
-                if body.stream:
-                    first = await anext(events)
-                else:
-                    async with contextlib.aclosing(events):
-                        async for event in events:
-                            writer.add(event)
             if not body.stream:
+                await _while_waited_for(request, _collect(events, writer))
                 track.status = 200
                 return JSONResponse(writer.whole(), headers=_fingerprint(writer))
+            first = await _while_waited_for(request, _next(events))
         except RequestError as error:
             track.status = error.status
             raise
@@ -110,7 +107,7 @@ async def answer(
             track.status = 500
             raise RequestError(500, "the model failed on this request; the server's log says why") from error
         lasting = stack.pop_all()  # the stream ends it
-    return _EventStream(_sse(first, events, writer, track), events, lasting, _fingerprint(writer))
+    return _EventStream(_sse(first, events, writer, track), events, lasting, timer, _fingerprint(writer))
 
 
 def _fingerprint(writer: ReplyWriter) -> dict[str, str]:
@@ -149,33 +146,35 @@ async def _read_body(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
-@contextlib.asynccontextmanager
-async def _while_waited_for(request: Request) -> AsyncIterator[None]:
-    """Ends the block, in which an answer is made to a body that has been read, with ClientDisconnect when the client leaves.
-    (Ray's proxy cancels the whole request, an HTTP server of our own does not.)"""
-    task = asyncio.current_task()
-    assert task is not None
-    has_left = False
+async def _collect(events: AsyncGenerator[Written, None], writer: ReplyWriter) -> None:
+    async with contextlib.aclosing(events):
+        async for event in events:
+            writer.add(event)
 
-    def end(listening: asyncio.Future[Message]) -> None:
-        nonlocal has_left
-        if listening.cancelled():
-            return
-        has_left = listening.exception() is not None or listening.result()["type"] == "http.disconnect"
-        if has_left:
-            task.cancel()
 
+async def _next(events: AsyncGenerator[Written, None]) -> Written:
+    return await anext(events)
+
+
+async def _while_waited_for(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of what makes an answer to a body that has been read. Raises ClientDisconnect, and ends the work, when the client
+    leaves. (Ray's proxy cancels the whole request, an HTTP server of our own does not.)"""
+    working = asyncio.create_task(work)
     listening = asyncio.ensure_future(request.receive())  # after the body nothing else comes
-    listening.add_done_callback(end)
     try:
-        yield
-    except asyncio.CancelledError:
-        if has_left and not task.uncancel():
-            raise ClientDisconnect from None
-        raise
+        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done() and _has_left(listening):
+            raise ClientDisconnect
+        return await working
     finally:
-        listening.remove_done_callback(end)
         listening.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+
+
+def _has_left(listening: asyncio.Future[Message]) -> bool:
+    return listening.exception() is not None or listening.result()["type"] == "http.disconnect"
 
 
 def _seconds(request: Request, limits: RequestLimits) -> float:
@@ -194,11 +193,11 @@ class _Timer:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._deadline = asyncio.get_running_loop().time() + seconds
+        self.deadline = asyncio.get_running_loop().time() + seconds
 
     async def wait_for(self, work: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout_at(self._deadline) as timeout:
+            async with asyncio.timeout_at(self.deadline) as timeout:
                 return await work
         except TimeoutError as error:
             if not timeout.expired():
@@ -215,17 +214,21 @@ class _EventStream(StreamingResponse):
         frames: AsyncIterator[str],
         events: AsyncGenerator[Written, None],
         lasting: contextlib.ExitStack,
+        timer: _Timer,
         headers: dict[str, str],
     ) -> None:
         # No proxy may collect the events: X-Accel-Buffering is nginx's name for that.
         headers = headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(frames, media_type="text/event-stream", headers=headers)
-        self._events, self._lasting = events, lasting
+        self._events, self._lasting, self._timer = events, lasting, timer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._lasting:
             async with contextlib.aclosing(self._events):
-                await super().__call__(scope, receive, send)
+                # A client that does not read what it has asked for must not hold its place for ever.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._timer.deadline + _LAST_BYTES_S):
+                        await super().__call__(scope, receive, send)
 
 
 async def _follow(

@@ -168,7 +168,7 @@ class Replicas:
         RequestError 429 when the queue is full, 503 when no replica answers or the endpoint is taken down before one does."""
         if self._draining.is_set():
             raise self._away()
-        tokens = self._default_tokens if body.token_limit is None else body.token_limit
+        tokens = body.token_limit or self._default_tokens  # a likelihood, too, takes its forwards
         place = self._admission.enter(body.num_prompts * body.n * tokens)
         is_done = has_bytes = False
         try:

@@ -56,6 +56,9 @@ class Vocabulary:
             fill,
             encode,
         )
+        self._sets: dict[
+            tuple[int | bool, ...], frozenset[int]
+        ] = {}  # each takes a look at the whole vocabulary
 
     @cached_property
     def texts(self) -> dict[int, str]:
@@ -78,21 +81,28 @@ class Vocabulary:
             if not any(letter in '"\\' or letter < " " for letter in text)
         }
 
-    def in_string(self, max_chars: int | None, *, may_fill: bool) -> frozenset[int]:
-        own = {t for t, length in self._in_strings.items() if max_chars is None or length <= max_chars}
-        return frozenset(own | ({self.fill} if may_fill else set()))
+    @cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token that may stand in a string."""
+        return max(self._in_strings.values(), default=0)
 
-    def digits(self, *, begins: bool, may_fill: bool, single: bool = False) -> frozenset[int]:
+    def in_string(self, max_chars: int | None, *, may_fill: bool) -> frozenset[int]:
+        most = self._longest if max_chars is None else min(max_chars, self._longest)
+        if (key := (most, may_fill)) not in self._sets:
+            own = {token for token, length in self._in_strings.items() if length <= most}
+            self._sets[key] = frozenset(own | ({self.fill} if may_fill else set()))
+        return self._sets[key]
+
+    def digits(self, *, begins: bool, may_fill: bool) -> frozenset[int]:
         """`begins`: no zero first."""
-        own = {
-            token
-            for token, text in self.texts.items()
-            if text.isascii()
-            and text.isdigit()
-            and not (begins and text[0] == "0")
-            and not (single and len(text) > 1)
-        }
-        return frozenset(own | ({self.fill} if may_fill else set()))
+        if (key := (-1, begins, may_fill)) not in self._sets:
+            own = {
+                token
+                for token, text in self.texts.items()
+                if text.isascii() and text.isdigit() and not (begins and text[0] == "0")
+            }
+            self._sets[key] = frozenset(own | ({self.fill} if may_fill else set()))
+        return self._sets[key]
 
     def one(self, letter: str) -> frozenset[int]:
         return frozenset(self.encode(letter)[:1])
@@ -108,6 +118,11 @@ class _Value:
     patterns: list[Pattern] = field(default_factory=list)
     strings: list[tuple[int, int | None]] = field(default_factory=list)
     """(characters at least, at most) of each kind of string."""
+
+    def length(self, string: int) -> int:
+        """Positions of the longest alternative, with strings of so many between their quotes."""
+        of_strings = [2 + (string if high is None else min(string, high)) for _, high in self.strings]
+        return max([*map(len, self.patterns), *of_strings])
 
 
 class JsonCanvas:
@@ -131,20 +146,29 @@ class JsonCanvas:
         self._lay_out(min(least + share, max(least, _MAX_STRING)))
 
     def _length(self, string: int) -> int:
-        return sum(len(patterns[0]) for patterns in self._laid(string))
+        """With strings of so many positions, which may be more than there is memory for."""
+        return sum(
+            len(self._words.encode(part)) if isinstance(part, str) else part.length(string)
+            for part in self._pieces()
+        )
 
-    def _laid(self, string: int) -> Iterator[list[Pattern]]:
-        """The patterns of each part, all of one length, with strings of so many positions. A piece of the frame has one."""
+    def _pieces(self) -> Iterator[str | _Value]:
+        """Values, and the frame between them in one piece."""
         text = ""
-        for part in [*self._parts, _Value()]:
+        for part in self._parts:
             if isinstance(part, str):
                 text += part
                 continue
             if text:
-                yield [self._literal(text)]
+                yield text
             text = ""
-            if part.patterns or part.strings:
-                yield self._patterns(part, string)
+            yield part
+        yield text
+
+    def _laid(self, string: int) -> Iterator[list[Pattern]]:
+        """The patterns of each piece, all of one length, with strings of so many positions. One of the frame has one."""
+        for part in self._pieces():
+            yield [self._literal(part)] if isinstance(part, str) else self._patterns(part, string)
 
     def _patterns(self, value: _Value, string: int) -> list[Pattern]:
         patterns = list(value.patterns)
@@ -154,9 +178,8 @@ class JsonCanvas:
             most = None if high is None else high // length if length else 0
             inner = [self._words.in_string(most, may_fill=place >= low) for place in range(length)]
             patterns.append([quote, *inner, quote])
-        longest = max(map(len, patterns))
         fill = frozenset([self._words.fill])
-        return [[*pattern, *[fill] * (longest - len(pattern))] for pattern in patterns]
+        return [[*pattern, *[fill] * (value.length(string) - len(pattern))] for pattern in patterns]
 
     def _lay_out(self, string: int) -> None:
         self.fixed: dict[int, int | str] = {}
@@ -265,6 +288,16 @@ class JsonCanvas:
                 _refuse(where, "has an enum that is no list of values")
             if len(options) > _MAX_LISTED:
                 _refuse(where, f"has more than {_MAX_LISTED} values")
+            kinds = schema.get("type", ())
+            for option in options:
+                in_enum = "const" not in schema or any(
+                    _are_same(option, one) for one in schema.get("enum", [option])
+                )
+                if not in_enum or (kinds != () and not _is_one_of(option, kinds)):
+                    _refuse(
+                        where,
+                        f"has the value {shorten(json.dumps(option))}, which its type or its enum does not have",
+                    )
             value.patterns += [self._literal(json.dumps(option, ensure_ascii=False)) for option in options]
             return
         kinds = schema.get("type")
@@ -348,6 +381,22 @@ def _check_keys(schema: Mapping[str, Any], known: set[str], where: str) -> None:
 
 def _is_whole(value: Any, *, signed: bool = False) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and (signed or value >= 0)
+
+
+def _is_one_of(value: Any, kinds: Any) -> bool:
+    """Whether a value is of a type of JSON Schema, or of one of them."""
+    of = {"string": str, "boolean": bool, "null": type(None), "object": dict, "array": list}
+    if isinstance(kinds, list):
+        return any(_is_one_of(value, kind) for kind in kinds)
+    if kinds in ("integer", "number"):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (kinds == "number" or value == int(value))
+    return isinstance(kinds, str) and kinds in of and isinstance(value, of[kinds])
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """As JSON has it, where 1 is 1.0 but not true."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _refuse(where: str, why: str) -> NoReturn:

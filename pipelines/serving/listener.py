@@ -28,6 +28,7 @@ _KEEP_ALIVE_S = 90
 _LAST_CALL_S = 10.0
 _LOOK_EVERY_S = 0.05
 _TAKE_TIMEOUT_S = 60.0
+_BACKLOG = 2048  # connections that wait
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Port:
 
 @contextlib.contextmanager
 def open_port(host: str, port: int) -> Iterator[Port]:
-    """For a `with` block, a port at which nobody listens yet (who comes before there is a gateway is refused), and which any process
-    of this user on this machine that knows of it may take (`take_port`). Port 0: one that is free. Raises UserError."""
+    """For a `with` block, a port at which who comes waits for a gateway, and which any process of this user on this machine that
+    knows of it may take (`take_port`). Port 0: one that is free. Raises UserError."""
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(socket.socket(_family(host), socket.SOCK_STREAM))
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             opened.bind((host, port))
+            opened.listen(_BACKLOG)  # now, because until then others can bind it, too
         except OSError as error:
             raise UserError(
                 f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
@@ -58,11 +60,13 @@ def open_port(host: str, port: int) -> Iterator[Port]:
         counter = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         counter.bind(path := f"{folder}/port")
         counter.listen()
-        thread = threading.Thread(target=_hand_out, args=(opened, counter), daemon=True)
+        is_over = threading.Event()
+        thread = threading.Thread(target=_hand_out, args=(opened, counter, is_over), daemon=True)
         thread.start()
         try:
             yield Port(url_of(host, opened.getsockname()[1]), path)
         finally:
+            is_over.set()
             counter.shutdown(socket.SHUT_RDWR)
             thread.join()
 
@@ -83,12 +87,13 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _hand_out(port: socket.socket, counter: socket.socket) -> None:
-    while True:
+def _hand_out(port: socket.socket, counter: socket.socket, is_over: threading.Event) -> None:
+    while not is_over.is_set():
         try:
             taker, _ = counter.accept()
-        except OSError:  # closed
-            return
+        except OSError:  # it is over, or this process has too many files open for the moment
+            is_over.wait(_LOOK_EVERY_S)
+            continue
         with taker, contextlib.suppress(OSError):
             socket.send_fds(taker, [b"p"], [port.fileno()])
 
@@ -118,6 +123,7 @@ class ListeningGateway(Gateway):
                 log_config=None,
                 log_level=logging.ERROR,
                 timeout_keep_alive=_KEEP_ALIVE_S,
+                backlog=_BACKLOG,
                 lifespan="on",
             )
         )

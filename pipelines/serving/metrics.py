@@ -80,6 +80,9 @@ class RequestTrack:
         self.model = ""
         """Known when the body is."""
         self._count = {"prompt_tokens": 0, "completion_tokens": 0, "forwards": 0}
+        self._open: dict[
+            int, dict[str, int]
+        ] = {}  # of choices that are not finished, by what their last event says
         self._gauge = metrics.queued
         self._is_first = True
 
@@ -97,30 +100,41 @@ class RequestTrack:
             self._gauge.dec()
             self._gauge = metrics.running
             self._gauge.inc()
+            self._open[event.index] = {"prompt_tokens": event.prompt_tokens, "completion_tokens": 0}
         elif isinstance(event, Restarted):
             metrics.retries.inc()
             self._gauge.dec()
             self._gauge = metrics.queued
             self._gauge.inc()
             self._count = dict.fromkeys(self._count, 0)
-        elif isinstance(event, Text) and event.text and self._is_first:
-            self._is_first = False
-            self.notes["first_text_s"] = round(time.monotonic() - self._began, 4)
-            metrics.first_text.labels(self.route).observe(time.monotonic() - self._began)
+            self._open.clear()
+        elif isinstance(event, Text):
+            if event.index in self._open and event.completion_tokens:
+                self._open[event.index]["completion_tokens"] = event.completion_tokens
+            if event.text and self._is_first:
+                self._is_first = False
+                self.notes["first_text_s"] = round(time.monotonic() - self._began, 4)
+                metrics.first_text.labels(self.route).observe(time.monotonic() - self._began)
         elif isinstance(event, Finished):
-            metrics.prompt_tokens.inc(event.prompt_tokens)
-            metrics.completion_tokens.inc(event.completion_tokens)
-            metrics.forwards.inc(event.nfe)
-            self._count["prompt_tokens"] += event.prompt_tokens
-            self._count["completion_tokens"] += event.completion_tokens
-            self._count["forwards"] += event.nfe
+            self._open.pop(event.index, None)
+            self._add(event.prompt_tokens, event.completion_tokens, event.nfe)
             if event.nfe:
                 metrics.speed.observe(event.completion_tokens / event.nfe)
+
+    def _add(self, prompt_tokens: int, completion_tokens: int, forwards: int = 0) -> None:
+        self.metrics.prompt_tokens.inc(prompt_tokens)
+        self.metrics.completion_tokens.inc(completion_tokens)
+        self.metrics.forwards.inc(forwards)
+        self._count["prompt_tokens"] += prompt_tokens
+        self._count["completion_tokens"] += completion_tokens
+        self._count["forwards"] += forwards
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._gauge.dec()
+        for unfinished in self._open.values():  # who leaves in the middle has had so much
+            self._add(**unfinished)
         self.metrics.requests.labels(self.route, str(self.status)).inc()
         self.metrics.latency.labels(self.route).observe(time.monotonic() - self._began)
         if self._version is not None:

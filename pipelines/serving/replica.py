@@ -144,10 +144,13 @@ class Denoiser:
         """Token-forwards of a reply by the defaults, to a prompt that is as long as it."""
         return self.engine.forecast.expect(self.sampling, self.sampling.gen_length)
 
-    def _note_work(self, requests: list[GenerateRequest]) -> None:
+    def _note_work(self, requests: Sequence[GenerateRequest], scores: Sequence[Score]) -> None:
         """Let what a request asks for count in the mean of those that have come of late."""
+        if not requests and not scores:
+            return
         expect = self.engine.forecast.expect
         work = sum(expect(one.sampling, len(one.prompt) + len(one.suffix)) for one in requests)
+        work += sum(score.work(expect) for score in scores)
         before = self._usual_request() if self._mean_request is None else self._mean_request
         self._mean_request = before + _NEWEST * (work - before)
 
@@ -196,7 +199,7 @@ class Denoiser:
         except RequestError as error:
             yield [Refused(error.status, error.message, error.param, error.code)]
             return
-        self._note_work(requests)
+        self._note_work(requests, scores)
         # Goes with what comes first.
         head: list[ReplicaEvent] = [Serving(self.fingerprint, self.run_id, self.version)]
         try:
@@ -245,6 +248,8 @@ class Denoiser:
     ) -> Iterator[Event]:
         """What an event of the engine is to the client."""
         prompt, choice = divmod(event.index, body.n)
+        if isinstance(event, Started) and choice:
+            event = dataclasses.replace(event, prompt_tokens=0)
         if isinstance(event, Finished):
             # The choices of one prompt share it: it counts once.
             given = 0 if choice else event.prompt_tokens
@@ -276,12 +281,12 @@ class Denoiser:
         for prompt in prompts:
             if self.max_prompt_tokens is not None:
                 self.encoder.check_length(prompt.ids, prompt.suffix, body.prompt_field)
-            if self._fit(body, prompt) == 0:
-                continue
-            frame = None
+            fit, frame = self._fit(body, prompt), None
             if body.json_schema is not None:
-                frame = JsonCanvas(body.json_schema, self._vocabulary, self._fit(body, prompt))
+                frame = JsonCanvas(body.json_schema, self._vocabulary, fit)
             sampling = self._choose_sampling(body, prompt, frame)
+            if fit == 0:
+                continue
             requests += [
                 GenerateRequest(
                     prompt.ids,
@@ -319,7 +324,8 @@ class Denoiser:
         self, body: SamplingBody, prompt: Prompt, frame: JsonCanvas | None
     ) -> SamplingConfig:
         """The defaults with what the request asks for. Raises RequestError for contradictions."""
-        asked, gen_length = body.knobs(), self._fit(body, prompt)
+        # Where no reply is asked for, its knobs must be good all the same.
+        asked, gen_length = body.knobs(), self._fit(body, prompt) or self.sampling.gen_length
         if frame is not None:
             gen_length = frame.length
             of_text = (

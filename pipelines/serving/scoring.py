@@ -9,7 +9,7 @@ these two modules give, and that benchmarks are scored with.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -94,6 +94,12 @@ class Score:
             blocks = count_blocks(sampling, len(self._given), self._block)
             request = replace(self._request, sampling=replace(sampling, steps=blocks))
             yield request, len(self._scored) / int(masked.sum()) / self._samples
+
+    def work(self, expect: Callable[[SamplingConfig, int], float]) -> float:
+        """Token-forwards that it takes; `expect`: of a request with so many tokens that are given."""
+        if self._samples is not None:
+            return float(self._samples * (len(self._given) + len(self._scored)))
+        return expect(self._request.sampling, len(self._given)) if self._scored else 0.0
 
     def add(self, tokens: Iterable[Token], begin: int, weight: float) -> None:
         """What one of the requests has written, from its token `begin` on."""

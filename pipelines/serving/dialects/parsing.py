@@ -59,16 +59,25 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
     try:
         # Decoded here: json.loads lets bytes of half a surrogate pair pass, and guesses at other encodings.
         data = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique)
-        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is legal JSON, but no text
+        try:
+            text, is_json = json.dumps(data, ensure_ascii=False, allow_nan=False), True
+        except ValueError:  # of a number; where it is a field's, that is named below
+            text, is_json = json.dumps(data, ensure_ascii=False), False
+        text.encode()  # half a surrogate pair is legal JSON, but no text
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is not JSON text in UTF-8: {error}") from None
     if not isinstance(data, dict):
         raise RequestError(400, "the body must be a JSON object")
     try:
-        return kind.model_validate(data)
+        body = kind.model_validate(data)
     except ValidationError as error:
         message, param = _explain(error, _known_names(kind))
         raise RequestError(400, message, param=param) from None
+    if not is_json:
+        raise RequestError(
+            400, "the body holds a number that is none in JSON: NaN, or one too large for a float"
+        )
+    return body
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Event, Started, Text
+from pipelines.serving import answer as answer_module
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.backend import Health
 from pipelines.serving.dialects.body import SamplingBody
@@ -306,3 +307,31 @@ def test_the_work_for_who_leaves_ends_with_him(served: Serve) -> None:
 
     with served(build_api(backend, "tiny")) as url:
         asyncio.run(leave(url))
+
+
+def test_who_does_not_read_does_not_keep_his_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket takes no more, for ever."""
+    monkeypatch.setattr(answer_module, "_LAST_BYTES_S", 0.2)
+    backend = Slow()
+    api = build_api(backend, "tiny", RequestLimits(seconds=0.2))
+    content = json.dumps({"prompt": "Go", "stream": True}).encode()
+    request = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "headers": [],
+        "query_string": b"",
+    }
+    messages = iter([{"type": "http.request", "body": content}])
+
+    async def receive() -> dict[str, Any]:
+        if (message := next(messages, None)) is None:
+            await asyncio.Event().wait()
+        return message or {}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    asyncio.run(asyncio.wait_for(api({**request, "asgi": {"spec_version": "2.3"}}, receive, send), 20))
+    assert backend.open == 0

@@ -111,6 +111,14 @@ def test_replies_are_valid(post: Call, knobs: dict[str, Any]) -> None:
         ({"enum": []}, "$.x has an enum that is no list of values"),
         ({"type": "string", "minLength": 5, "maxLength": 2}, "$.x has a minLength or maxLength"),
         ({"type": "string", "minLength": 900}, "tokens at the least, and max_tokens is 400"),
+        # More than a machine could lay out before it is counted.
+        ({"type": "string", "minLength": 10**15}, "tokens at the least, and max_tokens is 400"),
+        (
+            {"type": "string", "enum": ["a", 1]},
+            "$.x has the value 1, which its type or its enum does not have",
+        ),
+        ({"type": "integer", "const": True}, "$.x has the value true"),
+        ({"enum": [2, True], "const": 1}, "$.x has the value 1"),
     ],
     ids=str,
 )

@@ -31,7 +31,6 @@ GREET = """
 import sys
 from pipelines.serving.listener import take_port
 port = take_port(sys.argv[1])
-port.listen()
 print("listening", flush=True)
 taken, _ = port.accept()
 taken.sendall(b"hello")
@@ -43,17 +42,19 @@ def address_of(port: Port) -> tuple[str, int]:
     return host, int(number)
 
 
-def test_a_port_in_use_is_one_line_and_nobody_listens_before_there_is_a_gateway() -> None:
+def test_a_port_is_its_owners_at_once_and_who_comes_waits_for_a_gateway() -> None:
     with open_port("127.0.0.1", 0) as port:
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address_of(port), timeout=10)
         host, number = address_of(port)
-        with take_port(port.counter) as taken:
-            taken.listen()
-            with pytest.raises(
-                UserError, match=rf"cannot listen on {host}:{number} \(.*in use\); choose another"
-            ):
-                check_port(host, number)
+        with pytest.raises(
+            UserError, match=rf"cannot listen on {host}:{number} \(.*in use\); choose another"
+        ):
+            check_port(host, number)
+        with (
+            socket.create_connection((host, number), timeout=10) as waiting,
+            take_port(port.counter) as taken,
+        ):
+            taken.accept()[0].sendall(b"hello")
+            assert waiting.recv(5) == b"hello"
     check_port(host, number)
     with pytest.raises(UserError, match=r"cannot listen on no\.such\.host\.invalid:80 \("):
         check_port("no.such.host.invalid", 80)

@@ -6,6 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llada.sampling.events import Finished, Started, Text
+from pipelines.serving.errors import RequestError
+from pipelines.serving.events import Restarted
+from pipelines.serving.keys import Account, KeyLimits
 from pipelines.serving.metrics import GatewayMetrics
 
 
@@ -36,6 +39,26 @@ def test_a_request_is_queued_then_running_then_counted() -> None:
     assert (values["llada_forwards_total"], values["llada_first_text_seconds_count"]) == (4, 1)
     assert (values["llada_tokens_per_forward_count"], values["llada_tokens_per_forward_sum"]) == (1, 2)
     assert values["llada_requests_total"] == 1
+
+
+def test_who_leaves_in_the_middle_has_had_what_was_there() -> None:
+    """One choice is finished, one has begun, and what a replica that died has written does not count."""
+    metrics, account = GatewayMetrics(), Account("me", KeyLimits(tokens_per_minute=100))
+    with metrics.track("/v1/completions", account=account) as track:
+        track.see(Started(0, 5))
+        track.see(Text(0, "void", (), 90))
+        track.see(Restarted())
+        track.see(Started(0, 5))
+        track.see(Started(1))
+        track.see(Finished(0, "stop", prompt_tokens=5, completion_tokens=3, nfe=3))
+        track.see(Text(1, "Hello", (), 40))
+        track.see(Text(1, " you", (), 60))
+    values = read(metrics)
+    assert (values["llada_prompt_tokens_total"], values["llada_completion_tokens_total"]) == (5, 63)
+    account.admit()
+    account.charge(100 - 68 + 2)  # a second gives less than two back
+    with pytest.raises(RequestError, match="tokens"):
+        account.admit()
 
 
 def test_a_client_that_went_away_is_499() -> None:

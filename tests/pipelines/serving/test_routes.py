@@ -85,6 +85,8 @@ REFUSED_COMPLETIONS = [
     ({"suffix": ["a", 2], "fixed": {"0": 7}, "max_tokens": 3}, "fixed does not go with a list of gaps"),
     ({"suffix": ["a", 2000, "b"], "max_tokens": 100}, "and the suffix 2"),
     ({"max_tokens": 0}, "max_tokens=0 goes with echo=true"),
+    ({"max_tokens": 0, "echo": True, "remasking": "none"}, "remasking"),
+    ({"max_tokens": 0, "echo": True, "threshold": 0.5, "factor": 1.0}, "threshold"),
     ({"logprobs": True}, "logprobs: input should be a valid integer"),
     ({"logprobs": 21}, "logprobs: input should be less than or equal to 20"),
     ({"likelihood_from": 2, "echo": True}, "likelihood_from goes with echo=true and logprobs"),

@@ -111,6 +111,17 @@ def test_only_finite_numbers(name: str, number: str) -> None:
     assert (caught.value.status, caught.value.param) == (400, name)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_only_finite_numbers_in_a_schema(number: str) -> None:
+    """A reply would hold them, and be no JSON."""
+    schema = f'{{"type": "object", "properties": {{"a": {{"const": {number}}}}}}}'
+    form = f'{{"type": "json_schema", "json_schema": {{"name": "n", "schema": {schema}}}}}'
+    with pytest.raises(RequestError) as caught:
+        parse_body(CompletionBody, f'{{"prompt": "x", "response_format": {form}}}'.encode())
+    assert caught.value.status == 400
+    assert "a number that is none in JSON" in caught.value.message
+
+
 def test_labels_are_accepted_and_change_nothing() -> None:
     labels = {
         "user": "someone",
