@@ -94,6 +94,8 @@ def compare(a: str, b: str, config: CompareConfig = CompareConfig()) -> Comparis
         mean_a, mean_b = np.mean([pairs.mean(0) for pairs in groups], 0).tolist()
         difference = Difference(name, one["title"], len(common), mean_a, mean_b, mean_b - mean_a, low, high)
         differences.append(difference)
+        if len(common) == 1:
+            remarks.append(f"{name}: one item is in both, which says nothing of others")
     if not differences:
         raise UserError(f"{a} and {b} have nothing to compare" + "".join(f"; {text}" for text in remarks))
     return Comparison(differences, remarks)

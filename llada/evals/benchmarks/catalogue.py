@@ -208,7 +208,6 @@ def _infilling_changes(folder: Path) -> dict[str, Any]:
         "generation_kwargs": {
             "until": [],
             "do_sample": False,
-            "block_length": 1024,
             "gap": {"suffix": "suffix", "answer": "canonical_solution"},
         },
     }

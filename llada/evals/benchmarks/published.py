@@ -72,7 +72,7 @@ class Protocol:
     results: dict[str, float]
     """{source: the published figure in per cent}."""
     given: tuple[str, ...]
-    """The settings that went before published ones."""
+    """The settings that are not as published."""
 
 
 @functools.cache
@@ -112,10 +112,15 @@ def protocol(name: str, config: BenchmarkConfig, sampling: SamplingConfig) -> Pr
             own[key] = getattr(config, key)
     theirs = dict(entry.sampling)
     gen_length = theirs.pop("gen_length", None)
-    gone_before = [key for key in own if key != "gen_length" and getattr(entry, key) not in (None, own[key])]
-    gone_before += [f"score.{key}" for key in own_score if key in entry.score]
-    gone_before += [f"sampling.{key}" for key in own_sampling if key in theirs]
-    gone_before += ["gen_length"] if gen_length is not None and "gen_length" in own else []
+    gone_before = []
+    if config.settings is not None:
+        said = {"num_fewshot": entry.num_fewshot, "chat": entry.chat, "gen_length": gen_length}
+        gone_before = [key for key in own if said[key] not in (None, own[key])]
+        # What they do not name was at its default, of what is estimated or of what is written.
+        if not entry.sampling:
+            gone_before += _others(own_score, {**asdict(ScoreConfig()), **entry.score}, "score.")
+        if not entry.score:
+            gone_before += _others(own_sampling, {**asdict(SamplingConfig()), **theirs}, "sampling.")
     return Protocol(
         name=name,
         run_as=entry.run_as or name,
@@ -127,6 +132,11 @@ def protocol(name: str, config: BenchmarkConfig, sampling: SamplingConfig) -> Pr
         results=entry.results,
         given=tuple(sorted(gone_before)),
     )
+
+
+def _others(own: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str) -> list[str]:
+    """The names of the own settings that have another value than theirs."""
+    return [f"{prefix}{key}" for key, value in own.items() if key != "seed" and theirs[key] != value]
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

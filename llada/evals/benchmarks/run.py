@@ -36,7 +36,7 @@ from llada.evals.benchmarks.published import (
 from llada.evals.benchmarks.table import Summary, draw, mean_with_error, to_markdown
 from llada.evals.evaluation import EvaluateConfig, Evaluation, Figures
 from llada.evals.requests.worker import Setup
-from llada.files import join, write_bytes
+from llada.files import file_sizes, join, write_bytes
 from llada.sampling.config import SamplingConfig
 from llada.settings import from_dict, hint, require
 
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # That of lm_eval's own command line.
 _EXAMPLES_SEED = 1234
+# What a folder of tasks says of them in.
+_TASK_FILES = (".yaml", ".yml", ".py")
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,21 @@ def needed_benchmarks(config: EvaluateConfig) -> BenchmarkConfig:
         f"benchmarks: sampling.gen_length={length} is the length of the task samples; that of a benchmark is "
         "benchmarks.gen_length",
     )
+    require(
+        config.seed == type(config)().seed or set(config.tasks) != {"benchmarks"},
+        f"benchmarks: seed={config.seed} is that of other tasks; that of a benchmark is benchmarks.score.seed",
+    )
     return benchmarks
 
 
 def benchmark_files(config: EvaluateConfig) -> list[str]:
-    """The files of documents and examples that are read from the settings' folder of data."""
+    """The files of documents and examples that are read from the settings' folder of data, and those of a folder of tasks that say
+    what a task is."""
     asked = config.benchmarks
     found: list[str] = []
+    if asked.task_folder is not None:
+        names = file_sizes(str(asked.task_folder))
+        found += [join(str(asked.task_folder), name) for name in sorted(names) if name.endswith(_TASK_FILES)]
     for name in asked.names if asked.data is not None else ():
         run_as = protocol(name, asked, config.sampling).run_as
         found += data_files(run_as, str(asked.data)) if run_as in BENCHMARKS else []
@@ -301,7 +311,7 @@ def _summarize(plan: _Plan, found: Mapping[str, Any]) -> Summary:
         "filter": chosen,
         "tasks": list(found["samples"]),
         "is_mean_of_tasks": benchmark is not None and benchmark.is_mean_of_tasks,
-        "is_share": benchmark is not None or _is_share(plan, metric),
+        "is_share": benchmark is not None or (_is_share(plan, metric) and 0 <= value <= 1),
         "value": value,
         "stderr": error,
         "items": sum(len({sample["doc_id"] for sample in samples}) for samples in found["samples"].values()),

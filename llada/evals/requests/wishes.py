@@ -13,6 +13,8 @@ from llada.settings import from_dict, hint
 
 # Of a task that says nothing about it, as in lm_eval's own models.
 _GEN_LENGTH = 256
+# Of a gap, which is one block unless its settings say otherwise.
+_GAP_BLOCK = 1024
 
 
 class Gap(TypedDict):
@@ -47,7 +49,8 @@ class Writer:
         Raises UserError for a wish that nothing here can grant, and for an answer beside which no prompt fits the context.
         """
         wishes = dict(wishes)
-        if wishes.pop("gap", None) is not None and self.is_causal:
+        has_gap = wishes.pop("gap", None) is not None
+        if has_gap and self.is_causal:
             raise UserError(
                 "lm_eval: the checkpoint is autoregressive and sees nothing behind a gap, which the task asks it to fill"
             )
@@ -66,6 +69,7 @@ class Writer:
                     f"{hint(name, own)}"
                 )
         sampling: dict[str, Any] = {
+            **({"block_length": _GAP_BLOCK} if has_gap else {}),
             **self.sampling,
             "gen_length": self.gen_length or length,
             **(warmth if sampled else {}),

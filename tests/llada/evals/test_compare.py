@@ -135,3 +135,11 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
         compare(a, b)
     with pytest.raises(UserError, match="compare: confidence must be below 1"):
         CompareConfig(confidence=1.0)
+
+
+def test_one_item_says_nothing_of_others(tmp_path: Path) -> None:
+    a = result(tmp_path / "a", {"t": {"items": {"t": {"x": 1}}}})
+    b = result(tmp_path / "b", {"t": {"items": {"t": {"x": 0}}}})
+    found = compare(a, b)
+    assert [difference.items for difference in found.differences] == [1]
+    assert "t: one item is in both, which says nothing of others" in found.remarks

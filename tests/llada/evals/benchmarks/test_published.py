@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -109,8 +110,28 @@ def test_what_is_given_goes_before_what_is_published() -> None:
     how = protocol("gsm8k", config, SamplingConfig(block_length=8, steps=16))
     assert (how.gen_length, how.chat) == (32, False)
     assert how.sampling == {"block_length": 8, "steps": 16, "confidence_eos_eot_inf": True}
-    # What nothing is published of goes before nothing.
-    assert how.given == ("chat", "gen_length", "sampling.block_length")
+    assert how.given == ("chat", "gen_length", "sampling.block_length", "sampling.steps")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "score", "sampling", "given"),
+    [
+        ("llada_instruct", "gsm8k", {}, {"temperature": 0.5}, ("sampling.temperature",)),
+        ("llada_instruct", "gsm8k", {}, {"remasking": "random"}, ("sampling.remasking",)),
+        ("llada_base", "piqa", {"cfg_scale": 2.0}, {}, ("score.cfg_scale",)),
+        # As published, or of what is not done here.
+        ("llada_base", "piqa", {"num_samples": 128}, {"steps": 16}, ()),
+        ("llada_base", "gsm8k", {"num_samples": 5}, {"block_length": 1024}, ()),
+    ],
+)
+def test_what_is_not_as_published_is_told(
+    settings: str, name: str, score: dict[str, Any], sampling: dict[str, Any], given: tuple[str, ...]
+) -> None:
+    """Also of what the published settings do not name: it was at its default."""
+    config = BenchmarkConfig(
+        settings=settings, score=ScoreConfig(**score), given=tuple(f"score.{key}" for key in score)
+    )
+    assert protocol(name, config, SamplingConfig(**sampling)).given == given
 
 
 def test_without_published_settings_the_given_ones_are_all() -> None:

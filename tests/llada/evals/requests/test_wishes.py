@@ -68,3 +68,10 @@ def test_what_cannot_be_had_is_named() -> None:
         settings({"max_gen_toks": 600})
     with pytest.raises(UserError, match="block_length"):
         Writer({"block_length": 0}, None, 600)
+
+
+@pytest.mark.parametrize(("given", "block"), [({}, 1024), ({"block_length": 32}, 32)])
+def test_a_gap_is_one_block_unless_another_length_is_given(given: dict[str, int], block: int) -> None:
+    wishes = {"gap": {"suffix": "behind", "answer": "right"}, "max_gen_toks": 7}
+    settings, _ = Writer(given, None, 4096).settings(wishes)
+    assert settings["block_length"] == block
