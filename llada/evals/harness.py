@@ -257,14 +257,17 @@ class HarnessModel(TemplateLM):
         for request in requests:
             prompt, wishes = request.args
             suffix: list[int] = []
+            masks, most = 0, self.max_length // 2  # of a gap; its prompt and suffix have the other half
             if gap := wishes.get("gap"):
                 suffix = self.tok_encode(request.doc[gap["suffix"]])
                 masks = len(self.tok_encode(request.doc[gap["answer"]]))
-                wishes = {"max_gen_toks": max(1, masks), **wishes}
+                wishes = {"max_gen_toks": max(1, min(masks, most)), **wishes}
             sampling, stop = self.writer.settings(wishes)
             room = self.max_length - sampling["gen_length"]
             ids = self.tok_encode(prompt) or [self.prefix_token_id]
-            is_cut.append(self._count_cut(len(ids) + len(suffix) > room))
+            is_cut.append(
+                self._count_cut(len(ids) + len(suffix) > room or masks > most == sampling["gen_length"])
+            )
             # What is behind a gap keeps half of the room, and loses its end.
             suffix = suffix[: max(room // 2, room - len(ids))]
             asked.append(TextRequest(ids[len(suffix) - room :], sampling, stop, suffix))

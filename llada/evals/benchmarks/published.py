@@ -33,6 +33,8 @@ class Entry:
     score: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
     results: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    """What a reader of the table must know."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Settings:
     """Where it is published."""
     base: str | None = None
     benchmarks: dict[str, Entry] = field(default_factory=dict)
+    others: dict[str, dict[str, float]] = field(default_factory=dict)
+    """{another model: {benchmark: per cent}}, as the paper has them beside its own."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,6 @@ class Published:
 
     sources: dict[str, str]
     settings: dict[str, Settings]
-    others: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Protocol:
     """{source: the published figure in per cent}."""
     given: tuple[str, ...]
     """The settings that are not as published."""
+    note: str
 
 
 @functools.cache
@@ -131,6 +135,7 @@ def protocol(name: str, config: BenchmarkConfig, sampling: SamplingConfig) -> Pr
         gen_length=own.get("gen_length", gen_length),
         results=entry.results,
         given=tuple(sorted(gone_before)),
+        note=entry.note,
     )
 
 

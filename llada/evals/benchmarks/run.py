@@ -78,11 +78,14 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
             figures |= _own_figures(found)
             _write_records(evaluation.output, plan, found)
             summaries[plan.protocol.name] = _summarize(plan, found)
-    title = find_settings(config.settings).title if config.settings else ""
-    heading = f"{evaluation.model}{f' by the settings of {title}' if title else ''}"
+    settings = find_settings(config.settings) if config.settings else None
+    heading = (
+        evaluation.model if settings is None else f"{evaluation.model} by the settings of {settings.title}"
+    )
     rows = list(summaries.values())
     write_bytes(
-        join(evaluation.output, "benchmarks.md"), to_markdown(rows, published().sources, heading).encode()
+        join(evaluation.output, "benchmarks.md"),
+        to_markdown(rows, published().sources, heading, settings).encode(),
     )
     write_bytes(join(evaluation.output, "benchmarks.svg"), draw(rows))
     figures["requests_cut"] = sum(summary["requests_cut"] for summary in rows)
@@ -322,7 +325,7 @@ def _summarize(plan: _Plan, found: Mapping[str, Any]) -> Summary:
         "requests": len(records),
         "requests_cut": sum(record["is_cut"] for record in records),
         "nfe": sum(record["nfe"] for record in records) / max(len(records), 1),
-        "remark": "" if benchmark is None else benchmark.remark,
+        "remark": "; ".join(filter(None, ("" if benchmark is None else benchmark.remark, how.note))),
     }
 
 

@@ -6,7 +6,10 @@ import io
 import math
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from llada.evals.benchmarks.published import Settings
 
 HEADER = ("Benchmark", "Metric", "Shots", "Items", "Ours, %", "Published, %", "Difference", "Settings")
 
@@ -83,19 +86,29 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
         if summary["requests_cut"]:
             lines.append(
                 f"† {title}: {summary['requests_cut']:,} of {summary['requests']:,} requests did not fit the context: a prompt "
-                "lost its beginning, an answer was scored in pieces"
+                "lost its beginning, an answer was scored in pieces, a gap has fewer masks than its solution has tokens"
             )
         if summary["remark"]:
             lines.append(f"{title}: {summary['remark']}")
     return lines
 
 
-def to_markdown(summaries: Sequence[Summary], sources: dict[str, str], heading: str) -> str:
-    """The table with its notes, the sources of what is published, and the settings behind each hash."""
+def to_markdown(
+    summaries: Sequence[Summary], sources: dict[str, str], heading: str, settings: Settings | None = None
+) -> str:
+    """The table with its notes, what other models came to, the sources of what is published, and the settings behind each hash.
+
+    `settings`: the published ones by which it was run.
+    """
     rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in table_rows(summaries)]
     rows.insert(1, tuple("---" if name in HEADER[:2] else "---:" for name in HEADER))
     lines = [f"# {heading}", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
     lines += [f"- {note}" for note in ["± one standard error over the items", *notes(summaries)]]
+    if settings is not None:
+        lines.append(f"- settings of {settings.title}: {settings.of}")
+        for model, figures in settings.others.items():
+            theirs = [f"{s['title']} {figures[s['name']]:.1f}" for s in summaries if s["name"] in figures]
+            lines += [f"- {model}, as the paper has it: {', '.join(theirs)}"] if theirs else []
     named = [name for summary in summaries for name in summary["results"]]
     lines += [f"- {name}: {sources[name]}" for name in dict.fromkeys(named) if name in sources]
     lines += ["", "Settings:", ""]

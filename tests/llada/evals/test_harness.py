@@ -202,6 +202,21 @@ def test_a_gap_is_filled_between_what_is_before_and_behind_it(folder: str) -> No
     assert given.num_cut == 1
 
 
+def test_a_gap_that_is_longer_than_half_of_the_context_has_so_many_masks_and_is_counted(folder: str) -> None:
+    network, tokenizer = load(folder)
+    doc = {"behind": " is 1?", "right": "it and " * CONTEXT}
+    request = Instance("generate_until", doc, ("What", {"gap": {"suffix": "behind", "answer": "right"}}), 0)
+    model = HarnessModel.from_arguments(folder)
+    prompt, behind = encode_texts(tokenizer, ["What", doc["behind"]])
+    sampling = SamplingConfig(gen_length=CONTEXT // 2, block_length=1024)
+    (expected,) = complete_texts(network, tokenizer, [prompt], sampling, suffixes=[behind])
+    assert model.generate_until([request]) == [expected["text"]]
+    assert model.num_cut == 1
+    given = HarnessModel.from_arguments(folder, gen_length=8)
+    assert given.generate_until([request])
+    assert given.num_cut == 0  # so many were asked for
+
+
 def test_what_is_asked_may_be_answered_elsewhere(folder: str) -> None:
     """Blocks and their results are JSON; the network is opened where they are worked on."""
     pairs = [((question["question"], " 2"), [5, 6], [7] * (n + 1)) for n, question in enumerate(QUESTIONS)]

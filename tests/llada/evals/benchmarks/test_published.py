@@ -72,8 +72,8 @@ def test_every_entry_can_be_run_and_says_where_it_is_from() -> None:
             gen_length = {} if how.gen_length is None else {"gen_length": how.gen_length}
             SamplingConfig(**how.sampling, **gen_length)
             assert not (entry.score and entry.sampling)
-    for figures in published().others.values():
-        assert set(figures) <= set(BENCHMARKS)
+        for figures in settings.others.values():
+            assert set(figures) <= set(settings.benchmarks)
 
 
 def test_guidance_lengths_and_ends_are_those_of_the_scripts() -> None:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from llada.evals.benchmarks.published import find_settings
 from llada.evals.benchmarks.table import (
     HEADER,
     Summary,
@@ -83,3 +84,10 @@ def test_the_error_is_that_of_the_mean() -> None:
     assert mean == pytest.approx(0.6)
     assert error == pytest.approx(statistics.stdev(values) / 5**0.5)
     assert mean_with_error([1.0]) == (1.0, None)
+
+
+def test_published_settings_say_where_they_are_from_and_what_others_came_to() -> None:
+    settings = find_settings("llada_base")
+    text = to_markdown([summary(name="mmlu", title="MMLU")], {}, "Ours", settings)
+    assert f"- settings of LLaDA 8B Base: {settings.of}" in text
+    assert "- LLaMA3 8B Base, as the paper has it: MMLU 65.4\n" in text
