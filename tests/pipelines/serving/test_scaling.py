@@ -116,3 +116,19 @@ def test_a_replica_says_what_it_has(small_model: Path) -> None:
     assert 0 < late[WORK] < early[WORK] <= whole
     assert 512 < late[MEAN_REQUEST] < whole
     denoiser.close()
+
+
+def test_a_likelihood_is_work(small_model: Path) -> None:
+    """By the chain rule 16 forwards of 16 tokens; of the bound, one for each sample."""
+    denoiser = Denoiser(str(small_model), SamplingConfig(gen_length=16, steps=None, block_length=16))
+
+    async def ask(**fields: int) -> float:
+        asked = {"prompt": [7] * 16, "max_tokens": 0, "echo": True, "logprobs": 0, **fields}
+        async for _ in denoiser.stream(CompletionBody.model_validate(asked)):
+            pass
+        return (await denoiser.record_autoscaling_stats())[MEAN_REQUEST]
+
+    mean = asyncio.run(ask())
+    assert mean == pytest.approx(512 + 0.1 * (16 * 16 - 512))
+    assert asyncio.run(ask(likelihood_samples=3)) == pytest.approx(mean + 0.1 * (3 * 16 - mean))
+    denoiser.close()
