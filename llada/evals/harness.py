@@ -25,7 +25,7 @@ from llada.evals.evaluation import B, MapBlocks, R
 from llada.evals.requests.blocks import TextRequest, add_up, score_blocks, write_blocks
 from llada.evals.requests.scoring import ScoreConfig
 from llada.evals.requests.wishes import Writer
-from llada.evals.requests.worker import Cost, Setup, Worker, open_folder
+from llada.evals.requests.worker import Asked, Cost, Setup, Worker, open_folder
 from llada.files import join
 from llada.model.hf import read_config
 from llada.sampling.config import SamplingConfig
@@ -99,6 +99,7 @@ class HarnessModel(TemplateLM):
         self.records: dict[tuple[str | None, int | None], list[Record]] = {}
         """{(task, number of a document): a record for each of its requests, in their order}."""
         self._scored: list[Record] = []
+        self._documents: Sequence[object] = ()  # of the requests that are answered now
 
     @classmethod
     def create_from_arg_string(
@@ -190,7 +191,9 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p of the continuation behind the context in nats, whether the network would write it itself) of each."""
+        self._documents = [(request.task_name, request.doc_id) for request in requests]
         answers = super().loglikelihood(requests, disable_tqdm=True)
+        self._documents = ()
         self._keep_records(requests, self._scored)
         return list(answers)
 
@@ -207,7 +210,15 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         for texts, _context, continuation in requests:
             self._require_tokens(texts[1], continuation)
-        scores = self._score_all([(context, continuation) for _texts, context, continuation in requests])
+        asked: list[Asked] = []
+        firsts: dict[Any, tuple[list[int], list[int]]] = {}
+        documents = self._documents or range(len(requests))
+        for document, (_texts, context, continuation) in zip(documents, requests, strict=True):
+            # Where a document's choices are contexts, they share the masks of the first: their difference has less noise.
+            first, its_continuation = firsts.setdefault(document, (context, continuation))
+            is_choice = continuation == its_continuation and context != first
+            asked.append((context, continuation, first if is_choice else None))
+        scores = self._score_all(asked)
         for request, score in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", request[0], score)
         return scores
@@ -218,7 +229,7 @@ class HarnessModel(TemplateLM):
         encoded = [self.tok_encode(text) for text in texts]
         for text, ids in zip(texts, encoded, strict=True):
             self._require_tokens(text, ids)
-        scores = self._score_all([([self.prefix_token_id], ids) for ids in encoded])
+        scores = self._score_all([([self.prefix_token_id], ids, None) for ids in encoded])
         self._keep_records(requests, self._scored)
         for text, (log_p, _) in zip(texts, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), log_p)
@@ -232,7 +243,7 @@ class HarnessModel(TemplateLM):
                 f"{self._folder}: its tokenizer has no tokens for {shorten(text)}, whose likelihood is asked for"
             )
 
-    def _score_all(self, asked: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    def _score_all(self, asked: Sequence[Asked]) -> list[tuple[float, bool]]:
         """(log p, whether it is greedy) of each continuation behind its context; what they took is in `_scored`."""
         blocks, owners = score_blocks(asked, self.max_length)
         scores = (
@@ -247,7 +258,7 @@ class HarnessModel(TemplateLM):
                 "seconds": score["seconds"],
                 "is_cut": self._count_cut(len(context) + len(continuation) > self.max_length),
             }
-            for (context, continuation), score in zip(asked, found, strict=True)
+            for (context, continuation, _), score in zip(asked, found, strict=True)
         ]
         return [(score["log_p"], score["is_greedy"]) for score in found]
 

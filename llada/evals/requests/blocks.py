@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from llada.evals.requests.worker import ScoreBlock, Scored, WriteBlock
+from llada.evals.requests.worker import Asked, ScoreBlock, Scored, WriteBlock
 
 _REQUESTS_PER_BLOCK = 64
 
@@ -22,15 +22,13 @@ class TextRequest(NamedTuple):
     """What stands behind it, where it fills a gap."""
 
 
-def score_blocks(
-    asked: Sequence[tuple[list[int], list[int]]], max_length: int
-) -> tuple[list[ScoreBlock], list[int]]:
-    """Blocks of the pieces (`windows`) of (context, continuation) pairs; and of each piece, in their order, whose it is."""
-    pieces: list[tuple[list[int], list[int]]] = []
+def score_blocks(asked: Sequence[Asked], max_length: int) -> tuple[list[ScoreBlock], list[int]]:
+    """Blocks of the pieces (`windows`) of pairs; and of each piece, in their order, whose it is."""
+    pieces: list[Asked] = []
     owners: list[int] = []
-    for number, (context, continuation) in enumerate(asked):
+    for number, (context, continuation, noise_of) in enumerate(asked):
         own = list(windows(context, continuation, max_length))
-        pieces += own
+        pieces += [(*piece, noise_of) for piece in own]
         owners += [number] * len(own)
     order = sorted(range(len(pieces)), key=lambda n: (len(pieces[n][0]) + len(pieces[n][1]), n))
     blocks: list[ScoreBlock] = []

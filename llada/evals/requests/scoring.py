@@ -61,6 +61,8 @@ class Pair(NamedTuple):
 
     context: Sequence[int]
     continuation: Sequence[int]
+    noise_of: Sequence[int] | None = None
+    """The context whose masks it has; None: its own. For choices that are contexts of one continuation."""
 
 
 def num_forwards(model: Model, pair: Pair, config: ScoreConfig) -> int:
@@ -197,10 +199,11 @@ def _sample(
 def _noise(pair: Pair, samples: Tensor, config: ScoreConfig) -> tuple[Tensor, Tensor]:
     """Uniforms (S, T) of the samples (S,) int64, and how many of the T tokens each masks (S,), stratified over {1 … T}.
 
-    The k-th token of every continuation of a context has the same uniform.
+    The k-th token of every continuation of a context (`Pair.noise_of`) has the same uniform.
     """
     T = len(pair.continuation)
-    context = np.asarray(pair.context, dtype=np.int64).tobytes()
+    own = pair.context if pair.noise_of is None else pair.noise_of
+    context = np.asarray(own, dtype=np.int64).tobytes()
     digest = int.from_bytes(hashlib.blake2b(context, digest_size=8).digest(), "big", signed=True)
     start = uniforms(stream_key(config.seed, "score", digest), torch.zeros(1, dtype=torch.int64))
     counts = ((samples + start) / config.num_samples * T).long().clamp(max=T - 1) + 1

@@ -33,10 +33,14 @@ class RequestBlock(Block):
     """As progress counts them."""
 
 
+Asked = tuple[list[int], list[int], list[int] | None]
+"""The fields of a `Pair`, as JSON has them."""
+
+
 class ScoreBlock(RequestBlock):
     """Pairs of token ids to score."""
 
-    pairs: list[tuple[list[int], list[int]]]
+    pairs: list[Asked]
 
 
 class WriteBlock(RequestBlock):

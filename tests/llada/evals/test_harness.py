@@ -175,6 +175,26 @@ def test_a_prompt_without_room_loses_its_beginning(folder: str) -> None:
     assert model.num_cut == 1
 
 
+def test_choices_that_are_contexts_share_their_masks(folder: str) -> None:
+    """As WinoGrande's, of which one continuation stands behind both: what differs is not the noise."""
+    network, tokenizer = load(folder)
+    texts = [("What is it", " and nothing"), ("What is 1", " and nothing"), ("What is 1", " and nothing")]
+    documents = [("toy", 0, 1), ("toy", 0, 1), ("toy", 1, 1)]
+    requests = [
+        Instance("loglikelihood", {}, pair, n, metadata=document)
+        for n, (pair, document) in enumerate(zip(texts, documents, strict=True))
+    ]
+    model = HarnessModel.from_arguments(folder, num_samples=4)
+    found = [log_p for log_p, _ in model.loglikelihood(requests)]
+    one, other = (encode_texts(tokenizer, [text])[0] for text in ("What is it", "What is 1"))
+    (whole,) = encode_texts(tokenizer, ["What is it and nothing"])
+    continuation = whole[len(one) :]
+    pairs = [Pair(one, continuation), Pair(other, continuation, one), Pair(other, continuation)]
+    expected = [score.log_p for score in score_pairs(network, pairs, ScoreConfig(num_samples=4))]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert abs(found[1] - found[2]) > 1e-3  # of another document it has masks of its own
+
+
 def test_a_gap_is_filled_between_what_is_before_and_behind_it(folder: str) -> None:
     network, tokenizer = load(folder)
     wishes = {"gap": {"suffix": "behind", "answer": "right"}, "block_length": 64}

@@ -6,7 +6,7 @@ import itertools
 from collections import Counter
 
 from llada.evals.requests.blocks import TextRequest, add_up, score_blocks, windows, write_blocks
-from llada.evals.requests.worker import Scored
+from llada.evals.requests.worker import Asked, Scored
 
 
 def test_every_token_is_scored_once_behind_what_fits_before_it() -> None:
@@ -22,22 +22,23 @@ def test_every_token_is_scored_once_behind_what_fits_before_it() -> None:
 
 
 def test_scores_come_back_to_their_pairs() -> None:
-    asked = [([1] * (n % 5 + 1), [2] * (n % 11)) for n in range(150)]
+    asked: list[Asked] = [([1] * (n % 5 + 1), [2] * (n % 11), [3] * (n % 2) or None) for n in range(150)]
     blocks, owners = score_blocks(asked, max_length=6)
     assert [block["num_requests"] for block in blocks] == [len(block["pairs"]) for block in blocks]
     assert max(block["num_requests"] for block in blocks) == 64
     assert len({block["name"] for block in blocks}) == len(blocks)
     pairs = [pair for block in blocks for pair in block["pairs"]]
-    lengths = [len(context) + len(piece) for context, piece in pairs]
+    lengths = [len(context) + len(piece) for context, piece, _ in pairs]
     assert lengths == sorted(lengths)
+    assert [noise_of for _, _, noise_of in pairs] == [asked[owner][2] for owner in owners]
     scores: list[Scored] = [
-        {"log_p": -len(piece), "is_greedy": len(piece) < 5, "nfe": 1, "seconds": 0.5} for _, piece in pairs
+        {"log_p": -len(piece), "is_greedy": len(piece) < 5, "nfe": 1, "seconds": 0.5} for _, piece, _ in pairs
     ]
     found = add_up(len(asked), owners, scores)
-    assert [score["log_p"] for score in found] == [-len(text) for _, text in asked]
+    assert [score["log_p"] for score in found] == [-len(text) for _, text, _ in asked]
     # A piece holds five tokens at the most, and one that does not is enough.
-    assert [score["is_greedy"] for score in found] == [len(text) < 5 for _, text in asked]
-    pieces = [-(-len(text) // 5) for _, text in asked]
+    assert [score["is_greedy"] for score in found] == [len(text) < 5 for _, text, _ in asked]
+    pieces = [-(-len(text) // 5) for _, text, _ in asked]
     assert [score["nfe"] for score in found] == pieces
     assert [score["seconds"] for score in found] == [count / 2 for count in pieces]
 

@@ -101,7 +101,12 @@ def test_the_choices_of_a_question_share_their_masks() -> None:
 
     network = Watched(network_of().config)
     network.init_weights(0)
-    choices = [Pair([1, 2], [3, 4, 5]), Pair([1, 2], [6, 7, 0]), Pair([1], [6, 7, 0])]
+    choices = [
+        Pair([1, 2], [3, 4, 5]),
+        Pair([1, 2], [6, 7, 0]),
+        Pair([1], [6, 7, 0]),
+        Pair([1], [6, 7, 0], [1, 2]),
+    ]
     masks = []
     for choice in choices:
         seen.clear()
@@ -109,6 +114,7 @@ def test_the_choices_of_a_question_share_their_masks() -> None:
         masks.append(seen[:8])
     assert masks[0] == masks[1]
     assert [mask[2:] for mask in masks[0]] != [mask[1:] for mask in masks[2]]  # of another question, others
+    assert [mask[2:] for mask in masks[0]] == [mask[1:] for mask in masks[3]]  # unless it takes them
     assert len(set(masks[0])) > 3
 
 
