@@ -206,14 +206,14 @@ def test_two_results_are_compared(tmp_path, capsys):
     ("names", "folders", "records"),
     [
         (
-            ("generative_perplexity",),
-            ("written", "judged"),
-            ("generated.jsonl",),
+            ("generative_perplexity", "understanding"),
+            ("written", "judged", "understanding"),
+            ("generated.jsonl", "understanding.jsonl"),
         ),
         pytest.param(
-            ("understanding", "text_perplexity", "reversal"),
-            ("understanding", "texts/notes", "poems"),
-            ("understanding.jsonl", "reversal.jsonl"),
+            ("text_perplexity", "reversal"),
+            ("texts/notes", "poems"),
+            ("reversal.jsonl",),
             marks=pytest.mark.slow,
         ),
     ],
