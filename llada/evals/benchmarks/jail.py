@@ -4,8 +4,9 @@ It knows nothing but Python's own library. Before the program it puts itself beh
 again: a seccomp filter, which any user of Linux may put on himself (no root, no namespace, no container is needed) and which
 threads and children inherit. Behind it there are
 
-    no network          no socket can be made (a pair of them within the process can)
-    no other process    no fork, no other program, no signal to anyone; threads count against time and memory
+    no network          no socket can be made (a pair of them within the process can, which reaches nobody else)
+    no other process    no fork, no other program, no signal to anyone, no say in who runs when, no memory or queue in
+                        common; threads count against time and memory
     no files written    none is opened for writing, made, renamed, changed or removed, anywhere
     limits              seconds of CPU, bytes of memory, open files; they cannot be raised again
 
@@ -35,8 +36,13 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     "socket": (41, 198), "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "ptrace": (101, 117), "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
-    "mq_open": (240, 180), "memfd_create": (319, 279),
+    "process_vm_writev": (311, 271), "mq_open": (240, 180), "mq_unlink": (241, 181), "memfd_create": (319, 279),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
+    "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188),
+    "msgctl": (71, 187), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201), "sendmsg": (46, 211),
+    "sendmmsg": (307, 269), "setpriority": (141, 140), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122), "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238),
+    "move_pages": (279, 239), "setpgid": (109, 154), "flock": (73, 32),
     # files
     "creat": (85, None), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None), "unlink": (87, None),
     "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, None),
@@ -59,6 +65,19 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
 # Refused by what one of their arguments holds: (number on each, place of the argument).
 _OPENS: dict[str, tuple[tuple[int, int | None], int]] = {"open": ((2, None), 1), "openat": ((257, 56), 2)}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+# Of these nothing but what is harmless: (number on each, place of the argument, what it may hold). The others of fcntl and ioctl
+# send signals to any process, lock files, and type into terminals.
+_SOME: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
+    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ
+    "fcntl": ((72, 25), 1, (0, 1, 2, 3, 4, 1030, 1032)),
+    # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS2
+    "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)),
+}
+# F_SETFL with nothing but O_APPEND, O_NONBLOCK and what a file was opened with (O_LARGEFILE, of both machines): with O_ASYNC it
+# sends signals.
+_FCNTL, _F_SETFL, _STATUS = (72, 25), 4, 0o3 | 0o2000 | 0o4000 | 0o100000 | 0o400000
+# Only to the other end of a pair: (number on each, place of an address that is none).
+_SENDTO = ((44, 206), 4)
 _CLONE = (56, 220)
 _CLONE_THREAD = 0x10000
 # The first number of Linux 5.1, from which on numbers are the same on every machine: io_uring, clone3, openat2 …
@@ -118,6 +137,16 @@ def build_filter(machine: str) -> bytes:
         if (own := numbers[which]) is not None:
             flags = (_LOAD, 0, 0, 16 + 8 * place)
             code += [(_EQUAL, 0, 4, own), flags, (_ANY_BIT, 0, 1, _WRITES), refuse, number]
+    # fcntl(…, F_SETFL, flags): the command first, then the flags.
+    code += [(_EQUAL, 0, 6, _FCNTL[which]), (_LOAD, 0, 0, 24), (_EQUAL, 0, 3, _F_SETFL), (_LOAD, 0, 0, 32)]
+    code += [(_ANY_BIT, 0, 1, 0xFFFFFFFF & ~_STATUS), refuse, number]
+    for some, place, allowed in _SOME.values():
+        code += [(_EQUAL, 0, len(allowed) + 3, some[which]), (_LOAD, 0, 0, 16 + 8 * place)]
+        code += [(_EQUAL, len(allowed) - at, 0, value) for at, value in enumerate(allowed)]
+        code += [refuse, number]
+    sendto, place = _SENDTO
+    code += [(_EQUAL, 0, 6, sendto[which]), (_LOAD, 0, 0, 16 + 8 * place), (_ANY_BIT, 2, 0, 0xFFFFFFFF)]
+    code += [(_LOAD, 0, 0, 20 + 8 * place), (_ANY_BIT, 0, 1, 0xFFFFFFFF), refuse, number]
     flags = (_LOAD, 0, 0, 16)
     code += [(_EQUAL, 0, 4, _CLONE[which]), flags, (_ANY_BIT, 1, 0, _CLONE_THREAD), refuse, number]
     code.append((_RETURN, 0, 0, _ALLOW))

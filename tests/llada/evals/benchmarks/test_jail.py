@@ -41,6 +41,16 @@ def test_the_filter_answers_by_number_and_argument(machine: str, socket_call: in
         assert answer(openat, 3, 4, flags) == refused
     assert [answer(number) for number in (424, 435, 437, 0x40000001)] == [unknown] * 4
     assert answer(0, arch=0x40000003) == 0x80000000  # another architecture's calls end the process
+    fcntl, ioctl, sendto = {"x86_64": (72, 16, 44), "aarch64": (25, 29, 206)}[machine]
+    assert [answer(fcntl, 3, command) for command in (0, 1, 2, 3, 1030)] == [allow] * 5
+    # Whom a signal goes to, and which; locks and leases.
+    assert [answer(fcntl, 3, command, 1) for command in (5, 6, 8, 10, 15, 37, 1024, 1026)] == [refused] * 8
+    assert answer(fcntl, 3, 4, 0o4000) == allow
+    assert answer(fcntl, 3, 4, 0o20000) == refused
+    assert answer(ioctl, 0, 0x5401) == allow
+    assert [answer(ioctl, 0, command) for command in (0x5412, 0x5452, 0x8901, 0x8902)] == [refused] * 4
+    assert answer(sendto, 3, 1, 2, 0, 0) == allow
+    assert [answer(sendto, 3, 1, 2, 0, address) for address in (8, 8 << 32)] == [refused] * 2
     reading = {"x86_64": 0, "aarch64": 63}[machine]
     assert answer(reading, 0, 0, 100) == allow
 

@@ -82,11 +82,51 @@ def test_memory_is_limited() -> None:
         "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
         "import os, signal\nos.kill(-1, signal.SIGKILL)",
         "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
+        "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+        "import os\nos.sched_setaffinity(os.getppid(), {0})",
     ],
-    ids=["fork bomb", "subprocess", "multiprocessing", "exec", "kill", "kill all", "limits"],
+    ids=[
+        "fork bomb",
+        "subprocess",
+        "multiprocessing",
+        "exec",
+        "kill",
+        "kill all",
+        "limits",
+        "priority",
+        "cores",
+    ],
 )
 def test_there_is_no_other_process(way: str) -> None:
     assert outcome(way).split(":")[0] in ("PermissionError", "BlockingIOError", "ValueError")
+
+
+def test_no_file_tells_another_process_of_a_byte() -> None:
+    """The kernel would send the signal: of a pipe whose owner is that process, with SIGKILL for "there is something to read"."""
+    ways = [
+        "fcntl.fcntl(a, 8, {0})",
+        "fcntl.fcntl(a, 15, struct.pack('ii', 1, {0}))",
+        "fcntl.ioctl(b, 0x8901, struct.pack('i', {0}))",
+    ]
+    for way in ways:
+        with subprocess.Popen(["sleep", "60"]) as victim:
+            program = f"""
+import fcntl, os, socket, struct
+a, w = os.pipe()
+b = socket.socketpair()[0].detach()
+for step in (lambda: {way.format(victim.pid)}, lambda: fcntl.fcntl(a, 10, 9), lambda: fcntl.fcntl(a, fcntl.F_SETFL, 0o20000)):
+    try:
+        step()
+    except PermissionError:
+        continue
+    assert False, "let through"
+os.write(w, b"x")
+"""
+            try:
+                assert outcome(program) == "passed"
+                assert victim.poll() is None
+            finally:
+                victim.kill()
 
 
 def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
@@ -123,6 +163,9 @@ def test_there_is_no_network() -> None:
             # The call itself, without Python's module: socket(AF_INET, SOCK_STREAM), and io_uring_setup(1, 0).
             "import ctypes\nassert ctypes.CDLL(None).socket(2, 1, 0) == -1",
             "import ctypes\nassert ctypes.CDLL(None).syscall(425, 1, 0) == -1",
+            # A pair within the process works, and reaches no other socket's name.
+            "import socket\na, b = socket.socketpair(type=socket.SOCK_DGRAM)\na.send(b'x')\nassert b.recv(1) == b'x'\n"
+            "try:\n    a.sendto(b'x', '/tmp/nobody')\nexcept PermissionError:\n    pass\nelse:\n    assert False",
         ]
         found = run_programs(ways)
         with pytest.raises(TimeoutError):
@@ -130,7 +173,7 @@ def test_there_is_no_network() -> None:
     assert found[0].startswith("PermissionError")
     assert found[1].startswith("PermissionError")
     assert found[2].startswith("URLError")
-    assert found[3:] == ["passed", "passed"]
+    assert found[3:] == ["passed", "passed", "passed"]
 
 
 def test_what_is_printed_fills_nothing() -> None:
