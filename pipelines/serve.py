@@ -287,8 +287,8 @@ def _follow_aliases(asked: ServeArgs, served: ServeArgs, port: Port | None, *, i
     """For ever: where an alias of the registry points to another version, let that take over. Serve starts it beside the old
     one, which answers until then; what does not start changes nothing and is one line."""
     from ray import serve
-    from ray.serve.exceptions import RayServeException
 
+    told = served
     if not any(registered_name(url) for url in asked.models.values()):
         threading.Event().wait()
     while True:
@@ -300,17 +300,35 @@ def _follow_aliases(asked: ServeArgs, served: ServeArgs, port: Port | None, *, i
             continue
         if now == served:
             continue
-        served = now
         try:
             app = application(_fetched(now) if is_local else now, port)
-            serve.run(app, name=APP_NAME)
-        except (UserError, RayServeException, RuntimeError, TimeoutError) as error:
-            reason = _replica_failure() or str(error)
-            _log.warning(
-                "the new version does not start, and the old one goes on: %s", reason.splitlines()[-1]
-            )
+        except (
+            Exception
+        ) as error:  # of its store, too: nothing that is wrong with a version ends the one before
+            if told != now:
+                _warn_of_new(error)
+            told = now
+            if not _may_pass(error):
+                served = now
+            continue
+        served = now
+        try:
+            with _saying_what_is_missing():
+                serve.run(app, name=APP_NAME)
+        except Exception as error:
+            _warn_of_new(error)
         else:
             print(f"now serving {', '.join(now.models.values())}", flush=True)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is of a store that may come back."""
+    return any(isinstance(e, OSError) or getattr(e, "may_pass", False) for e in (error, error.__cause__))
+
+
+def _warn_of_new(error: Exception) -> None:
+    lines = (_replica_failure() or str(error) or repr(error)).splitlines()
+    _log.warning("the new version does not start, and the old one goes on: %s", lines[-1])
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ _MAX_PARTS = 512  # of a frame
 _MAX_SETS = 1024  # of tokens, each a row of the vocabulary's width
 _MAX_WHERE = 1000  # characters of a place in the schema, by which nesting is bounded
 _MAX_REFS = 32  # references, and alternatives of alternatives
+_MAX_CHARS = 1 << 18  # of all listed values together
 # What is said about some values does not concern others.
 _OF_STRINGS = frozenset({"minLength", "maxLength", "pattern", "format"})
 _OF_NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
@@ -56,9 +57,8 @@ class Vocabulary:
             fill,
             encode,
         )
-        self._sets: dict[
-            tuple[int | bool, ...], frozenset[int]
-        ] = {}  # each takes a look at the whole vocabulary
+        # Most take a look at the whole vocabulary.
+        self._sets: dict[tuple[int | bool, ...], frozenset[int]] = {}
 
     @cached_property
     def texts(self) -> dict[int, str]:
@@ -104,6 +104,11 @@ class Vocabulary:
             self._sets[key] = frozenset(own | ({self.fill} if may_fill else set()))
         return self._sets[key]
 
+    def single(self, token: int) -> frozenset[int]:
+        if (key := (-2, token)) not in self._sets:
+            self._sets[key] = frozenset([token])
+        return self._sets[key]
+
     def one(self, letter: str) -> frozenset[int]:
         return frozenset(self.encode(letter)[:1])
 
@@ -132,9 +137,13 @@ class JsonCanvas:
         """Raises RequestError 400 for what cannot be done, naming it and its place, and for fewer tokens than it takes."""
         self._words, self._root = vocabulary, schema
         self._parts: list[str | _Value] = []
+        self._looked_at = self._listed = 0
         if schema.get("type") != "object" and "$ref" not in schema:
             _refuse("the schema's root", "must be an object")
-        self._add(schema, "$", ())
+        try:
+            self._add(schema, "$", ())
+        except RecursionError:
+            _refuse("the schema", "has too many parts in each other")
         values = [part for part in self._parts if isinstance(part, _Value)]
         with_strings = [value for value in values if value.strings]
         least = max([1, *(low for value in with_strings for low, _ in value.strings)])
@@ -270,16 +279,20 @@ class JsonCanvas:
 
     def _add_value(self, schema: Mapping[str, Any], where: str, value: _Value, refs: tuple[str, ...]) -> None:
         """The alternatives of something that is neither an object nor an array."""
-        if len(refs) > _MAX_REFS or len(value.patterns) > 4 * _MAX_LISTED:
+        self._looked_at += 1
+        too_many = self._looked_at > _MAX_PARTS * 8 or len(value.patterns) > 4 * _MAX_LISTED
+        if len(refs) > _MAX_REFS or too_many:
             _refuse(where, "has too many alternatives")
         for name in ("anyOf", "oneOf"):
             if name in schema:
                 _check_keys(schema, {name}, where)
                 if not isinstance(schema[name], list) or not schema[name]:
                     _refuse(where, f"has a {name} that is no list of schemas")
-                for option in schema[name]:
-                    chosen, further = self._resolve(option, where, refs)
-                    self._add_value(chosen, where, value, (*further, where))
+                chosen = [self._resolve(option, where, refs) for option in schema[name]]
+                if name == "oneOf" and not _are_apart([option for option, _ in chosen]):
+                    _refuse(where, "has a oneOf whose options are not of different types: say anyOf")
+                for option, further in chosen:
+                    self._add_value(option, where, value, (*further, where))
                 return
         if "const" in schema or "enum" in schema:
             _check_keys(schema, {"const", "enum", "type"}, where)
@@ -298,7 +311,11 @@ class JsonCanvas:
                         where,
                         f"has the value {shorten(json.dumps(option))}, which its type or its enum does not have",
                     )
-            value.patterns += [self._literal(json.dumps(option, ensure_ascii=False)) for option in options]
+            texts = [json.dumps(option, ensure_ascii=False) for option in options]
+            self._listed += sum(map(len, texts))
+            if self._listed > _MAX_CHARS:
+                _refuse("the schema", f"lists values of more than {_MAX_CHARS:,} characters")
+            value.patterns += map(self._literal, texts)
             return
         kinds = schema.get("type")
         if isinstance(kinds, list) and kinds:
@@ -319,7 +336,7 @@ class JsonCanvas:
             _refuse(where, f"has the type {shorten(json.dumps(kinds))}: say which value it is")
 
     def _literal(self, text: str) -> Pattern:
-        return [frozenset([token]) for token in self._words.encode(text)]
+        return [self._words.single(token) for token in self._words.encode(text)]
 
     def _string(self, schema: Mapping[str, Any], where: str, value: _Value) -> None:
         _check_keys(schema, {"type", "minLength", "maxLength"}, where)
@@ -392,6 +409,12 @@ def _is_one_of(value: Any, kinds: Any) -> bool:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and (kinds == "number" or value == int(value))
     return isinstance(kinds, str) and kinds in of and isinstance(value, of[kinds])
+
+
+def _are_apart(options: list[Mapping[str, Any]]) -> bool:
+    """Whether nothing can be of two of them, as their types tell."""
+    kinds = [str(option.get("type")).replace("integer", "number") for option in options]
+    return all(isinstance(option.get("type"), str) for option in options) and len({*kinds}) == len(kinds)
 
 
 def _are_same(one: Any, other: Any) -> bool:

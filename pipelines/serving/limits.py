@@ -24,7 +24,7 @@ class RequestLimits:
         """Raises RequestError 400."""
         if body.num_messages > self.messages:
             message = f"{body.num_messages:,} messages are more than the {self.messages:,} allowed"
-            raise RequestError(400, message, param="messages")
+            raise RequestError(400, message, param=body.prompt_field)
         if body.num_prompts * body.n > self.choices:
             message = (
                 f"{body.num_prompts} prompts × n={body.n} are more than the {self.choices} choices allowed"

@@ -104,6 +104,8 @@ def take_port(counter: str) -> socket.socket:
         asking.settimeout(_TAKE_TIMEOUT_S)
         asking.connect(counter)
         _, found, *_ = socket.recv_fds(asking, 1, 1)
+    if not found:
+        raise ConnectionResetError("the process that had the port open has ended")
     return socket.socket(fileno=found[0])
 
 

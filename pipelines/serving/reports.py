@@ -51,22 +51,25 @@ class ReplicaReports(Collector):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._last: dict[str, tuple[float, EngineStats]] = {}
-        self._of_the_gone = EngineStats()
+        self._gone: dict[
+            str, EngineStats
+        ] = {}  # by name: who was only silent comes back with what it has counted
 
     def take(self, replica: str, stats: EngineStats) -> None:
         """What a replica has to say; it replaces what it said before."""
         with self._lock:
+            self._gone.pop(replica, None)
             self._last[replica] = (self._clock(), stats)
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
             for replica, (said_at, stats) in list(self._last.items()):
                 if said_at < self._clock() - _GONE_AFTER_S:
-                    add_stats(self._of_the_gone, stats)
+                    self._gone[replica] = stats
                     del self._last[replica]
             here = [stats for _, stats in self._last.values()]
             total = EngineStats()
-            for stats in [self._of_the_gone, *here]:
+            for stats in [*self._gone.values(), *here]:
                 add_stats(total, stats)
         for field, (name, text) in _COUNTERS.items():
             yield CounterMetricFamily(f"llada_{name}", text, value=getattr(total, field))

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationErro
 from llada.errors import hint
 from pipelines.serving.errors import RequestError, shorten
 
+# Of objects and lists in each other: less than what pydantic and pickle can follow on the way to the replica.
+_MAX_DEPTH = 256
+
 
 class StrictModel(BaseModel):
     """An object of a request body: unknown names and loose types are errors, null asks for nothing."""
@@ -68,6 +71,8 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
         raise RequestError(400, f"the body is not JSON text in UTF-8: {error}") from None
     if not isinstance(data, dict):
         raise RequestError(400, "the body must be a JSON object")
+    if _is_deeper(data, _MAX_DEPTH):
+        raise RequestError(400, f"the body has more than {_MAX_DEPTH} objects and lists in each other")
     try:
         body = kind.model_validate(data)
     except ValidationError as error:
@@ -78,6 +83,16 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
             400, "the body holds a number that is none in JSON: NaN, or one too large for a float"
         )
     return body
+
+
+def _is_deeper(data: Any, depth: int) -> bool:
+    level = [data]
+    for _ in range(depth):
+        inner = [value for each in level for value in (each.values() if isinstance(each, dict) else each)]
+        level = [value for value in inner if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

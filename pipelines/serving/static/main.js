@@ -53,6 +53,7 @@ async function answer(turn, question, askedIn) {
   }));
   replies.append(...latest.map(reply => reply.element));
   turn.scrollIntoView({ block: "start" });
+  const mine = latest;
   running = new AbortController();
   $("send").textContent = "Stop";
   $("status").textContent = "The reply is being written.";
@@ -65,6 +66,10 @@ async function answer(turn, question, askedIn) {
     : fill({ model: model.id, text: question, values: settings.values(side), signal }))));
   running = null;
   $("send").textContent = MODES[mode].send;
+  if (latest !== mine) { // "New" was pressed meanwhile
+    $("status").textContent = "";
+    return;
+  }
   if (askedIn === "chat") {
     if (latest[0].recording.text) conversation.answer(latest[0].recording.text);
     else conversation.withdraw();

@@ -29,6 +29,9 @@ FAST = {"model": "tiny", "max_tokens": 20, "block_length": 8, "temperature": 1.0
 ANY = RequestLimits()
 
 
+BY_HAND = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+
+
 class Slow:
     """A backend that answers after a minute; how many requests it has in hand."""
 
@@ -242,13 +245,6 @@ def test_a_client_who_goes_before_the_first_byte_leaves_nothing_behind() -> None
     backend = Endless()
     api = build_api(backend, "tiny")
     content = json.dumps({**FAST, "prompt": "Go", "stream": True}).encode()
-    request = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/completions",
-        "headers": [],
-        "query_string": b"",
-    }
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": content}
@@ -258,7 +254,7 @@ def test_a_client_who_goes_before_the_first_byte_leaves_nothing_behind() -> None
 
     async def ask_and_go() -> str:
         with contextlib.suppress(Exception):
-            await api({**request, "asgi": {"spec_version": "2.4"}}, receive, send)
+            await api({**BY_HAND, "asgi": {"spec_version": "2.4"}}, receive, send)
         assert backend.open == 0
         async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://test") as client:
             return (await client.get("/metrics")).text
@@ -315,13 +311,6 @@ def test_who_does_not_read_does_not_keep_his_place(monkeypatch: pytest.MonkeyPat
     backend = Slow()
     api = build_api(backend, "tiny", RequestLimits(seconds=0.2))
     content = json.dumps({"prompt": "Go", "stream": True}).encode()
-    request = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/completions",
-        "headers": [],
-        "query_string": b"",
-    }
     messages = iter([{"type": "http.request", "body": content}])
 
     async def receive() -> dict[str, Any]:
@@ -333,5 +322,5 @@ def test_who_does_not_read_does_not_keep_his_place(monkeypatch: pytest.MonkeyPat
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    asyncio.run(asyncio.wait_for(api({**request, "asgi": {"spec_version": "2.3"}}, receive, send), 20))
+    asyncio.run(asyncio.wait_for(api({**BY_HAND, "asgi": {"spec_version": "2.3"}}, receive, send), 20))
     assert backend.open == 0

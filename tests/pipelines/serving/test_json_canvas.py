@@ -117,6 +117,8 @@ def test_replies_are_valid(post: Call, knobs: dict[str, Any]) -> None:
             {"type": "string", "enum": ["a", 1]},
             "$.x has the value 1, which its type or its enum does not have",
         ),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "$.x has a oneOf whose options"),
+        ({"oneOf": [{"type": "string"}, {"enum": ["a"]}]}, "$.x has a oneOf whose options"),
         ({"type": "integer", "const": True}, "$.x has the value true"),
         ({"enum": [2, True], "const": 1}, "$.x has the value 1"),
     ],
@@ -139,6 +141,24 @@ def test_what_a_canvas_cannot_promise_is_refused_by_name(
 def test_the_root_is_an_object(denoiser: Denoiser, schema: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="response_format: "):
         lay_out(denoiser, schema)
+
+
+def test_what_a_small_schema_stands_for_is_counted_before_it_is_built(denoiser: Denoiser) -> None:
+    """Alternatives of alternatives of strings; the same long list in many places; a chain that is deeper than Python's stack."""
+    tree: dict[str, Any] = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 4} for n in range(14)}
+    tree["d14"] = {"type": "string"}
+    long = {"list": {"enum": [f"{n:03}" * 340 for n in range(256)]}}
+    chain: dict[str, Any] = {f"d{n}": an_object(**{"": {"$ref": f"#/$defs/d{n + 1}"}}) for n in range(510)}
+    chain["d510"] = {"type": "null"}
+    places = {f"p{n}": {"$ref": "#/$defs/list"} for n in range(200)}
+    for schema, message in [
+        (an_object(x={"$ref": "#/$defs/d0"}) | {"$defs": tree}, "too many alternatives"),
+        (an_object(**places) | {"$defs": long}, "lists values of more than 262,144 characters"),
+        (an_object(x={"$ref": "#/$defs/d0"}) | {"$defs": chain}, "parts"),
+    ]:
+        with pytest.raises(RequestError, match=message) as caught:
+            lay_out(denoiser, schema)
+        assert caught.value.status == 400
 
 
 def test_no_schema_is_a_fault_of_the_server(post: Call) -> None:

@@ -451,6 +451,22 @@ def test_copy_regenerate_and_stop(visit: Any, network: Slow) -> None:
     expect(page.locator(".reply .note").last).to_have_text("Stopped.")
 
 
+def test_new_while_a_reply_comes_begins_anew(visit: Any, network: Slow) -> None:
+    visitor = visit(**DESK)
+    page = visitor.page
+    network.pause_s = 0.2
+    page.get_by_role("textbox").fill("Go on!")
+    page.keyboard.press("Enter")
+    expect(page.locator("#send")).to_have_text("Stop")
+    page.locator("#clear").click()
+    expect(page.locator("#send")).to_have_text("Send")
+    expect(page.get_by_role("status")).to_have_text("")
+    assert page.locator(".reply").count() == 0
+    network.pause_s = 0
+    visitor.ask("Go on!")
+    assert len(visitor.posts[-1]["messages"]) == 1
+
+
 def test_who_does_not_see_the_page_is_told_the_same(visit: Any, network: Slow) -> None:
     """The tree that a screen reader reads: everything has its name, who says what is said, a reply is announced. (What a step
     has written is in the test of the slider.)"""

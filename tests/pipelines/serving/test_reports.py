@@ -52,6 +52,9 @@ def test_what_is_done_adds_up_and_what_is_there_is_of_those_who_are() -> None:
     assert (values["llada_batch_forwards_total"], values["llada_batch_rows_now"]) == (7, 0)
     assert values["llada_block_seconds_count"] == 4
     assert read(sums) == values
+    # It was only busy: what it has counted is counted once.
+    sums.take("a", stats(forwards=6, rows=18, rows_now=1, rows_most=8, blocks=3))
+    assert read(sums)["llada_batch_forwards_total"] == 8
 
 
 def test_everything_that_an_engine_says_is_shown() -> None:

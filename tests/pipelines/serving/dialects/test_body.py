@@ -122,6 +122,20 @@ def test_only_finite_numbers_in_a_schema(number: str) -> None:
     assert "a number that is none in JSON" in caught.value.message
 
 
+@pytest.mark.parametrize("depth", [250, 300, 900, 100_000])
+def test_what_is_accepted_reaches_a_replica_and_what_is_nested_deeper_is_refused(depth: int) -> None:
+    """Ray pickles it on its way."""
+    nested = '{"a":' * depth + "1" + "}" * depth
+    raw = f'{{"prompt": "x", "prompt_cache_options": {nested}}}'.encode()
+    if depth < 256:
+        body = parse_body(CompletionBody, raw)
+        assert pickle.loads(pickle.dumps(body)) == body
+        return
+    with pytest.raises(RequestError) as caught:
+        parse_body(CompletionBody, raw)
+    assert caught.value.status == 400
+
+
 def test_labels_are_accepted_and_change_nothing() -> None:
     labels = {
         "user": "someone",
