@@ -21,6 +21,7 @@ from torch import Tensor
 from llada.diffusion.cross_entropy import token_cross_entropy
 from llada.model.predict import (
     Model,
+    check_restores_masks,
     check_tokens,
     check_weights,
     guided_predict,
@@ -59,6 +60,7 @@ def chain_log_probs(
         UserError: ids outside of the vocabulary, rows longer than the context, a mask token among those to score.
         FloatingPointError: the network's weights or logits are no numbers.
     """
+    check_restores_masks(model)
     mask_id = resolve_mask_id(model, mask_id)
     check_tokens("chain_log_probs", model, tokens)
     require(

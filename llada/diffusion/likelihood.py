@@ -22,6 +22,7 @@ from llada.diffusion.noise import row_keys, row_uniforms, stream_key, uniforms
 from llada.errors import UserError
 from llada.model.predict import (
     Model,
+    check_restores_masks,
     check_tokens,
     check_weights,
     guided_predict,
@@ -119,6 +120,7 @@ def log_likelihood(
             context, a number of samples or a guidance that means nothing.
         FloatingPointError: the network's weights or logits are no numbers.
     """
+    check_restores_masks(model)
     mask_id = resolve_mask_id(model, mask_id)
     _check_count("log_likelihood", "num_samples", num_samples)
     _check_count("log_likelihood", "batch_size", batch_size)
@@ -295,6 +297,7 @@ def perplexity_bound(
             score, or a number of samples or rows that means nothing.
         FloatingPointError: the network's weights or logits are no numbers.
     """
+    check_restores_masks(model)
     _check_count("perplexity_bound", "num_samples", num_samples)
     _check_count("perplexity_bound", "batch_size", batch_size)
     require(

@@ -156,7 +156,8 @@ class _Results:
         found: dict[_Key, float] = {}
         for task in summary["tasks"]:
             seen: Counter[str] = Counter()
-            for row in read_rows(join(self.folder, "benchmarks", f"{task}.jsonl")):
+            place = summary.get("place", "")  # results of before have none
+            for row in read_rows(join(self.folder, "benchmarks", f"{place}{task}.jsonl")):
                 value = row.get(summary["metric"])
                 if row["filter"] == summary["filter"] and isinstance(value, int | float):
                     found[_Key(task, row["doc_hash"], seen[row["doc_hash"]])] = float(value)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llada.errors import UserError
 from llada.model.transformer import ModelConfig, Transformer
+from llada.settings import require
 
 Model = Callable[..., Tensor]
 Reading = Callable[[Tensor, Tensor | None], Tensor]
@@ -87,6 +88,15 @@ def resolve_mask_id(model: Model, mask_id: int | None) -> int:
     if mask_id is None:
         raise UserError("no mask id: the model's config has none, pass mask_id=…")
     return mask_id
+
+
+def check_restores_masks(model: Model) -> None:
+    """Raises UserError for an autoregressive network."""
+    require(
+        not getattr(getattr(model, "config", None), "causal", False),
+        "this network is autoregressive (causal): it restores no masks; `llada evaluate` scores it exactly, and its task samples lets "
+        "it write from left to right",
+    )
 
 
 def config_eos_id(model: Model) -> int | None:

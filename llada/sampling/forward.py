@@ -13,7 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from llada.model.predict import Model, device_of, guided_predict, network_block, takes_packed_rows
+from llada.model.predict import (
+    Model,
+    check_restores_masks,
+    device_of,
+    guided_predict,
+    network_block,
+    takes_packed_rows,
+)
 from llada.model.transformer import Transformer
 from llada.sampling.blocks import settled_columns
 from llada.sampling.cache import KeyValues, Refresh, Stretch, View, choose_columns
@@ -52,11 +59,7 @@ def forward(
 
 def check_network(model: Model, config: SamplingConfig) -> None:
     """Raise UserError when the model restores no masks, or takes no part of a row and is asked to."""
-    require(
-        not getattr(getattr(model, "config", None), "causal", False),
-        "this network is autoregressive (causal): it restores no masks; `llada evaluate --tasks samples` lets it write from left "
-        "to right",
-    )
+    check_restores_masks(model)
     require(
         takes_packed_rows(model)
         or (config.cache is None and config.suffix_window is None and not config.shared_depth),

@@ -24,6 +24,14 @@ _SEED, _OWN_SEED = 0, 42
 _TASK_NAME = re.compile(r"""^["']?task["']?:[ ]*["']?(\w[\w-]*)""", re.MULTILINE)
 
 
+def check_programs(name: str, *, allow_code_execution: bool) -> None:
+    """Raises UserError for a benchmark of `BENCHMARKS` whose programs may not be run."""
+    require(
+        allow_code_execution or not BENCHMARKS[name].runs_code,
+        f"{name} runs the programs that the model writes, in a sandbox; allow it with --benchmarks.allow-code-execution",
+    )
+
+
 def build_tasks(
     name: str,
     *,
@@ -43,10 +51,7 @@ def build_tasks(
     from lm_eval.api.task import ConfigurableTask
 
     benchmark = BENCHMARKS[name]
-    require(
-        allow_code_execution or not benchmark.runs_code,
-        f"{name} runs the programs that the model writes, in a sandbox; allow it with --benchmarks.allow-code-execution",
-    )
+    check_programs(name, allow_code_execution=allow_code_execution)
     files = _task_files(benchmark)
     rows = None if data is None else _read_rows(name, benchmark, data, files)
     tasks = []

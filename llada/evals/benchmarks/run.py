@@ -11,17 +11,19 @@ first. What a worker has answered is not asked again by a rerun. The output has
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from llada.errors import UserError
 from llada.evals.autoregressive.writing import settings_in_force
-from llada.evals.benchmarks.build import build_tasks, data_files, settle_documents
+from llada.evals.benchmarks.build import build_tasks, check_programs, data_files, settle_documents
 from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark
 from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.benchmarks.hub import data_errors
@@ -41,6 +43,8 @@ from llada.sampling.config import SamplingConfig
 from llada.settings import from_dict, hint, require
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
     from llada.evals.harness import HarnessModel
 
 # That of lm_eval's own command line.
@@ -63,8 +67,8 @@ class _Plan:
 
 
 def run_benchmarks(evaluation: Evaluation) -> Figures:
-    """{"TASK/METRIC/FILTER": the figure}, with its standard error as "…_stderr…", "requests_cut", how many did not fit the context,
-    and "benchmarks": {name: Summary}.
+    """{"TASK/METRIC/FILTER": the figure} ("BENCHMARK/TASK/…" where two benchmarks ask the same task), with its standard error as
+    "…_stderr…", "requests_cut", how many did not fit the context, and "benchmarks": {name: Summary}.
 
     Raises UserError: no benchmark or an unknown one, data that cannot be had, programs that may not be run, a checkpoint without
     the tokenizer, chat template or context that is needed.
@@ -73,11 +77,16 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
     figures: Figures = {}
     summaries: dict[str, Summary] = {}
     with _quiet_libraries():
-        for plan in _plan_all(evaluation):
+        plans = _plan_all(evaluation)
+        askers = Counter(task for plan in plans for task in plan.loaded["tasks"])
+        for plan in plans:
             found = _ask(plan, config.limit)
-            figures |= _own_figures(found)
-            _write_records(evaluation.output, plan, found)
-            summaries[plan.protocol.name] = _summarize(plan, found)
+            # Benchmarks may ask the same tasks in two ways: then each has a place of its own.
+            is_alone = all(askers[task] == 1 for task in plan.loaded["tasks"])
+            place = "" if is_alone else f"{plan.protocol.name}/"
+            figures |= _own_figures(found, place)
+            _write_records(evaluation.output, plan, found, place)
+            summaries[plan.protocol.name] = _summarize(plan, found, place)
     settings = find_settings(config.settings) if config.settings else None
     heading = (
         evaluation.model if settings is None else f"{evaluation.model} by the settings of {settings.title}"
@@ -94,11 +103,19 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
 
 
 def needed_benchmarks(config: EvaluateConfig) -> BenchmarkConfig:
-    """Raises UserError: no benchmark, a name that is no setting, the length of another task's texts."""
+    """Raises UserError: no benchmark, a name that is no setting, published settings or a benchmark that there are not, programs that
+    may not be run, the length or the seed of another task."""
     benchmarks, length = config.benchmarks, config.sampling.gen_length
     if not benchmarks.names:
         raise UserError("the task benchmarks needs --benchmarks.names, such as hellaswag or gsm8k")
     check_given(benchmarks.given)
+    for name in benchmarks.names:
+        how = protocol(name, benchmarks, config.sampling)
+        if how.run_as in BENCHMARKS and benchmarks.task_folder is None:
+            check_programs(how.run_as, allow_code_execution=benchmarks.allow_code_execution)
+        elif how.run_as not in BENCHMARKS:
+            with _quiet_libraries():
+                _find_task(how.run_as, benchmarks.task_folder)
     require(
         length == SamplingConfig().gen_length or "samples" in config.tasks,
         f"benchmarks: sampling.gen_length={length} is the length of the task samples; that of a benchmark is "
@@ -141,7 +158,7 @@ def _plan_all(evaluation: Evaluation) -> list[_Plan]:
         benchmark = None if how.run_as in own_tasks else BENCHMARKS.get(how.run_as)
         with data_errors(how.name, takes_folder=benchmark is not None):
             if benchmark is None:
-                loaded = _lm_eval_tasks(how, config.task_folder, own_tasks)
+                loaded = _lm_eval_tasks(how, config.task_folder)
             else:
                 tasks = build_tasks(
                     how.run_as,
@@ -174,23 +191,38 @@ def _plan_all(evaluation: Evaluation) -> list[_Plan]:
 
 def _tasks_of_folder(task_folder: str | None) -> frozenset[str]:
     """The names of the tasks and groups in a folder of task files."""
+    if task_folder is None:
+        return frozenset()
+    return frozenset(_task_manager(task_folder, include_defaults=False).all_tasks)
+
+
+def _find_task(name: str, task_folder: str | None) -> TaskManager:
+    """Of lm_eval, where it knows the task. Raises UserError naming the nearest one."""
+    # Of its own thousands of files lm_eval makes a list, which takes ten seconds, only where they are needed.
+    manager = _task_manager(task_folder, include_defaults=name not in _tasks_of_folder(task_folder))
+    if name not in manager.all_tasks:
+        raise UserError(f"lm_eval has no task {name!r}; {hint(name, [*BENCHMARKS, *manager.all_tasks])}")
+    return manager
+
+
+def _task_manager(task_folder: str | None, *, include_defaults: bool) -> TaskManager:
     from lm_eval.tasks import TaskManager
 
     if task_folder is None:
-        return frozenset()
-    return frozenset(TaskManager(include_path=task_folder, include_defaults=False).all_tasks)
+        return _own_task_manager()
+    return TaskManager(include_path=task_folder, include_defaults=include_defaults)
 
 
-def _lm_eval_tasks(how: Protocol, task_folder: str | None, own_tasks: frozenset[str]) -> dict[str, Any]:
-    """A task or group of lm_eval's own, or of a folder of task files, which go first."""
+@functools.cache
+def _own_task_manager() -> TaskManager:
     from lm_eval.tasks import TaskManager
 
-    # Of its own thousands of files lm_eval makes a list, which takes ten seconds, only where they are needed.
-    manager = TaskManager(include_path=task_folder, include_defaults=how.run_as not in own_tasks)
-    if how.run_as not in manager.all_tasks:
-        raise UserError(
-            f"lm_eval has no task {how.run_as!r}; {hint(how.run_as, [*BENCHMARKS, *manager.all_tasks])}"
-        )
+    return TaskManager()
+
+
+def _lm_eval_tasks(how: Protocol, task_folder: str | None) -> dict[str, Any]:
+    """A task or group of lm_eval's own, or of a folder of task files, which go first."""
+    manager = _find_task(how.run_as, task_folder)
     loaded = manager.load([how.run_as])
     for name, task in loaded["tasks"].items():
         settle_documents(task)
@@ -275,17 +307,17 @@ def _quiet_libraries() -> Iterator[None]:
 # --- What came out ----------------------------------------------------------------------------------------------------
 
 
-def _own_figures(found: Mapping[str, Any]) -> Figures:
+def _own_figures(found: Mapping[str, Any], place: str) -> Figures:
     """lm_eval's own."""
     return {
-        f"{task}/{name.replace(',', '/')}": value
+        f"{place}{task}/{name.replace(',', '/')}": value
         for task, metrics in found["results"].items()
         for name, value in metrics.items()
         if isinstance(value, int | float) and "," in name
     }
 
 
-def _write_records(output: str, plan: _Plan, found: Mapping[str, Any]) -> None:
+def _write_records(output: str, plan: _Plan, found: Mapping[str, Any], place: str) -> None:
     for task, samples in found["samples"].items():
         lines = (
             json.dumps(
@@ -296,10 +328,10 @@ def _write_records(output: str, plan: _Plan, found: Mapping[str, Any]) -> None:
             + "\n"
             for sample in samples
         )
-        write_bytes(join(output, "benchmarks", f"{task}.jsonl"), "".join(lines).encode())
+        write_bytes(join(output, "benchmarks", f"{place}{task}.jsonl"), "".join(lines).encode())
 
 
-def _summarize(plan: _Plan, found: Mapping[str, Any]) -> Summary:
+def _summarize(plan: _Plan, found: Mapping[str, Any], place: str) -> Summary:
     how, benchmark = plan.protocol, plan.benchmark
     records = [record for group in plan.model.records.values() for record in group]
     if benchmark is not None:
@@ -313,6 +345,7 @@ def _summarize(plan: _Plan, found: Mapping[str, Any]) -> Summary:
         "metric": metric,
         "filter": chosen,
         "tasks": list(found["samples"]),
+        "place": place,
         "is_mean_of_tasks": benchmark is not None and benchmark.is_mean_of_tasks,
         "is_share": benchmark is not None or (_is_share(plan, metric) and 0 <= value <= 1),
         "value": value,

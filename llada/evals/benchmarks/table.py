@@ -24,6 +24,8 @@ class Summary(TypedDict):
     """lm_eval's name of the rule by which the answer is found in a text."""
     tasks: list[str]
     """Of lm_eval, whose items these are."""
+    place: str
+    """Of their items below benchmarks/, where another benchmark asks the same tasks."""
     is_mean_of_tasks: bool
     is_share: bool
     """Whether the figure is a share of the items, and not a perplexity or the like."""

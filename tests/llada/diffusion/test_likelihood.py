@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llada.diffusion import cross_entropy
+from llada.diffusion.chain import chain_log_probs
 from llada.diffusion.likelihood import (
     answer_nats,
     log_likelihood,
@@ -399,3 +400,15 @@ def test_a_damaged_weight_gives_no_likelihood(name: str) -> None:
         log_likelihood(model, prompt, answer, num_samples=2)
     with pytest.raises(FloatingPointError, match=f"weight {name} holds NaN"):
         perplexity_bound(model, rows, num_samples=2)
+
+
+def test_an_autoregressive_network_has_no_likelihood_by_masks() -> None:
+    network = Transformer(ModelConfig(6, 8, 1, 2, 16, max_length=8, mask_token_id=5, causal=True))
+    rows = torch.tensor([[1, 2, 3]])
+    for ask in (
+        lambda: log_likelihood(network, [1], [2, 3]),
+        lambda: perplexity_bound(network, rows),
+        lambda: chain_log_probs(network, rows, rows > 0),
+    ):
+        with pytest.raises(UserError, match=r"autoregressive \(causal\): it restores no masks"):
+            ask()

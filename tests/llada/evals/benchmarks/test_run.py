@@ -213,6 +213,9 @@ def test_every_benchmark_of_the_papers_runs_on_real_rows(
     evaluation = evaluation_of(model, EvaluateConfig(tasks=("benchmarks",), benchmarks=benchmarks))
     figures = run_benchmarks(evaluation)
     assert tuple(figures["benchmarks"]) == names
+    places = {name: found["place"] for name, found in figures["benchmarks"].items() if found["place"]}
+    if settings == "llada_base":  # of which two ask the same documents
+        assert places == {name: f"{name}/" for name in ("humaneval_fim", "humaneval_fim_masks")}
     for name, found in figures["benchmarks"].items():
         published = find_settings(settings).benchmarks[name]
         assert 0 <= found["value"] <= 1
@@ -223,7 +226,9 @@ def test_every_benchmark_of_the_papers_runs_on_real_rows(
         lines = [
             json.loads(line)
             for task in found["tasks"]
-            for line in Path(evaluation.output, "benchmarks", f"{task}.jsonl").read_text().splitlines()
+            for line in Path(evaluation.output, "benchmarks", f"{found['place']}{task}.jsonl")
+            .read_text()
+            .splitlines()
         ]
         of_filter = [line for line in lines if line["filter"] == found["filter"]]
         assert len(of_filter) == found["items"]
@@ -273,6 +278,21 @@ def test_the_length_of_another_task_is_not_passed_over() -> None:
     ):
         needed_benchmarks(config)
     assert needed_benchmarks(replace(config, tasks=("benchmarks", "samples"))) == config.benchmarks
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"names": ("hellaswg",)}, r"lm_eval has no task 'hellaswg'; did you mean 'hellaswag'"),
+        ({"names": ("gsm8k",), "settings": "llada_bse"}, r"no published settings 'llada_bse'"),
+        ({"names": ("toy",), "settings": "llada_base"}, r"llada_base publishes nothing of 'toy'"),
+        ({"names": ("gsm8k", "mbpp")}, r"allow it with --benchmarks\.allow-code-execution"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_found_before_any_task_begins(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        needed_benchmarks(EvaluateConfig(("benchmarks",), benchmarks=BenchmarkConfig(**asked)))
 
 
 def test_the_seed_of_other_tasks_is_not_passed_over() -> None:

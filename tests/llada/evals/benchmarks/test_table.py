@@ -23,7 +23,7 @@ from llada.evals.benchmarks.table import (
 
 def summary(**changes: Any) -> Summary:
     whole: dict[str, Any] = {
-        "name": "gsm8k", "title": "GSM8K", "metric": "exact_match", "filter": "flexible-extract", "tasks": ["gsm8k"],
+        "name": "gsm8k", "title": "GSM8K", "metric": "exact_match", "filter": "flexible-extract", "tasks": ["gsm8k"], "place": "",
         "is_mean_of_tasks": False, "is_share": True, "value": 0.683, "stderr": 0.0128, "items": 1319,
         "results": {"paper": 70.3, "paper-v1": 70.7}, "settings": {"num_fewshot": 4, "sampling": {"block_length": 8}},
         "settings_hash": "0a1b2c3d", "given": [], "requests": 1319, "requests_cut": 0, "nfe": 256.0, "remark": "",
