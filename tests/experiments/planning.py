@@ -141,9 +141,9 @@ def tokens_of(texts: Sequence[str], signs: str) -> np.ndarray:
 
 def write_data(size: Size, asked: Sequence[Problem], folder: Path) -> dict[str, Any]:
     """The prepared folder; no puzzle of the training is one of the asked."""
-    hidden = {problem.prompt for problem in asked}
+    hidden = set(map(size.game.same, asked))
     seen = itertools.islice(
-        (problem for problem in size.game.training() if problem.prompt not in hidden),
+        (problem for problem in size.game.training() if size.game.same(problem) not in hidden),
         min(size.learning.rows, MOST_PUZZLES),
     )
     rows = {

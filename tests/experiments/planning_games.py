@@ -42,6 +42,10 @@ class SudokuGame:
     def is_solved(self, problem: Problem, text: str) -> bool:
         return text == problem.answer
 
+    def same(self, problem: Problem) -> str:
+        """Equal of problems that are one."""
+        return problem.prompt
+
     def asked(self, number: int, seed: str) -> list[Problem]:
         """Of each level so many."""
         random = Random(seed)
@@ -82,6 +86,11 @@ class CountdownGame:
     def is_solved(self, problem: Problem, text: str) -> bool:
         numbers, target = problem.prompt.rstrip(":").split("=")
         return is_solution([int(number) for number in numbers.split(",")], int(target), text.rstrip(" "))
+
+    def same(self, problem: Problem) -> str:
+        """Equal of problems that are one: their numbers may stand in any order."""
+        numbers, target = problem.prompt.split("=")
+        return ",".join(sorted(numbers.split(","))) + target
 
     def asked(self, number: int, seed: str) -> list[Problem]:
         """Of each level so many."""
