@@ -7,9 +7,12 @@ worker which needs `llada.data` alone does not wait for PyTorch.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+# True to checkers. `typing` takes 10 ms, for which each Python of the environment would wait (llada/evals/plugin.py).
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from llada.diffusion.likelihood import PerplexityBound, log_likelihood, perplexity_bound
     from llada.diffusion.objective import NoisyBatch, forward_process, masked_diffusion_loss
     from llada.model.hf import load_model

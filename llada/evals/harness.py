@@ -1,8 +1,9 @@
 """EleutherAI's lm-evaluation-harness on masked-diffusion checkpoints: the model "llada" of `lm_eval`.
 
-    python -m llada.evals.harness --model llada --model_args pretrained=FOLDER,num_samples=128 --tasks hellaswag --limit 100
+    lm_eval --model llada --model_args pretrained=FOLDER,num_samples=128 --tasks hellaswag --limit 100
 
-takes all of lm_eval's own words. Its `--model_args` are `pretrained`, the folder, and the settings of `ScoreConfig` (how answers are
+finds it by itself where this package is installed (plugin.py); `python -m llada.evals.harness` takes the same words, and tells of bad
+input in one line. Its `--model_args` are `pretrained`, the folder, and the settings of `ScoreConfig` (how answers are
 scored) and `SamplingConfig` (how text is written) by their names; `cfg_scale` is that of both. What a task asks for of its own
 accord (`until`, `max_gen_toks`) is heeded, unless `gen_length` is given here.
 

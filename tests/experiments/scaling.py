@@ -8,8 +8,8 @@ embedding and head, D tokens: the paper's count). The loss is in nats per byte o
 −log p of its twin. Fitted is log loss = a − b · log FLOPs through the rungs of each seed, and how many times the twin's FLOPs
 LLaDA needs for the loss it ends at, by the twin's fit.
 
-Quokka's law (llada/plan/budget.py) is for vocabularies of 50,000 tokens and 10¹⁹ FLOPs and more, so that it says nothing of
-these rungs; with --scale the last one comes near.
+Where a rung's FLOPs are in the range of Quokka's law (llada/plan/budget.py), what it expects of LLaDA there stands in a column of its
+own, in nats per token of a vocabulary of 50,289; the rungs below are told to be so.
 
 Each result is a file in --output when it is there; the same command goes on where it was. At the end it writes scaling.json into
 --results, the table into --output/scaling.md and the figure into --image. --quick is to see that it runs, in seconds, --scale
@@ -41,6 +41,8 @@ from twins import (
     save_figure,
     write_rows,
 )
+
+from llada.plan.budget import FITTED_FLOPS, expected_loss
 
 NAMES = ("autoregressive", "LLaDA")
 
@@ -154,15 +156,26 @@ def summarise(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def expected(flops: float, parameters: float, tokens: float) -> str:
+    """Of LLaDA, by Quokka's law, in nats per token of its vocabulary."""
+    if FITTED_FLOPS[0] <= flops <= FITTED_FLOPS[1]:
+        return f"{expected_loss(parameters, tokens):.3f}"
+    return f"{'below' if flops < FITTED_FLOPS[0] else 'above'} its range"
+
+
 def table(report: dict[str, Any]) -> str:
     """Markdown: nats per byte by rung, and the exponents."""
-    lines = ["| parameters | bytes | FLOPs | autoregressive | LLaDA |", "|---|---|---|---|---|"]
+    lines = [
+        "| parameters | bytes | FLOPs | autoregressive | LLaDA | Quokka's law |",
+        "|---|---|---|---|---|---|",
+    ]
     for number, flops in enumerate(report["flops"]):
         losses = ["{:.3f} ± {:.3f}".format(*mean_and_error(report["losses"][name][number])) for name in NAMES]
         size, tokens = report["parameters"][number], report["tokens"][number]
-        lines.append(f"| {size:,} | {tokens:,} | {flops:.1e} | {' | '.join(losses)} |")
+        law = expected(flops, size, tokens)
+        lines.append(f"| {size:,} | {tokens:,} | {flops:.1e} | {' | '.join(losses)} | {law} |")
     exponents = ["{:.3f} ± {:.3f}".format(*mean_and_error(report["exponents"][name])) for name in NAMES]
-    lines.append(f"| exponent b | | | {' | '.join(exponents)} |")
+    lines.append(f"| exponent b | | | {' | '.join(exponents)} | |")
     return "\n".join(lines) + "\n"
 
 

@@ -43,6 +43,13 @@ def test_a_power_law_is_fitted_as_it_is(script: ModuleType):
     assert np.exp(a) == pytest.approx(5)
 
 
+def test_quokkas_law_is_told_where_it_was_fitted(script: ModuleType):
+    # The paper's optimum at 1e19 FLOPs, with the bound that its own table has there.
+    assert float(script.expected(1e19, 126e6, 13.2e9)) == pytest.approx(3.78, abs=0.01)
+    assert script.expected(0.9e19, 126e6, 13.2e9) == "below its range"
+    assert script.expected(1.1e21, 1.34e9, 124e9) == "above its range"
+
+
 def test_the_readme_shows_the_committed_result(script: ModuleType):
     report = json.loads((HERE / "results" / "scaling.json").read_text())
     assert script.table(report) in (HERE.parents[1] / "README.md").read_text()

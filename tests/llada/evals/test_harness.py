@@ -310,7 +310,10 @@ def test_wishes_that_cannot_be_granted_are_named(folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_the_command_line_of_lm_eval_knows_the_model(folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [["-m", "llada.evals.harness"], ["-m", "lm_eval"]], ids=["ours", "its own"]
+)
+def test_the_command_line_of_lm_eval_knows_the_model(command: list[str], folder: str, tmp_path: Path) -> None:
     task = task_of(folder, output_type="multiple_choice", doc_to_choice="{{choices}}", doc_to_target="answer")
     (tmp_path / "questions.yaml").write_text(json.dumps(task))  # JSON is YAML
     words = [
@@ -323,9 +326,14 @@ def test_the_command_line_of_lm_eval_knows_the_model(folder: str, tmp_path: Path
     ]
     words += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--batch_size", "4"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "llada.evals.harness", *words]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240, check=False
+        [sys.executable, *command, *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     (results,) = (tmp_path / "out").rglob("results_*.json")

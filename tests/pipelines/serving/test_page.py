@@ -8,7 +8,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from setuptools import find_packages
 
 from pipelines.serving import page
 from pipelines.serving.replica import Denoiser
@@ -57,10 +56,3 @@ def test_what_a_file_refers_to_is_there_and_nowhere_else() -> None:
 def test_other_names_below_static_are_not_there(denoiser: Denoiser, call: Call) -> None:
     for path in ("/static", "/static/index.html", "/static/../page.py", "/static/%2e%2e/page.py"):
         assert call(denoiser, "GET", path).status_code == 404, path
-
-
-def test_the_files_are_a_part_of_the_package() -> None:
-    """pyproject.toml names them: without, an installed endpoint would have no page."""
-    root = Path(__file__).resolve().parents[3]
-    assert '"pipelines.serving" = ["static/*"]' in (root / "pyproject.toml").read_text(encoding="utf-8")
-    assert "pipelines.serving" in find_packages(root, include=["pipelines*"])
