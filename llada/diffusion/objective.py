@@ -77,8 +77,8 @@ class ObjectiveConfig:
         )
 
     def content(self) -> dict[str, Any]:
-        """The settings as a run's identity holds them: all, but those of a bell, a split, an annealing or noise on embeddings
-        where there is none, and carry-over where there is."""
+        """The settings as a run's identity holds them: all, but those of a bell, discrete time, a split, an annealing or noise on
+        embeddings where there is none, and carry-over where there is."""
         settings = asdict(self)
         if self.carry_over:
             del settings["carry_over"]
@@ -91,6 +91,8 @@ class ObjectiveConfig:
         if self.time.density != "bell":
             for name in ("bell_center", "bell_width"):
                 del settings["time"][name]
+        if not self.time.levels:
+            del settings["time"]["levels"]
         return settings
 
 

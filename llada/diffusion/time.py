@@ -3,6 +3,7 @@
 Three ways to draw u in [0, 1), three maps from u to t, a bandwidth [t_min, t_max], and the weight that keeps the loss
 unbiased for each of them: with density q over the bandwidth and Z = `schedule.mass(t_min, t_max)`, the weight
 schedule.weight(t) / (q(t) · Z) makes E[weight × masked] = 1 at every position. For LLaDA over [0, 1] that is exactly its 1/p.
+In discrete time T levels take the place of the density (MDLM, arXiv 2406.07524, Eq. 7).
 """
 
 from __future__ import annotations
@@ -45,9 +46,16 @@ class TimeConfig:
     """Where density "bell" is highest."""
     bell_width: float = limited(0.2, low=0.1)
     """Its standard deviation before the ends are cut off."""
+    levels: int = limited(0, low=0)
+    """T of discrete time: t is one of T equidistant levels, the highest of them `t_max`, and the weights are those of the bound
+    over T steps. 0: continuous time."""
 
     def __post_init__(self) -> None:
         check_limits(self, "time")
+        require(
+            self.levels == 0 or self.density == "uniform",
+            f"time: levels {self.levels} are uniform, which density {self.density} is not; leave one of the two out",
+        )
         require(self.t_min < self.t_max, f"time: t_min {self.t_min} must be below t_max {self.t_max}")
 
 
@@ -104,10 +112,12 @@ def _reverse_bits(x: Tensor) -> Tensor:
 def time_and_weight(u: Tensor, schedule: NoiseSchedule, config: TimeConfig) -> tuple[Tensor, Tensor]:
     """t (B,) and the unbiased weight (B,) of each row, both float64, from u (B,) in [0, 1).
 
-    Raises UserError where the importance density does not exist for this schedule and range.
+    Raises UserError where the importance density, or discrete time, does not exist for this schedule and range.
     """
     u = u.double()
     ends = torch.tensor([config.t_min, config.t_max], dtype=torch.float64, device=u.device)
+    if config.levels:
+        return _discrete(u, ends, schedule, config.levels)
     mass = schedule.mass(config.t_min, config.t_max)
     if config.density == "uniform":
         t = ends[0] + u * (ends[1] - ends[0])
@@ -126,6 +136,20 @@ def time_and_weight(u: Tensor, schedule: NoiseSchedule, config: TimeConfig) -> t
     # the same, and dividing by p₁ − p₀ makes E[weight × masked] = 1.
     weight = float((log_p[1] - log_p[0]) / (log_p[1].exp() - log_p[0].exp()))
     return schedule.time_at(p), torch.full_like(p, weight)
+
+
+def _discrete(u: Tensor, ends: Tensor, schedule: NoiseSchedule, levels: int) -> tuple[Tensor, Tensor]:
+    """t (B,) of T levels and the weight (B,) of the bound over the step from t down to the next level s: the share (α_s − α_t) /
+    (1 − α_t) of the masked tokens is restored in it, T times as often as it is drawn; Σ (α_s − α_t) is α at both ends."""
+    number = (u * levels).floor().clamp(max=levels - 1)
+    t, s = (torch.lerp(ends[0], ends[1], place / levels) for place in (number + 1, number))
+    p, p_before = schedule.mask_prob(t), schedule.mask_prob(s)
+    p_ends = schedule.mask_prob(ends)
+    if p_ends[0] == p_ends[1]:
+        raise UserError(
+            f"time: levels {levels} need a mask probability that rises; {schedule} has the same at all: set levels to 0"
+        )
+    return t, levels * (p - p_before) / (p * (p_ends[1] - p_ends[0]))
 
 
 def _bell(u: Tensor, ends: Tensor, center: float, width: float) -> tuple[Tensor, Tensor]:

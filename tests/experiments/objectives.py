@@ -74,6 +74,7 @@ ARMS: dict[str, ObjectiveConfig] = {
     "MDLM, cosine²": replace(MDLM, schedule="cosine2"),
     "MDLM, linear": replace(MDLM, schedule="linear"),
     "MDLM, geometric": replace(MDLM, schedule="geometric"),
+    "MDLM, T = 1000": replace(MDLM, time=TimeConfig(levels=1_000)),
     "MDLM without carry-over": replace(MDLM, carry_over=False),
     "MDLM without zero masking": replace(MDLM, subs=False),
     "BERT, 15 %": replace(LLADA, schedule="bert"),

@@ -126,11 +126,9 @@ def test_bounds_equal_upstream(golden: dict[str, list[dict]], kind: str) -> None
         mask_prob = schedule.mask_prob(t)
         torch.testing.assert_close(mask_prob, wide(case["move_chance"]), rtol=1e-4, atol=1e-6)
         if kind == "discrete_loss":
-            # t quantised to {1/T, …, 1}; the D3PM bound with T steps is −log p / t for log-linear noise.
-            torch.testing.assert_close(
-                (wide(case["t_raw"]) * case["T"]).floor() / case["T"] + 1 / case["T"], t, rtol=1e-5, atol=1e-6
-            )
-            weight = 1 / t
+            levels, weight = time_and_weight(wide(case["t_raw"]), schedule, TimeConfig(levels=case["T"]))
+            torch.testing.assert_close(levels, t, rtol=1e-5, atol=1e-6)
+            weight *= schedule.mass(0, 1)  # ours average to 1 over all of t
         else:
             weight = schedule.weight(t)
         masked = tokens == case["mask_index"]

@@ -155,6 +155,36 @@ def test_weighted_masks_average_to_one_at_every_position(name: str, density: str
     assert ((weighted.mean(0) - 1).abs() < 4 * error).all()
 
 
+@pytest.mark.parametrize(("t_min", "t_max"), [(0.0, 1.0), (0.3, 0.8)], ids=str)
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "bert"])
+def test_the_steps_of_discrete_time_cover_the_bound_once(name: str, t_min: float, t_max: float) -> None:
+    """Weight × P(masked) of the level t is T times the share of tokens that the step from t to the next level restores."""
+    T, schedule = 7, get_schedule(name)
+    edges = torch.linspace(t_min, t_max, T + 1, dtype=torch.float64)
+    u = torch.tensor(
+        [(i + inside) / T for i in range(T) for inside in (0.0, 0.5, 0.999)], dtype=torch.float64
+    )
+    t, weight = time_and_weight(u, schedule, TimeConfig(levels=T, t_min=t_min, t_max=t_max))
+    torch.testing.assert_close(t, edges[1:].repeat_interleave(3))
+    p = schedule.mask_prob(edges)
+    shares = p.diff() / (p[-1] - p[0])
+    torch.testing.assert_close((weight * schedule.mask_prob(t))[::3], T * shares)
+    assert (weight * schedule.mask_prob(t)).mean().item() == pytest.approx(1)
+
+
+def test_discrete_time_of_many_levels_is_continuous_time() -> None:
+    schedule, u = get_schedule("cosine"), torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    many, continuous = (time_and_weight(u, schedule, TimeConfig(levels=levels)) for levels in (1_000_000, 0))
+    torch.testing.assert_close(many, continuous, rtol=1e-4, atol=1e-6)
+
+
+def test_discrete_time_is_refused_where_it_means_nothing() -> None:
+    with pytest.raises(UserError, match="levels 10 are uniform, which density bell is not"):
+        TimeConfig(levels=10, density="bell")
+    with pytest.raises(UserError, match="set levels to 0"):
+        time_and_weight(torch.rand(3), get_schedule("bert"), TimeConfig(levels=10))
+
+
 def test_lladas_weight_over_the_whole_range_is_its_own() -> None:
     u = torch.linspace(0, 0.99, 20, dtype=torch.float64)
     t, weight = time_and_weight(u, get_schedule("llada"), TimeConfig())
