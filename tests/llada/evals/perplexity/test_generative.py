@@ -98,7 +98,6 @@ def test_texts_are_cut_at_their_ends_and_lose_other_special_tokens(diffusion_mod
     assert split_documents(tokenizer, [bos, *cat, eos, eos, *mat]) == ["The cat", "", " mat"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mauve") is None, reason="mauve-text is not installed")
 def test_mauve_is_one_of_like_texts_and_less_of_others() -> None:
     draw = torch.Generator().manual_seed(0)
 
