@@ -5,7 +5,7 @@ A prompt line is JSON, {"prompt": text} or {"messages": [...]}; in a .txt file i
 `prepare` reads it for SFT, with the "system", "context" and "tools" that stand beside it. All fields are copied to the
 answer. Answers stand in the order of the prompts, in files of `shard_rows`, those of an input file's end shorter:
     <output>/generations/NUMBER.jsonl    NUMBER: of its first prompt, from 0; written whole
-             shards/NUMBER.json          its figures (what a rerun skips)                       manifest.json  last
+             shards/NUMBER-….json        its figures (what a rerun skips)                       manifest.json  last
 An answer adds to the line its "index" and either "text", "finish_reason", "tokens" and "nfe", or "error". Where lines have
 fields of these names already, what is added to each line stands in one field, "generated".
 

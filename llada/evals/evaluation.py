@@ -31,13 +31,15 @@ R = TypeVar("R")
 
 
 class MapBlocks(Protocol):
-    """Runs blocks wherever it likes, each result stored below the output, in the `folder`, under its block's name."""
+    """Runs blocks wherever it likes, each result stored below the output, in the `folder`, under its block's name and a hash of what
+    the block holds."""
 
     def __call__(
         self, build: Callable[[], Callable[[B], R]], blocks: Sequence[B], *, folder: str
     ) -> Iterator[R]:
         """The results in the order of the blocks. `build`, picklable, makes the function, once per process; a block
-        whose result is stored is not run again."""
+        whose result is stored is not run again. So what a result depends on, and `EvaluateConfig` and the inputs do not say, stands
+        in its block: requests, which another version of a library may make otherwise, and settings that we publish."""
 
 
 class OpenModel(Protocol):

@@ -63,6 +63,7 @@ class HarnessModel(TemplateLM):
         folder: str,
         setup: Setup,
         *,
+        score: ScoreConfig,
         sampling: Mapping[str, Any],
         gen_length: int | None = None,
         map_blocks: MapBlocks | None = None,
@@ -72,6 +73,7 @@ class HarnessModel(TemplateLM):
         Args:
             folder: a local copy of the checkpoint, of which the configuration and the tokenizer are read.
             setup: what works on the requests.
+            score: how continuations are scored; its seed is also that of texts.
             sampling: settings of SamplingConfig; those that a task asks for go before them.
             gen_length: goes before what a task asks for.
             map_blocks: how blocks of requests are run; None: in this process.
@@ -82,13 +84,13 @@ class HarnessModel(TemplateLM):
         """
         super().__init__()
         config, _ = read_config(folder)
-        if config.causal and setup.score.cfg_scale:
+        if config.causal and score.cfg_scale:
             raise UserError(
-                f"{folder} is autoregressive: guidance (cfg_scale {setup.score.cfg_scale}) compares with a masked prompt, which it does "
+                f"{folder} is autoregressive: guidance (cfg_scale {score.cfg_scale}) compares with a masked prompt, which it does "
                 "not know; leave it out, or take settings without"
             )
         self.writer = Writer(sampling, gen_length, config.max_length, config.causal)
-        self._setup, self._map_blocks = setup, map_blocks
+        self._setup, self._score, self._map_blocks = setup, score, map_blocks
         tokenizer = checkpoint_tokenizer(folder, config)
         if tokenizer is None:
             raise UserError(f"{folder} has no tokenizer, which lm_eval needs")
@@ -151,7 +153,8 @@ class HarnessModel(TemplateLM):
         gen_length = settings.pop("gen_length", None)
         return cls(
             pretrained,
-            Setup(partial(open_folder, pretrained, device, dtype), score, rows),
+            Setup(partial(open_folder, pretrained, device, dtype), score.max_tokens, rows),
+            score=score,
             sampling={name: settings[name] for name in settings if name in sampling},
             gen_length=gen_length,
         )
@@ -246,7 +249,7 @@ class HarnessModel(TemplateLM):
 
     def _score_all(self, asked: Sequence[Asked]) -> list[tuple[float, bool]]:
         """(log p, whether it is greedy) of each continuation behind its context; what they took is in `_scored`."""
-        blocks, owners = score_blocks(asked, self.max_length)
+        blocks, owners = score_blocks(asked, self._score, self.max_length)
         scores = (
             score
             for result in self._run(self._setup.build_scorer, lambda worker: worker.score, blocks)
@@ -283,7 +286,7 @@ class HarnessModel(TemplateLM):
             # What is behind a gap keeps half of the room, and loses its end.
             suffix = suffix[: max(room // 2, room - len(ids))]
             asked.append(TextRequest(ids[len(suffix) - room :], sampling, stop, suffix))
-        blocks, order = write_blocks(asked, self._setup.score.seed)
+        blocks, order = write_blocks(asked, self._score.seed)
         texts, records = [""] * len(requests), list[Record | None]([None] * len(requests))
         written = (
             line

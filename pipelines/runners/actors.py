@@ -1,6 +1,7 @@
 """Blocks of work through a Ray Data actor pool, restartable: what `evaluate` and `generate` share.
 
-A block (llada/evals/evaluation.py) is a small dict with a "name"; its result is written to <output>/<name>.json, and a rerun does what is missing.
+A block (llada/evals/evaluation.py) is a small dict with a "name"; its result is written to <output>/<name>-<hash of the block>.json, and a rerun
+does what is missing: also a block that has a name of before, and asks something else.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from llada.errors import UserError
 from llada.evals.evaluation import B, R
 from llada.files import exists, file_sizes, join, read_bytes, write_bytes
 from pipelines.runners.failures import Failure, as_failure
+from pipelines.stage.artifact import config_hash
 from pipelines.stage.cluster import ClusterConfig, require_room
 
 
@@ -49,7 +51,12 @@ class _Actor(Generic[B, R]):
         if self.worker is None:  # not in the constructor, whose exceptions Ray turns into an actor's death
             self.worker = self.build()
         result = json.dumps(self.worker(block), ensure_ascii=False)
-        write_bytes(join(self.output, f"{block['name']}.json"), result.encode())
+        write_bytes(join(self.output, _result_name(block)), result.encode())
+
+
+def _result_name(block: B) -> str:
+    """Of the file of a block's result: another one for whatever else a block of this name holds."""
+    return f"{block['name']}-{config_hash(block)}.json"
 
 
 def map_blocks(
@@ -66,13 +73,13 @@ def map_blocks(
     """The results of all blocks in their order, computed by the `build()` of each actor. Progress, and the time that is left,
     are told in units, of which a block has `size`.
 
-    The caller has connected to Ray. The pool grows from the cluster's min_replicas to its max_replicas. Raises UserError
+    A block holds what its result depends on, as far as the stage's settings and inputs do not say it. The caller has connected to Ray. The pool grows from the cluster's min_replicas to its max_replicas. Raises UserError
     when an actor does, OSError(ENOSPC) when a disk is full.
     """
     import ray.data
 
     done = set(file_sizes(output))
-    todo = [block for block in blocks if f"{block['name']}.json" not in done]
+    todo = [block for block in blocks if _result_name(block) not in done]
     with tqdm(
         total=sum(map(size, blocks)),
         initial=sum(map(size, blocks)) - sum(map(size, todo)),
@@ -101,4 +108,4 @@ def map_blocks(
                     Failure(**json.loads(row["failure"])).raise_again()
                 bar.update(row["size"])
     for block in blocks:
-        yield json.loads(read_bytes(join(output, f"{block['name']}.json")))
+        yield json.loads(read_bytes(join(output, _result_name(block))))

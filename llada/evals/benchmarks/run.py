@@ -169,7 +169,8 @@ def _plan_all(evaluation: Evaluation) -> list[_Plan]:
                 loaded = {"tasks": {task.task_name: task for task in tasks}}
         model = HarnessModel(
             folder,
-            Setup(evaluation.open_model, how.score, max_rows=None),
+            Setup(evaluation.open_model, how.score.max_tokens),
+            score=how.score,
             sampling=how.sampling,
             gen_length=how.gen_length,
             map_blocks=evaluation.map_blocks,

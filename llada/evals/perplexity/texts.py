@@ -10,6 +10,7 @@ worker reads its part.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,6 +49,8 @@ class TextBlocks(Block):
     """They are the blocks first … first + count - 1."""
     total: int
     """Blocks of the text that are scored."""
+    tokens: str
+    """SHA-256 of the file of tokens."""
 
 
 class TextScores(TypedDict):
@@ -141,7 +144,7 @@ def measure_text_perplexity(evaluation: Evaluation) -> Figures:
         folder = f"texts/{corpus.name}"
         url = join(evaluation.output, folder, TOKENS_FILE)
         wrapping = _wrapping(evaluation, corpus, network, tokenizer)
-        wrapped = _write_tokens(corpus, tokenizer, wrapping, url)
+        wrapped, digest = _write_tokens(corpus, tokenizer, wrapping, url)
         total = min(wrapped.blocks, config.max_blocks or wrapped.blocks)
         work: list[TextBlocks] = [
             {
@@ -149,6 +152,7 @@ def measure_text_perplexity(evaluation: Evaluation) -> Figures:
                 "first": at,
                 "count": min(whole.rows_per_block, total - at),
                 "total": total,
+                "tokens": digest,
             }
             for at in range(0, total, whole.rows_per_block)
         ]
@@ -201,14 +205,16 @@ def _wrapping(
 
 def _write_tokens(
     corpus: Corpus, tokenizer: PreTrainedTokenizerFast, wrapping: Wrapping, url: str
-) -> Wrapped:
-    """The text's blocks, one behind the other, as the file of tokens; what they hold."""
-    texts = read_documents(corpus)
+) -> tuple[Wrapped, str]:
+    """The text's blocks, one behind the other, as the file of tokens; what they hold, and the file's SHA-256."""
+    texts, digest = read_documents(corpus), hashlib.sha256()
     with writing(url) as path, open(path, "wb") as stream:
 
         def write(blocks: Iterable[Sequence[int]]) -> None:
             for block in blocks:
-                stream.write(np.array(block, dtype="<u4").tobytes())
+                content = np.array(block, dtype="<u4").tobytes()
+                digest.update(content)
+                stream.write(content)
 
         while some := list(itertools.islice(texts, _DOCUMENTS_TOGETHER)):
             for text, ids in zip(some, encode_texts(tokenizer, some), strict=True):
@@ -216,7 +222,7 @@ def _write_tokens(
         with _named(corpus):
             last, wrapped = wrapping.finish()
         write(last)
-    return wrapped
+    return wrapped, digest.hexdigest()
 
 
 @contextlib.contextmanager

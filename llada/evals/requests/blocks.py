@@ -5,8 +5,10 @@ the same for each of its requests; and answers put back in the order in which wa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from llada.evals.requests.scoring import ScoreConfig
 from llada.evals.requests.worker import Asked, ScoreBlock, Scored, WriteBlock
 
 _REQUESTS_PER_BLOCK = 64
@@ -22,8 +24,12 @@ class TextRequest(NamedTuple):
     """What stands behind it, where it fills a gap."""
 
 
-def score_blocks(asked: Sequence[Asked], max_length: int) -> tuple[list[ScoreBlock], list[int]]:
+def score_blocks(
+    asked: Sequence[Asked], score: ScoreConfig, max_length: int
+) -> tuple[list[ScoreBlock], list[int]]:
     """Blocks of the pieces (`windows`) of pairs; and of each piece, in their order, whose it is."""
+    # How much a forward is fed changes no score.
+    settings = {name: value for name, value in asdict(score).items() if name != "max_tokens"}
     pieces: list[Asked] = []
     owners: list[int] = []
     for number, (context, continuation, noise_of) in enumerate(asked):
@@ -34,7 +40,9 @@ def score_blocks(asked: Sequence[Asked], max_length: int) -> tuple[list[ScoreBlo
     blocks: list[ScoreBlock] = []
     for start in range(0, len(order), _REQUESTS_PER_BLOCK):
         pairs = [pieces[n] for n in order[start : start + _REQUESTS_PER_BLOCK]]
-        blocks.append({"name": f"{start:010d}", "num_requests": len(pairs), "pairs": pairs})
+        blocks.append(
+            {"name": f"{start:010d}", "num_requests": len(pairs), "pairs": pairs, "score": settings}
+        )
     return blocks, [owners[n] for n in order]
 
 

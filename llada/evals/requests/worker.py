@@ -38,9 +38,11 @@ Asked = tuple[list[int], list[int], list[int] | None]
 
 
 class ScoreBlock(RequestBlock):
-    """Pairs of token ids to score."""
+    """Pairs of token ids to score, by the same settings."""
 
     pairs: list[Asked]
+    score: dict[str, Any]
+    """Settings of ScoreConfig, but for `max_tokens`."""
 
 
 class WriteBlock(RequestBlock):
@@ -83,9 +85,10 @@ class Setup:
     """What a process needs to work on blocks."""
 
     open_model: OpenModel
-    score: ScoreConfig
-    max_rows: int | None
-    """Of a forward at the most; None: as many as `score.max_tokens` allows."""
+    max_tokens: int
+    """That one forward is fed, at least one row."""
+    max_rows: int | None = None
+    """Of a forward at the most; None: as many as `max_tokens` allows."""
 
     def build_scorer(self) -> Callable[[ScoreBlock], list[Scored]]:
         """Open the checkpoint; what scores blocks."""
@@ -105,7 +108,8 @@ class Worker:
 
     def score(self, block: ScoreBlock) -> list[Scored]:
         """A score for each pair."""
-        config, pairs = self._setup.score, [Pair(*pair) for pair in block["pairs"]]
+        config = from_dict(ScoreConfig, {**block["score"], "max_tokens": self._setup.max_tokens})
+        pairs = [Pair(*pair) for pair in block["pairs"]]
         begin = time.perf_counter()
         scores = score_pairs(self._model, pairs, config)
         forwards = [num_forwards(self._model, pair, config) for pair in pairs]
@@ -121,7 +125,7 @@ class Worker:
     def write(self, block: WriteBlock) -> list[Written]:
         """A text for each prompt."""
         assert self._tokenizer is not None  # HarnessModel has seen it
-        max_tokens = self._setup.score.max_tokens
+        max_tokens = self._setup.max_tokens
         begin = time.perf_counter()
         sampling = from_dict(SamplingConfig, block["sampling"])
         if self._model.config.causal:

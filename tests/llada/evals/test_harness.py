@@ -244,7 +244,8 @@ def test_what_is_asked_may_be_answered_elsewhere(folder: str) -> None:
         HarnessModel.from_arguments(folder),
         HarnessModel(
             folder,
-            Setup(partial(open_folder, folder, None, None), ScoreConfig(), None),
+            Setup(partial(open_folder, folder, None, None), max_tokens=8192),
+            score=ScoreConfig(),
             sampling={},
             map_blocks=through_json,
         ),

@@ -31,20 +31,26 @@ class Multiplier:
         return {"product": self.factor * block["number"]}
 
 
-def run(build: Callable[[], Any], output: Path, actors: int = 1) -> list[Any]:
+def run(build: Callable[[], Any], output: Path, actors: int = 1, blocks: Any = BLOCKS) -> list[Any]:
     cluster = ClusterConfig(min_replicas=actors, max_replicas=actors, cpus_per_replica=0.5)
-    return list(map_blocks(build, BLOCKS, output=str(output), cluster=cluster, label="test", progress=False))
+    return list(map_blocks(build, blocks, output=str(output), cluster=cluster, label="test", progress=False))
 
 
 def test_results_stand_in_order_and_are_made_once(local_ray, tmp_path):
     build = partial(Multiplier, 3, str(tmp_path / "log"))
     results = run(build, tmp_path / "out", actors=2)
     assert [result["product"] for result in results] == [0, 3, 6, 9, 12]
-    assert json.loads((tmp_path / "out" / "4.json").read_text()) == {"product": 12}
-    (tmp_path / "out" / "2.json").unlink()
+    stored = {file.name.split("-")[0]: file for file in (tmp_path / "out").iterdir()}
+    assert json.loads(stored["4"].read_text()) == {"product": 12}
+    stored["2"].unlink()
     (tmp_path / "log").unlink()
     assert run(build, tmp_path / "out") == results
     assert (tmp_path / "log").read_text() == "2\n"
+    # A block that asks something else is another one, whatever its name.
+    (tmp_path / "log").unlink()
+    changed = [*BLOCKS[:3], {"name": "3", "number": 7}, BLOCKS[4]]
+    assert [result["product"] for result in run(build, tmp_path / "out", blocks=changed)] == [0, 3, 6, 21, 12]
+    assert (tmp_path / "log").read_text() == "3\n"
 
 
 def no_tokenizer() -> Callable[[Any], Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,24 @@ def test_how_the_work_is_cut_changes_nothing(
         assert cut == pytest.approx(whole, rel=1e-5)
     other = measure_text_perplexity(evaluation_of(diffusion_model, replace(config, seed=6)))
     assert other["notes/nats_per_token"] != pytest.approx(whole["notes/nats_per_token"], rel=1e-5)
+
+
+def test_blocks_of_another_text_are_other_blocks(
+    diffusion_model: str, config: EvaluateConfig, evaluation_of: EvaluationOf
+) -> None:
+    """Results are kept by what a block holds: a text that is read otherwise is not taken for the one that was scored."""
+    evaluation, asked = evaluation_of(diffusion_model, config), []
+
+    def map_blocks(build: Any, blocks: Sequence[Any], *, folder: str) -> Iterator[Any]:
+        asked.append(blocks)
+        return evaluation.map_blocks(build, blocks, folder=folder)
+
+    for text in (TEXT, TEXT, TEXT.replace("cat", "mat")):
+        Path(config.texts.paths[0]).write_text(text)
+        measure_text_perplexity(replace(evaluation, map_blocks=map_blocks))
+    assert asked[0] == asked[1]
+    assert len(asked[2]) == len(asked[0])
+    assert not any(block in asked[0] for block in asked[2])
 
 
 def test_it_is_the_bound_that_all_masks_give(

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 
 from llada.evals.requests.blocks import TextRequest, add_up, score_blocks, windows, write_blocks
+from llada.evals.requests.scoring import ScoreConfig
 from llada.evals.requests.worker import Asked, Scored
 
 
@@ -23,10 +24,15 @@ def test_every_token_is_scored_once_behind_what_fits_before_it() -> None:
 
 def test_scores_come_back_to_their_pairs() -> None:
     asked: list[Asked] = [([1] * (n % 5 + 1), [2] * (n % 11), [3] * (n % 2) or None) for n in range(150)]
-    blocks, owners = score_blocks(asked, max_length=6)
+    blocks, owners = score_blocks(asked, ScoreConfig(num_samples=9, seed=2), max_length=6)
     assert [block["num_requests"] for block in blocks] == [len(block["pairs"]) for block in blocks]
     assert max(block["num_requests"] for block in blocks) == 64
     assert len({block["name"] for block in blocks}) == len(blocks)
+    # What decides a score stands in the block, so that a result of other settings is not taken for its own.
+    assert all(
+        block["score"] == {"rule": "monte_carlo", "num_samples": 9, "cfg_scale": 0.0, "seed": 2}
+        for block in blocks
+    )
     pairs = [pair for block in blocks for pair in block["pairs"]]
     lengths = [len(context) + len(piece) for context, piece, _ in pairs]
     assert lengths == sorted(lengths)

@@ -31,9 +31,9 @@ def open_model(*, fast: bool) -> tuple[Transformer, PreTrainedTokenizerFast]:
 @pytest.mark.parametrize(("rule", "forwards"), [("monte_carlo", [1, 4]), ("confidence", [1, 3])])
 def test_a_score_comes_with_the_forwards_it_took(rule: str, forwards: list[int]) -> None:
     config = ScoreConfig(rule, num_samples=4)  # type: ignore[arg-type]
-    score = Setup(open_model, config, None).build_scorer()
+    score = Setup(open_model, config.max_tokens).build_scorer()
     begin = time.perf_counter()
-    found = score({"name": "", "num_requests": 2, "pairs": PAIRS})
+    found = score({"name": "", "num_requests": 2, "pairs": PAIRS, "score": {"rule": rule, "num_samples": 4}})
     whole = time.perf_counter() - begin
     expected = score_pairs(open_model(fast=True)[0], [Pair(*pair) for pair in PAIRS], config)
     assert [(line["log_p"], line["is_greedy"]) for line in found] == [tuple(score) for score in expected]
@@ -46,7 +46,7 @@ def test_a_score_comes_with_the_forwards_it_took(rule: str, forwards: list[int])
 
 
 def test_a_text_comes_with_its_forwards_and_the_order_of_its_tokens() -> None:
-    write: Callable[[WriteBlock], list] = Setup(open_model, ScoreConfig(), None).build_writer()
+    write: Callable[[WriteBlock], list] = Setup(open_model, 8192).build_writer()
     prompts = [[20, 21], [22, 23, 24]]
     block: WriteBlock = {
         "name": "", "num_requests": 2, "prompts": prompts, "suffixes": [[30], []], "seeds": [7, 3], "sampling": SAMPLING, "stop": []
