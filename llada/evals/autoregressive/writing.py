@@ -114,19 +114,20 @@ def complete_left_to_right(
     *,
     stop: Sequence[str] = (),
     seed: int | Sequence[int] = 0,
+    max_rows: int = 32,
     max_tokens: int = 4096,
 ) -> list[TextCompletion]:
     """Complete prompts up to their ends, as `complete_texts` does by unmasking; an empty one is an end of text.
 
     Args:
         stop: strings before which a text ends.
-        max_tokens: that one forward is fed, at least one row.
+        max_rows, max_tokens: that one forward is fed, at least one row.
 
     Raises: see `write_left_to_right`.
     """
     ids = [prompt_ids(tokenizer, prompt) or start_of_text(tokenizer) for prompt in prompts]
     seeds = row_seeds(seed, len(ids))
-    rows = max(1, max_tokens // (max(map(len, ids), default=0) + config.gen_length))
+    rows = max(1, min(max_rows, max_tokens // (max(map(len, ids), default=0) + config.gen_length)))
     found: list[TextCompletion] = []
     for at in range(0, len(ids), rows):
         part = slice(at, at + rows)

@@ -91,16 +91,38 @@ class _Batch(NamedTuple):
     """segment_ids, where there is padding: it is a document of its own, which nothing else sees."""
 
 
-def score_pairs(model: Model, pairs: Sequence[Pair], config: ScoreConfig = ScoreConfig()) -> list[Score]:
+class _Room(NamedTuple):
+    """What one forward may be fed, but at least one row (with guidance, and its copy without a context)."""
+
+    tokens: int
+    rows: int | None
+
+    def rows_of(self, length: int) -> int:
+        """The most rows of so many tokens."""
+        rows = self.tokens // length
+        return max(1, rows if self.rows is None else min(rows, self.rows))
+
+
+def score_pairs(
+    model: Model,
+    pairs: Sequence[Pair],
+    config: ScoreConfig = ScoreConfig(),
+    *,
+    max_rows: int | None = None,
+) -> list[Score]:
     """The scores of the pairs in their order.
+
+    Args:
+        max_rows: of a forward, guidance's copies not counted; None: as many as `config.max_tokens` allows.
 
     Raises:
         UserError: a mask token in a continuation, ids outside of the vocabulary, a pair longer than the context; of an
             autoregressive network guidance, and a continuation without a context.
         FloatingPointError: the network's weights or logits are no numbers.
     """
+    room = _Room(config.max_tokens, max_rows)
     if is_causal(model):
-        return _score_exactly(model, pairs, config)
+        return _score_exactly(model, pairs, config, room)
     mask_id = resolve_mask_id(model, None)
     check_weights(model)
     for pair in pairs:
@@ -115,7 +137,7 @@ def score_pairs(model: Model, pairs: Sequence[Pair], config: ScoreConfig = Score
         key=lambda number: (_length(pairs[number]), number),
     )
     by_chain = [n for n in asked if config.rule != "monte_carlo" or len(pairs[n].continuation) == 1]
-    for numbers in _batches(by_chain, [_length(pairs[n]) for n in by_chain], config.max_tokens):
+    for numbers in _batches(by_chain, [_length(pairs[n]) for n in by_chain], room):
         batch = _pack([pairs[n] for n in numbers], device_of(model))
         found = chain_log_probs(
             model,
@@ -124,15 +146,15 @@ def score_pairs(model: Model, pairs: Sequence[Pair], config: ScoreConfig = Score
             order="confidence" if config.rule == "confidence" else "left_to_right",
             mask_id=mask_id,
             cfg_scale=config.cfg_scale,
-            max_rows=max(1, config.max_tokens // batch.tokens.shape[1]),
+            max_rows=room.rows_of(batch.tokens.shape[1]),
             **batch.segments,
         )
         for number, score in zip(numbers, found.sum(1).tolist(), strict=True):
             log_p[number] = score
     sampled = [n for n in asked if n not in set(by_chain)]
-    for number, score in _sample(model, pairs, sampled, config, mask_id):
+    for number, score in _sample(model, pairs, sampled, config, room, mask_id):
         log_p[number] += score / config.num_samples
-    for numbers in _batches(asked, [_length(pairs[n]) for n in asked], config.max_tokens):
+    for numbers in _batches(asked, [_length(pairs[n]) for n in asked], room):
         batch = _pack([pairs[n] for n in numbers], device_of(model))
         for number, same in zip(numbers, _greedy(model, batch, config.cfg_scale, mask_id), strict=True):
             is_greedy[number] = same
@@ -141,7 +163,7 @@ def score_pairs(model: Model, pairs: Sequence[Pair], config: ScoreConfig = Score
     return [Score(*score) for score in zip(log_p, is_greedy, strict=True)]
 
 
-def _score_exactly(model: Model, pairs: Sequence[Pair], config: ScoreConfig) -> list[Score]:
+def _score_exactly(model: Model, pairs: Sequence[Pair], config: ScoreConfig, room: _Room) -> list[Score]:
     require(
         config.cfg_scale == 0,
         f"score_pairs: cfg_scale={config.cfg_scale} masks the context, and an autoregressive network knows no mask: leave it out",
@@ -158,7 +180,7 @@ def _score_exactly(model: Model, pairs: Sequence[Pair], config: ScoreConfig) -> 
             len(pair.context) > 0,
             "score_pairs: a continuation has no context, and an autoregressive network scores no first token",
         )
-    for numbers in _batches(asked, [_length(pairs[n]) for n in asked], config.max_tokens):
+    for numbers in _batches(asked, [_length(pairs[n]) for n in asked], room):
         batch = _pack([pairs[n] for n in numbers], device_of(model))
         # Padding stands on the right, where a causal network does not look.
         found = judge_next_tokens(model, batch.tokens, batch.scored)
@@ -169,11 +191,16 @@ def _score_exactly(model: Model, pairs: Sequence[Pair], config: ScoreConfig) -> 
 
 
 def _sample(
-    model: Model, pairs: Sequence[Pair], numbers: Sequence[int], config: ScoreConfig, mask_id: int
+    model: Model,
+    pairs: Sequence[Pair],
+    numbers: Sequence[int],
+    config: ScoreConfig,
+    room: _Room,
+    mask_id: int,
 ) -> Iterator[tuple[int, float]]:
     """(pair, −Σ nats · T/l) of each mask of each pair of `numbers`, which are in the order of their lengths."""
     rows = [(number, sample) for number in numbers for sample in range(config.num_samples)]
-    for some in _batches(rows, [_length(pairs[number]) for number, _ in rows], config.max_tokens):
+    for some in _batches(rows, [_length(pairs[number]) for number, _ in rows], room):
         batch = _pack([pairs[number] for number, _ in some], device_of(model))
         noise, counts = torch.ones(batch.tokens.shape), torch.empty(len(some), dtype=torch.int64)
         begin = 0
@@ -256,11 +283,11 @@ def _length(pair: Pair) -> int:
     return len(pair.context) + len(pair.continuation)
 
 
-def _batches(things: Sequence[T], lengths: Sequence[int], max_tokens: int) -> Iterator[list[T]]:
-    """Things with ascending lengths in groups whose padded rows hold at most `max_tokens`, at least one thing each."""
+def _batches(things: Sequence[T], lengths: Sequence[int], room: _Room) -> Iterator[list[T]]:
+    """Things with ascending lengths in groups whose padded rows have room in a forward, at least one thing each."""
     group: list[T] = []
     for thing, length in zip(things, lengths, strict=True):
-        if group and (len(group) + 1) * length > max_tokens:
+        if len(group) >= room.rows_of(length):
             yield group
             group = []
         group.append(thing)

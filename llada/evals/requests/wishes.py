@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
@@ -9,8 +11,12 @@ from typing import Any, TypedDict
 from llada.errors import UserError
 from llada.evals.autoregressive.writing import check_writing
 from llada.sampling.config import SamplingConfig
+from llada.sampling.rules import temperature_of
 from llada.settings import from_dict, hint
 
+_log = logging.getLogger(__name__)
+# lm_eval's names of a length, of which the first that is there counts.
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 # Of a task that says nothing about it, as in lm_eval's own models.
 _GEN_LENGTH = 256
 # Of a gap, which is one block unless its settings say otherwise.
@@ -46,6 +52,9 @@ class Writer:
     def settings(self, wishes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The sampling settings and stop strings of a request that asks for this; "gap" is a wish beside them (`Gap`).
 
+        As in lm_eval's own models (its `normalize_gen_kwargs`) a temperature above 0 alone asks for tokens to be drawn, and with
+        `do_sample: false` none are, whatever stands beside it, which is a warning.
+
         Raises UserError for a wish that nothing here can grant, and for an answer beside which no prompt fits the context.
         """
         wishes = dict(wishes)
@@ -55,9 +64,10 @@ class Writer:
                 "lm_eval: the checkpoint is autoregressive and sees nothing behind a gap, which the task asks it to fill"
             )
         until = wishes.pop("until", None) or []
-        lengths = [wishes.pop(name, None) for name in ("max_gen_toks", "max_new_tokens", "max_tokens")]
+        lengths = [wishes.pop(name, None) for name in _LENGTHS]
         length = next((value for value in lengths if value is not None), _GEN_LENGTH)
-        sampled = wishes.pop("do_sample", False)
+        asked, is_warm = wishes.pop("do_sample", None), wishes.get("temperature") not in (None, 0)
+        is_sampled = is_warm if asked is None else bool(asked)
         warmth: dict[str, Any] = {
             name: wishes.pop(name) for name in ("temperature", "top_p", "top_k", "min_p") if name in wishes
         }
@@ -72,10 +82,18 @@ class Writer:
             **({"block_length": _GAP_BLOCK} if has_gap else {}),
             **self.sampling,
             "gen_length": self.gen_length or length,
-            **(warmth if sampled else {}),
+            **(warmth if is_sampled else {}),
             **wishes,
         }
         config = from_dict(SamplingConfig, sampling, "sampling.")
+        if is_warm and not is_sampled:
+            _warn_once(
+                f"a task of lm_eval asks for do_sample={asked} at a temperature of {warmth['temperature']}: nothing is drawn"
+            )
+        elif is_sampled and temperature_of(config) == 0:
+            _warn_once(
+                f"a task of lm_eval asks for do_sample={asked} without a temperature: nothing is drawn"
+            )
         if self.is_causal:
             check_writing(config, "lm_eval: the checkpoint")
         settings = asdict(config)
@@ -85,3 +103,9 @@ class Writer:
                 f"{self.context}; give a smaller benchmarks.gen_length, or gen_length to lm_eval"
             )
         return settings, [until] if isinstance(until, str) else list(until)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Each request of a task asks for the same."""
+    _log.warning(text)

@@ -111,7 +111,7 @@ class Worker:
         config = from_dict(ScoreConfig, {**block["score"], "max_tokens": self._setup.max_tokens})
         pairs = [Pair(*pair) for pair in block["pairs"]]
         begin = time.perf_counter()
-        scores = score_pairs(self._model, pairs, config)
+        scores = score_pairs(self._model, pairs, config, max_rows=self._setup.max_rows)
         forwards = [num_forwards(self._model, pair, config) for pair in pairs]
         fed = [len(pair.context) + len(pair.continuation) for pair in pairs]
         seconds = _shares(
@@ -126,6 +126,7 @@ class Worker:
         """A text for each prompt."""
         assert self._tokenizer is not None  # HarnessModel has seen it
         max_tokens = self._setup.max_tokens
+        max_rows = self._setup.max_rows or max_tokens
         begin = time.perf_counter()
         sampling = from_dict(SamplingConfig, block["sampling"])
         if self._model.config.causal:
@@ -136,6 +137,7 @@ class Worker:
                 sampling,
                 stop=block["stop"],
                 seed=block["seeds"],
+                max_rows=max_rows,
                 max_tokens=max_tokens,
             )
         else:
@@ -147,7 +149,7 @@ class Worker:
                 suffixes=block["suffixes"],
                 stop=block["stop"],
                 seed=block["seeds"],
-                max_rows=self._setup.max_rows or max_tokens,
+                max_rows=max_rows,
                 max_tokens=max_tokens,
             )
         seconds = _shares(time.perf_counter() - begin, [line["nfe"] for line in written])

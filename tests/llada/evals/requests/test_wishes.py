@@ -23,6 +23,7 @@ def settings(
         ({"max_gen_toks": 8}, None, 8),
         ({"max_new_tokens": 9}, None, 9),
         ({"max_tokens": 10}, None, 10),
+        ({"max_completion_tokens": 11}, None, 11),
         ({"max_gen_toks": 8}, 16, 16),
     ],
     ids=str,
@@ -44,10 +45,26 @@ def test_without_sampling_nothing_is_drawn() -> None:
     warm = {"temperature": 0.7, "top_p": 0.9}
     cold = settings({**warm, "do_sample": False})[0]
     assert (cold["temperature"], cold["top_p"]) == (None, 1.0)
-    drawn = settings({**warm, "do_sample": True})[0]
-    assert (drawn["temperature"], drawn["top_p"]) == (0.7, 0.9)
+    # As in lm_eval's own models: a temperature alone asks for drawing, too.
+    for asked in ({}, {"do_sample": True}):
+        drawn = settings({**warm, **asked})[0]
+        assert (drawn["temperature"], drawn["top_p"]) == (0.7, 0.9)
+    assert settings({"temperature": 0.0})[0]["temperature"] is None
     # What a task asks for in our own words goes before what was given.
     assert settings({"block_length": 4}, block_length=8)[0]["block_length"] == 4
+
+
+def test_what_is_not_drawn_though_it_is_asked_for_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        settings({"do_sample": False, "temperature": 0.625})
+        settings({"do_sample": True})
+    assert [record.getMessage().partition("asks for ")[2] for record in caplog.records] == [
+        "do_sample=False at a temperature of 0.625: nothing is drawn",
+        "do_sample=True without a temperature: nothing is drawn",
+    ]
+    settings({"do_sample": True}, temperature=0.5)
+    settings({"do_sample": False, "temperature": 0})
+    assert len(caplog.records) == 2
 
 
 def test_a_gap_is_no_setting_and_nothing_for_an_autoregressive_checkpoint() -> None:
