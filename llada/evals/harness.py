@@ -233,7 +233,8 @@ class HarnessModel(TemplateLM):
         encoded = [self.tok_encode(text) for text in texts]
         for text, ids in zip(texts, encoded, strict=True):
             self._require_tokens(text, ids)
-        scores = self._score_all([([self.prefix_token_id], ids, None) for ids in encoded])
+        # Each text has masks of its own: else all of them would err the same way, having one context.
+        scores = self._score_all([([self.prefix_token_id], ids, ids) for ids in encoded])
         self._keep_records(requests, self._scored)
         for text, (log_p, _) in zip(texts, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), log_p)

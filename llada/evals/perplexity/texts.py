@@ -132,7 +132,7 @@ def measure_text_perplexity(evaluation: Evaluation) -> Figures:
 
     Raises UserError: no files, a checkpoint without a tokenizer, a text shorter than a block.
     """
-    whole, config = evaluation.config, evaluation.config.texts
+    whole = evaluation.config
     corpora = needed_corpora(whole)
     folder = evaluation.fetch_model()
     network, _ = read_config(folder)
@@ -145,7 +145,7 @@ def measure_text_perplexity(evaluation: Evaluation) -> Figures:
         url = join(evaluation.output, folder, TOKENS_FILE)
         wrapping = _wrapping(evaluation, corpus, network, tokenizer)
         wrapped, digest = _write_tokens(corpus, tokenizer, wrapping, url)
-        total = min(wrapped.blocks, config.max_blocks or wrapped.blocks)
+        total = wrapped.blocks
         work: list[TextBlocks] = [
             {
                 "name": f"{at:010d}",
@@ -200,6 +200,7 @@ def _wrapping(
             eos_id=end if has_eos else None,
             ends=(begin, end) if has_ends else None,
             keeps_rest=choice(config.keeps_rest, data_set.keeps_rest),
+            max_blocks=config.max_blocks,
         )
 
 
@@ -216,7 +217,7 @@ def _write_tokens(
                 digest.update(content)
                 stream.write(content)
 
-        while some := list(itertools.islice(texts, _DOCUMENTS_TOGETHER)):
+        while not wrapping.is_full and (some := list(itertools.islice(texts, _DOCUMENTS_TOGETHER))):
             for text, ids in zip(some, encode_texts(tokenizer, some), strict=True):
                 write(wrapping.add(text, ids))
         with _named(corpus):

@@ -21,6 +21,7 @@ class Wrapped(NamedTuple):
     block_tokens: int
     """Of all blocks, their ends included."""
     tokens_left_out: int
+    """Behind the last block, because they fill none."""
     characters: float
     """Of the documents' text in the blocks, and its bytes in UTF-8. Of a document that the last block cuts, the share of its
     tokens."""
@@ -50,6 +51,8 @@ class Wrapping:
     """The ids that each block begins and ends with, within its length; None: it is text alone."""
     keeps_rest: bool = False
     """What does not fill a block is a shorter one; else it is left out."""
+    max_blocks: int | None = None
+    """The text ends with the last of so many."""
     _rest: list[int] = field(default_factory=list)
     _taken: int = 0
     _blocks: int = 0
@@ -65,15 +68,25 @@ class Wrapping:
 
     def add(self, text: str, tokens: Sequence[int]) -> Iterator[list[int]]:
         """The blocks that this document fills; `tokens` are what it spells."""
+        if self.is_full:
+            return
         self._has_text |= bool(tokens)
         self._cut.append(_Extent(self._taken + len(self._rest), len(tokens), len(text), len(text.encode())))
         self._rest += [*tokens, *([] if self.eos_id is None else [self.eos_id])]
-        for at in range(0, len(self._rest) // self._room * self._room, self._room):
+        count = len(self._rest) // self._room
+        if self.max_blocks is not None:
+            count = min(count, self.max_blocks - self._blocks)
+        for at in range(0, count * self._room, self._room):
             yield self._block(self._rest[at : at + self._room])
-        self._rest = self._rest[len(self._rest) // self._room * self._room :]
+        self._rest = [] if self.is_full else self._rest[count * self._room :]
         whole = [extent for extent in self._cut if extent.begin + extent.length <= self._taken]
         self._cut = [extent for extent in self._cut if extent.begin + extent.length > self._taken]
         self._count(whole)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are `max_blocks`: further documents would be left out."""
+        return self._blocks == self.max_blocks
 
     def finish(self) -> tuple[list[list[int]], Wrapped]:
         """The last block, if the rest is one; and what there is in all. Raises UserError when nothing is left."""

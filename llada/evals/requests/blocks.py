@@ -32,9 +32,9 @@ def score_blocks(
     settings = {name: value for name, value in asdict(score).items() if name != "max_tokens"}
     pieces: list[Asked] = []
     owners: list[int] = []
-    for number, (context, continuation, noise_of) in enumerate(asked):
-        own = list(windows(context, continuation, max_length))
-        pieces += [(*piece, noise_of) for piece in own]
+    for number, pair in enumerate(asked):
+        own = list(windows(*pair, max_length))
+        pieces += own
         owners += [number] * len(own)
     order = sorted(range(len(pieces)), key=lambda n: (len(pieces[n][0]) + len(pieces[n][1]), n))
     blocks: list[ScoreBlock] = []
@@ -59,14 +59,17 @@ def add_up(count: int, owners: Iterable[int], scores: Iterable[Scored]) -> list[
 
 
 def windows(
-    context: list[int], continuation: list[int], max_length: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """The continuation in pieces that fit, each behind as much of what precedes it as fits beside it, at least a token."""
-    before = list(context)
+    context: list[int], continuation: list[int], noise_of: list[int] | None, max_length: int
+) -> Iterator[Asked]:
+    """The continuation in pieces that fit, each behind as much of what precedes it as fits beside it, at least a token. Its masks are
+    those of all that precedes it, however much of that fits: choices of unlike lengths share them, and two pieces do not."""
+    before, whole = list(context), list(context if noise_of is None else noise_of)
     for start in range(0, len(continuation), max_length - 1):
         piece = continuation[start : start + max_length - 1]
-        yield before[max(0, len(before) - (max_length - len(piece))) :], piece
+        fitting = before[max(0, len(before) - (max_length - len(piece))) :]
+        yield fitting, piece, None if fitting == whole else list(whole)
         before += piece
+        whole += piece
 
 
 def write_blocks(requests: Sequence[TextRequest], seed: int) -> tuple[list[WriteBlock], list[int]]:

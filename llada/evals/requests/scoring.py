@@ -62,7 +62,8 @@ class Pair(NamedTuple):
     context: Sequence[int]
     continuation: Sequence[int]
     noise_of: Sequence[int] | None = None
-    """The context whose masks it has; None: its own. For choices that are contexts of one continuation."""
+    """The context, or whatever else, whose masks it has; None: its own context's. For choices that are contexts of one continuation,
+    contexts that are cut, and texts that all stand behind the same token."""
 
 
 def num_forwards(model: Model, pair: Pair, config: ScoreConfig) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.evaluator import simple_evaluate
@@ -122,7 +123,7 @@ def test_texts_are_bounded_in_pieces_that_fit(folder: str) -> None:
     assert len(pieces) > 2
     pairs, before = [], [eos]
     for piece in pieces:
-        pairs.append(Pair(before[-(CONTEXT - len(piece)) :], piece))
+        pairs.append(Pair(before[-(CONTEXT - len(piece)) :], piece, [*ids, *before[1:]]))
         before += piece
     assert len(pairs[1].context) == 1
     assert len(pairs[-1].context) == CONTEXT - len(pieces[-1])
@@ -139,6 +140,20 @@ def test_texts_are_bounded_in_pieces_that_fit(folder: str) -> None:
         ),
     )
     assert 0 < figures["bits_per_byte,none"] < 60
+
+
+def test_texts_behind_the_same_token_have_masks_of_their_own(folder: str) -> None:
+    """By one mask each, what two texts are over or under their bounds is not the same."""
+    texts = ["What is it and", "nothing is What"]
+    found = []
+    for seed in range(60):
+        model = HarnessModel.from_arguments(folder, num_samples=1, seed=seed)
+        model._worker = found[0][0]._worker if found else None  # opened once
+        found.append((model, model.loglikelihood_rolling([asked(text) for text in texts])))
+    scores = torch.tensor([score for _, score in found], dtype=torch.float64)
+    assert abs(float(torch.corrcoef(scores.T)[0, 1])) < 0.4  # three standard errors
+    (alone,) = HarnessModel.from_arguments(folder, num_samples=1).loglikelihood_rolling([asked(texts[1])])
+    assert alone == pytest.approx(found[0][1][1], rel=1e-5)
 
 
 def test_texts_are_written_up_to_a_stop_string(folder: str) -> None:

@@ -64,6 +64,19 @@ def test_figures_are_those_of_the_plain_bound(
     assert figures["notes/bits_per_byte"] < figures["notes/bits_per_character"]
 
 
+def test_of_the_blocks_that_are_scored_the_characters_are_counted(
+    diffusion_model: str, config: EvaluateConfig, evaluation_of: EvaluationOf
+) -> None:
+    config = replace(config, texts=replace(config.texts, max_blocks=4))
+    figures = measure_text_perplexity(evaluation_of(diffusion_model, config))
+    _, tokenizer = llada.load(diffusion_model)
+    assert tokenizer is not None
+    characters = len(TEXT) * 64 / len(encode_texts(tokenizer, [TEXT])[0])
+    assert (figures["notes/blocks"], figures["notes/characters"]) == (4, round(characters))
+    bits = figures["notes/nats_per_token"] * 64 / math.log(2)
+    assert figures["notes/bits_per_character"] == pytest.approx(bits / characters, rel=1e-6)
+
+
 def test_how_the_work_is_cut_changes_nothing(
     diffusion_model: str, config: EvaluateConfig, evaluation_of: EvaluationOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +146,7 @@ def test_an_autoregressive_twin_is_exact(
     assert figures["notes/perplexity"] == pytest.approx(math.exp(-float(log_p.mean())), rel=1e-5)
     assert "notes/perplexity_bound" not in figures
     assert figures["notes/tokens"] == 45
-    assert figures["notes/tokens_left_out"] > 0
+    assert figures["notes/tokens_left_out"] == 0  # the text ends where the last of these blocks does
     assert figures["notes/bits_per_character"] > figures["notes/bits_per_byte"] > 0
     # A last block of one token has nothing to be asked for.
     total = len(encode_texts(tokenizer, [TEXT])[0]) + 1

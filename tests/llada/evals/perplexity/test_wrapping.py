@@ -44,6 +44,13 @@ def test_without_anything_between_the_text_is_cut_as_it_is() -> None:
     assert blocks == [[BOS, 1, 2, 3, 4, EOS], [BOS, 5, EOS]]
 
 
+def test_of_a_text_that_ends_with_a_block_what_is_before_it_is_counted() -> None:
+    blocks, wrapped = wrap([*TEXTS, "", "xyz"], [*IDS, [], [6, 7]], 2, max_blocks=2, keeps_rest=True)
+    assert blocks == [[1, 2], [3, 4]]
+    assert wrapped == Wrapped(2, 4, 0, 2 + 3 * 2 / 3, 2 + 4 * 2 / 3)
+    assert wrap(TEXTS, IDS, 2, max_blocks=9, keeps_rest=True) == wrap(TEXTS, IDS, 2, keeps_rest=True)
+
+
 @pytest.mark.parametrize("keeps_rest", [False, True])
 def test_what_the_blocks_hold_is_counted_as_if_all_were_there_at_once(keeps_rest: bool) -> None:
     draw = random.Random(0)

@@ -12,14 +12,25 @@ from llada.evals.requests.worker import Asked, Scored
 
 def test_every_token_is_scored_once_behind_what_fits_before_it() -> None:
     context, text, longest = list(range(7)), list(range(100, 123)), 9
-    pieces = list(windows(context, text, longest))
-    assert list(itertools.chain.from_iterable(piece for _, piece in pieces)) == text
+    pieces = list(windows(context, text, None, longest))
+    assert list(itertools.chain.from_iterable(piece for _, piece, _ in pieces)) == text
     whole = [*context, *text]
-    for before, piece in pieces:
+    for before, piece, noise_of in pieces:
         begin = whole.index(piece[0])
+        assert noise_of == whole[:begin]  # all of it, though a part is shown
         assert 1 <= len(before) == min(longest - len(piece), begin)
         assert before == whole[begin - len(before) : begin]
-    assert list(windows([1], [], 4)) == []
+    assert list(windows([1], [], None, 4)) == []
+
+
+def test_the_masks_are_those_of_the_whole_context() -> None:
+    """Choices of one prompt share them where the prompt is cut for the longer one; pieces of a text have masks of their own."""
+    prompt = list(range(8))
+    ((_, _, short),) = windows(prompt, [50], None, 9)
+    ((shown, _, long),) = windows(prompt, [60, 61, 62], None, 9)
+    assert (short, long, shown) == (None, prompt, prompt[2:])
+    pieces = list(windows([0], [1, 2, 3, 4, 5], [7, 7], 3))
+    assert [noise_of for _, _, noise_of in pieces] == [[7, 7], [7, 7, 1, 2], [7, 7, 1, 2, 3, 4]]
 
 
 def test_scores_come_back_to_their_pairs() -> None:
@@ -36,7 +47,12 @@ def test_scores_come_back_to_their_pairs() -> None:
     pairs = [pair for block in blocks for pair in block["pairs"]]
     lengths = [len(context) + len(piece) for context, piece, _ in pairs]
     assert lengths == sorted(lengths)
-    assert [noise_of for _, _, noise_of in pairs] == [asked[owner][2] for owner in owners]
+    for (context, piece, noise_of), owner in zip(pairs, owners, strict=True):
+        before, text, given = asked[owner]
+        own = before if given is None else given
+        whole = context if noise_of is None else noise_of
+        assert whole == own + text[: len(whole) - len(own)]
+        assert piece == text[len(whole) - len(own) :][: len(piece)]
     scores: list[Scored] = [
         {"log_p": -len(piece), "is_greedy": len(piece) < 5, "nfe": 1, "seconds": 0.5} for _, piece, _ in pairs
     ]
