@@ -3,8 +3,8 @@
     python tests/experiments/planning.py sudoku|countdown --output FOLDER [--results FOLDER] [--image FILE] [--quick | --scale]
 
 The twins (twins.py) learn to write the answer behind the puzzle, from puzzles that are drawn by seed, and are asked for puzzles
-that none of them has seen. An answer counts when all of it is right. The autoregressive twin writes it from left to right, the
-likeliest token each time. LLaDA does so in one forward for each token, or in fewer, and commits at each forward
+that none of them has seen in any form. An answer counts when all of it is right. The autoregressive twin writes it from left to
+right, the likeliest token each time. LLaDA does so in one forward for each token, or in fewer, and commits at each forward
     confidence   the tokens it is surest of (`low_confidence`, LLaDA's own rule)
     margin       those that are clearest by their margin over the next best
     random       any
@@ -13,7 +13,8 @@ likeliest token each time. LLaDA does so in one forward for each token, or in fe
     dual cache   the same with all but that third as it was at its first forward
 
 sudoku: boards with one solution, of four digits or, with --scale, of nine, a line for each row; "level" is the number of empty
-cells. The training's are a thousand drawn ones with digits, rows and columns in ever new orders.
+cells. The training's are a thousand drawn ones with digits, rows and columns in ever new orders; none that is asked for is one of
+them in another order, or mirrored.
 countdown: a target from three numbers of one digit or, with --scale, of two, by steps; right is every way to it. "level" is how many of the two steps multiply or
 divide.
 
@@ -142,10 +143,7 @@ def tokens_of(texts: Sequence[str], signs: str) -> np.ndarray:
 def write_data(size: Size, asked: Sequence[Problem], folder: Path) -> dict[str, Any]:
     """The prepared folder; no puzzle of the training is one of the asked."""
     hidden = set(map(size.game.same, asked))
-    seen = itertools.islice(
-        (problem for problem in size.game.training() if size.game.same(problem) not in hidden),
-        min(size.learning.rows, MOST_PUZZLES),
-    )
+    seen = itertools.islice(size.game.training(hidden), min(size.learning.rows, MOST_PUZZLES))
     rows = {
         "train": list(seen),
         "validation": size.game.asked(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
 from llada.evals.puzzles.countdown import LARGEST, draw_countdown, is_solution
-from llada.evals.puzzles.sudoku import Box, Sudoku, board_text, disguise, draw_sudoku
+from llada.evals.puzzles.sudoku import Box, Sudoku, board_text, canonical_form, disguise, draw_sudoku
 
 
 class Problem(NamedTuple):
@@ -43,21 +43,27 @@ class SudokuGame:
         return text == problem.answer
 
     def same(self, problem: Problem) -> str:
-        """Equal of problems that are one."""
-        return problem.prompt
+        """Equal of problems that are one: `disguise` makes others of it for the training, which a solver finds to be the same."""
+        givens, solution = (
+            tuple(0 if sign == "." else int(sign) for sign in text if sign != "\n")
+            for text in (problem.prompt, problem.answer)
+        )
+        return board_text(canonical_form(Sudoku(givens, solution), self.box).givens, self.box)
 
     def asked(self, number: int, seed: str) -> list[Problem]:
         """Of each level so many."""
         random = Random(seed)
         return [self._draw(random, blanks) for blanks in self.blanks for _ in range(number)]
 
-    def training(self) -> Iterator[Problem]:
-        """Without end."""
+    def training(self, hidden: Container[str]) -> Iterator[Problem]:
+        """Without end, none of them the `same` as one of the hidden."""
         random, forms = Random("to train on"), Random("forms")
-        drawn = [
-            draw_sudoku(random, self.box, blanks)
-            for _, blanks in zip(range(self.drawn), itertools.cycle(self.blanks))
-        ]
+        drawn: list[Sudoku] = []
+        for blanks in itertools.islice(itertools.cycle(self.blanks), self.drawn):
+            puzzle = draw_sudoku(random, self.box, blanks)
+            while self.same(self._problem(puzzle)) in hidden:
+                puzzle = draw_sudoku(random, self.box, blanks)
+            drawn.append(puzzle)
         while True:
             for puzzle in drawn:
                 yield self._problem(disguise(puzzle, self.box, forms))
@@ -101,11 +107,13 @@ class CountdownGame:
             found[problem.level].append(problem)
         return [problem for problems in found.values() for problem in problems[:number]]
 
-    def training(self) -> Iterator[Problem]:
-        """Without end."""
+    def training(self, hidden: Container[str]) -> Iterator[Problem]:
+        """Without end, none of them the `same` as one of the hidden."""
         random = Random("to train on")
         while True:
-            yield self._draw(random)
+            problem = self._draw(random)
+            if self.same(problem) not in hidden:
+                yield problem
 
     def _draw(self, random: Random) -> Problem:
         problem = draw_countdown(random, 3, self.largest)

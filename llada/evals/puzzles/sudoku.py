@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llada.settings import require
 
@@ -118,6 +118,18 @@ def disguise(puzzle: Sudoku, box: Box, random: Random) -> Sudoku:
     return Sudoku(change(puzzle.givens), change(puzzle.solution))
 
 
+def canonical_form(puzzle: Sudoku, box: Box) -> Sudoku:
+    """The one form that all share which `disguise` makes of a puzzle, and those mirrored at the diagonal where boxes are square:
+    of two puzzles it is equal exactly when a solver finds them to be the same.
+
+    It is the smallest of `_ordered_forms`, which come out the same whatever form they are made from.
+    """
+    forms = list(_ordered_forms(puzzle, box))
+    if box.rows == box.columns:
+        forms += _ordered_forms(Sudoku(*(_mirrored(board, box) for board in puzzle)), box)
+    return min(forms)
+
+
 def board_text(cells: Sequence[int], box: Box) -> str:
     """A line for each row, each with its end; an empty cell is a dot."""
     signs = "".join("." if digit == 0 else str(digit) for digit in cells)
@@ -129,6 +141,47 @@ def _reordered(side: int, size: int, random: Random) -> list[int]:
     groups = [random.sample(range(start, start + size), size) for start in range(0, side, size)]
     random.shuffle(groups)
     return list(itertools.chain(*groups))
+
+
+def _ordered_forms(puzzle: Sudoku, box: Box) -> Iterator[Sudoku]:
+    """One for each order of the rows and each column that may be the first. By these two the rest is settled: the solution's first
+    column reads 1, 2, … s, and its first row is increasing within a stack, and from stack to stack.
+
+    Bands and the rows of each come by their numbers of empty cells alone, the fewest first, so that of nine digits there are
+    hundreds of forms instead of 1,296 · 9.
+    """
+    side, (givens, solution) = box.side, puzzle
+    empty = [givens[start : start + side].count(0) for start in range(0, side**2, side)]
+    for rows in _orders_by(empty, box.rows):
+        for first in range(side):
+            names = {0: 0} | {solution[row * side + first]: name for name, row in enumerate(rows, 1)}
+            top = [names[digit] for digit in solution[rows[0] * side :][:side]]
+            stacks = (
+                sorted(range(start, start + box.columns), key=top.__getitem__)
+                for start in range(0, side, box.columns)
+            )
+            columns = list(itertools.chain(*sorted(stacks, key=lambda stack: top[stack[0]])))
+            cells = [row * side + column for row in rows for column in columns]
+            yield Sudoku(*(tuple(names[board[cell]] for cell in cells) for board in puzzle))
+
+
+def _orders_by(keys: Sequence[int], size: int) -> Iterator[list[int]]:
+    """The numbers below `len(keys)` in all orders in which groups of `size` stay together, the keys do not fall within a group, and
+    the groups' sorted keys do not fall from one to the next."""
+
+    def rising(things: Iterable[Any], key: Callable[[Any], Any]) -> list[tuple[Any, ...]]:
+        orders = itertools.permutations(things)
+        return [order for order in orders if all(key(a) <= key(b) for a, b in itertools.pairwise(order))]
+
+    groups = [range(start, start + size) for start in range(0, len(keys), size)]
+    for order in rising(groups, lambda group: sorted(keys[number] for number in group)):
+        for parts in itertools.product(*(rising(group, keys.__getitem__) for group in order)):
+            yield list(itertools.chain(*parts))
+
+
+def _mirrored(board: Sequence[int], box: Box) -> tuple[int, ...]:
+    """Rows become columns."""
+    return tuple(board[row * box.side + column] for column in range(box.side) for row in range(box.side))
 
 
 @functools.cache

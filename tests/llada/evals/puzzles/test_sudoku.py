@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import pytest
 
 from llada.errors import UserError
-from llada.evals.puzzles.sudoku import Box, Sudoku, board_text, disguise, draw_sudoku, solve
+from llada.evals.puzzles.sudoku import Box, Sudoku, board_text, canonical_form, disguise, draw_sudoku, solve
 
 SMALL, OBLONG, USUAL = Box(2, 2), Box(2, 3), Box(3, 3)
 # Wikipedia's puzzle.
@@ -86,6 +87,37 @@ def test_a_disguised_puzzle_is_another_with_one_solution():
     # Digits, rows and columns all change: the same cells are no longer empty, and one row's digits are no longer the same.
     assert len({tuple(given == 0 for given in form.givens) for form in forms}) > 10
     assert len({form.solution[:6] for form in forms}) > 15
+
+
+def mirrored(puzzle: Sudoku, box: Box) -> Sudoku:
+    cells = [column * box.side + row for row in range(box.side) for column in range(box.side)]
+    return Sudoku(*(tuple(board[cell] for cell in cells) for board in puzzle))
+
+
+@pytest.mark.parametrize("box, blanks", [(SMALL, 6), (OBLONG, 18), (Box(3, 2), 18), (USUAL, 45)])
+def test_a_disguised_puzzle_keeps_its_canonical_form(box: Box, blanks: int):
+    for seed in range(5):
+        puzzle = draw_sudoku(Random(seed), box, blanks)
+        form = canonical_form(puzzle, box)
+        assert {canonical_form(disguise(puzzle, box, Random(turn)), box) for turn in range(10)} == {form}
+        if box.rows == box.columns:
+            assert canonical_form(mirrored(puzzle, box), box) == form
+
+
+def test_a_canonical_form_is_one_of_the_puzzle_itself():
+    """So that no two puzzles share it that are not the same: of four digits all 24 · 8 · 8 · 2 forms are written down."""
+    orders = [order for order in itertools.permutations(range(4)) if order[0] // 2 == order[1] // 2]
+    for seed, blanks in enumerate((0, 4, 6, 8)):
+        puzzle = draw_sudoku(Random(seed), SMALL, blanks)
+        forms = {
+            Sudoku(*(tuple((0, *names)[board[row * 4 + column]] for row in rows for column in columns) for board in one))
+            for one in (puzzle, mirrored(puzzle, SMALL))
+            for rows, columns in itertools.product(orders, orders)
+            for names in itertools.permutations((1, 2, 3, 4))
+        }  # fmt: skip
+        assert canonical_form(puzzle, SMALL) in forms
+    # Essentially different boards of four digits: two, as is known.
+    assert len({canonical_form(Sudoku(board, board), SMALL) for board in solve([0] * 16, SMALL)}) == 2
 
 
 def test_a_board_as_text():
