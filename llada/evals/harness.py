@@ -261,6 +261,7 @@ class HarnessModel(TemplateLM):
             {
                 "nfe": score["nfe"],
                 "seconds": score["seconds"],
+                "dtype": score["dtype"],
                 "is_cut": self._count_cut(len(context) + len(continuation) > self.max_length),
             }
             for (context, continuation, _), score in zip(asked, found, strict=True)
@@ -299,6 +300,7 @@ class HarnessModel(TemplateLM):
             records[number] = {
                 "nfe": line["nfe"],
                 "seconds": line["seconds"],
+                "dtype": line["dtype"],
                 "is_cut": is_cut[number],
                 "reveal_step": line["reveal_step"],
             }

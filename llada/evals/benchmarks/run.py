@@ -13,18 +13,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.metadata
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llada.errors import UserError
-from llada.evals.autoregressive.writing import settings_in_force
 from llada.evals.benchmarks.build import build_tasks, check_programs, data_files, settle_documents
-from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark
+from llada.evals.benchmarks.catalogue import BENCHMARKS
 from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.benchmarks.hub import data_errors
 from llada.evals.benchmarks.published import (
@@ -33,19 +30,17 @@ from llada.evals.benchmarks.published import (
     find_settings,
     protocol,
     published,
-    settings_hash,
 )
-from llada.evals.benchmarks.table import Summary, draw, mean_with_error, to_markdown
+from llada.evals.benchmarks.summaries import Plan, settings_of, summarize
+from llada.evals.benchmarks.table import Summary, draw, to_markdown
 from llada.evals.evaluation import EvaluateConfig, Evaluation, Figures
 from llada.evals.requests.worker import Setup
 from llada.files import file_sizes, join, write_bytes
 from llada.sampling.config import SamplingConfig
-from llada.settings import from_dict, hint, require
+from llada.settings import hint, require
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
-
-    from llada.evals.harness import HarnessModel
 
 # That of lm_eval's own command line.
 _EXAMPLES_SEED = 1234
@@ -53,22 +48,10 @@ _EXAMPLES_SEED = 1234
 _TASK_FILES = (".yaml", ".yml", ".py")
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """One benchmark, ready to run."""
-
-    protocol: Protocol
-    benchmark: Benchmark | None
-    """None: a task or group of lm_eval."""
-    loaded: dict[str, Any]
-    """As lm_eval's evaluator takes them: {"tasks": {name: task}, "groups": …}."""
-    model: HarnessModel
-    settings: dict[str, Any]
-
-
 def run_benchmarks(evaluation: Evaluation) -> Figures:
     """{"TASK/METRIC/FILTER": the figure} ("BENCHMARK/TASK/…" where two benchmarks ask the same task), with its standard error as
-    "…_stderr…", "requests_cut", how many did not fit the context, and "benchmarks": {name: Summary}.
+    "…_stderr…", "requests_cut", how many did not fit the context, and "benchmarks": {name: Summary}, of a tag, or a group without a
+    figure of its own, {"NAME/TASK": Summary}.
 
     Raises UserError: no benchmark or an unknown one, data that cannot be had, programs that may not be run, a checkpoint without
     the tokenizer, chat template or context that is needed.
@@ -86,7 +69,7 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
             place = "" if is_alone else f"{plan.protocol.name}/"
             figures |= _own_figures(found, place)
             _write_records(evaluation.output, plan, found, place)
-            summaries[plan.protocol.name] = _summarize(plan, found, place)
+            summaries |= summarize(plan, found, place, config.limit)
     settings = find_settings(config.settings) if config.settings else None
     heading = (
         evaluation.model if settings is None else f"{evaluation.model} by the settings of {settings.title}"
@@ -145,7 +128,7 @@ def benchmark_files(config: EvaluateConfig) -> list[str]:
 # --- What will be asked -----------------------------------------------------------------------------------------------
 
 
-def _plan_all(evaluation: Evaluation) -> list[_Plan]:
+def _plan_all(evaluation: Evaluation) -> list[Plan]:
     # Here: it needs an extra, and takes seconds.
     from llada.evals.harness import HarnessModel
 
@@ -185,8 +168,9 @@ def _plan_all(evaluation: Evaluation) -> list[_Plan]:
             if how.num_fewshot is not None or task.config.num_fewshot is None:
                 task.set_config("num_fewshot", how.num_fewshot or 0)
             task.set_fewshot_seed(_EXAMPLES_SEED)
-        settings = _settings_of(how, model, list(loaded["tasks"].values()))
-        plans.append(_Plan(how, benchmark, loaded, model, settings))
+        # What the context has no room for is told here, before anything is asked.
+        settings_of(how, model, list(loaded["tasks"].values()))
+        plans.append(Plan(how, benchmark, loaded, model))
     return plans
 
 
@@ -234,43 +218,10 @@ def _lm_eval_tasks(how: Protocol, task_folder: str | None) -> dict[str, Any]:
     return dict(loaded)
 
 
-def _settings_of(how: Protocol, model: HarnessModel, tasks: Sequence[Any]) -> dict[str, Any]:
-    """All that the figures depend on beside the checkpoint and the documents. Raises UserError for an answer that does not fit the
-    context."""
-    settings: dict[str, Any] = {
-        "lm_eval": importlib.metadata.version("lm_eval"),
-        "run_as": how.run_as,
-        "num_fewshot": max(task.config.num_fewshot or 0 for task in tasks),
-        "chat": how.chat,
-    }
-    if any(task.OUTPUT_TYPE != "generate_until" for task in tasks):
-        # How many tokens a forward is fed changes no figure.
-        score = {name: value for name, value in asdict(how.score).items() if name != "max_tokens"}
-        if model.writer.is_causal:
-            score = {"rule": "exact"}
-        elif how.score.rule != "monte_carlo":
-            del score["num_samples"], score["seed"]
-        settings["score"] = score
-    for task in tasks:
-        if task.OUTPUT_TYPE == "generate_until":
-            wishes = task.config.generation_kwargs
-            # A gap is as long as its answer, where nothing else is said.
-            own_length = "gap" in wishes and how.gen_length is None
-            sampling, stop = model.writer.settings({**({"max_gen_toks": 1} if own_length else {}), **wishes})
-            config = from_dict(SamplingConfig, sampling)
-            in_force = settings_in_force(config) if model.writer.is_causal else config.in_force()
-            settings["sampling"], settings["stop"] = {**in_force, "seed": how.score.seed}, stop
-            if "gap" in wishes:
-                settings["is_infilling"] = True
-            if own_length:
-                settings["sampling"]["gen_length"] = "as the answer"
-    return settings
-
-
 # --- Asking -----------------------------------------------------------------------------------------------------------
 
 
-def _ask(plan: _Plan, limit: int | None) -> dict[str, Any]:
+def _ask(plan: Plan, limit: int | None) -> dict[str, Any]:
     from lm_eval.evaluator import evaluate
 
     with data_errors(plan.protocol.name, takes_folder=plan.benchmark is not None):
@@ -318,7 +269,7 @@ def _own_figures(found: Mapping[str, Any], place: str) -> Figures:
     }
 
 
-def _write_records(output: str, plan: _Plan, found: Mapping[str, Any], place: str) -> None:
+def _write_records(output: str, plan: Plan, found: Mapping[str, Any], place: str) -> None:
     for task, samples in found["samples"].items():
         lines = (
             json.dumps(
@@ -330,70 +281,3 @@ def _write_records(output: str, plan: _Plan, found: Mapping[str, Any], place: st
             for sample in samples
         )
         write_bytes(join(output, "benchmarks", f"{place}{task}.jsonl"), "".join(lines).encode())
-
-
-def _summarize(plan: _Plan, found: Mapping[str, Any], place: str) -> Summary:
-    how, benchmark = plan.protocol, plan.benchmark
-    records = [record for group in plan.model.records.values() for record in group]
-    if benchmark is not None:
-        metric, chosen = benchmark.metric, benchmark.filter
-        value, error = _headline(benchmark, found["samples"])
-    else:
-        metric, chosen, value, error = _first_metric(how.run_as, found["results"])
-    return {
-        "name": how.name,
-        "title": how.name if benchmark is None else benchmark.title,
-        "metric": metric,
-        "filter": chosen,
-        "tasks": list(found["samples"]),
-        "place": place,
-        "is_mean_of_tasks": benchmark is not None and benchmark.is_mean_of_tasks,
-        "is_share": benchmark is not None or (_is_share(plan, metric) and 0 <= value <= 1),
-        "value": value,
-        "stderr": error,
-        "items": sum(len({sample["doc_id"] for sample in samples}) for samples in found["samples"].values()),
-        "results": how.results,
-        "settings": plan.settings,
-        "settings_hash": settings_hash(plan.settings),
-        "given": list(how.given),
-        "requests": len(records),
-        "requests_cut": sum(record["is_cut"] for record in records),
-        "nfe": sum(record["nfe"] for record in records) / max(len(records), 1),
-        "remark": "; ".join(filter(None, ("" if benchmark is None else benchmark.remark, how.note))),
-    }
-
-
-def _is_share(plan: _Plan, metric: str) -> bool:
-    """Whether a task of lm_eval counts what is right; others are perplexities and the like."""
-    from lm_eval.api.metrics import mean
-
-    return all(task.aggregation().get(metric) is mean for task in plan.loaded["tasks"].values())
-
-
-def _headline(
-    benchmark: Benchmark, samples: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> tuple[float, float | None]:
-    """A benchmark's figure over all of its tasks, and its standard error."""
-    values = [
-        [float(sample[benchmark.metric]) for sample in group if sample["filter"] == benchmark.filter]
-        for group in samples.values()
-    ]
-    if not benchmark.is_mean_of_tasks:
-        return mean_with_error([value for group in values for value in group])
-    parts = [mean_with_error(group) for group in values]
-    errors = [error for _, error in parts if error is not None]
-    spread = sum(error**2 for error in errors) ** 0.5 / len(parts) if len(errors) == len(parts) else None
-    return sum(mean for mean, _ in parts) / len(parts), spread
-
-
-def _first_metric(
-    name: str, results: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, str, float, float | None]:
-    """The metric that lm_eval names first, of a task or group, or of a tag's first task: (name, filter, figure, its standard error)."""
-    metrics = results.get(name) or next(iter(results.values()))
-    for key, value in metrics.items():
-        metric, comma, chosen = key.partition(",")
-        if comma and isinstance(value, int | float) and not metric.endswith("_stderr"):
-            error = metrics.get(f"{metric}_stderr,{chosen}")
-            return metric, chosen, float(value), float(error) if isinstance(error, int | float) else None
-    raise UserError(f"lm_eval has no figure for {name}")

@@ -48,13 +48,16 @@ def score_blocks(
 
 def add_up(count: int, owners: Iterable[int], scores: Iterable[Scored]) -> list[Scored]:
     """The scores of `count` pairs from those of their pieces."""
-    found: list[Scored] = [{"log_p": 0.0, "is_greedy": True, "nfe": 0, "seconds": 0.0} for _ in range(count)]
+    found: list[Scored] = [
+        {"log_p": 0.0, "is_greedy": True, "nfe": 0, "seconds": 0.0, "dtype": ""} for _ in range(count)
+    ]
     for owner, score in zip(owners, scores, strict=True):
         whole = found[owner]
         whole["log_p"] += score["log_p"]
         whole["is_greedy"] = whole["is_greedy"] and score["is_greedy"]
         whole["nfe"] += score["nfe"]
         whole["seconds"] += score["seconds"]
+        whole["dtype"] = score["dtype"]
     return found
 
 

@@ -63,6 +63,8 @@ class Cost(TypedDict):
     """Forwards of its text, or of the estimate of its likelihood."""
     seconds: float
     """Its share of the time of its block, whose requests are worked on together."""
+    dtype: str
+    """Precision of the network that worked on it, such as "bfloat16"."""
 
 
 class Scored(Cost):
@@ -105,6 +107,7 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._model, self._tokenizer = setup.open_model(fast=True)
+        self._dtype = str(next(self._model.parameters()).dtype).removeprefix("torch.")
 
     def score(self, block: ScoreBlock) -> list[Scored]:
         """A score for each pair."""
@@ -118,7 +121,13 @@ class Worker:
             time.perf_counter() - begin, [n * row for n, row in zip(forwards, fed, strict=True)]
         )
         return [
-            {"log_p": score.log_p, "is_greedy": score.is_greedy, "nfe": nfe, "seconds": share}
+            {
+                "log_p": score.log_p,
+                "is_greedy": score.is_greedy,
+                "nfe": nfe,
+                "seconds": share,
+                "dtype": self._dtype,
+            }
             for score, nfe, share in zip(scores, forwards, seconds, strict=True)
         ]
 
@@ -154,7 +163,13 @@ class Worker:
             )
         seconds = _shares(time.perf_counter() - begin, [line["nfe"] for line in written])
         return [
-            {"text": line["text"], "nfe": line["nfe"], "seconds": share, "reveal_step": line["reveal_step"]}
+            {
+                "text": line["text"],
+                "nfe": line["nfe"],
+                "seconds": share,
+                "reveal_step": line["reveal_step"],
+                "dtype": self._dtype,
+            }
             for line, share in zip(written, seconds, strict=True)
         ]
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from llada.errors import UserError
 from llada.evals.benchmarks.catalogue import BENCHMARKS
@@ -18,7 +19,7 @@ from llada.evals.benchmarks.published import (
     published,
     settings_hash,
 )
-from llada.evals.requests.scoring import ScoreConfig
+from llada.evals.requests.scoring import Pair, ScoreConfig, num_forwards
 from llada.sampling.config import SamplingConfig
 
 PAPER = ["mmlu", "bbh", "arc_challenge", "hellaswag", "truthfulqa", "winogrande", "piqa", "gsm8k", "math", "gpqa", "humaneval", "humaneval_fim", "mbpp", "cmmlu", "ceval"]  # fmt: skip
@@ -83,7 +84,6 @@ def test_guidance_lengths_and_ends_are_those_of_the_scripts() -> None:
     truthful = of("llada_base_cfg", "truthfulqa")
     assert (truthful.score.cfg_scale, truthful.score.num_samples, truthful.num_fewshot) == (2.0, 128, 0)
     assert of("llada_base", "truthfulqa").score.cfg_scale == 0
-    assert of("llada_base", "mmlu").score.num_samples == 1
     code = of("llada_instruct", "humaneval")
     assert code.sampling == {"block_length": 512, "logits_eos_inf": True}
     assert (code.gen_length, code.chat, code.run_as) == (512, True, "humaneval_instruct")
@@ -95,6 +95,36 @@ def test_guidance_lengths_and_ends_are_those_of_the_scripts() -> None:
     # What the base came out at is no figure of the settings that are built on it.
     assert of("llada_instruct_v1", "mmlu").results == {}
     assert of("llada_instruct_v1", "mmlu").gen_length == 3
+
+
+def test_a_choice_of_several_tokens_has_the_papers_128_masks_wherever_it_stands() -> None:
+    """And one of a single token one forward: the paper's rule is of the choice, not of the benchmark."""
+    for name, settings in published().settings.items():
+        for benchmark in settings.benchmarks:
+            score = protocol(benchmark, BenchmarkConfig(settings=name), SamplingConfig()).score
+            assert score.num_samples == 128, (name, benchmark)
+    score = protocol("mmlu", BenchmarkConfig(settings="llada_base"), SamplingConfig()).score
+    assert [num_forwards(torch.Tensor.float, Pair([1], [2] * n), score) for n in (1, 2)] == [1, 128]
+
+
+def test_other_numbers_of_examples_than_the_papers_are_told() -> None:
+    examples = {
+        "gsm8k": 4,
+        "mbpp": 4,
+        "humaneval_fim": 2,
+        "mmlu": 5,
+        "bbh": 3,
+        "gpqa": 5,
+        "winogrande": 5,
+        "math": 4,
+    }
+    for name in ("llada_base", "llada_base_cfg"):
+        for benchmark, entry in find_settings(name).benchmarks.items():
+            wanted = examples.get(benchmark, entry.num_fewshot)
+            assert entry.num_fewshot == wanted or not entry.results or "example" in entry.note, (
+                name,
+                benchmark,
+            )
 
 
 def test_what_is_given_goes_before_what_is_published() -> None:

@@ -54,12 +54,14 @@ def test_scores_come_back_to_their_pairs() -> None:
         assert whole == own + text[: len(whole) - len(own)]
         assert piece == text[len(whole) - len(own) :][: len(piece)]
     scores: list[Scored] = [
-        {"log_p": -len(piece), "is_greedy": len(piece) < 5, "nfe": 1, "seconds": 0.5} for _, piece, _ in pairs
+        {"log_p": -len(piece), "is_greedy": len(piece) < 5, "nfe": 1, "seconds": 0.5, "dtype": "bfloat16"}
+        for _, piece, _ in pairs
     ]
     found = add_up(len(asked), owners, scores)
     assert [score["log_p"] for score in found] == [-len(text) for _, text, _ in asked]
     # A piece holds five tokens at the most, and one that does not is enough.
     assert [score["is_greedy"] for score in found] == [len(text) < 5 for _, text, _ in asked]
+    assert {score["dtype"] for score, (_, text, _) in zip(found, asked, strict=True) if text} == {"bfloat16"}
     pieces = [-(-len(text) // 5) for _, text, _ in asked]
     assert [score["nfe"] for score in found] == pieces
     assert [score["seconds"] for score in found] == [count / 2 for count in pieces]
