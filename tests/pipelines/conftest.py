@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,10 +16,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -355,3 +359,86 @@ def served() -> Callable[[FastAPI], contextlib.AbstractContextManager[str]]:
             thread.join()
 
     return serve
+
+
+class Load:
+    """So many clients who ask without a pause, every other one for a stream; every answer, in a word."""
+
+    BODY: ClassVar = {"prompt": "The cat", "max_tokens": 24, "block_length": 8, "temperature": 1.0}
+    SEEDS: ClassVar = 16
+
+    def __init__(self, url: str, clients: int, timeout_s: float = 180, **fields: Any) -> None:
+        self._url, self._clients, self._timeout_s, self._fields = url, clients, timeout_s, fields
+        self.outcomes: Counter[str] = Counter()
+        self.texts: dict[int, set[str]] = {}
+        """By seed."""
+        self._is_over = False
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        limits = httpx.Limits(max_connections=self._clients)
+        async with httpx.AsyncClient(base_url=self._url, timeout=self._timeout_s, limits=limits) as client:
+            tasks = [asyncio.create_task(self._ask(client, number)) for number in range(self._clients)]
+            yield
+            self._is_over = True
+            await asyncio.gather(*tasks)
+
+    async def answered(self, count: int) -> None:
+        """Wait until so many more are answered in full."""
+        deadline, before = time.monotonic() + 300, self.outcomes["ok"]
+        while self.outcomes["ok"] < before + count:
+            assert time.monotonic() < deadline, self.outcomes
+            await asyncio.sleep(0.1)
+
+    async def _ask(self, client: httpx.AsyncClient, number: int) -> None:
+        while not self._is_over:
+            seed, stream = number % self.SEEDS, bool(number % 2)
+            number += self._clients + 1
+            body = {**self.BODY, **self._fields, "seed": seed, "stream": stream}
+            try:
+                answer = await client.post("/v1/completions", json=body)
+            except httpx.TimeoutException:
+                self.outcomes["hung"] += 1
+                continue
+            except httpx.TransportError:
+                self.outcomes["lost"] += 1
+                continue
+            self.outcomes[self._outcome(answer, seed, stream)] += 1
+
+    def _outcome(self, answer: httpx.Response, seed: int, stream: bool) -> str:
+        if answer.status_code != 200:
+            return f"{answer.status_code}{' retry' if 'retry-after' in answer.headers else ''}"
+        if not stream:
+            text = answer.json()["choices"][0]["text"]
+        else:
+            *events, done, end = answer.text.split("\n\n")
+            assert (done, end) == ("data: [DONE]", "")
+            chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+            if "error" in chunks[-1]:
+                return f"broken {chunks[-1]['error']['type']}"
+            assert chunks[-1]["choices"][0]["finish_reason"]
+            text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+        self.texts.setdefault(seed, set()).add(text)
+        return "ok"
+
+
+@pytest.fixture(scope="session")
+def load_on() -> type[Load]:
+    """load_on(url, clients, **fields of the body)."""
+    return Load
+
+
+@pytest.fixture(scope="session")
+def replicas_of() -> Callable[..., list[psutil.Process]]:
+    """replicas_of("Denoiser"), or "Gateway", of an endpoint: its processes that are done with their start, below that of a pid or
+    this one."""
+
+    def find(deployment: str, pid: int | None = None) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile, or is a zombie
+                if process.name().startswith("ray::ServeRepl") and deployment in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    return find

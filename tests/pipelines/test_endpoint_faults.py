@@ -1,13 +1,13 @@
 """An endpoint on a real Ray Serve while things happen to it: replicas are killed, come and go, versions change, clients leave.
 
-The long versions of what tests/pipelines/serving shows in one process; `pytest -m slow`.
+The long versions, `pytest -m slow`. One death of each process is in test_serve.py, what else can be shown in one process in
+tests/pipelines/serving.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(3600)]
 FAST = {"prompt": "The cat", "max_tokens": 24, "block_length": 8, "temperature": 1.0}
-SEEDS = 16
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -66,68 +65,11 @@ def start(
         ray.serve.shutdown()
 
 
-def replicas() -> list[psutil.Process]:
-    """The processes of this machine's Ray that run the model, and are done with their start."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile, or is a zombie
-            if process.name().startswith("ray::ServeRepl") and "Denoiser" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 def num_running() -> int:
     from ray import serve as ray_serve
 
     states = ray_serve.status().applications[APP_NAME].deployments["Denoiser"].replica_states
     return sum(number for state, number in states.items() if state == "RUNNING")
-
-
-class Load:
-    """So many clients who ask without a pause; every answer, in a word."""
-
-    def __init__(self, url: str, clients: int, **fields: Any) -> None:
-        self._url, self._clients, self._fields = url, clients, fields
-        self.outcomes: Counter[str] = Counter()
-        self.texts: dict[int, set[str]] = {}
-        self._is_over = False
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        limits = httpx.Limits(max_connections=self._clients)
-        async with httpx.AsyncClient(base_url=self._url, timeout=180, limits=limits) as client:
-            tasks = [asyncio.create_task(self._ask(client, number)) for number in range(self._clients)]
-            yield
-            self._is_over = True
-            await asyncio.gather(*tasks)
-
-    async def _ask(self, client: httpx.AsyncClient, number: int) -> None:
-        while not self._is_over:
-            seed, stream = number % SEEDS, bool(number % 2)
-            number += self._clients + 1
-            body = {**FAST, **self._fields, "seed": seed, "stream": stream}
-            try:
-                answer = await client.post("/v1/completions", json=body)
-            except httpx.TransportError:
-                self.outcomes["lost"] += 1
-                continue
-            self.outcomes[self._outcome(answer, seed, stream)] += 1
-
-    def _outcome(self, answer: httpx.Response, seed: int, stream: bool) -> str:
-        if answer.status_code != 200:
-            return f"{answer.status_code}{' retry' if 'retry-after' in answer.headers else ''}"
-        if not stream:
-            text = answer.json()["choices"][0]["text"]
-        else:
-            *events, done, end = answer.text.split("\n\n")
-            assert (done, end) == ("data: [DONE]", "")
-            chunks = [json.loads(event.removeprefix("data: ")) for event in events]
-            if "error" in chunks[-1]:
-                return f"broken {chunks[-1]['error']['type']}"
-            assert chunks[-1]["choices"][0]["finish_reason"]
-            text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
-        self.texts.setdefault(seed, set()).add(text)
-        return "ok"
 
 
 async def wait_for(what: Callable[[], bool], seconds: float = 300) -> None:
@@ -137,18 +79,20 @@ async def wait_for(what: Callable[[], bool], seconds: float = 300) -> None:
         await asyncio.sleep(0.2)
 
 
-def test_ten_killed_replicas_cost_no_answer(start: Callable[..., str]) -> None:
+def test_ten_killed_replicas_cost_no_answer(
+    start: Callable[..., str], load_on: Any, replicas_of: Callable[..., list[psutil.Process]]
+) -> None:
     """Two replicas under load, of which one is killed ten times: a request is answered, once and with its text, or breaks off
     with an error that says to come again."""
     url = start(min_replicas=2, max_replicas=2, max_ongoing_requests=8)
-    load = Load(url, clients=12)
+    load = load_on(url, clients=12)
 
     async def kill() -> None:
         async with load.running():
             for _ in range(10):
-                await wait_for(lambda: num_running() == 2 and len(replicas()) >= 2)
+                await wait_for(lambda: num_running() == 2 and len(replicas_of("Denoiser")) >= 2)
                 await asyncio.sleep(2)
-                os.kill(random.choice(replicas()).pid, signal.SIGKILL)
+                os.kill(random.choice(replicas_of("Denoiser")).pid, signal.SIGKILL)
             await wait_for(lambda: num_running() == 2)
 
     asyncio.run(kill())
@@ -158,36 +102,35 @@ def test_ten_killed_replicas_cost_no_answer(start: Callable[..., str]) -> None:
     assert all(len(texts) == 1 for texts in load.texts.values())
 
 
-def test_a_killed_gateway_costs_what_it_had_in_hand(start: Callable[..., str]) -> None:
+def test_a_killed_gateway_costs_what_it_had_in_hand(
+    start: Callable[..., str], load_on: Any, replicas_of: Callable[..., list[psutil.Process]]
+) -> None:
     """Another one takes its place; meanwhile nobody hangs, and afterwards everybody is answered."""
     url = start(min_replicas=1, max_replicas=1, max_ongoing_requests=8)
-    load = Load(url, clients=8)
-
-    def gateways() -> list[psutil.Process]:
-        return [each for each in psutil.Process().children(recursive=True) if "Gateway" in each.name()]
+    load = load_on(url, clients=8)
 
     async def kill() -> None:
         async with load.running():
-            await wait_for(lambda: load.outcomes["ok"] > 8)
-            (gateway,) = await asyncio.to_thread(gateways)
+            await load.answered(8)
+            (gateway,) = await asyncio.to_thread(replicas_of, "Gateway")
             os.kill(gateway.pid, signal.SIGKILL)
-            answered = load.outcomes["ok"]
-            await wait_for(lambda: load.outcomes["ok"] > answered + 50)
+            await load.answered(50)
+            assert "hung" not in load.outcomes
             load.outcomes.clear()
-            await wait_for(lambda: load.outcomes["ok"] > 50)
+            await load.answered(50)
 
     asyncio.run(kill())
     assert load.outcomes.keys() == {"ok"}
 
 
-def test_scaling_and_rolling_over_fail_nobody(start: Callable[..., str]) -> None:
+def test_scaling_and_rolling_over_fail_nobody(start: Callable[..., str], load_on: Any) -> None:
     """1 → 3 → 1 replicas by the work there is, then three new versions one after the other, all under load."""
     scaling: dict[str, Any] = {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 1.0}
     scaling |= {"max_ongoing_requests": 4, "upscale_delay_s": 1.0, "downscale_delay_s": 5.0}
     url = start(**scaling)
 
     async def scale() -> Counter[str]:
-        few, many = Load(url, clients=1, max_tokens=2), Load(url, clients=8, max_tokens=200)
+        few, many = load_on(url, clients=1, max_tokens=2), load_on(url, clients=8, max_tokens=200)
         async with few.running():
             async with many.running():
                 await wait_for(lambda: num_running() == 3)
@@ -216,9 +159,9 @@ def test_a_queue_waits_for_a_model_that_was_let_go(start: Callable[..., str]) ->
         assert client.post("/v1/completions", json=FAST).status_code == 200
 
 
-def test_two_hundred_streams_at_once(start: Callable[..., str]) -> None:
+def test_two_hundred_streams_at_once(start: Callable[..., str], load_on: Any) -> None:
     url = start(min_replicas=1, max_replicas=1, max_ongoing_requests=200)
-    load = Load(url, clients=200, max_tokens=16)
+    load = load_on(url, clients=200, max_tokens=16)
 
     async def hold() -> None:
         async with load.running():
@@ -290,7 +233,9 @@ def test_a_long_time_leaves_nothing_behind(start: Callable[..., str]) -> None:
         assert values["llada_cancelled_replies_total"] > 0
 
 
-def test_a_changed_alias_rolls_over_and_fails_nobody(random_model: Path, tmp_path: Path) -> None:
+def test_a_changed_alias_rolls_over_and_fails_nobody(
+    random_model: Path, tmp_path: Path, load_on: Any
+) -> None:
     """`llada serve --model models:/tiny@champion`, and the alias moves to another version, then to one that cannot be served."""
     import mlflow
 
@@ -321,7 +266,7 @@ def test_a_changed_alias_rolls_over_and_fails_nobody(random_model: Path, tmp_pat
             cwd=REPOSITORY,
             env={**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(REPOSITORY)},
         )
-    load = Load(f"http://127.0.0.1:{port}", clients=2, max_tokens=4)
+    load = load_on(f"http://127.0.0.1:{port}", clients=2, max_tokens=4)
 
     def says(text: str) -> bool:
         assert process.poll() is None, out.read_text()

@@ -565,12 +565,50 @@ def test_an_interruption_while_ray_starts_is_one_line(
     assert (tmp_path / "out.txt").read_text() == "llada serve: interrupted\n"
 
 
+Endpoint = tuple[httpx.Client, subprocess.Popen[bytes]]
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(600)
-def test_taking_it_down_finishes_what_runs_and_refuses_the_rest(random_model: Path, tmp_path: Path) -> None:
-    """SIGTERM with two requests running, two waiting and more to come: nobody hangs, and nobody is told 404."""
-    settings: dict[str, Any] = {"max_ongoing_requests": 2, "graceful_shutdown_timeout_s": 12}
-    with serving(random_model, tmp_path / "out.txt", **settings) as (client, process):
+class TestDeaths:
+    """Of an endpoint's processes while it is asked, in their order."""
+
+    @pytest.fixture(scope="class")
+    def endpoint(self, random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+        settings: dict[str, Any] = {"max_ongoing_requests": 2, "graceful_shutdown_timeout_s": 12}
+        with serving(random_model, tmp_path_factory.mktemp("deaths") / "out.txt", **settings) as made:
+            yield made
+
+    def test_of_the_replica_and_of_the_gateway(
+        self, endpoint: Endpoint, load_on: Any, replicas_of: Callable[..., list[psutil.Process]]
+    ) -> None:
+        """Each the only one of its kind, killed: a request is answered once and with its text, or ends with an error that says to
+        come again, those aside which the gateway had in hand; none hangs, and the port answers on."""
+        client, process = endpoint
+        load = load_on(str(client.base_url), clients=4, timeout_s=60)
+
+        async def kill(deployment: str, may_be: set[str]) -> None:
+            await load.answered(4)
+            (killed,) = replicas_of(deployment, process.pid)
+            killed.kill()
+            await load.answered(8)  # more than were on their way
+            assert load.outcomes.keys() <= {"ok", *may_be}
+            load.outcomes.clear()
+
+        async def kill_both() -> None:
+            async with load.running():
+                await kill("Denoiser", {"503 retry", "broken service_unavailable_error"})
+                await kill("Gateway", {"lost"})
+                await load.answered(4)
+
+        asyncio.run(kill_both())
+        assert load.outcomes.keys() == {"ok"}
+        assert load.texts
+        assert all(len(texts) == 1 for texts in load.texts.values())
+
+    def test_of_the_endpoint(self, endpoint: Endpoint) -> None:
+        """SIGTERM with two requests running, two waiting and more to come: nobody hangs, and nobody is told 404."""
+        client, process = endpoint
 
         async def take_down() -> tuple[list[httpx.Response], list[httpx.Response], list[httpx.Response]]:
             limits = httpx.Limits(max_keepalive_connections=0)
@@ -600,16 +638,18 @@ def test_taking_it_down_finishes_what_runs_and_refuses_the_rest(random_model: Pa
 
         (short, long), refused, coming = asyncio.run(asyncio.wait_for(take_down(), 150))
         assert process.wait(120) == 0
-    assert short.status_code == 200
-    assert short.json()["usage"]["completion_tokens"] > 20
-    *_, cut, done, _ = long.text.split("\n\n")  # it would have run for longer than the time that is given
-    assert json.loads(cut.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
-    assert done == "data: [DONE]"
-    for response in refused:
-        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
-        assert "taken down" in response.json()["error"]["message"]
-    assert {response.status_code for response in coming} == {503}
-    assert {"status": "draining", "reason": "the endpoint is being taken down"} in [r.json() for r in coming]
+        assert short.status_code == 200
+        assert short.json()["usage"]["completion_tokens"] > 20
+        *_, cut, done, _ = long.text.split("\n\n")  # it would have run for longer than the time that is given
+        assert json.loads(cut.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
+        assert done == "data: [DONE]"
+        for response in refused:
+            assert (response.status_code, response.headers["retry-after"].isdecimal()) == (503, True)
+            assert "taken down" in response.json()["error"]["message"]
+        assert {response.status_code for response in coming} == {503}
+        assert {"status": "draining", "reason": "the endpoint is being taken down"} in [
+            r.json() for r in coming
+        ]
 
 
 def make_bad(kind: str, good: Path, folder: Path) -> dict[str, Any]:
