@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 _TIMEOUT_HEADER = "x-request-timeout-seconds"
 # So long after the end of its time an answer may still be on its way.
 _LAST_BYTES_S = 10.0
+# A body of which nothing comes for so long is not waited for.
+_BODY_PAUSE_S = 30.0
 # A body that is parsed in less time than it takes to give it to a thread.
 _SHORT_BYTES = 1 << 14
 
@@ -126,18 +128,25 @@ def _check_headers(request: Request) -> None:
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    """Raises RequestError 413 as soon as it is known that there are more than `limit` bytes, and ClientDisconnect."""
+    """Raises RequestError 413 as soon as it is known that there are more than `limit` bytes, 408 when they do not come, and
+    ClientDisconnect."""
     error = RequestError(413, f"the body has more than the {limit:,} bytes allowed", code="body_too_large")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
         raise error
     parts, size = [], 0
+    now = asyncio.get_running_loop().time
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                break
-            parts.append(part)
+        async with asyncio.timeout(_BODY_PAUSE_S) as pause:
+            async for part in request.stream():
+                pause.reschedule(now() + _BODY_PAUSE_S)
+                size += len(part)
+                if size > limit:
+                    break
+                parts.append(part)
+    except TimeoutError as stalled:
+        message = f"nothing of the body has come for {_BODY_PAUSE_S:g} s"
+        raise RequestError(408, message, code="timeout") from stalled
     except Exception as gone:
         # Ray's proxy passes the parts on, and breaks off as the client has: its own error may be here before the word of that.
         raise ClientDisconnect from gone

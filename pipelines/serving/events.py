@@ -16,8 +16,8 @@ class Serving:
     """Of what answers: OpenAI's system_fingerprint."""
     run_id: str | None = None
     """The MLflow run that made the checkpoint, where it has one."""
-    version: str = ""
-    """Of the model, as its endpoint calls it."""
+    version: str | None = None
+    """Of the model that is asked, as its endpoint calls it; None: its tokenizer is."""
 
 
 @dataclass(frozen=True, slots=True)

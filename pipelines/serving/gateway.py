@@ -21,7 +21,7 @@ from pipelines.serving.access_log import RequestIds, write_to_stdout
 from pipelines.serving.admission import Admission
 from pipelines.serving.backend import Health
 from pipelines.serving.catalog import Catalog, Model
-from pipelines.serving.dialects.calls import AnyBody
+from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import load_keys
@@ -168,7 +168,8 @@ class Replicas:
         RequestError 429 when the queue is full, 503 when no replica answers or the endpoint is taken down before one does."""
         if self._draining.is_set():
             raise self._away()
-        tokens = body.token_limit or self._default_tokens  # a likelihood, too, takes its forwards
+        # A likelihood, too, takes its forwards, and a question to the tokenizer none.
+        tokens = 0 if isinstance(body, CallBody) else body.token_limit or self._default_tokens
         place = self._admission.enter(body.num_prompts * body.n * tokens)
         is_done = has_bytes = False
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import tempfile
 import threading
@@ -26,6 +27,8 @@ from pipelines.serving.gateway import Gateway
 _KEEP_ALIVE_S = 90
 # So long a gateway that makes room lets the next request of each connection come, and answers that it is the last.
 _LAST_CALL_S = 10.0
+# So long after the time of the last request its answer may still be on its way.
+_LAST_BYTES_S = 60.0
 _LOOK_EVERY_S = 0.05
 _TAKE_TIMEOUT_S = 60.0
 _BACKLOG = 2048  # connections that wait
@@ -116,20 +119,27 @@ class ListeningGateway(Gateway):
         """`counter`: of the `Port`. The others: of Gateway."""
         import uvicorn
 
+        from pipelines.serving.connection import Connection, look_after
+
         super().__init__(*args)
         self._door = _Door(self.__serve_build_asgi_app__())
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._door,
+                http=Connection,
+                ws="none",
                 access_log=False,
                 log_config=None,
                 log_level=logging.ERROR,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 backlog=_BACKLOG,
+                # What is still open then is none that waits for an answer.
+                timeout_graceful_shutdown=math.ceil(self._limits.seconds + _LAST_BYTES_S),
                 lifespan="on",
             )
         )
         self._serving = asyncio.create_task(self._server.serve([take_port(counter)]))
+        self._looking = asyncio.create_task(look_after(self._server.server_state.connections))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(_LOOK_EVERY_S)
         self.check_health()
@@ -155,6 +165,7 @@ class ListeningGateway(Gateway):
                     await asyncio.sleep(_LOOK_EVERY_S)
         self._server.should_exit = True
         await self._serving
+        self._looking.cancel()
 
 
 class _Door:

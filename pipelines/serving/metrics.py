@@ -31,7 +31,7 @@ class GatewayMetrics:
         )
         self.of_version = Counter(
             "version_requests",
-            "Requests that a replica has taken, by model, version and HTTP status",
+            "Requests that a model has taken, by its name, version and HTTP status",
             ["model", "version", "status"],
             **kinds,
         )

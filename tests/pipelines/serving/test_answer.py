@@ -134,6 +134,16 @@ def test_a_slow_upload_has_its_time_too() -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
 
 
+def test_an_upload_that_stalls_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_module, "_BODY_PAUSE_S", 0.5)
+    body = [b'{"prompt": "x", ', b'"model": "none"', b"}"]
+    answer, _ = ask(body, pause_s=5)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
+    assert "nothing of the body has come" in answer.json()["error"]["message"]
+    # Slow, and on its way.
+    assert ask([*body, *[b" "] * 12], pause_s=0.05)[0].status_code == 404
+
+
 @pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"]
 )

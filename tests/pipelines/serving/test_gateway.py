@@ -25,6 +25,7 @@ from pipelines.serving.access_log import RequestIds
 from pipelines.serving.admission import Admission
 from pipelines.serving.backend import Health
 from pipelines.serving.dialects.body import SamplingBody
+from pipelines.serving.dialects.calls import AnyBody, TokenizeBody
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.gateway import Replicas
@@ -354,3 +355,24 @@ def test_where_replicas_hold_several_models_serve_is_told_which_is_wanted(
     asyncio.run(read())
     assert handle.asked == 2
     assert handle.models == told
+
+
+def test_a_question_to_the_tokenizer_is_no_work_that_others_wait_for(denoiser: Denoiser) -> None:
+    admission = Admission(max_queued=4, per_replica=2, retry_after_s=5)
+    told: list[int] = []
+
+    class Watching(Handle):
+        def _batches(self, body: Any, ids: RequestIds) -> _Response:
+            told.append(admission.retry_after_s())
+            return super()._batches(body, ids)
+
+    replicas = Replicas(Watching(denoiser), admission, 8)  # type: ignore[arg-type]
+
+    async def read(*bodies: AnyBody) -> None:
+        for body in bodies:
+            async for _ in replicas.stream(body, RequestIds("x")):
+                pass
+
+    reply = CompletionBody.model_validate(FAST)
+    asyncio.run(read(reply, reply, reply, TokenizeBody(prompt="Go")))
+    assert told == [5, 5, 1, 5]  # 1: by the speed of two replies, 5: nothing waits

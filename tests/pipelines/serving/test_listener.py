@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from ray.serve import context
 
 from llada.errors import UserError
-from pipelines.serving import listener
+from pipelines.serving import connection, listener
 from pipelines.serving.admission import Admission
 from pipelines.serving.gateway import Served
 from pipelines.serving.limits import DEFAULT_LIMITS
@@ -152,3 +153,36 @@ def test_gateways_follow_each_other_and_no_request_is_lost(monkeypatch: pytest.M
         asyncio.run(asyncio.wait_for(follow(port), 60))
     assert outcomes.keys() == {"200 None", "200 close"}
     assert outcomes["200 close"] >= 8  # each client that keeps its connection was told of both ends
+
+
+def test_a_gateway_bounds_its_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As test_connection.py has it; so its end comes, too, whoever holds a connection."""
+    monkeypatch.setattr(context, "_get_global_client", lambda: None)
+    monkeypatch.setattr(listener, "_LAST_CALL_S", 0.2)
+    monkeypatch.setattr(connection, "_HEAD_S", 0.3)
+    monkeypatch.setattr(connection, "_UNREAD_S", 1.5)
+
+    async def hold(port: Port) -> None:
+        gateway = await new_gateway(port)
+        writers = []
+
+        async def ask(data: bytes) -> asyncio.StreamReader:
+            reader, writer = await asyncio.open_connection(*address_of(port), limit=1 << 10)
+            writers.append(writer)
+            writer.write(data)
+            return reader
+
+        assert await (await ask(b"")).read() == b""
+        head, _, body = (await (await ask(b"nonsense\r\n\r\n")).read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+        await ask(b"")
+        for _ in range(4):  # nobody reads the answers, which are more than the kernel takes
+            writers[-1].write(b"GET /openapi.json HTTP/1.1\r\n\r\n" * 60)
+            await asyncio.sleep(0.2)
+        await gateway.close()
+        for writer in writers:
+            writer.transport.abort()
+
+    with open_port("127.0.0.1", 0) as port:
+        asyncio.run(asyncio.wait_for(hold(port), 30))

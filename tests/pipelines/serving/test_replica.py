@@ -195,7 +195,7 @@ def test_altered_weights_are_not_served(small_model: Path, tmp_path: Path) -> No
 
 def test_the_fingerprint_says_what_answers(denoiser: Denoiser, small_model: Path) -> None:
     first, *_ = events_of(denoiser, body(max_tokens=2))
-    assert first == Serving(denoiser.fingerprint)
+    assert first == Serving(denoiser.fingerprint, version="")
     same, other, invariant = (
         Denoiser(str(small_model), sampling, max_concurrent=7, batch_invariant=batch_invariant)
         for sampling, batch_invariant in (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import httpx
 import pytest
 
 from llada.tokenizer import encode_texts, render_chat
+from pipelines.serving.dialects.calls import AnyBody, DetokenizeBody, TokenizeBody
+from pipelines.serving.metrics import GatewayMetrics
 from pipelines.serving.replica import Denoiser
 
 Call = Callable[..., httpx.Response]
@@ -46,3 +49,20 @@ def test_refuses_by_name(post: Call, path: str, body: dict[str, object], message
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
     assert post(path, {**body, "model": "other"}).status_code in (400, 404)
+
+
+def test_no_version_of_a_model_is_measured_by_them(denoiser: Denoiser) -> None:
+    metrics = GatewayMetrics()
+
+    async def ask(body: AnyBody) -> None:
+        with metrics.track("/tokenize") as track:
+            async for event in denoiser.stream(body):
+                track.see(event)
+            track.status = 200
+
+    for body in (TokenizeBody(prompt="x"), DetokenizeBody(tokens=[5])):
+        asyncio.run(ask(body))
+    text = metrics.render().decode()
+    assert 'llada_requests_total{route="/tokenize",status="200"} 2.0' in text
+    assert "llada_version_requests_total{" not in text
+    assert "llada_version_seconds_count{" not in text

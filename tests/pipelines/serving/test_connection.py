@@ -1,0 +1,320 @@
+"""What clients do to a connection of the endpoint's own port, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+
+from llada import __version__
+from pipelines.serving import connection
+from pipelines.serving.connection import MAX_HEAD_BYTES, Connection, look_after
+
+LARGE = b"x" * (16 << 20)  # more than the kernel takes for a client that does not read
+HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
+UPLOAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Application:
+    """/wait answers when it is told to or its client has left, /upload once its body is there, others at once."""
+
+    def __init__(self) -> None:
+        self.waiting, self.left, self.bodies = 0, 0, 0
+        self.may_answer = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body = LARGE if scope["path"] == "/large" else scope["path"].encode()
+        if scope["path"] == "/upload":
+            while (message := await receive()).get("more_body"):
+                pass
+            if message["type"] == "http.disconnect":
+                self.left += 1
+                return
+            self.bodies += 1
+        elif scope["path"] == "/wait":
+            await receive()  # the body
+            self.waiting += 1
+            leaving = asyncio.create_task(receive())
+            told = asyncio.create_task(self.may_answer.wait())
+            await asyncio.wait({leaving, told}, return_when=asyncio.FIRST_COMPLETED)
+            self.waiting -= 1
+            self.left += leaving.done()
+            leaving.cancel()
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Client:
+    """A socket to the server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the next one."""
+        head = (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)).decode()
+        status, *lines = head.strip().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        body = await asyncio.wait_for(self.reader.readexactly(int(headers["content-length"])), 20)
+        return int(status.split()[1]), headers, body
+
+    async def is_closed(self) -> bool:
+        """Waits until it is; whether nothing more has come."""
+        try:
+            return await asyncio.wait_for(self.reader.read(1), 20) == b""
+        except ConnectionError:
+            return True
+
+
+Connect = Callable[[], Awaitable[Client]]
+Steps = Callable[[Connect, Application, set[Any]], Awaitable[None]]
+
+
+def at_a_server(steps: Steps) -> None:
+    """Run `steps` with a way to connect to a server, its application and its connections."""
+
+    async def run() -> None:
+        async with asyncio.timeout(120), contextlib.AsyncExitStack() as stack:
+            application = Application()
+            settings: dict[str, Any] = {"http": Connection, "ws": "none", "lifespan": "off"}
+            config = uvicorn.Config(application, host="127.0.0.1", port=0, log_level="critical", **settings)
+            server = uvicorn.Server(config)
+            connections = server.server_state.connections
+            serving = asyncio.create_task(server.serve())
+            looking = asyncio.create_task(look_after(connections, every_s=0.02))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            port = server.servers[0].sockets[0].getsockname()[1]
+
+            async def connect() -> Client:
+                raw = socket.socket()
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+                raw.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", port))
+                client = Client(*await asyncio.open_connection(sock=raw, limit=1 << 20))
+                stack.callback(client.writer.transport.abort)
+                return client
+
+            try:
+                await steps(connect, application, connections)
+            finally:
+                application.may_answer.set()
+                server.should_exit = True
+                await asyncio.wait_for(serving, 20)
+                looking.cancel()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # Ray's processes have it
+        runner.run(run())
+
+
+async def until(what: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+def error_of(answer: tuple[int, dict[str, str], bytes], status: int) -> str:
+    """The message of a refusal in the form of OpenAI's."""
+    assert answer[0] == status
+    assert answer[1]["content-type"] == "application/json"
+    assert answer[1]["llada-version"] == __version__
+    error = json.loads(answer[2])["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    return error["message"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        HEAD + b"A: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        HEAD + b"A: b\r\n" * MAX_HEAD_BYTES,
+        HEAD + b"A: " + b"x" * (40 << 20),
+        b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",
+        UPLOAD + b"1\r\nx\r\n0\r\nA: " + b"x" * (4 << 20),
+        UPLOAD + b"1;" + b"x" * (4 << 20),
+    ],
+    ids=["one", "many", "endless", "line", "trailer", "chunk"],
+)
+def test_a_long_head_is_refused_whatever_it_is_made_of(data: bytes) -> None:
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        client = await connect()
+        sending = asyncio.create_task(client.send(data))
+        assert "more than 65,536 bytes" in error_of(await client.answer(), 431)
+        assert await client.is_closed()
+        sending.cancel()
+        client.writer.transport.abort()
+        await until(lambda: not connections)
+        assert application.bodies == 0
+
+    at_a_server(steps)
+
+
+def test_heads_and_bodies_of_good_size_are_taken_however_they_come() -> None:
+    """Long heads, letter by letter, several on one connection, and a body of many small chunks with a trailer."""
+
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        client = await connect()
+        for _ in range(3):
+            await client.send(HEAD + b"A: " + b"x" * 60_000 + b"\r\n\r\n")
+            assert (await client.answer())[0] == 200
+        for place in range(len(HEAD)):
+            await client.send(HEAD[place : place + 1])
+            await asyncio.sleep(0)
+        await client.send(b"\r\n")
+        assert (await client.answer())[0] == 200
+        await client.send(UPLOAD + b"1\r\nx\r\n" * 50_000 + b"0\r\nA: b\r\n\r\n")
+        assert (await client.answer())[::2] == (200, b"/upload")
+
+    at_a_server(steps)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET http:// HTTP/1.1\r\n\r\n",
+        HEAD + b"Content-Length: x\r\n\r\n",
+        UPLOAD + b"no number\r\n",
+    ],
+    ids=["words", "TLS", "version", "target", "length", "chunk"],
+)
+def test_what_is_no_http_is_refused_as_everything_else_is(
+    monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    monkeypatch.setattr(connection, "_LINGER_S", 0.1)
+
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        client = await connect()
+        await client.send(data)
+        assert error_of(await client.answer(), 400) == "this is not HTTP/1.1"
+        assert await client.is_closed()
+        await until(lambda: not connections)
+
+    at_a_server(steps)
+
+
+def test_nonsense_behind_a_request_is_no_part_of_its_answer() -> None:
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        client = await connect()
+        await client.send(b"GET /wait HTTP/1.1\r\n\r\n")
+        await until(lambda: application.waiting == 1)
+        await client.send(b"nonsense\r\n\r\n")
+        await asyncio.sleep(0.1)
+        application.may_answer.set()
+        assert (await client.answer())[::2] == (200, b"/wait")
+        assert await client.is_closed()
+
+    at_a_server(steps)
+
+
+def test_a_head_has_its_time_and_a_body_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_HEAD_S", 0.3)
+
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        silent, slow, second, uploading = [await connect() for _ in range(4)]
+        await second.send(HEAD + b"\r\n")
+        assert (await second.answer())[0] == 200
+        await uploading.send(UPLOAD)
+
+        async def drip(client: Client) -> None:
+            with contextlib.suppress(ConnectionError):
+                await client.send(HEAD)
+                while True:
+                    await client.send(b"A: b\r\n")
+                    await asyncio.sleep(0.05)
+
+        dripping = [asyncio.create_task(drip(client)) for client in (slow, second)]
+        for client in (silent, slow, second):
+            assert await client.is_closed()
+        for task in dripping:
+            task.cancel()
+        await uploading.send(b"1\r\nx\r\n0\r\n\r\n")
+        assert (await uploading.answer())[0] == 200
+
+    at_a_server(steps)
+
+
+def test_who_reads_nothing_is_let_go_and_who_reads_slowly_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_UNREAD_S", 1.0)
+
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        asks = b"GET /large HTTP/1.1\r\n\r\n"
+        clients = [await connect() for _ in range(4)]
+        closing, keeping, several, slow = clients
+        await closing.send(b"GET /large HTTP/1.1\r\nConnection: close\r\n\r\n")
+        await keeping.send(asks)
+        await several.send(asks * 3)
+        await slow.send(asks)
+        for _ in range(16):
+            await asyncio.sleep(0.15)
+            await slow.reader.read(1 << 20)
+        await until(lambda: len(connections) == 1)
+        (left,) = connections
+        assert left.client == slow.writer.get_extra_info("sockname")
+
+    at_a_server(steps)
+
+
+def test_who_leaves_with_more_requests_behind_the_first_is_noticed() -> None:
+    """In one piece, and one after the other."""
+
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        wait = b"GET /wait HTTP/1.1\r\n\r\n"
+        for count, parts in enumerate(([wait + HEAD + b"\r\n"], [wait] * 3), start=1):
+            client = await connect()
+            for part in parts:
+                await client.send(part)
+                await until(lambda: application.waiting == 1)
+                await asyncio.sleep(0.05)
+            client.writer.close()
+            await until(lambda count=count: application.left == count)  # type: ignore[misc]
+            await until(lambda: not connections)
+            assert application.waiting == 0
+
+    at_a_server(steps)
+
+
+def test_requests_ahead_are_answered_in_their_order_and_have_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "_MAX_AHEAD", 3)
+
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        few, many = await connect(), await connect()
+        ahead = b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(3))
+        for client, data in ((few, ahead), (many, ahead + HEAD + b"\r\n")):
+            await client.send(b"GET /wait HTTP/1.1\r\n\r\n")
+            await until(lambda client=client: application.waiting == 1 + (client is many))  # type: ignore[misc]
+            await client.send(data)
+        await asyncio.sleep(0.1)
+        application.may_answer.set()
+        assert [(await few.answer())[2] for _ in range(4)] == [b"/wait", b"/0", b"/1", b"/2"]
+        assert (await many.answer())[2] == b"/wait"
+        assert await many.is_closed()
+
+    at_a_server(steps)
+
+
+def test_an_upgrade_is_not_made_and_its_request_answered() -> None:
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        client = await connect()
+        key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+        await client.send(HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + key + b"\r\n")
+        assert (await client.answer())[::2] == (200, b"/")
+
+    at_a_server(steps)
