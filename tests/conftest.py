@@ -41,12 +41,15 @@ hypothesis.settings.register_profile("busy", deadline=None)
 hypothesis.settings.load_profile("busy")
 # In which order several processes take up the files; the others follow, those that start servers first.
 LONGEST_FIRST = (
-    "tests/pipelines/runners/test_workers.py",
     "tests/pipelines/test_serve.py",
+    "tests/pipelines/runners/test_workers.py",
     "tests/pipelines/test_prepare_corpus.py",
-    "tests/pipelines/stage/test_cluster.py",
-    "tests/test_readme.py",
+    "tests/pipelines/serving/test_page_in_browser.py",
     "tests/pipelines/test_quickstart.py",
+    "tests/llada/training/test_parallel.py",
+    "tests/test_readme.py",
+    "tests/test_doors.py",
+    "tests/pipelines/stage/test_cluster.py",
 )
 
 

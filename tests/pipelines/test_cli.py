@@ -126,6 +126,7 @@ def test_bad_input_gets_one_line_and_a_failing_exit_code(
     assert not (tmp_path / "o" / "manifest.json").exists()
 
 
+@pytest.mark.slow  # tests/pipelines/stage/test_cluster.py: an absent cluster is reported quickly
 def test_no_cluster_at_the_address(tmp_path, free_port):
     """In a process of its own: this one may have joined the session's Ray, which would be used as it is."""
     cluster = tmp_path / "cluster.yaml"

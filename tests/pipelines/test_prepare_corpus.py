@@ -297,7 +297,7 @@ def listed_before(config: PrepareConfig, inputs: Path, output: Path) -> None:
     write_plan(str(output / "snapshots/0000/plan"), found, config.unit_bytes, listed)
 
 
-@pytest.mark.parametrize("deduplicates", [True, False])
+@pytest.mark.parametrize("deduplicates", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_file_that_changes_after_it_was_listed_comes_with_the_next_run(
     local_ray, config, tmp_path, deduplicates
 ):
@@ -420,7 +420,8 @@ def command(process: psutil.Process) -> str:
 def test_a_killed_driver_is_made_good_by_the_same_command(
     crowded, undisturbed, tokenizer, tmp_path, tracking_uri, seed
 ):
-    """SIGKILL of the command at a random moment after its first unit; rerun, only what is missing is done."""
+    """SIGKILL of the command at a random moment after its first unit: its Ray goes with it, and, rerun, only what is missing is
+    done."""
     recipe = replace(tiny(), prepare=crowded_config(tokenizer))
     (tmp_path / "recipe.json").write_text(to_json(recipe))
     arguments = [str(tmp_path / "recipe.json"), "--input", str(crowded), "--output", str(tmp_path / "out")]
@@ -435,8 +436,14 @@ def test_a_killed_driver_is_made_good_by_the_same_command(
             time.sleep(0.05)
         time.sleep(random.Random(seed).uniform(0, 4))
         assert driver.poll() is None, (tmp_path / "log").read_text()
+        # Ray's two agents end by themselves too, but only some time after they miss their raylet.
+        children = psutil.Process(driver.pid).children(recursive=True)
+        started = [process for process in children if "Agent" not in command(process)]
         driver.kill()
         driver.wait()
+    assert len(started) > 2
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not left, f"still running: {[process.pid for process in left]}"
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/documents").glob("*.json")}
     assert finished
     assert not (tmp_path / "out/manifest.json").exists()

@@ -77,7 +77,8 @@ def kill_a_night(command: list[str], output: str, log: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("is_killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/pipelines/test_prepare_corpus.py has each of its parts: growth, S3, a killed driver, nothing new
+@pytest.mark.parametrize("is_killed", [False, True])
 def test_nights_on_a_bucket_that_grows(
     local_ray: Path,
     s3_url: str,

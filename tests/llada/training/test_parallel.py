@@ -16,7 +16,7 @@ from llada.training.batches import BatchStream
 from llada.training.events import StepDone, StepSkipped
 from llada.training.optim import ShardedMuon
 
-pytestmark = pytest.mark.integration  # up to five processes, about 20 s
+pytestmark = pytest.mark.integration  # up to five processes
 
 JOBS: dict[str, dict[str, Any]] = {
     "masked diffusion, Muon, micro-batches": {
@@ -53,7 +53,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "activation_checkpointing": "selective",
     },
 }
-# What three, four and five workers do with a batch of eight rows.
+# What three and four workers, and five where slow tests are asked for, do with a batch of eight rows.
 SHARED_OUT: dict[str, dict[str, Any]] = {
     "masked diffusion": {"optimizer": "muon", "micro_batch_rows": 2},
     "fine-tuning": {"data": "sft", "tie_embeddings": True},
@@ -71,6 +71,17 @@ def muon_job() -> dict[str, Any]:
     return {"weights": weights, "grads": grads, **MUON}
 
 
+def make_job(configs: tuple, folder: Any, checkpoints: Path, **options: Any) -> dict[str, Any]:
+    return {
+        "model_config": configs[0],
+        "config": configs[1],
+        "data": folder.url,
+        "checkpoints": str(checkpoints),
+        "unigram_counts": folder.counts,
+        **options,
+    }
+
+
 @pytest.fixture(scope="module")
 def both(
     make_config: Callable,
@@ -86,17 +97,11 @@ def both(
     """Every job's answer of one worker and of several: {"one": …, 2: …, 3: …}."""
     home: Path = tmp_path_factory.mktemp("both")
     one: dict[str, Any] = {}
-    jobs: dict[int, dict[str, dict[str, Any]]] = {2: {"muon": muon_job()}, 3: {}, 4: {}, 5: {}}
+    jobs: dict[int, dict[str, dict[str, Any]]] = {2: {"muon": muon_job()}, 3: {}, 4: {}}
 
     def job(name: str, configs: tuple, folder: Any, workers: int = 2, **options: Any) -> None:
-        jobs[workers][name] = {
-            "model_config": configs[0],
-            "config": configs[1],
-            "data": folder.url,
-            "checkpoints": str(home / str(workers) / name),
-            "unigram_counts": folder.counts,
-            **options,
-        }
+        options = {"checkpoints": home / str(workers) / name, **options}
+        jobs[workers][name] = make_job(configs, folder, **options)
 
     for name, changes in JOBS.items():
         knobs = dict(changes)
@@ -126,7 +131,7 @@ def both(
         folder = sft_folder if knobs.pop("data", "") == "sft" else pretrain_folder
         configs = make_config(**knobs)
         one[f"shared out, {name}"] = run_here(configs, folder, home / "shared" / name)
-        for workers, places in ((3, {}), (4, {"shard_workers": 2}), (5, {})):
+        for workers, places in ((3, {}), (4, {"shard_workers": 2})):
             job(f"shared out, {name}", make_config(**knobs, **places), folder, workers)
     job(
         "shared out, masked diffusion",
@@ -151,6 +156,23 @@ def both(
     one["2 then 1"] = run_here(resumable, pretrain_folder, home / "2 then 1")
     one["asked to leave"] = run_here(make_config(), pretrain_folder, home / "left")
     return {"one": one, "exported": home / "exported", **several}
+
+
+@pytest.fixture(scope="module")
+def five(
+    make_config: Callable,
+    run_on_workers: Callable,
+    pretrain_folder: Any,
+    sft_folder: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """Five workers' answers to SHARED_OUT."""
+    home, jobs = tmp_path_factory.mktemp("five"), {}
+    for name, changes in SHARED_OUT.items():
+        knobs = dict(changes)
+        folder = sft_folder if knobs.pop("data", "") == "sft" else pretrain_folder
+        jobs[f"shared out, {name}"] = make_job(make_config(**knobs), folder, home / name)
+    return run_on_workers({5: jobs})[5]
 
 
 def assert_close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float) -> None:
@@ -240,12 +262,15 @@ def test_all_workers_leave_at_the_same_step_when_one_of_them_is_asked(both: dict
     assert both["one"]["asked to leave"].result.num_steps == 6
 
 
-@pytest.mark.parametrize("workers", [3, 4, 5])
+@pytest.mark.parametrize("workers", [3, 4, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", list(SHARED_OUT))
-def test_any_number_of_workers_trains_as_one(both: dict[Any, Any], name: str, workers: int) -> None:
+def test_any_number_of_workers_trains_as_one(
+    both: dict[Any, Any], name: str, workers: int, request: pytest.FixtureRequest
+) -> None:
     """Of four, two and two share a copy of the state; of three, which cannot be cut so, all."""
     alone = both["one"][f"shared out, {name}"]
-    result, events, state = both[workers][f"shared out, {name}"]
+    several = request.getfixturevalue("five") if workers == 5 else both[workers]
+    result, events, state = several[f"shared out, {name}"]
     losses = [event.loss for event in events if isinstance(event, StepDone)]
     assert events[0].workers == workers
     assert losses == pytest.approx(alone.losses, rel=2e-4)

@@ -94,6 +94,7 @@ def test_a_killed_worker_changes_nothing(stages, undisturbed, tmp_path):
     assert_same_run(output, undisturbed)
 
 
+@pytest.mark.slow  # tests/pipelines/test_prepare_corpus.py does it with the driver of another stage
 def test_a_killed_driver_takes_its_ray_along_and_the_same_command_goes_on(
     stages, undisturbed, tmp_path, tracking_uri
 ):
@@ -189,6 +190,7 @@ def small_disk(tmp_path) -> Iterator[tuple[Path, Callable[[str], None]]]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.slow  # each half by itself: tests/llada/training/checkpoint/test_save.py, tests/llada/test_store_errors.py
 def test_a_full_disk_stops_training_with_one_line_and_nothing_is_lost(
     stages, undisturbed, tmp_path, small_disk
 ):
@@ -209,6 +211,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.slow  # test_what_the_user_can_mend_is_not_tried_again says it of any such error
 def test_a_damaged_shard_that_one_worker_reads_ends_the_run_with_its_name(stages, corpus, tmp_path):
     """The other worker waits for it in a collective: nothing must hang, and nothing be tried again."""
     data = str(tmp_path / "data")
@@ -281,14 +284,19 @@ def test_a_worker_that_stays_alone_is_in_no_process_group(local_ray, tmp_path):
 
 
 def test_what_the_user_can_mend_is_not_tried_again(local_ray, tmp_path):
+    """Worker 0 waits in a collective for worker 1, which has met it: nothing hangs."""
+
     def function(hooks: WorkerHooks) -> TrainResult:
         with open(tmp_path / "attempts", "a") as file:
             file.write("x")
-        raise UserError("optim.lr is too high: lower it")
+        if os.environ["RANK"] == "1":
+            raise UserError("optim.lr is too high: lower it")
+        torch.distributed.all_reduce(torch.zeros(1))
+        return RESULT
 
     with pytest.raises(UserError, match=r"^optim\.lr is too high: lower it$"):
-        run(function, tmp_path / "out")
-    assert attempts(tmp_path / "attempts") == 1
+        run(function, tmp_path / "out", num_workers=2)
+    assert attempts(tmp_path / "attempts") == 2
 
 
 def test_a_fault_of_ours_is_tried_again_and_keeps_its_remote_traceback(local_ray, tmp_path):
@@ -317,6 +325,7 @@ def test_a_fault_of_ours_is_tried_again_and_keeps_its_remote_traceback(local_ray
     assert notes.rstrip().endswith("ValueError: operands could not be broadcast together")
 
 
+@pytest.mark.slow  # what is decided: test_failure_budget.py; one kind of failure at a time: the others here
 def test_failures_count_only_without_a_new_checkpoint_and_a_store_may_come_back(
     local_ray, tmp_path, monkeypatch
 ):

@@ -35,6 +35,10 @@ PHONE = {
     "is_mobile": True,
 }
 SCREENS = pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
+# Where the narrow screen is the harder one.
+PHONE_FIRST = pytest.mark.parametrize(
+    "screen", [pytest.param(DESK, marks=pytest.mark.slow), PHONE], ids=["desk", "phone"]
+)
 # A random network that is drawn from: many words, in an order of its own.
 DRAWN = {"temperature": 1, "seed": 3}
 
@@ -226,7 +230,11 @@ def visit(browser: Browser, address: str) -> Iterator[Callable[..., Visitor]]:
 
 @pytest.mark.parametrize(
     "screen, settings",
-    [(DESK, DRAWN), (PHONE, DRAWN), (DESK, {**DRAWN, "remdm_cap": 0.4})],
+    [
+        pytest.param(DESK, DRAWN, marks=pytest.mark.slow),
+        (PHONE, DRAWN),
+        (DESK, {**DRAWN, "remdm_cap": 0.4}),
+    ],
     ids=["desk", "phone", "tokens are taken back"],
 )
 def test_words_come_in_the_order_of_the_events_and_nothing_moves(
@@ -263,7 +271,7 @@ def test_words_come_in_the_order_of_the_events_and_nothing_moves(
         assert float(token["shade"]) == pytest.approx(1 - sure, abs=1e-3)
 
 
-@SCREENS
+@PHONE_FIRST
 def test_a_reply_that_takes_its_time_does_not_move_either(
     visit: Any, network: Slow, screen: dict[str, Any]
 ) -> None:
@@ -543,7 +551,7 @@ def test_it_can_be_read_and_pressed(visit: Any, screen: dict[str, Any]) -> None:
     check()
 
 
-@SCREENS
+@PHONE_FIRST
 def test_the_schemas_page_can_be_read(visit: Any, address: str, screen: dict[str, Any]) -> None:
     """Every route, with what must be sent first; no wider than the screen, and no mark-up in its text."""
     page = visit(**screen).page

@@ -261,7 +261,7 @@ with until_exit(), exit_codes("toy"):
         # tests/pipelines/test_prepare.py: a process of its own is quiet.
         pytest.param("well", 0, "", marks=pytest.mark.slow),
         ("lost", 0, ""),
-        ("refused", 1, "llada toy: no\n"),
+        pytest.param("refused", 1, "llada toy: no\n", marks=pytest.mark.slow),
     ],
 )
 def test_the_exit_code_tells_of_our_work_and_not_of_rays_goodbye(tmp_path, how, code, said):
