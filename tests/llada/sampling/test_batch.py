@@ -113,7 +113,13 @@ def random_config(rng: random.Random) -> SamplingConfig:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "batch_invariant", "requests"), [(torch.float32, False, 150), (torch.bfloat16, True, 60)]
+    ("dtype", "batch_invariant", "requests"),
+    [
+        (torch.float32, False, 60),
+        (torch.bfloat16, True, 25),
+        pytest.param(torch.float32, False, 300, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, True, 100, marks=pytest.mark.slow),
+    ],
 )
 def test_any_company_gives_the_same_text(dtype: torch.dtype, batch_invariant: bool, requests: int) -> None:
     """Requests of all kinds that join and leave at random, under a small budget of tokens: token by token what

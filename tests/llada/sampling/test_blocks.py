@@ -84,8 +84,15 @@ def prompts_of(seed: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
-@pytest.mark.parametrize("eos_id", [None, EOS])
+@pytest.mark.parametrize(
+    ("cfg_scale", "eos_id"),
+    [
+        (0.0, EOS),
+        (1.0, None),
+        pytest.param(0.0, None, marks=pytest.mark.slow),
+        pytest.param(1.0, EOS, marks=pytest.mark.slow),
+    ],
+)
 def test_finished_blocks_are_kept_exactly(
     make_model: MakeModel, rule: dict[str, Any], cfg_scale: float, eos_id: int | None
 ) -> None:

@@ -241,11 +241,12 @@ def test_intervals_run_less_than_everything(make_model: MakeModel) -> None:
         assert out.token_forwards * at_most < 16 * 40
 
 
-def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) -> None:
-    """300 rows that come and go as a slot is free, of other lengths, blocks, rules, caches, with and without guidance; some
+@pytest.mark.parametrize("rows", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel, rows: int) -> None:
+    """Rows that come and go as a slot is free, of other lengths, blocks, rules, caches, with and without guidance; some
     share their prompt's beginning with whoever has the same, in a store that holds two of them."""
     model = make_model(5)
-    requests = [request(seed) for seed in range(300)]
+    requests = [request(seed) for seed in range(rows)]
     assert len({one[1].cache for one in requests}) > 3
     alone, fed = [], []
     for one in requests:
@@ -254,7 +255,7 @@ def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) 
             pass
         alone.append((canvas.tokens[0].tolist(), canvas.reveal_step[0].tolist()))
         fed.append(int(canvas.token_forwards[0]))
-    waiting = list(range(300))
+    waiting = list(range(rows))
     random.Random(0).shuffle(waiting)
     order: list[int] = []
     canvas, together, fed_together = None, {}, {}
@@ -281,7 +282,7 @@ def test_requests_of_all_modes_together_equal_each_alone(make_model: MakeModel) 
             fed_together[order[row]] = int(finished.token_forwards[place])
         kept = [row for row, works in enumerate(at_work) if works]
         canvas, order = canvas.take(kept), [order[row] for row in kept]
-    for one in range(300):
+    for one in range(rows):
         assert together[one] == alone[one], requests[one]
         assert requests[one][1].shared_depth or fed_together[one] == fed[one]
     assert 0 < prefixes.num_bytes <= prefixes.max_bytes

@@ -189,7 +189,7 @@ def test_a_batch_equals_its_rows_alone(make_model: MakeModel, scale: float, shar
     prompts = [[5, 6, 7, 8, 9], [3], [], [17, 2, 2, 5]]
     seeds = [10, 77, 3, 2**31 + 1]
     different = insertions = 0
-    for _ in range(40):
+    for _ in range(20):
         knobs = settings(rng)
         canvases = [
             prompt_canvas(rows, SamplingConfig(**knobs), mask_id=MASK, eos_id=EOS, seed=seed)
@@ -206,8 +206,8 @@ def test_a_batch_equals_its_rows_alone(make_model: MakeModel, scale: float, shar
             assert together.forwards[row] == one.forwards[0]
             assert together.token_forwards[row] == one.token_forwards[0]
         different += len({int(one.forwards[0]) for one in alone}) > 1
-    assert different > 15
-    assert insertions > 40 * (sharpness < 1)
+    assert different > 7
+    assert insertions > 20 * (sharpness < 1)
 
 
 def test_steps_bound_the_decoding_and_not_the_search_for_the_length(make_model: MakeModel) -> None:

@@ -40,7 +40,7 @@ def walk(model: Transformer, canvas: Canvas, prefixes: PrefixStore | None = None
 @torch.no_grad()
 @pytest.mark.parametrize("mode", [{}, {"cache": "dual"}, {"cache": "vicinity", "vicinity": 4}], ids=str)
 @pytest.mark.parametrize("shared_prefix", [None, 4])
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_logits_equal_the_slow_definition(
     make_model: MakeModel, naive_row: Any, mode: dict[str, Any], shared_prefix: int | None, depth: int
 ) -> None:

@@ -35,7 +35,7 @@ LLADA = get_preset("llada_8b")
 @pytest.mark.parametrize(
     "case",
     [
-        Case("wide vocabulary", torch.bfloat16, micro_batches=2),
+        pytest.param(Case("wide vocabulary", torch.bfloat16, micro_batches=2), marks=pytest.mark.slow),
         Case("tied", torch.float32, "selective"),
         Case("grouped queries, wide SwiGLU", torch.bfloat16, "full", document_mask=False),
         Case("deep", torch.float32, "full", 2, optim=OptimConfig(optimizer="muon")),

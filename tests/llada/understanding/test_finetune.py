@@ -35,7 +35,11 @@ def rows_of(count: int, seed: int) -> tuple[list[list[int]], list[float]]:
     return rows, labels
 
 
-@pytest.mark.parametrize("changes", [{}, {"causal": True}, {"tie_embeddings": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"causal": True}, pytest.param({"tie_embeddings": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_an_easy_task_is_learned(changes: dict[str, object]) -> None:
     model = model_of(**changes)
     rows, labels = rows_of(300, 1)
