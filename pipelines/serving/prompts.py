@@ -12,6 +12,9 @@ from llada.errors import UserError
 from llada.tokenizer import encode_texts, render_chat
 from pipelines.serving.errors import RequestError, shorten
 
+# What a field holds, where it is no prompt.
+_SUBJECTS = {"suffix": "suffix", "response_format": "schema", "tokens": "list of ids"}
+
 
 class PromptEncoder:
     """Turns what the dialects (pipelines/serving/dialects) were sent into token ids. All errors are RequestErrors 400."""
@@ -114,7 +117,7 @@ class PromptEncoder:
             self._refuse(f"{len(text):,} characters, more than so many tokens can spell", param)
 
     def _refuse(self, given: str, param: str) -> NoReturn:
-        subject = "suffix" if param == "suffix" else "prompt"
+        subject = _SUBJECTS.get(param, "prompt")
         message = f"{self._limit}, but the {subject} has {given}"
         raise RequestError(400, message, param=param, code="context_length_exceeded")
 

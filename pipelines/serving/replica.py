@@ -317,7 +317,7 @@ class Denoiser:
             special,
             self.vocab_size,
             fill,
-            lambda text: self.encoder.encode_text(text),
+            lambda text: self.encoder.encode_text(text, "response_format"),
         )
 
     def _choose_sampling(

@@ -286,6 +286,17 @@ class TestServe:
         exec(compile(block.replace("http://localhost:8000", str(server.base_url)), "README.md", "exec"), {})
         assert capsys.readouterr().out.strip()
 
+    @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+    def test_the_curl_line_that_readme_shows(self, server: httpx.Client) -> None:
+        (line,) = re.findall(r"```bash\n(curl .*)\n```", (REPOSITORY / "README.md").read_text())
+        here = line.replace("localhost:8000", str(server.base_url).rstrip("/"))
+        assert here != line
+        done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, timeout=120, check=True)
+        *events, last, end = done.stdout.split("\n\n")
+        assert (last, end) == ("data: [DONE]", "")
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
     def test_openais_own_client(self, server: httpx.Client) -> None:
         openai = pytest.importorskip("openai", reason="needs the package openai")
         client = openai.OpenAI(base_url=f"{server.base_url}/v1/", api_key="none", max_retries=0, timeout=60)

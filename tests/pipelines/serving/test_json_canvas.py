@@ -161,6 +161,19 @@ def test_what_a_small_schema_stands_for_is_counted_before_it_is_built(denoiser: 
         assert caught.value.status == 400
 
 
+@pytest.mark.parametrize("place", ["name", "const", "enum"])
+def test_a_long_piece_of_a_schema_is_not_called_a_prompt(post: Call, place: str) -> None:
+    long = "x" * 200_000
+    schema = an_object(**{long: {"type": "null"}} if place == "name" else {"y": {"enum": ["a", long]}})
+    if place == "const":
+        schema = an_object(y={"const": long})
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    answer = post("/v1/completions", {"prompt": "Go", "response_format": form})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "response_format")
+    assert "but the schema has 200,0" in error["message"]
+
+
 def test_no_schema_is_a_fault_of_the_server(post: Call) -> None:
     """Schemas in ruins, nested deeply, and far too large."""
     draw, parts = random.Random(1), [None, 1, "x", [], {}, True, -1, 1e9, "object", "string"]

@@ -40,6 +40,7 @@ def test_text_and_conversations_become_ids_and_back(post: Call, denoiser: Denois
         ("/tokenize", {"prompt": "x" * 10**6}, "context length is 2048 tokens"),
         ("/detokenize", {"tokens": [10**6]}, "tokens: token id 1000000 lies outside the vocabulary"),
         ("/detokenize", {"tokens": [1]}, "tokens: token id 1 is the mask, which has no text"),
+        ("/detokenize", {"tokens": [5] * 3000}, "is 2048 tokens, but the list of ids has 3,000 tokens"),
         ("/detokenize", {"tokens": "7"}, "tokens: input should be a valid list"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
