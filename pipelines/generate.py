@@ -42,6 +42,7 @@ from llada.sampling.text import prompt_ids
 from llada.settings import check_limits, limited
 from llada.training.parallel import resolve_precision, training_device
 from pipelines.runners.actors import map_blocks, require_checkpoint
+from pipelines.runners.progress import Told
 from pipelines.stage.artifact import Manifest, fetch_folder
 from pipelines.stage.cluster import ClusterConfig, connect
 from pipelines.stage.command import Common, Flat, parse, run_command, run_stage
@@ -172,6 +173,7 @@ def generate(
             progress=progress,
             size=lambda shard: shard["rows"],
             unit="prompt",
+            tells=True,
         ):
             counts.update(figures)
     return finish_stage(folder, tracker, counts, kind="generations")
@@ -220,9 +222,10 @@ class ShardWriter:
         )
         self.engine.check_request(GenerateRequest((), config.sampling))
 
-    def __call__(self, shard: PromptShard) -> ShardFigures:
+    def __call__(self, shard: PromptShard, told: Told) -> ShardFigures:
+        """`told` hears of each `batch_rows` of prompts that are done."""
         lines = read_shard(shard, chat=self.config.chat)
-        answers = asyncio.run(self._answer_all(lines, shard["first"]))
+        answers = asyncio.run(self._answer_all(lines, shard["first"], told))
         rows = [
             {**line.record, **({self.nested: answer} if self.nested else answer)}
             for line, answer in zip(lines, answers, strict=True)
@@ -234,16 +237,22 @@ class ShardWriter:
             "tokens": sum(answer.get("tokens", 0) for answer in answers),
         }
 
-    async def _answer_all(self, lines: Sequence[PromptLine], first: int) -> list[Record]:
+    async def _answer_all(self, lines: Sequence[PromptLine], first: int, told: Told) -> list[Record]:
         # The engine takes `batch_rows` of them; the next ones are ready when one ends.
         room = asyncio.Semaphore(2 * self.config.batch_rows)
+        done = 0
 
         async def answer(number: int, line: PromptLine) -> Record:
+            nonlocal done
             async with room:
                 try:
-                    return {"index": number, **await self._answer(line, self.config.seed + number)}
+                    added = await self._answer(line, self.config.seed + number)
                 except UserError as error:
-                    return {"index": number, "error": str(error)}
+                    added = {"error": str(error)}
+            done += 1
+            if done % self.config.batch_rows == 0:
+                told(done)
+            return {"index": number, **added}
 
         return await asyncio.gather(*(answer(number, line) for number, line in enumerate(lines, start=first)))
 

@@ -6,6 +6,7 @@ does what is missing: also a block that has a name of before, and asks something
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -16,7 +17,9 @@ from tqdm import tqdm
 from llada.errors import UserError
 from llada.evals.evaluation import B, R
 from llada.files import exists, file_sizes, join, read_bytes, write_bytes
+from pipelines.runners.channel import Channel
 from pipelines.runners.failures import Failure, as_failure
+from pipelines.runners.progress import PoolProgress, teller
 from pipelines.stage.artifact import config_hash
 from pipelines.stage.cluster import ClusterConfig, require_room
 
@@ -30,9 +33,10 @@ def require_checkpoint(model: str) -> None:
 class _Actor(Generic[B, R]):
     """Builds the worker once, then maps blocks; writes each result before it reports the block as done."""
 
-    def __init__(self, build: Callable[[], Callable[[B], R]], output: str) -> None:
-        self.build, self.output = build, output
-        self.worker: Callable[[B], R] | None = None
+    def __init__(self, build: Callable[[], Callable[..., R]], output: str, channel: Channel | None) -> None:
+        """`channel`: to which the worker tells how far its block is, by a second argument; None: it has none."""
+        self.build, self.output, self.channel = build, output, channel
+        self.worker: Callable[..., R] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         failures: list[str] = []
@@ -45,12 +49,13 @@ class _Actor(Generic[B, R]):
                 failures.append(json.dumps(asdict(failure)))
             else:
                 failures.append("")
-        return {"failure": failures, "size": batch["size"]}
+        return {"failure": failures, "name": batch["name"], "size": batch["size"]}
 
     def _do(self, block: B) -> None:
         if self.worker is None:  # not in the constructor, whose exceptions Ray turns into an actor's death
             self.worker = self.build()
-        result = json.dumps(self.worker(block), ensure_ascii=False)
+        told = () if self.channel is None else (teller(self.channel, block["name"]),)
+        result = json.dumps(self.worker(block, *told), ensure_ascii=False)
         write_bytes(join(self.output, _result_name(block)), result.encode())
 
 
@@ -60,7 +65,7 @@ def _result_name(block: B) -> str:
 
 
 def map_blocks(
-    build: Callable[[], Callable[[B], R]],
+    build: Callable[[], Callable[..., R]],
     blocks: Sequence[B],
     *,
     output: str,
@@ -69,9 +74,10 @@ def map_blocks(
     progress: bool,
     size: Callable[[B], int] = lambda block: 1,
     unit: str = "block",
+    tells: bool = False,
 ) -> Iterator[R]:
     """The results of all blocks in their order, computed by the `build()` of each actor. Progress, and the time that is left,
-    are told in units, of which a block has `size`.
+    are told in units, of which a block has `size`. `tells`: what is built takes a `Told` as its second argument.
 
     A block holds what its result depends on, as far as the stage's settings and inputs do not say it. The caller has connected to Ray. The pool grows from the cluster's min_replicas to its max_replicas. Raises UserError
     when an actor does, OSError(ENOSPC) when a disk is full.
@@ -80,24 +86,29 @@ def map_blocks(
 
     done = set(file_sizes(output))
     todo = [block for block in blocks if _result_name(block) not in done]
-    with tqdm(
-        total=sum(map(size, blocks)),
-        initial=sum(map(size, blocks)) - sum(map(size, todo)),
-        desc=label,
-        unit=unit,
-        disable=not progress,
-        leave=False,
-    ) as bar:
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(
+                total=sum(map(size, blocks)),
+                initial=sum(map(size, blocks)) - sum(map(size, todo)),
+                desc=label,
+                unit=unit,
+                disable=not progress,
+                leave=False,
+            )
+        )
         if todo:
+            told = PoolProgress(bar)
+            channel = stack.enter_context(told.listening()) if tells else None
             low = cluster.min_replicas
             require_room("min_replicas", max(low, 1), cluster.cpus_per_replica, cluster.gpus_per_replica)
             items = ray.data.from_items(
-                [{"block": json.dumps(block), "size": size(block)} for block in todo],
+                [{"block": json.dumps(block), "name": block["name"], "size": size(block)} for block in todo],
                 override_num_blocks=len(todo),
             )
             mapped = items.map_batches(
                 _Actor,
-                fn_constructor_args=(build, output),
+                fn_constructor_args=(build, output, channel),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(min_size=low, max_size=max(low, cluster.max_replicas)),
                 num_cpus=cluster.cpus_per_replica,
@@ -106,6 +117,6 @@ def map_blocks(
             for row in mapped.iter_rows():
                 if row["failure"]:
                     Failure(**json.loads(row["failure"])).raise_again()
-                bar.update(row["size"])
+                told.finish(row["name"], row["size"])
     for block in blocks:
         yield json.loads(read_bytes(join(output, _result_name(block))))

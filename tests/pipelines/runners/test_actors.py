@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,6 +54,49 @@ def test_results_stand_in_order_and_are_made_once(local_ray, tmp_path):
     changed = [*BLOCKS[:3], {"name": "3", "number": 7}, BLOCKS[4]]
     assert [result["product"] for result in run(build, tmp_path / "out", blocks=changed)] == [0, 3, 6, 21, 12]
     assert (tmp_path / "log").read_text() == "3\n"
+
+
+class Gated:
+    """Is through with two of its block's three units, and waits for the file."""
+
+    def __init__(self, gate: Path) -> None:
+        self.gate = gate
+
+    def __call__(self, block: Any, told: Callable[[int], None]) -> int:
+        told(2)
+        while not self.gate.exists():
+            time.sleep(0.05)
+        return block["number"]
+
+
+def test_progress_and_the_time_left_are_told_while_blocks_are_worked_on(
+    local_ray: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Behind what an earlier run has done."""
+    cluster = ClusterConfig(min_replicas=1, max_replicas=1, cpus_per_replica=0.5)
+    options: dict[str, Any] = {"output": str(tmp_path / "out"), "cluster": cluster, "label": "test"}
+    (tmp_path / "open").touch()
+    done = map_blocks(partial(Gated, tmp_path / "open"), BLOCKS[:1], progress=False, tells=True, **options)
+    assert list(done) == [0]
+    bars: list[str] = []
+
+    def wait_for(bar: str, gate: Path) -> None:
+        deadline, seen = time.monotonic() + 120, ""
+        while not re.search(bar, seen) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            seen += capfd.readouterr().err
+        bars.append(seen)
+        gate.touch()
+
+    gate = tmp_path / "gate"
+    watcher = threading.Thread(target=wait_for, args=(r"5/9 \[\d\d:\d\d<\d\d:\d\d", gate))
+    watcher.start()
+    told = map_blocks(
+        partial(Gated, gate), BLOCKS[:3], progress=True, size=lambda _: 3, tells=True, **options
+    )
+    assert list(told) == [0, 1, 2]
+    watcher.join()
+    assert re.search(r"test: .* 5/9 \[\d\d:\d\d<\d\d:\d\d", bars[0]), bars
 
 
 def no_tokenizer() -> Callable[[Any], Any]:
