@@ -218,7 +218,9 @@ class JsonCanvas:
     # --- Reading the schema -------------------------------------------------------------------------------------------
 
     def _add(self, schema: Any, where: str, refs: tuple[str, ...]) -> None:
-        if len(self._parts) > _MAX_PARTS or len(where) > _MAX_WHERE:
+        if len(where) > _MAX_WHERE:
+            _refuse(where, "is nested too deeply, or has too long a name")
+        if len(self._parts) > _MAX_PARTS:
             _refuse("the schema", "has too many parts")
         schema, refs = self._resolve(schema, where, refs)
         if schema.get("type") == "object":

@@ -171,7 +171,10 @@ def test_a_long_piece_of_a_schema_is_not_called_a_prompt(post: Call, place: str)
     answer = post("/v1/completions", {"prompt": "Go", "response_format": form})
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, "response_format")
-    assert "but the schema has 200,0" in error["message"]
+    known = (
+        "is nested too deeply, or has too long a name" if place == "name" else "but the schema has 200,002"
+    )
+    assert known in error["message"]
 
 
 def test_no_schema_is_a_fault_of_the_server(post: Call) -> None:
