@@ -357,10 +357,10 @@ def test_another_input_for_an_unfinished_snapshot_is_listed(local_ray, config, t
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory) -> Path:
-    """A corpus of some 60 units, a third of it duplicates."""
+    """A corpus of some 30 units, a third of it duplicates."""
     folder = tmp_path_factory.mktemp("crowded")
-    texts = [sentence(i) for i in range(200)]
-    texts += [near(texts[i]) if i % 2 else texts[i] for i in range(0, 200, 2)]
+    texts = [sentence(i) for i in range(100)]
+    texts += [near(texts[i]) if i % 4 else texts[i] for i in range(0, 100, 2)]
     for number in range(6):
         write(folder / f"{number}.jsonl", texts[number::6])
     return folder
@@ -434,7 +434,7 @@ def test_a_killed_driver_is_made_good_by_the_same_command(
             if list((tmp_path / "out/documents").glob("*.json")) or driver.poll() is not None:
                 break
             time.sleep(0.05)
-        time.sleep(random.Random(seed).uniform(0, 4))
+        time.sleep(random.Random(seed).uniform(0, 2))
         assert driver.poll() is None, (tmp_path / "log").read_text()
         # Ray's two agents end by themselves too, but only some time after they miss their raylet.
         children = psutil.Process(driver.pid).children(recursive=True)
@@ -496,7 +496,7 @@ def test_a_store_that_goes_away_again_and_again_changes_nothing(
     chosen, outages, done = random.Random(seed), [], threading.Event()
 
     def disturb() -> None:
-        while not done.wait(chosen.uniform(0.5, 3)) and len(outages) < 3:
+        while not done.wait(chosen.uniform(0.5, 2)) and len(outages) < 3:
             s3_gateway.close()
             outages.append(time.monotonic())
             time.sleep(2)

@@ -468,6 +468,7 @@ def test_a_store_that_is_away_while_workers_start_again_is_waited_for(
     assert "the workers start again in" in caplog.text
 
 
+@pytest.mark.slow  # its parts: test_preemption.py, test_failure_budget.py, tests/llada/training/test_parallel.py
 def test_a_worker_that_is_asked_to_leave_does_so_in_good_order(local_ray, tmp_path):
     """SIGTERM to one of two workers; both leave, and start again."""
 
