@@ -29,7 +29,7 @@ from llada.evals.benchmarks.published import given_settings
 from llada.evals.benchmarks.table import notes, table_rows, to_terminal
 from llada.evals.compare import CompareConfig, compare, comparison_rows
 from llada.evals.evaluation import B, EvaluateConfig, Evaluation, Figures, R, Task
-from llada.evals.tasks import TASKS
+from llada.evals.tasks import TASKS, check_heeded
 from llada.files import absolute, file_sizes, join, storage_errors, write_bytes
 from llada.model.hf import read_config
 from llada.model.transformer import Transformer
@@ -110,12 +110,13 @@ def evaluate(
 ) -> Manifest:
     """Evaluate the checkpoint folder `model`, by the prepared folder `data` for perplexity; the manifest.
 
-    Raises UserError: no checkpoint; perplexity without data, or with data of another vocabulary.
+    Raises UserError: no checkpoint; perplexity without data, or with data of another vocabulary; a setting of a task that is not run.
     """
     tasks = [TASKS.find(name) for name in config.tasks]
     needing = [name for name, task in zip(config.tasks, tasks, strict=True) if task.needs_data]
     if needing and data is None:
         raise UserError(f"the task {needing[0]} needs --data, a prepared folder")
+    check_heeded(config)
     for task in tasks:
         task.needs(config)
     model, output, data = absolute(model), absolute(output), data and resolve_snapshot(absolute(data))

@@ -7,6 +7,7 @@ known better than either figure.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llada.errors import UserError
-from llada.evals.local_rows import read_rows, read_text
+from llada.evals.local_rows import field_of, read_text, rows_of
 from llada.files import exists, join
 from llada.settings import check_limits, flatten_settings, limited
+
+# Of a benchmark in results.json, what is needed here.
+_FIELDS: dict[str, type] = {
+    "title": str,
+    "metric": str,
+    "filter": str,
+    "tasks": list,
+    "is_mean_of_tasks": bool,
+    "settings": dict,
+    "settings_hash": str,
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Difference(NamedTuple):
     """b − a."""
     low: float
     high: float
-    """The interval of the difference."""
+    """The interval of the difference; NaN where a task has one item, of whose spread nothing is known."""
 
 
 class Comparison(NamedTuple):
@@ -94,15 +106,19 @@ def compare(a: str, b: str, config: CompareConfig = CompareConfig()) -> Comparis
         mean_a, mean_b = np.mean([pairs.mean(0) for pairs in groups], 0).tolist()
         difference = Difference(name, one["title"], len(common), mean_a, mean_b, mean_b - mean_a, low, high)
         differences.append(difference)
-        if len(common) == 1:
-            remarks.append(f"{name}: one item is in both, which says nothing of others")
+        if alone := sum(len(pairs) == 1 for pairs in groups):
+            where = "" if len(groups) == 1 else f" of {alone} of its {len(groups)} tasks"
+            remarks.append(f"{name}: one item{where} is in both, which says nothing of others")
     if not differences:
         raise UserError(f"{a} and {b} have nothing to compare" + "".join(f"; {text}" for text in remarks))
     return Comparison(differences, remarks)
 
 
 def bootstrap_interval(groups: Sequence[NDArray[Any]], config: CompareConfig) -> tuple[float, float]:
-    """The percentile interval of the mean over groups of the means of values drawn from each with replacement."""
+    """The percentile interval of the mean over groups of the means of values drawn from each with replacement; NaN where a group has
+    one value."""
+    if any(len(group) == 1 for group in groups):
+        return math.nan, math.nan
     generator = np.random.default_rng(config.seed)
     means = np.zeros(config.resamples)
     for group in groups:
@@ -121,7 +137,7 @@ def comparison_rows(found: Comparison, config: CompareConfig) -> list[tuple[str,
     rows: list[tuple[str, ...]] = [("Benchmark", "Items", "A, %", "B, %", "B − A", interval)]
     for d in found.differences:
         figures = [f"{100 * value:.1f}" for value in (d.a, d.b)]
-        span = f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+        span = "n/a" if math.isnan(d.low) else f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
         rows.append((d.title, f"{d.items:,}", *figures, f"{100 * d.difference:+.1f}", span))
     return rows
 
@@ -146,9 +162,16 @@ class _Results:
             results = json.loads(read_text(url))
         except ValueError as error:
             raise UserError(f"{url} is no JSON: {error}") from None
-        self.benchmarks: dict[str, Any] = dict(results.get("benchmarks") or {})
-        if not self.benchmarks:
+        benchmarks = results.get("benchmarks") if isinstance(results, dict) else None
+        if not isinstance(benchmarks, dict) or not benchmarks:
             raise UserError(f"{url} holds no benchmarks: they are made by --tasks benchmarks")
+        for name, summary in benchmarks.items():
+            place = f"{url}, benchmark {name}"
+            if not isinstance(summary, dict):
+                raise UserError(f"{place} is no JSON object; evaluate again")
+            for field, kind in _FIELDS.items():
+                field_of(summary, field, kind, place)
+        self.benchmarks: dict[str, Any] = benchmarks
 
     def items(self, name: str) -> dict[_Key, float]:
         """{item: its figure} of a benchmark."""
@@ -157,11 +180,15 @@ class _Results:
         for task in summary["tasks"]:
             seen: Counter[str] = Counter()
             place = summary.get("place", "")  # results of before have none
-            for row in read_rows(join(self.folder, "benchmarks", f"{place}{task}.jsonl")):
+            url = join(self.folder, "benchmarks", f"{place}{task}.jsonl")
+            for number, row in enumerate(rows_of(url), start=1):
                 value = row.get(summary["metric"])
-                if row["filter"] == summary["filter"] and isinstance(value, int | float):
-                    found[_Key(task, row["doc_hash"], seen[row["doc_hash"]])] = float(value)
-                    seen[row["doc_hash"]] += 1
+                rule, content = (
+                    field_of(row, field, str, f"{url}, row {number}") for field in ("filter", "doc_hash")
+                )
+                if rule == summary["filter"] and isinstance(value, int | float):
+                    found[_Key(task, content, seen[content])] = float(value)
+                    seen[content] += 1
         return found
 
 

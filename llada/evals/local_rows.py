@@ -88,7 +88,7 @@ def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], p
     if name not in row:
         raise UserError(f"{place} has no field {name!r}; {hint(name, row)}")
     value = row[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise UserError(f"{place}: the field {name!r} must be {names}, not {value!r:.60}")
     return value

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from llada.errors import UserError
 from llada.evals.benchmarks.run import benchmark_files, needed_benchmarks, run_benchmarks
-from llada.evals.evaluation import Task
+from llada.evals.evaluation import EvaluateConfig, Task
 from llada.evals.perplexity.corpora import find_corpora
 from llada.evals.perplexity.generative import GENERATED_FILE, measure_generative_perplexity, needed_judge
 from llada.evals.perplexity.shards import measure_perplexity
@@ -12,6 +15,7 @@ from llada.evals.reversal.task import REVERSAL_FILE, measure_reversal, needed_po
 from llada.evals.samples import write_samples
 from llada.evals.understanding import UNDERSTANDING_FILE, measure_understanding, needed_rows
 from llada.registry import Registry
+from llada.settings import flatten_settings
 
 TASKS: Registry[Task] = Registry(
     "evaluation task",
@@ -63,3 +67,29 @@ TASKS: Registry[Task] = Registry(
         "samples": Task(write_samples, needs_data=False, heeds=("prompts", "sampling", "seed")),
     },
 )
+
+
+def check_heeded(config: EvaluateConfig) -> None:
+    """Raise UserError for a setting with another value than its default that none of the tasks heeds, naming those that do."""
+    given, usual = (flatten_settings(asdict(each)) for each in (config, EvaluateConfig()))
+    chosen = [TASKS.find(name) for name in config.tasks]
+    for name, value in given.items():
+        room = name.partition(".")[0]
+        if name == "tasks" or value == usual.get(name) or any(_heeds(task, room) for task in chosen):
+            continue
+        theirs = " and ".join(other for other, task in TASKS.items() if _heeds(task, room))
+        # A setting of a task that is run may have the same last name: the length of its answers, its seed.
+        alike = [
+            other
+            for other in given
+            if other.rpartition(".")[2] == name.rpartition(".")[2]
+            and any(_heeds(task, other.partition(".")[0]) for task in chosen)
+        ]
+        raise UserError(
+            f"{name}={value!r} is a setting of {theirs}, and what is run is {' and '.join(config.tasks)}: leave it out, or add to --tasks"
+            + (f"; what is run has {' and '.join(alike)}" if alike else "")
+        )
+
+
+def _heeds(task: Task, room: str) -> bool:
+    return task.heeds is None or room in task.heeds

@@ -48,7 +48,7 @@ def score_answers(
     labels: Sequence[float], answers: Sequence[Sequence[float]], target: Target, num_classes: int
 ) -> dict[str, float]:
     """{"accuracy": the mean over the fine-tunings, "accuracy_stderr": its standard error by other rows (a bootstrap),
-    "accuracy_seed_stderr": by other seeds, …}.
+    "accuracy_seed_stderr": by other seeds, …}; of one row, and of one seed, there is no such error.
 
     Args:
         answers: (S, N), of each fine-tuning.
@@ -63,7 +63,8 @@ def score_answers(
             by_seed = np.array([measure(right, row) for row in given])
             others = [np.mean([measure(right[some], row[some]) for row in given]) for some in samples]
         figures[name] = float(by_seed.mean())
-        figures[f"{name}_stderr"] = float(np.std(others, ddof=1))
+        if len(right) > 1:
+            figures[f"{name}_stderr"] = float(np.std(others, ddof=1))
         if len(given) > 1:
             figures[f"{name}_seed_stderr"] = float(by_seed.std(ddof=1) / len(given) ** 0.5)
     return figures

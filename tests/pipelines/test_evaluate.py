@@ -86,6 +86,21 @@ def test_a_block_is_scored_in_forwards_of_a_bounded_size(stages, monkeypatch):
     assert again["tokens"] == whole["tokens"]
 
 
+def test_one_row_with_one_mask_has_no_error(stages, tmp_path):
+    config = EvaluateConfig(("perplexity",), max_rows=1, num_samples=1)
+
+    def here(build, blocks, *, folder):
+        return map(build(), blocks)
+
+    def open_model(*, fast):
+        return llada.load(stages.pretrained, dtype=torch.float32)
+
+    alone = Evaluation(config, "m", open_model, stages.data, str(tmp_path), here, lambda: stages.pretrained)
+    figures = shards.measure_perplexity(alone)
+    assert figures["rows"] == 1
+    assert "standard_error" not in figures
+
+
 def test_evaluation_refuses_other_data(stages, tmp_path):
     common = {"cluster": stages.cluster, "progress": False, "output": str(tmp_path / "o")}
     with pytest.raises(UserError, match="needs --data"):
@@ -226,18 +241,21 @@ def test_a_task_on_two_workers_and_after_a_loss_is_that_of_one(names, folders, r
     _write_lines(tmp_path / "rows.jsonl", rows)
     model = _save_checkpoint(tmp_path / "model")
     _save_checkpoint(tmp_path / "judge", causal=True)
-    config = EvaluateConfig(
-        tasks=names,
-        texts=TextsConfig((str(tmp_path / "notes.txt"),), block_length=32),
-        poems=PoemsConfig(str(tmp_path / "poems.jsonl"), chat=False),
-        generative=GenerativeConfig(str(tmp_path / "judge"), num_texts=10, texts_per_forward=4, context=16),
-        understanding=UnderstandingConfig(
+    settings = {
+        "texts": TextsConfig((str(tmp_path / "notes.txt"),), block_length=32),
+        "poems": PoemsConfig(str(tmp_path / "poems.jsonl"), chat=False),
+        "generative": GenerativeConfig(
+            str(tmp_path / "judge"), num_texts=10, texts_per_forward=4, context=16
+        ),
+        "understanding": UnderstandingConfig(
             *[str(tmp_path / "rows.jsonl")] * 2, num_epochs=2, batch_rows=4, seeds=2
         ),
-        sampling=SamplingConfig(gen_length=12, steps=4, block_length=12, remasking="ancestral"),
-        num_samples=2,
-        rows_per_block=3,
-    )
+        "sampling": SamplingConfig(gen_length=12, steps=4, block_length=12, remasking="ancestral"),
+        "num_samples": 2,
+        "rows_per_block": 3,
+    }
+    heeded = {name for task in names for name in TASKS[task].heeds}
+    config = EvaluateConfig(names, **{name: value for name, value in settings.items() if name in heeded})
     options = {"model": model, "data": None, "progress": False}
     workers = [ClusterConfig(min_replicas=n, max_replicas=n, cpus_per_replica=0.5) for n in (1, 2)]
     output = tmp_path / "two"

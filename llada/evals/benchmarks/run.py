@@ -87,7 +87,7 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
 
 def needed_benchmarks(config: EvaluateConfig) -> BenchmarkConfig:
     """Raises UserError: no benchmark, a name that is no setting, published settings or a benchmark that there are not, programs that
-    may not be run, the length or the seed of another task."""
+    may not be run, the length of another task."""
     benchmarks, length = config.benchmarks, config.sampling.gen_length
     if not benchmarks.names:
         raise UserError("the task benchmarks needs --benchmarks.names, such as hellaswag or gsm8k")
@@ -103,10 +103,6 @@ def needed_benchmarks(config: EvaluateConfig) -> BenchmarkConfig:
         length == SamplingConfig().gen_length or "samples" in config.tasks,
         f"benchmarks: sampling.gen_length={length} is the length of the task samples; that of a benchmark is "
         "benchmarks.gen_length",
-    )
-    require(
-        config.seed == type(config)().seed or set(config.tasks) != {"benchmarks"},
-        f"benchmarks: seed={config.seed} is that of other tasks; that of a benchmark is benchmarks.score.seed",
     )
     return benchmarks
 

@@ -5,6 +5,7 @@ The noise belongs to the row, so neither the size of a block nor who runs it cha
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TypedDict
 
@@ -40,7 +41,7 @@ class RowScores(TypedDict):
 
 
 def measure_perplexity(evaluation: Evaluation) -> Figures:
-    """Nats per token with their standard error, the perplexity that they bound, and the unigram baseline's nats.
+    """Nats per token with their standard error, where there is one, the perplexity that they bound, and the unigram baseline's nats.
 
     Raises UserError when the split has no rows.
     """
@@ -63,7 +64,8 @@ def measure_perplexity(evaluation: Evaluation) -> Figures:
     num_tokens = int(torch.cat(tokens).sum())
     return {
         "nats_per_token": bound.nats_per_token,
-        "standard_error": bound.standard_error,
+        # Of a single row with a single sample there is none.
+        **({} if math.isnan(bound.standard_error) else {"standard_error": bound.standard_error}),
         "perplexity_bound": float(np.exp(bound.nats_per_token)),
         "unigram_nats_per_token": unigram / num_tokens,
         "ratio_to_unigram": bound.nats_per_token / (unigram / num_tokens),

@@ -11,7 +11,7 @@ from typing import TypedDict
 from llada.errors import UserError
 from llada.evals.autoregressive.writing import never_written, write_left_to_right
 from llada.evals.evaluation import Block, EvaluateConfig, Evaluation, Figures, OpenModel
-from llada.evals.reversal.poems import ASKED, SAMPLING, is_right, read_questions
+from llada.evals.reversal.poems import ASKED, PUBLISHED, SAMPLING, is_right, read_questions
 from llada.files import join, write_bytes
 from llada.model.hf import read_config
 from llada.sampling.generate import generate
@@ -44,7 +44,8 @@ def needed_poems(config: EvaluateConfig) -> str:
 
 
 def measure_reversal(evaluation: Evaluation) -> Figures:
-    """{"forward": share of right answers, "forward_stderr": its standard error, "reversal", "reversal_stderr", "poems"}.
+    """{"forward": share of right answers, "forward_stderr": its standard error (of more than one poem), "reversal", "reversal_stderr",
+    "poems", and "published/MODEL/forward" and "…/reversal", what the paper has}.
 
     Raises UserError: no poems, a checkpoint without a tokenizer or (with `poems.chat`) a chat template, or with too short a context.
     """
@@ -77,7 +78,10 @@ def measure_reversal(evaluation: Evaluation) -> Figures:
         right = [bool(line["is_right"]) for line in lines if line["direction"] == direction]
         share = sum(right) / len(right)
         figures[direction] = share
-        figures[f"{direction}_stderr"] = (share * (1 - share) / max(1, len(right) - 1)) ** 0.5
+        if len(right) > 1:
+            figures[f"{direction}_stderr"] = (share * (1 - share) / (len(right) - 1)) ** 0.5
+    for (model, direction), percent in PUBLISHED.items():
+        figures[f"published/{model}/{direction}"] = percent / 100
     return figures
 
 

@@ -143,3 +143,63 @@ def test_one_item_says_nothing_of_others(tmp_path: Path) -> None:
     found = compare(a, b)
     assert [difference.items for difference in found.differences] == [1]
     assert "t: one item is in both, which says nothing of others" in found.remarks
+    assert comparison_rows(found, CompareConfig())[1][-1] == "n/a"
+
+
+def test_a_task_of_one_item_leaves_a_mean_of_tasks_without_an_interval(tmp_path: Path) -> None:
+    a, b = (
+        result(
+            tmp_path / name,
+            {"t": {"items": {"one": {"x": 1}, "two": {"y": 0, "z": n}}, "is_mean_of_tasks": True}},
+        )
+        for n, name in enumerate("ab")
+    )
+    found = compare(a, b)
+    assert found.differences[0].difference == 0.25
+    assert math.isnan(found.differences[0].low)
+    assert found.remarks == ["t: one item of 1 of its 2 tasks is in both, which says nothing of others"]
+
+
+SUMMARY = {
+    "title": "T", "metric": "acc", "filter": "none", "tasks": ["t"], "is_mean_of_tasks": False, "settings": {}, "settings_hash": "1"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("results", "items", "message"),
+    [
+        ("[]", "", "results.json holds no benchmarks"),
+        ("7", "", "results.json holds no benchmarks"),
+        ('{"benchmarks": [1]}', "", "results.json holds no benchmarks"),
+        ('{"benchmarks": {"t"', "", "results.json is no JSON"),
+        ('{"benchmarks": {"t": 1}}', "", "results.json, benchmark t is no JSON object"),
+        (
+            json.dumps({"benchmarks": {"t": {**SUMMARY, "tasks": "t"}}}),
+            "",
+            "results.json, benchmark t: the field 'tasks' must be list, not 't'",
+        ),
+        (
+            json.dumps({"benchmarks": {"t": {k: v for k, v in SUMMARY.items() if k != "metric"}}}),
+            "",
+            "results.json, benchmark t has no field 'metric'",
+        ),
+        (
+            json.dumps({"benchmarks": {"t": SUMMARY}}),
+            '{"doc_hash": "x", "filter": "none", "acc": 1}\n{"doc_ha',
+            "t.jsonl, line 2 is no JSON",
+        ),
+        (json.dumps({"benchmarks": {"t": SUMMARY}}), '{"filter": "none"}', "row 1 has no field 'doc_hash'"),
+        (json.dumps({"benchmarks": {"t": SUMMARY}}), '{"doc_hash": "x"}', "row 1 has no field 'filter'"),
+        (json.dumps({"benchmarks": {"t": SUMMARY}}), "", "t.jsonl holds no rows"),
+        (json.dumps({"benchmarks": {"t": SUMMARY}}), None, "there is no file .*t.jsonl"),
+    ],
+    ids=str,
+)
+def test_damaged_results_are_one_line(tmp_path: Path, results: str, items: str | None, message: str) -> None:
+    (tmp_path / "a" / "benchmarks").mkdir(parents=True)
+    (tmp_path / "a" / "results.json").write_text(results)
+    if items is not None:
+        (tmp_path / "a" / "benchmarks" / "t.jsonl").write_text(items)
+    with pytest.raises(UserError, match=message) as caught:
+        compare(str(tmp_path / "a"), str(tmp_path / "a"))
+    assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,10 @@ from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.evaluation import EvaluateConfig, Evaluation
 from llada.evals.perplexity.corpora import TextsConfig
 from llada.evals.perplexity.judge import GenerativeConfig
+from llada.evals.requests.scoring import ScoreConfig
 from llada.evals.reversal.poems import PoemsConfig
-from llada.evals.tasks import TASKS
+from llada.evals.tasks import TASKS, check_heeded
+from llada.sampling.config import SamplingConfig
 from llada.understanding.config import UnderstandingConfig
 
 
@@ -62,3 +65,40 @@ def test_what_a_task_reads_is_what_its_settings_name(tmp_path: Path) -> None:
         "reversal": ["poems.jsonl"],
         "understanding": ["train.jsonl", "test.jsonl"],
     }
+
+
+@pytest.mark.parametrize(
+    ("tasks", "settings", "message"),
+    [
+        (
+            ("samples",),
+            {"benchmarks": BenchmarkConfig(("mmlu",))},
+            r"^benchmarks\.names=\('mmlu',\) is a setting of benchmarks, and what is run is samples: leave it out",
+        ),
+        (
+            ("benchmarks",),
+            {"num_samples": 8},
+            r"^num_samples=8 is a setting of perplexity and text_perplexity, .* has benchmarks\.score\.num_samples$",
+        ),
+        (("benchmarks",), {"seed": 7}, r"^seed=7 is a setting of .* has benchmarks\.score\.seed$"),
+        (
+            ("reversal", "perplexity"),
+            {"sampling": SamplingConfig(fixed={0: 5})},
+            r"^sampling\.fixed.* is a setting of benchmarks and generative_perplexity and samples, and what is run is reversal and",
+        ),
+        (("perplexity",), {"poems": PoemsConfig(chat=False)}, r"^poems\.chat=False is a setting of reversal"),
+    ],
+    ids=str,
+)
+def test_a_setting_of_a_task_that_is_not_run_is_named(
+    tasks: tuple[str, ...], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_heeded(EvaluateConfig(tasks, **settings))
+
+
+def test_settings_of_the_tasks_that_are_run_and_defaults_pass() -> None:
+    for name in TASKS:
+        check_heeded(EvaluateConfig((name,)))
+    benchmarks = BenchmarkConfig(("mmlu",), score=ScoreConfig(seed=3))
+    check_heeded(EvaluateConfig(("samples", "benchmarks"), seed=7, benchmarks=benchmarks, prompts=("A",)))

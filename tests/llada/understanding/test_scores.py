@@ -56,3 +56,8 @@ def test_scores_are_correlated_and_more_classes_averaged() -> None:
 def test_answers_that_are_all_one_correlate_with_nothing() -> None:
     assert score_answers([1.0, 2.0, 3.0], [[5.0, 5.0, 5.0]], "score", 0)["pearson"] == 0
     assert score_answers([0, 1, 1], [[1, 1, 1]], "class", 2)["mcc"] == 0
+
+
+@pytest.mark.usefixtures("no_errors")
+def test_one_row_has_no_error() -> None:
+    assert set(score_answers([1], [[1], [1]], "class", 2)) & {"accuracy", "accuracy_stderr"} == {"accuracy"}

@@ -295,13 +295,6 @@ def test_what_is_wrong_is_found_before_any_task_begins(asked: dict[str, Any], me
         needed_benchmarks(EvaluateConfig(("benchmarks",), benchmarks=BenchmarkConfig(**asked)))
 
 
-def test_the_seed_of_other_tasks_is_not_passed_over() -> None:
-    config = EvaluateConfig(("benchmarks",), seed=7, benchmarks=BenchmarkConfig(("gsm8k",)))
-    with pytest.raises(UserError, match=r"seed=7 is that of other tasks; .* is benchmarks\.score\.seed"):
-        needed_benchmarks(config)
-    assert needed_benchmarks(replace(config, tasks=("benchmarks", "samples"))) == config.benchmarks
-
-
 def test_what_a_task_is_belongs_to_what_is_read(tmp_path: Path) -> None:
     """So that an output of an edited task is another one."""
     for name in ("toy.yaml", "words.py", "notes.txt"):

@@ -113,3 +113,17 @@ def test_who_cannot_be_asked_is_named(
     ):
         with pytest.raises(UserError, match=message):
             measure_reversal(evaluation_of(model, config))
+
+
+def test_what_is_published_stands_beside_ours_and_one_poem_has_no_error(
+    model: str, poems: str, evaluation_of: EvaluationOf
+) -> None:
+    config = EvaluateConfig(("reversal",), poems=PoemsConfig(poems, limit=1))
+    figures = measure_reversal(evaluation_of(model, config))
+    assert figures["published/LLaDA-8B-Instruct/forward"] == pytest.approx(0.518)
+    assert figures["published/GPT-4o-2024-08-06/reversal"] == pytest.approx(0.343)
+    assert set(figures) - {name for name in figures if name.startswith("published/")} == {
+        "poems",
+        "forward",
+        "reversal",
+    }
