@@ -17,7 +17,6 @@ see that it runs, in seconds, --scale for a GPU (11.6 M parameters, of the size 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -43,6 +42,7 @@ from twins import (
     once,
     publish,
     save_figure,
+    source_of,
     write_rows,
 )
 
@@ -311,9 +311,7 @@ def main(words: Sequence[str] | None = None) -> None:
     before = machine()
     size = QUICK if arguments.quick else SCALE if arguments.scale else FULL
     file = arguments.text
-    content = file.read_bytes()
-    source = {"name": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    settings = keep_settings(arguments.output, {**asdict(size), "text": source})
+    settings = keep_settings(arguments.output, {**asdict(size), "text": source_of(file)})
     text, toy = Text(file, arguments.output, size), Toy(arguments.output, size)
     for name in NAMES:
         for seed in toy.learning.seeds:

@@ -42,6 +42,7 @@ from twins import (
     once,
     publish,
     save_figure,
+    source_of,
     write_left_to_right,
     write_rows,
 )
@@ -108,7 +109,7 @@ class Experiment:
 
     def __init__(self, text: Path, folder: Path, size: Size) -> None:
         self.size = size
-        self.settings = keep_settings(folder, {**asdict(size), "text": text.name})
+        self.settings = keep_settings(folder, {**asdict(size), "text": source_of(text)})
         self.facts = make_facts(size.facts)
         facts = [words_of(sentence) for sentence in self.facts.texts]
         asked = [words_of(f"{q.prompt} {q.answer}.") for q in self.facts.questions]

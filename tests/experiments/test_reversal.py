@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +42,7 @@ def test_both_twins_have_their_numbers(script: ModuleType, done: Path):
         assert all(0 <= share <= 1 for shares in row["right"].values() for share in shares)
     assert (done / "reversal.png").stat().st_size > 10_000
     assert "| LLaDA |" in (done / "reversal.md").read_text()
+    assert report["settings"]["text"]["sha256"] == hashlib.sha256(STORIES.encode()).hexdigest()
 
 
 def test_rows_are_facts_and_one_in_four_ordinary_text(script: ModuleType, experiment, done: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,12 @@ def test_all_networks_have_their_numbers(script: ModuleType, done: Path):
     assert all(0 <= share <= 1 for row in report["rows"] for share in row["accuracy"])
     assert 0.5 <= report["majority"] <= 1
     assert (done / "understanding.png").stat().st_size > 10_000
+    text = (done.parent / "nsmc_20k.jsonl.gz").read_bytes()
+    assert report["settings"]["text"]["sha256"] == hashlib.sha256(text).hexdigest()
+    runs = [json.loads(file.read_text()) for file in (done / "runs").iterdir()]
+    untrained = [run["cpu_s"] for run in runs if "validation_loss" not in run]
+    assert min(untrained) > 0
+    assert report["cpu_s"] == pytest.approx(sum(run["cpu_s"] for run in runs))
     assert "| BERT 15 % |" in (done / "understanding.md").read_text()
 
 

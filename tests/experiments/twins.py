@@ -9,6 +9,7 @@ a few, is best for it after a quarter of the steps with a seed of its own. ± is
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -70,6 +71,12 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if kept != json.loads(json.dumps(settings)):
         raise SystemExit(f"{folder} holds an experiment of other settings: choose another --output")
     return kept
+
+
+def source_of(file: Path) -> dict[str, Any]:
+    """By which a text that was learned is known, wherever it lies."""
+    content = file.read_bytes()
+    return {"name": file.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def slug(name: str) -> str:

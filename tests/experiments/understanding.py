@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ from twins import (
     once,
     publish,
     save_figure,
+    source_of,
     write_rows,
 )
 
@@ -106,7 +108,7 @@ class Experiment:
 
     def __init__(self, text: Path, folder: Path, size: Size) -> None:
         self.size = size
-        self.settings = keep_settings(folder, {**asdict(size), "text": text.name})
+        self.settings = keep_settings(folder, {**asdict(size), "text": source_of(text)})
         reviews = read_reviews(text)
         order = np.random.default_rng(0).permutation(len(reviews))
         with_label = [int(at) for at in order if label_of(reviews[at][1]) is not None]
@@ -164,7 +166,13 @@ class Experiment:
         if name == UNTRAINED:
             network = Transformer(self.twins.network("LLaDA"))
             network.init_weights(seed)
-            return once(self.twins.folder / "runs" / f"untrained-{seed}.json", lambda: measure(network, None))
+
+            def make() -> dict[str, Any]:
+                begun = time.process_time()
+                measured = measure(network, None)
+                return {**measured, "cpu_s": time.process_time() - begun, "commit": machine()["commit"]}
+
+            return once(self.twins.folder / "runs" / f"untrained-{seed}.json", make)
         return self.twins.run(name, seed, measure)
 
 
@@ -173,7 +181,7 @@ def summarise(experiment: Experiment, before: dict[str, Any]) -> dict[str, Any]:
     rows, done = [], []
     for name in (*OBJECTIVES, UNTRAINED):
         runs = [experiment.run(name, seed) for seed in experiment.size.learning.seeds]
-        done += runs if name != UNTRAINED else []
+        done += runs
         rows.append(
             {
                 "network": name,
