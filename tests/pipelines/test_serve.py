@@ -720,6 +720,11 @@ class TestRedeploying:
 
     url: ClassVar[str]
 
+    @staticmethod
+    def again(model: Path) -> dict[str, Any]:
+        """Other settings than the first version's. Where they run already, Serve has nothing to do."""
+        return {"model": str(model), "max_ongoing_requests": 1, "graceful_shutdown_timeout_s": 5}
+
     @pytest.mark.parametrize(
         "kinds",
         [
@@ -755,7 +760,7 @@ class TestRedeploying:
                 while len(answers) < seen + 3:  # one pair was asked for after it had failed
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
-            assert deploy(model=str(random_model), max_choices=3).startswith("RUNNING")
+            assert deploy(**self.again(random_model)).startswith("RUNNING")
         finally:
             is_over.set()
             asking.join()
@@ -797,7 +802,7 @@ class TestRedeploying:
         metrics_shown: Callable[[str], set[str]],
         scrape: Callable[..., dict[str, float]],
     ) -> None:
-        deploy(model=str(random_model))
+        deploy(**self.again(random_model))
         with httpx.Client(base_url=self.url, timeout=60) as client:
             assert client.post("/v1/completions", json={**FAST, "prompt": "Go"}).status_code == 200
         shown = metrics_shown("ray_serve_")
@@ -807,7 +812,7 @@ class TestRedeploying:
     def test_deleting_it_refuses_what_waits(self, deploy: Callable[..., str], random_model: Path) -> None:
         from ray import serve as ray_serve
 
-        deploy(model=str(random_model), max_ongoing_requests=1, graceful_shutdown_timeout_s=5)
+        deploy(**self.again(random_model))
         body = {**FAST, **LONG, "n": 16}  # not over before the gateway has noticed
         with (
             httpx.Client(base_url=self.url, timeout=60) as client,
@@ -822,7 +827,8 @@ class TestRedeploying:
                 time.sleep(0.1)
             ray_serve.delete(APP_NAME, _blocking=False)
             response = waiting.result(30)
-        assert (response.status_code, response.headers.get("retry-after")) == (503, "5"), response.text
+        assert response.status_code == 503, response.text
+        assert response.headers["retry-after"].isdecimal()
 
 
 # --- Configuration ----------------------------------------------------------------------------------------------------

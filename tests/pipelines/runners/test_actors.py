@@ -47,13 +47,10 @@ def test_results_stand_in_order_and_are_made_once(local_ray, tmp_path):
     assert json.loads(stored["4"].read_text()) == {"product": 12}
     stored["2"].unlink()
     (tmp_path / "log").unlink()
-    assert run(build, tmp_path / "out") == results
-    assert (tmp_path / "log").read_text() == "2\n"
     # A block that asks something else is another one, whatever its name.
-    (tmp_path / "log").unlink()
     changed = [*BLOCKS[:3], {"name": "3", "number": 7}, BLOCKS[4]]
     assert [result["product"] for result in run(build, tmp_path / "out", blocks=changed)] == [0, 3, 6, 21, 12]
-    assert (tmp_path / "log").read_text() == "3\n"
+    assert (tmp_path / "log").read_text() == "2\n3\n"
 
 
 class Gated:
