@@ -29,8 +29,7 @@ def test_measures_of_a_table() -> None:
     assert score_answers(*swapped, "class", 2)["f1"] == pytest.approx(2 * 4 / (2 * 4 + 1 + 2))
 
 
-def test_errors_by_rows_and_by_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "RESAMPLES", 300)
+def test_errors_by_rows_and_by_seeds() -> None:
     draw = np.random.default_rng(3)
     labels = draw.integers(2, size=400)
     answers = [np.where(draw.random(400) < share, labels, 1 - labels) for share in (0.8, 0.8, 0.6)]
