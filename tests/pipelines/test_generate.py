@@ -49,7 +49,7 @@ def written(output: str) -> bytes:
 def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, prompts):
     sampling = replace(stages.recipe.sampling, temperature=1.0)
     runs = []
-    for rows, shard_rows, actors in ((16, 512, 1), (2, 4, 2), (1, 1, 1)):
+    for rows, shard_rows, actors in ((16, 512, 1), (1, 3, 2)):
         output = str(tmp_path / f"rows-{rows}")
         manifest = generate(
             GenerateConfig(sampling=sampling, seed=3, batch_rows=rows, shard_rows=shard_rows),
@@ -63,7 +63,7 @@ def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, p
         assert manifest["counts"]["refused"] == 2
         assert manifest["counts"]["shards"] == -(-7 // shard_rows)
         runs.append(written(output))
-    assert runs[0] == runs[1] == runs[2]
+    assert runs[0] == runs[1]
     found = answers(str(tmp_path / "rows-16"))
     assert [answer["id"] for answer in found] == [answer["index"] for answer in found] == list(range(7))
     assert [number for number, answer in enumerate(found) if "error" in answer] == [5, 6]
