@@ -22,6 +22,7 @@ def test_quickstart_then_again(local_ray, corpus, tmp_path, capsys):
     args = QuickstartArgs(
         output=str(tmp_path / "quickstart"),
         input=(str(corpus / "text.jsonl"),),
+        sft_input=(str(corpus / "chat.jsonl"),),
         pretrain_steps=8,
         sft_steps=4,
         question="What is 3?",
