@@ -1,16 +1,17 @@
 """A benchmark's tasks, objects of lm_eval: its configurations with the changes of catalogue.py, over files of a folder or the hub's
-data sets. With a folder, nothing is asked of the network.
+data sets. With a folder, nothing is asked of the network. Whether each document can be asked and judged is seen before any is.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llada.errors import UserError, hint
 from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark, Row
@@ -48,8 +49,6 @@ def build_tasks(
     Raises UserError: code execution that is not allowed; a file that is not there or not of the benchmark; more examples
     than there are; a package that is missing.
     """
-    from lm_eval.api.task import ConfigurableTask
-
     benchmark = BENCHMARKS[name]
     check_programs(name, allow_code_execution=allow_code_execution)
     files = _task_files(benchmark)
@@ -61,11 +60,67 @@ def build_tasks(
         config = _task_config(benchmark, path)
         if num_fewshot is not None:
             config["num_fewshot"] = num_fewshot
+        documents, examples = (
+            ([], []) if rows is None else (rows.documents[task], rows.examples.get(task, []))
+        )
+        _check_examples(name, config, None if rows is None else (len(documents), len(examples)), data)
         if rows is not None:
-            _put_rows(config, rows.documents[task], rows.examples.get(task))
-        _check_examples(name, config, None if rows is None else len(rows.examples.get(task, [])), data)
-        tasks.append(settle_documents(ConfigurableTask(config=config)))
+            _put_rows(config, name, documents, examples)
+        places = [row.place for row in documents]
+        tasks.append(_build_task(name, config, places, [row.place for row in examples]))
     return tasks
+
+
+def _build_task(name: str, config: Mapping[str, Any], places: list[str], example_places: list[str]) -> Any:
+    """The task, whose documents can be asked and judged. Raises UserError with the place of one that cannot."""
+    from lm_eval.api.task import ConfigurableTask
+
+    first = places[0] if places else f"{name}: its first document"
+    task = _or_no_document(first, lambda: settle_documents(ConfigurableTask(config=config)))
+    shown = list(task.fewshot_docs()) if config.get("num_fewshot") and example_places else []
+    for documents, where in ((task.eval_docs, places), (shown, example_places)):
+        for number, document in enumerate(documents):
+            place = where[number] if len(where) == len(documents) else f"{name}, document {number + 1}"
+            _or_no_document(place, partial(_ask_and_judge, task, document))
+    return task
+
+
+def _or_no_document(place: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except UserError:
+        raise
+    except Exception as error:  # whatever lm_eval's templates and functions meet
+        if "nltk" in str(error):
+            raise UserError(
+                f"{place} is judged with nltk's data, which is not on this machine: python -m nltk.downloader punkt_tab"
+            ) from error
+        raise UserError(f"{place} cannot be asked and judged: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """An error of a library in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
+def _ask_and_judge(task: Any, document: Row) -> None:
+    """Raises whatever is wrong with a document: a prompt, choices, the right one, a judgement of any answer."""
+    asked, target = task.doc_to_text(document), task.doc_to_target(document)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = task.doc_to_choice(document)
+        if not all(choices):
+            raise ValueError("a choice is empty")
+        # Where the contexts are the choices, the prompt is the number of the right one.
+        right = asked if task.multiple_input else target
+        for one in right if isinstance(right, list) else [right]:
+            if not (one in choices if isinstance(one, str) else 0 <= one < len(choices)):
+                raise ValueError(f"{one!r} is none of its {len(choices)} choices")
+        results: list[Any] = [(0.0, False)] * len(choices)
+    else:
+        if isinstance(target, str) and not target.strip():
+            raise ValueError("it has no answer")
+        results = ["One."]
+    task.process_results(document, results)
 
 
 def settle_documents(task: Any) -> Any:
@@ -146,10 +201,15 @@ def _task_config(benchmark: Benchmark, path: Path) -> dict[str, Any]:
 # --- Files of a folder ------------------------------------------------------------------------------------------------
 
 
+class _Read(NamedTuple):
+    place: str
+    row: Row
+
+
 @dataclass
 class _Rows:
-    documents: dict[str, list[Row]] = field(default_factory=dict)
-    examples: dict[str, list[Row]] = field(default_factory=dict)
+    documents: dict[str, list[_Read]] = field(default_factory=dict)
+    examples: dict[str, list[_Read]] = field(default_factory=dict)
 
 
 def _read_rows(name: str, benchmark: Benchmark, data: str, tasks: Mapping[str, Path]) -> _Rows:
@@ -160,34 +220,43 @@ def _read_rows(name: str, benchmark: Benchmark, data: str, tasks: Mapping[str, P
     return found
 
 
-def _sort_rows(benchmark: Benchmark, url: str, tasks: Mapping[str, Path], into: dict[str, list[Row]]) -> None:
+def _sort_rows(
+    benchmark: Benchmark, url: str, tasks: Mapping[str, Path], into: dict[str, list[_Read]]
+) -> None:
     for number, raw in enumerate(read_rows(url), start=1):
         place = f"{url}, row {number}"
         for name in benchmark.fields:
             require(
-                name in raw,
+                raw.get(name) is not None,
                 f"{place} has no {name!r}, which {benchmark.title} needs; it has {', '.join(raw)}",
             )
-        task = benchmark.task_of(raw) if benchmark.task_of else next(iter(tasks))
-        require(task in tasks, f"{place}: {benchmark.title} has no task {task!r}; {hint(task, tasks)}")
         try:
-            into.setdefault(task, []).append(benchmark.row(raw))
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(f"{place} is no document of {benchmark.title}: {error!r}") from error
+            task = benchmark.task_of(raw) if benchmark.task_of else next(iter(tasks))
+            row = benchmark.row(raw)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            reason = str(error) if type(error) is ValueError else repr(error)
+            raise UserError(f"{place} is no document of {benchmark.title}: {reason}") from error
+        require(task in tasks, f"{place}: {benchmark.title} has no task {task!r}; {hint(task, tasks)}")
+        into.setdefault(task, []).append(_Read(place, row))
 
 
-def _put_rows(config: dict[str, Any], documents: list[Row], examples: list[Row] | None) -> None:
+def _splits(config: Mapping[str, Any]) -> tuple[str, str | None]:
+    """(of the documents, of the examples)."""
+    return (
+        config.get("test_split") or config["validation_split"],
+        config.get("fewshot_split") or config.get("training_split"),
+    )
+
+
+def _put_rows(config: dict[str, Any], name: str, documents: list[_Read], examples: list[_Read]) -> None:
     """Give a task these rows in the place of the hub's data set."""
-    import datasets
-
-    asked = config.get("test_split") or config["validation_split"]
-    shown = config.get("fewshot_split") or config.get("training_split")
-    splits = {asked: datasets.Dataset.from_list(documents)}
-    if shown is not None and shown != asked:
+    asked, shown = _splits(config)
+    splits = {asked: _data_set(name, documents)}
+    if shown != asked:
+        config["fewshot_split"] = config["training_split"] = None
         if examples:
-            splits[shown] = datasets.Dataset.from_list(examples)
-        else:
-            config["fewshot_split"] = config["training_split"] = None
+            config["fewshot_split"] = shown or "examples"
+            splits[config["fewshot_split"]] = _data_set(name, examples)
     if config.get("test_split"):
         config["validation_split"] = (
             config.get("validation_split") if config.get("validation_split") in splits else None
@@ -196,23 +265,49 @@ def _put_rows(config: dict[str, Any], documents: list[Row], examples: list[Row] 
     config["custom_dataset"] = lambda **_: splits
 
 
+def _data_set(name: str, rows: list[_Read]) -> Any:
+    import datasets
+
+    try:
+        return datasets.Dataset.from_list([row.row for row in rows])
+    except (ValueError, TypeError) as error:  # pyarrow's own are of these kinds
+        raise UserError(
+            f"{name}: from {rows[0].place} on, a field has values of unlike kinds: {_told(error)}"
+        ) from error
+
+
 def _own_examples(config: Mapping[str, Any]) -> Any:
     """The examples that the prompt has whatever a folder holds, or a function of them; None: there are none."""
     return (config.get("fewshot_config") or {}).get("samples")
 
 
-def _check_examples(name: str, config: Mapping[str, Any], num_read: int | None, data: str | None) -> None:
-    """Raise UserError where the prompt asks for more examples than there are: lm_eval would take them from what it asks."""
+def _check_examples(
+    name: str, config: Mapping[str, Any], num_read: tuple[int, int] | None, data: str | None
+) -> None:
+    """Raise UserError where the prompt asks for more examples than there are: lm_eval would take them from what it asks.
+
+    Args:
+        num_read: (documents, examples) of the folder `data`; None: the hub's.
+    """
     wanted = config.get("num_fewshot") or 0
+    asked, shown = _splits(config)
     if own := _own_examples(config):
         there = len(own() if callable(own) else own)
         require(
             wanted <= there,
             f"{name}: {wanted} examples asked for, and lm_eval's prompt has {there} (--benchmarks.num-fewshot)",
         )
-    elif num_read is not None and config.get("training_split") != config.get("validation_split"):
+    elif num_read is not None:
+        documents, examples = num_read
+        # Some benchmarks have their examples from what is asked, never the question itself.
+        there = documents - 1 if shown == asked else examples
         require(
-            wanted <= num_read,
-            f"{name}: {wanted} examples asked for, and {num_read} are in {data}; give --benchmarks.num-fewshot {num_read}, or "
-            "a .fewshot.jsonl with more",
+            wanted <= there,
+            f"{name}: {wanted} examples asked for, and {there} are in {data}; give --benchmarks.num-fewshot {there}, or "
+            f"{'more rows' if shown == asked else 'a .fewshot.jsonl with more'}",
+        )
+    else:
+        require(
+            wanted == 0 or shown is not None,
+            f"{name}: {wanted} examples asked for, and its data set has none; give --benchmarks.num-fewshot 0",
         )

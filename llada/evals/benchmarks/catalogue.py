@@ -1,10 +1,12 @@
 """The papers' benchmarks as tasks of lm_eval: its prompts and rules, over files of a folder or over the hub's data sets.
 
 A folder holds <file>.jsonl for a benchmark's documents and <file>.fewshot.jsonl for its examples, an object a line, in the fields
-of lm_eval's data set or in those that `Benchmark.row` turns into them. Nothing is asked of the network then.
+of lm_eval's data set or in those that `Benchmark.row` turns into them. Nothing is asked of the network then (but nltk's data, by
+IFEval, where a machine has none).
 
 Three kinds of rules are ours in the place of lm_eval's: programs are run in the sandbox (code_tasks.py), answers of MATH are
-compared by math_answers.py, and two benchmarks that LLaDA's chat models are given as choices to write have OpenCompass' prompts.
+compared by math_answers.py, and where chat models write the letter of a choice it is found by OpenCompass' rules (letters.py), in
+two benchmarks behind its prompts.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llada.evals.benchmarks import code_tasks, math_answers
+from llada.evals.benchmarks.letters import letter_score
 
 Row = dict[str, Any]
 _LETTERS = "ABCDEFGHIJ"
@@ -102,10 +105,11 @@ def _truthfulqa_row(row: Row) -> Row:
         texts = sorted(answers, key=lambda text: -answers[text])
         return {"choices": texts, "labels": [answers[text] for text in texts]}
 
-    return {
-        "question": row["question"],
-        **{name: targets(row[name]) for name in ("mc1_targets", "mc2_targets")},
-    }
+    found = {name: targets(row[name]) for name in ("mc1_targets", "mc2_targets")}
+    for name, target in found.items():
+        if not any(target["labels"]):
+            raise ValueError(f"nothing is right in its {name}")
+    return {"question": row["question"], **found}
 
 
 def _math_task(row: Row) -> str:
@@ -126,6 +130,12 @@ def _infilling_task(row: Row) -> str:
         "RandomSpanInfilling": "random_span",
     }
     return f"humaneval_{words.get(kind, kind)}_infilling"
+
+
+def _math_row(row: Row) -> Row:
+    if math_answers.boxed_answer(row["solution"]) == math_answers.NO_ANSWER:
+        raise ValueError(r"its solution has no \boxed{…}, where the answer stands")
+    return row
 
 
 def _math_docs(dataset: Any) -> Any:
@@ -159,26 +169,47 @@ def _math_chat_changes(folder: Path) -> dict[str, Any]:
     }
 
 
-def _letter_choice(question: str, choices: str, target: str) -> dict[str, Any]:
-    """A question with lettered choices, answered by the first letter that is one of them (OpenCompass' prompts)."""
-    lines = f"{{% for choice in {choices} %}}\n{{{{ 'ABCDEFGHIJ'[loop.index0] }}}}. {{{{ choice }}}}{{% endfor %}}"
+def _letters(choices: Sequence[str]) -> str:
+    return _LETTERS[: len(choices)]
+
+
+def _arc_options(doc: Mapping[str, Any]) -> tuple[str, str]:
+    letters = _letters(doc["choices"]["text"])
+    return letters, letters[doc["choices"]["label"].index(doc["answerKey"])]
+
+
+def _hellaswag_options(doc: Mapping[str, Any]) -> tuple[str, str]:
+    letters = _letters(doc["choices"])
+    return letters, letters[int(doc["label"])]
+
+
+def _mmlu_options(doc: Mapping[str, Any]) -> tuple[str, str]:
+    letters = _letters(doc["choices"])
+    return letters, letters[doc["answer"]]
+
+
+def _letter_changes(options: Callable[[Mapping[str, Any]], tuple[str, str]]) -> dict[str, Any]:
+    """Lettered choices, answered in words."""
     return {
         "output_type": "generate_until",
+        "process_results": partial(letter_score, options),
+        "generation_kwargs": {"until": ["</s>"], "do_sample": False},
+        "filter_list": None,
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _letter_choice(
+    question: str, choices: str, options: Callable[[Mapping[str, Any]], tuple[str, str]]
+) -> dict[str, Any]:
+    """The same of a task that is not asked so, by one of OpenCompass' prompts."""
+    lines = f"{{% for choice in {choices} %}}\n{{{{ 'ABCDEFGHIJ'[loop.index0] }}}}. {{{{ choice }}}}{{% endfor %}}"
+    return {
+        **_letter_changes(options),
         "doc_to_text": question.replace("CHOICES", lines),
         "doc_to_choice": None,
-        "doc_to_target": target,
+        "doc_to_target": lambda doc: options(doc)[1],
         "process_docs": None,
-        "generation_kwargs": {"until": ["</s>"], "do_sample": False},
-        "filter_list": [
-            {
-                "name": "first-letter",
-                "filter": [
-                    {"function": "regex", "regex_pattern": r"(?<![A-Za-z])([A-J])(?![A-Za-z])"},
-                    {"function": "take_first"},
-                ],
-            }
-        ],
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         "should_decontaminate": False,
     }
 
@@ -258,7 +289,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "math": Benchmark(
         "MATH", "minerva_math", "minerva_math_[a-z]*", "exact_match", fields=("problem", "solution", "type"),
-        task_of=_math_task, changes=_math_changes, has_file_of_examples=False,
+        task_of=_math_task, row=_math_row, changes=_math_changes, has_file_of_examples=False,
     ),
     "gpqa": Benchmark("GPQA", "gpqa/n_shot", "gpqa_main_n_shot", "acc", fields=_GPQA),
     "humaneval": Benchmark(
@@ -299,26 +330,24 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     # The same documents, answered in words: for chat models.
     "mmlu_generative": Benchmark(
-        "MMLU", "mmlu/generative", "mmlu_*_generative", "exact_match", "get_response",
+        "MMLU", "mmlu/generative", "mmlu_*_generative", "exact_match",
         fields=("question", "choices", "answer", "subject"), files=("mmlu",),
-        task_of=lambda row: f"mmlu_{row['subject']}_generative",
+        task_of=lambda row: f"mmlu_{row['subject']}_generative", changes=lambda folder: _letter_changes(_mmlu_options),
     ),
     "hellaswag_generative": Benchmark(
-        "HellaSwag", "hellaswag", "hellaswag", "exact_match", "first-letter", files=("hellaswag",), row=_hellaswag_row,
+        "HellaSwag", "hellaswag", "hellaswag", "exact_match", files=("hellaswag",), row=_hellaswag_row,
         changes=lambda folder: {
-            **_letter_choice(_HELLASWAG_QUESTION, "choices", "{{ 'ABCD'[label|int] }}"), "process_docs": _hellaswag_docs
+            **_letter_choice(_HELLASWAG_QUESTION, "choices", _hellaswag_options), "process_docs": _hellaswag_docs
         },
     ),
     "arc_challenge_generative": Benchmark(
-        "ARC-C", "arc", "arc_challenge", "exact_match", "first-letter", fields=("question", "choices"),
+        "ARC-C", "arc", "arc_challenge", "exact_match", fields=("question", "choices"),
         files=("arc_challenge",), row=_arc_row,
-        changes=lambda folder: _letter_choice(
-            _ARC_QUESTION, "choices.text", "{{ 'ABCDEFGHIJ'[choices.label.index(answerKey)] }}"
-        ),
+        changes=lambda folder: _letter_choice(_ARC_QUESTION, "choices.text", _arc_options),
     ),
     "math_chat": Benchmark(
         "MATH", "minerva_math", "minerva_math_[a-z]*", "exact_match", fields=("problem", "solution", "type"),
-        files=("math",), task_of=_math_task, changes=_math_chat_changes, has_file_of_examples=False, remark=r"the last \boxed{…} of the text",
+        files=("math",), task_of=_math_task, row=_math_row, changes=_math_chat_changes, has_file_of_examples=False, remark=r"the last \boxed{…} of the text",
     ),
     "gpqa_generative": Benchmark(
         "GPQA", "gpqa/generative", "gpqa_main_generative_n_shot", "exact_match", "flexible-extract", fields=_GPQA,

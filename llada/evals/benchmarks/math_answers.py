@@ -79,8 +79,10 @@ def normalize(answer: str) -> str:
 
 def is_equivalent(answer: str, gold: str) -> bool:
     """Whether two normalized answers are the same. Raises UserError without math-verify."""
-    if not answer or answer in (gold, NO_ANSWER):
-        return answer == gold != ""
+    if not answer or answer == NO_ANSWER:
+        return False
+    if answer == gold:
+        return True
     try:
         from math_verify import parse, verify
     except ImportError:

@@ -227,11 +227,6 @@ def extracted(task: Any, filter_name: str, answer: str) -> Any:
         ("mmlu_pro", "The answer is (J).", "J"),
         ("mmlu_pro", "the answer is B", "B"),
         ("mmlu_pro", "I choose B", "[invalid]"),
-        ("arc_challenge_generative", "C", "C"),
-        ("arc_challenge_generative", "Answer: A. Because", "A"),
-        ("arc_challenge_generative", "**B**", "B"),
-        ("arc_challenge_generative", "An apple is D", "D"),
-        ("arc_challenge_generative", "none of them", "[invalid]"),
         ("gpqa_generative", "It is (B), not (C)", "(C)"),
     ],
 )
@@ -250,6 +245,7 @@ def test_judgements_are_those_of_the_rules(data: Path) -> None:
         0,
     ]
     math = next(iter(tasks_of("math", data).values()))
+    assert math.process_results({"answer": "[invalidanswer]"}, ["no answer"])["exact_match"] == 0.0
     doc = {"answer": r"\frac{1}{2}"}
     said = "Final Answer: The final answer is ${}$. I hope it is correct."
     right = [math.process_results(doc, [said.format(x)])["exact_match"] for x in (r"\frac12", "0.5", "2")]
@@ -257,6 +253,13 @@ def test_judgements_are_those_of_the_rules(data: Path) -> None:
     assert math.process_results(doc, [r"\boxed{\frac12}"])["exact_match"] == 0.0
     chat = next(iter(tasks_of("math_chat", data).values()))
     assert chat.process_results(doc, [r"so \boxed{\frac12}"])["exact_match"] == 1.0
+    for name in ("arc_challenge_generative", "hellaswag_generative", "mmlu_generative"):
+        letters = next(iter(tasks_of(name, data).values()))
+        doc = letters.eval_docs[0]
+        right = letters.doc_to_target(doc)
+        for said in ("{}", "\n{}. It is", "I think the answer is {}."):
+            judged = [letters.process_results(doc, [said.format(x)])["exact_match"] for x in "ABCD"]
+            assert judged == [float(x == right) for x in "ABCD"], (name, said)
     strict = tasks_of("ifeval", data)["ifeval"]
     words = [strict.process_results(strict.eval_docs[0], [text]) for text in ("One", "One, two", "")]
     assert [found["prompt_level_strict_acc"] for found in words] == [True, False, False]
