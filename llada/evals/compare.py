@@ -58,6 +58,8 @@ class Difference(NamedTuple):
     low: float
     high: float
     """The interval of the difference; NaN where a task has one item, of whose spread nothing is known."""
+    is_share: bool
+    """Whether a table has it in per cent."""
 
 
 class Comparison(NamedTuple):
@@ -104,7 +106,9 @@ def compare(a: str, b: str, config: CompareConfig = CompareConfig()) -> Comparis
         groups = [np.array(pairs) for pairs in by_task.values()]
         low, high = bootstrap_interval([pairs[:, 1] - pairs[:, 0] for pairs in groups], config)
         mean_a, mean_b = np.mean([pairs.mean(0) for pairs in groups], 0).tolist()
-        difference = Difference(name, one["title"], len(common), mean_a, mean_b, mean_b - mean_a, low, high)
+        difference = Difference(
+            name, one["title"], len(common), mean_a, mean_b, mean_b - mean_a, low, high, one["is_share"]
+        )
         differences.append(difference)
         if alone := sum(len(pairs) == 1 for pairs in groups):
             where = "" if len(groups) == 1 else f" of {alone} of its {len(groups)} tasks"
@@ -132,13 +136,14 @@ def bootstrap_interval(groups: Sequence[NDArray[Any]], config: CompareConfig) ->
 
 
 def comparison_rows(found: Comparison, config: CompareConfig) -> list[tuple[str, ...]]:
-    """A table's cells, its header first; figures in per cent."""
+    """A table's cells, its header first; shares in per cent."""
     interval = f"{100 * config.confidence:g} % interval"
-    rows: list[tuple[str, ...]] = [("Benchmark", "Items", "A, %", "B, %", "B − A", interval)]
+    rows: list[tuple[str, ...]] = [("Benchmark", "Items", "A", "B", "B − A", interval)]
     for d in found.differences:
-        figures = [f"{100 * value:.1f}" for value in (d.a, d.b)]
-        span = "n/a" if math.isnan(d.low) else f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-        rows.append((d.title, f"{d.items:,}", *figures, f"{100 * d.difference:+.1f}", span))
+        factor, unit = (100, " %") if d.is_share else (1, "")
+        figures = [f"{factor * value:.1f}{unit}" for value in (d.a, d.b)]
+        span = "n/a" if math.isnan(d.low) else f"[{factor * d.low:+.1f}, {factor * d.high:+.1f}]"
+        rows.append((d.title, f"{d.items:,}", *figures, f"{factor * d.difference:+.1f}", span))
     return rows
 
 

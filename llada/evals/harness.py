@@ -125,7 +125,7 @@ class HarnessModel(TemplateLM):
     @classmethod
     def from_arguments(
         cls,
-        pretrained: str,
+        pretrained: str | None = None,
         *,
         device: str | None = None,
         dtype: str | None = None,
@@ -142,6 +142,8 @@ class HarnessModel(TemplateLM):
 
         Raises UserError: see above.
         """
+        if pretrained is None:
+            raise UserError("lm_eval: no checkpoint is named; give --model_args pretrained=FOLDER")
         scoring, sampling = ({field.name for field in fields(kind)} for kind in (ScoreConfig, SamplingConfig))
         for name in settings:
             if name not in scoring | sampling:

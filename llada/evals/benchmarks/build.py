@@ -75,8 +75,11 @@ def _build_task(name: str, config: Mapping[str, Any], places: list[str], example
     """The task, whose documents can be asked and judged. Raises UserError with the place of one that cannot."""
     from lm_eval.api.task import ConfigurableTask
 
-    first = places[0] if places else f"{name}: its first document"
-    task = _or_no_document(first, lambda: settle_documents(ConfigurableTask(config=config)))
+    def build() -> Any:
+        return settle_documents(ConfigurableTask(config=config))
+
+    # Of the hub's data lm_eval's own errors say what is wrong (hub.py); of a folder's, the first document is asked in there.
+    task = _or_no_document(places[0], build) if places else build()
     shown = list(task.fewshot_docs()) if config.get("num_fewshot") and example_places else []
     for documents, where in ((task.eval_docs, places), (shown, example_places)):
         for number, document in enumerate(documents):

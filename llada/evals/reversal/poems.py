@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from llada.evals.local_rows import field_of, read_rows
 from llada.sampling.config import SamplingConfig
-from llada.settings import check_limits, limited
+from llada.settings import check_limits, limited, require
 
 Direction = Literal["forward", "reversal"]
 
@@ -59,10 +59,12 @@ class PoemQuestion(NamedTuple):
 
 def read_questions(url: str, limit: int | None = None) -> list[PoemQuestion]:
     """Both questions of each pair, the forward ones first. Raises UserError naming the file, and the row without two lines."""
-    pairs = [
-        tuple(field_of(row, name, str, f"{url}, row {number}") for name in ("first", "second"))
-        for number, row in enumerate(read_rows(url)[:limit], start=1)
-    ]
+    pairs = []
+    for number, row in enumerate(read_rows(url)[:limit], start=1):
+        place = f"{url}, row {number}"
+        pair = [field_of(row, name, str, place) for name in ("first", "second")]
+        require(all(line.strip() for line in pair), f"{place} has an empty line, which any answer would hold")
+        pairs.append(pair)
     return [
         *(PoemQuestion(ASKED["forward"].format(line=first), second, "forward") for first, second in pairs),
         *(PoemQuestion(ASKED["reversal"].format(line=second), first, "reversal") for first, second in pairs),

@@ -37,7 +37,7 @@ def result(folder: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
             )
         summaries[name] = {
             "title": name.upper(), "metric": "acc", "filter": "none", "tasks": list(items), "is_mean_of_tasks": False,
-            "settings": {}, "settings_hash": "1", **given,
+            "is_share": True, "settings": {}, "settings_hash": "1", **given,
         }  # fmt: skip
     (folder / "results.json").write_text(json.dumps({"benchmarks": summaries}))
     return str(folder)
@@ -102,11 +102,19 @@ def test_pairing_and_equality_leave_no_doubt(tmp_path: Path) -> None:
     assert comparison_rows(compare(a, b), CompareConfig())[1] == (
         "T",
         "20",
-        "50.0",
-        "50.0",
+        "50.0 %",
+        "50.0 %",
         "+0.0",
         "[+0.0, +0.0]",
     )
+
+
+def test_a_figure_that_is_no_share_is_told_as_it_is(tmp_path: Path) -> None:
+    a, b = (
+        result(tmp_path / name, {"t": {"items": {"t": {"x": 45.2, "y": 30 + more}}, "is_share": False}})
+        for name, more in (("a", 0), ("b", 1))
+    )
+    assert comparison_rows(compare(a, b), CompareConfig())[1][2:5] == ("37.6", "38.1", "+0.5")
 
 
 def test_tasks_that_count_the_same_do_so_here(tmp_path: Path) -> None:

@@ -317,6 +317,8 @@ def test_a_chat_is_rendered_and_read_with_its_special_tokens(folder: str) -> Non
 def test_wrong_model_arguments_are_named(folder: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         HarnessModel.from_arguments(folder, **settings)
+    with pytest.raises(UserError, match="give --model_args pretrained=FOLDER"):
+        HarnessModel.from_arguments(**settings)
 
 
 def test_wishes_that_cannot_be_granted_are_named(folder: str) -> None:

@@ -274,6 +274,13 @@ def test_canonical_programs_pass_in_the_sandbox(data: Path) -> None:
             assert list(rule["filter_fn"](answers, docs)) == [["passed"]] * 3
 
 
+INSTRUCTION = {"key": 1, "prompt": "Say.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+
+
+def write(folder: Path, name: str, *rows: dict[str, Any]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 BAD: list[tuple[str, Callable[[Path], Any], dict[str, Any], str]] = [
     ("gsm8k", lambda folder: None, {}, r"gsm8k: there is no .*gsm8k\.jsonl; put its documents there"),
     ("gsm8k", lambda folder: (folder / "gsm8k.jsonl").write_text("{"), {}, r"gsm8k\.jsonl, line 1 is no JSON"),
@@ -310,6 +317,103 @@ BAD: list[tuple[str, Callable[[Path], Any], dict[str, Any], str]] = [
         "mbpp: 4 examples asked for, and lm_eval's prompt has 3",
     ),
     (
+        "gsm8k",
+        lambda folder: (folder / "gsm8k.jsonl").write_text('{"question": "?", "answer": "#### 1"}\n'),
+        {},
+        "gsm8k: 5 examples asked for, and 0 are in",
+    ),
+    (
+        "mmlu_pro",
+        lambda folder: (folder / "mmlu_pro.jsonl").write_text(
+            json.dumps({"question": "?", "options": ["a", "b"], "answer": "A", "answer_index": 0, "category": "law"})
+        ),
+        {},
+        "mmlu_pro: 5 examples asked for, and 0 are in",
+    ),
+    (
+        "gpqa",
+        lambda folder: write(folder, "gpqa", {
+            "Question": "?", "Correct Answer": "a", **{f"Incorrect Answer {n}": "b" for n in (1, 2, 3)}
+        }),
+        {"num_fewshot": 1},
+        "gpqa: 1 examples asked for, and 0 are in .*, or more rows",
+    ),
+    ("ifeval", lambda folder: write(folder, "ifeval", INSTRUCTION), {"num_fewshot": 1}, "ifeval: 1 examples asked for, and 0 are in"),
+    (
+        "math",
+        lambda folder: write(folder, "math", {"problem": "?", "solution": "two", "type": "Algebra", "level": "Level 1"}),
+        {"num_fewshot": 0},
+        r"row 1 is no document of MATH: its solution has no \\boxed",
+    ),
+    ("gsm8k", lambda folder: write(folder, "gsm8k", {"question": None, "answer": "#### 1"}), {}, "row 1 has no 'question'"),
+    (
+        "piqa",
+        lambda folder: write(folder, "piqa", {"goal": "x", "sol1": "a", "sol2": "b", "label": -1}),
+        {},
+        r"piqa\.jsonl, row 1 cannot be asked and judged: ValueError: -1 is none of its 2 choices",
+    ),
+    (
+        "piqa",
+        lambda folder: write(
+            folder, "piqa", *({"goal": "x", "sol1": "a", "sol2": "b", "label": label} for label in (0, 1, 7))
+        ),
+        {},
+        r"piqa\.jsonl, row 3 cannot be asked and judged: ValueError: 7 is none of its 2 choices",
+    ),
+    (
+        "piqa",
+        lambda folder: write(
+            folder, "piqa", *({"goal": "x", "sol1": "a", "sol2": "b", "label": label} for label in (0, "1"))
+        ),
+        {},
+        r"piqa: from .*piqa\.jsonl, row 1 on, a field has values of unlike kinds",
+    ),
+    (
+        "hellaswag",
+        lambda folder: write(folder, "hellaswag", {"query": "x", "choices": ["a", "b", "c", "d"], "gold": ""}),
+        {},
+        r"hellaswag\.jsonl, row 1 cannot be asked and judged",
+    ),
+    (
+        "truthfulqa",
+        lambda folder: write(
+            folder, "truthfulqa_mc",
+            {"question": "?", "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 0, "b": 0}},
+        ),
+        {},
+        "row 1 is no document of TruthfulQA: nothing is right in its mc2_targets",
+    ),
+    (
+        "winogrande",
+        lambda folder: write(folder, "winogrande", {"sentence": "A _ b", "option1": "a", "option2": "b", "answer": "3"}),
+        {},
+        r"winogrande\.jsonl, row 1 cannot be asked and judged: KeyError",
+    ),
+    (
+        "arc_challenge",
+        lambda folder: write(folder, "arc_challenge", {"question": "?", "choices": ["a", ""], "label": 0}),
+        {},
+        "row 1 cannot be asked and judged: IndexError",
+    ),
+    (
+        "mmlu_pro",
+        lambda folder: write(folder, "mmlu_pro", {"question": "?", "options": ["a"], "answer": "A", "category": 3}),
+        {},
+        "row 1 is no document of MMLU-Pro",
+    ),
+    (
+        "ifeval",
+        lambda folder: write(folder, "ifeval", {**INSTRUCTION, "instruction_id_list": ["punctuation:no_such"]}),
+        {},
+        "row 1 cannot be asked and judged: KeyError: 'punctuation:no_such'",
+    ),
+    (
+        "ifeval",
+        lambda folder: write(folder, "ifeval", {**INSTRUCTION, "kwargs": []}),
+        {},
+        "row 1 cannot be asked and judged: IndexError",
+    ),
+    (
         "humaneval",
         lambda folder: None,
         {"allow_code_execution": False},
@@ -318,7 +422,11 @@ BAD: list[tuple[str, Callable[[Path], Any], dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "prepare", "changes", "message"), BAD, ids=[row[3][:40] for row in BAD])
+@pytest.mark.parametrize(
+    ("name", "prepare", "changes", "message"),
+    BAD,
+    ids=[f"{number}-{row[0]}" for number, row in enumerate(BAD)],
+)
 def test_what_is_wrong_with_the_data_is_one_line(
     tmp_path: Path, name: str, prepare: Callable[[Path], Any], changes: dict[str, Any], message: str
 ) -> None:

@@ -45,6 +45,9 @@ def test_a_pair_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"first": "甲", "second": "乙"}\n{"first": "甲", "secnd": "乙"}\n')
     with pytest.raises(UserError, match=r"p\.jsonl, row 2 has no field 'second'; did you mean 'secnd'"):
         read_questions(str(tmp_path / "p.jsonl"))
+    (tmp_path / "p.jsonl").write_text('{"first": "甲", "second": " "}\n')
+    with pytest.raises(UserError, match=r"p\.jsonl, row 1 has an empty line"):
+        read_questions(str(tmp_path / "p.jsonl"))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real text at {SHARED}")
