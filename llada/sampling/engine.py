@@ -397,7 +397,8 @@ class DenoiseEngine:
         """One request's failure is not the others'. What those say who are asked for with it, is of no interest."""
         stream = _own(run).stream
         if not stream.is_cancelled:
-            _log.error("a request failed", exc_info=error)
+            if not isinstance(error, UserError):  # which is told to whoever asked
+                _log.error("a request failed", exc_info=error)
             self._write(stream, error)
             stream.is_cancelled = True
 

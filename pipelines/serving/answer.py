@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from email.message import Message as MimeHeaders
 from typing import Any, TypeVar, cast
 
 from fastapi import Request
@@ -39,6 +40,8 @@ _TIMEOUT_HEADER = "x-request-timeout-seconds"
 _LAST_BYTES_S = 10.0
 # A body of which nothing comes for so long is not waited for.
 _BODY_PAUSE_S = 30.0
+# Of all dialects, what a person wrote.
+_PROMPT_FIELDS = {"prompt", "suffix", "messages", "input", "instructions", "tokens"}
 # A body that is parsed in less time than it takes to give it to a thread.
 _SHORT_BYTES = 1 << 14
 
@@ -91,7 +94,7 @@ async def answer(
             limits.check(body)
             track.notes |= {"stream": body.stream, "choices": body.num_prompts * body.n}
             if logs_prompt:
-                track.notes |= body.model_dump(include={body.prompt_field, "suffix"})
+                track.notes |= body.model_dump(include=_PROMPT_FIELDS, exclude_none=True)
             writer = dialect.writer(body, track.model)
             events = _follow(backend.stream(body, ids_of(request)), writer, track, timer)
             if not body.stream:
@@ -119,9 +122,10 @@ def _fingerprint(writer: ReplyWriter) -> dict[str, str]:
 def _check_headers(request: Request) -> None:
     """Raises RequestError 415 for a body that is declared to be something else than JSON in UTF-8."""
     declared = request.headers.get("content-type", "application/json")
-    kind, _, parameters = declared.lower().partition(";")
-    charset = parameters.partition("charset=")[2].strip(' "')
-    if kind.strip() != "application/json" or charset not in ("", "utf-8", "utf8", "us-ascii"):
+    read = MimeHeaders()
+    read["content-type"] = declared
+    charset = read.get_content_charset("utf-8")
+    if read.get_content_type() != "application/json" or charset not in ("utf-8", "utf8", "us-ascii"):
         raise RequestError(415, f"Content-Type {shorten(declared)!r} is not supported: send application/json")
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
         raise RequestError(415, f"Content-Encoding {shorten(coding)!r} is not supported: send the plain body")

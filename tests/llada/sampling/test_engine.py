@@ -407,8 +407,8 @@ def test_small_requests_do_not_keep_out_a_large_one() -> None:
     assert begun == ["small"] * 3 + ["large"] + ["small"] * 6
 
 
-def test_one_request_that_fails_says_nothing_about_the_network() -> None:
-    """However many choices it has; nor does one whose own settings leave no token."""
+def test_one_request_that_fails_says_nothing_about_the_network(caplog: pytest.LogCaptureFixture) -> None:
+    """However many choices it has; nor does one whose own settings leave no token, which is no failure of ours to be logged."""
     model = build_model()
 
     class Fragile:
@@ -428,10 +428,13 @@ def test_one_request_that_fails_says_nothing_about_the_network() -> None:
     with pytest.raises(ValueError, match="poisoned"):
         asyncio.run(ask(*[GenerateRequest([77], SAMPLING, seed=0)] * 4))
     engine.check()
+    assert "a request failed" in caplog.text
+    caplog.clear()
     nothing = dataclasses.replace(SAMPLING, forbidden={"*": tuple(range(300))})
     for _ in range(4):
         with pytest.raises(UserError, match="leave no token for position"):
             asyncio.run(ask(GenerateRequest([7], nothing, seed=0)))
+    assert caplog.text == ""
     engine.check()
     engine.close()
 

@@ -69,6 +69,12 @@ def test_prompts_are_written_down_for_those_who_ask_for_it(ask: Ask) -> None:
     _, line = ask("POST", "/v1/chat/completions", {"messages": talk}, logs_prompts=True)
     assert line is not None
     assert [turn["content"] for turn in line["messages"]] == [SECRET]
+    _, line = ask("POST", "/v1/responses", {"input": "x", "instructions": SECRET}, logs_prompts=True)
+    assert line is not None
+    assert line["instructions"] == SECRET
+    _, line = ask("POST", "/tokenize", {"messages": talk}, logs_prompts=True)
+    assert line is not None
+    assert [turn["content"] for turn in line["messages"]] == [SECRET]
 
 
 def test_the_ids_are_the_clients_where_it_has_some(ask: Ask) -> None:

@@ -145,7 +145,7 @@ def test_an_upload_that_stalls_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"]
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "json"]
 )
 def test_a_body_that_is_declared_to_be_something_else(kind: str) -> None:
     answer, _ = ask([b'{"prompt": "x", "model": "none"}'], content_type=kind)
@@ -156,6 +156,7 @@ def test_a_body_that_is_declared_to_be_something_else(kind: str) -> None:
 def test_json_may_be_declared_in_full() -> None:
     body = [b'{"prompt": "x", "model": "none"}']
     assert ask(body, content_type="Application/JSON; charset=UTF-8")[0].status_code == 404
+    assert ask(body, content_type='application/json; x=1; charset="utf-8"; y=2')[0].status_code == 404
     answer, _ = ask(body, content_encoding="gzip")
     assert (answer.status_code, answer.json()["error"]["type"]) == (415, "invalid_request_error")
 
