@@ -124,8 +124,11 @@ class Account:
 class Guard:
     """ASGI middleware: without a good key, nothing but `_OPEN` is answered. The account is in the scope's state."""
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], limits: KeyLimits) -> None:
-        self._app = app
+    def __init__(
+        self, app: ASGIApp, *, keys: Sequence[str], limits: KeyLimits, refused: Callable[[str, int], None]
+    ) -> None:
+        """`refused` is told the path and the status of what is not let through."""
+        self._app, self._refused = app, refused
         self._accounts = {digest: Account(digest.hex()[:8], limits) for digest in map(_digest, keys)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,6 +143,7 @@ class Guard:
                 if scope["method"] == "POST":
                     account.admit()
             except RequestError as error:
+                self._refused(scope["path"], error.status)
                 await JSONResponse(error.body(), error.status, error.headers())(scope, receive, send)
                 return
             scope["state"]["account"] = account

@@ -6,6 +6,7 @@ into an OpenAI error, and sees every request, so that its counters cover all rep
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -35,6 +36,7 @@ from pipelines.serving.metrics import GatewayMetrics
 from pipelines.serving.openapi import openapi_schema
 from pipelines.serving.page import add_page
 
+_log = logging.getLogger(__name__)
 _READ = ["GET", "HEAD"]
 
 
@@ -85,8 +87,10 @@ def build_api(
         redirect_slashes=False,
         lifespan=lifespan,
     )
+    metrics = metrics or GatewayMetrics()
+    api.add_middleware(_Failures)
     if access.keys:
-        api.add_middleware(Guard, keys=access.keys, limits=access.key_limits)
+        api.add_middleware(Guard, keys=access.keys, limits=access.key_limits, refused=_refusals(metrics))
     api.add_middleware(_WithoutTrailingSlash)
     if access.cors_origins:
         # Outside of the guard: a browser asks for leave without the key. (It sends no cookies, so that "*" is harmless.)
@@ -99,7 +103,6 @@ def build_api(
         )
     api.add_middleware(_Versioned)
     api.add_middleware(AccessLog, echoes_id=access.echoes_id)
-    metrics = metrics or GatewayMetrics()
     created = int(time.time())
     models = {model_id: facts or {}, **(more_models or {})}
     cards = {
@@ -146,11 +149,41 @@ def build_api(
         message = f"{shorten(request.method)} {shorten(request.url.path)}: {error.detail}"
         return JSONResponse(RequestError(error.status_code, message).body(), error.status_code, error.headers)
 
-    @api.exception_handler(Exception)  # logged by Starlette
-    async def fail(_: Request, __: Exception) -> Response:
-        return JSONResponse(RequestError(500, "the server failed; its log says why").body(), 500)
-
     return api
+
+
+def _refusals(metrics: GatewayMetrics) -> Callable[[str, int], None]:
+    """Counts what is refused before its route is reached; of paths that are none, all together."""
+    routes = {dialect.path for dialect in DIALECTS}
+
+    def count(path: str, status: int) -> None:
+        metrics.requests.labels(path if path in routes else "other", str(status)).inc()
+
+    return count
+
+
+class _Failures:
+    """A fault of ours is an answer like any other, with all headers. (Starlette's own handler stands outside of all that adds them.)"""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            if has_begun or scope["type"] != "http":
+                raise
+            _log.exception("a request failed")
+            body = RequestError(500, "the server failed; its log says why").body()
+            await JSONResponse(body, 500)(scope, receive, send)
 
 
 class _Versioned:

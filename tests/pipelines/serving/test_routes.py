@@ -13,6 +13,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file, save_file
 
+from llada import __version__
 from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Event, Started, Text
 from pipelines.serving import routes
@@ -23,7 +24,7 @@ from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.dialects.writer import ReplyWriter
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import DIALECTS, build_api
+from pipelines.serving.routes import DIALECTS, Access, build_api
 
 Call = Callable[..., httpx.Response]
 CHAT = [{"role": "user", "content": "How are you?"}]
@@ -247,12 +248,15 @@ def test_a_fault_of_ours_has_openais_form_on_every_route() -> None:
             raise KeyError("secret")
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(build_api(Broken(), "tiny"), raise_app_exceptions=False)
+        api = build_api(Broken(), "tiny", access=Access(cors_origins=["https://a.site"]))
+        transport = httpx.ASGITransport(api, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.get("/health")
+            return await client.get("/health", headers={"origin": "https://a.site", "x-request-id": "mine"})
 
     answer = asyncio.run(send())
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert (answer.headers["llada-version"], answer.headers["x-request-id"]) == (__version__, "mine")
+    assert answer.headers["access-control-allow-origin"] == "https://a.site"
     assert "secret" not in answer.text
 
 
