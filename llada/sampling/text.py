@@ -130,17 +130,23 @@ def _spell_tokens(
     if not given:
         return None
 
+    texts = list({token: None for tokens in given.values() for token in tokens if isinstance(token, str)})
+    encoded = dict(zip(texts, encode_texts(tokenizer, texts), strict=True)) if texts else {}
+
     def spell(position: int | str, token: int | str) -> int:
         if not isinstance(token, str):
             return token
-        ids = encode_texts(tokenizer, [token])[0]
+        ids = encoded[token]
         if len(ids) != 1:
             raise UserError(
                 f"sampling: {name} holds {token!r} at position {position}, which is {len(ids)} tokens; name single tokens"
             )
         return int(ids[0])
 
-    return {position: tuple(spell(position, token) for token in tokens) for position, tokens in given.items()}
+    return {
+        position: tuple(dict.fromkeys(spell(position, token) for token in tokens))
+        for position, tokens in given.items()
+    }
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, tools: Sequence[Any] = ()) -> list[int]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import FastAPI
 
-from llada.sampling.events import Finished, Started
+from llada.sampling.events import Finished, Started, Text
 from llada.sampling.stats import EngineStats
 from pipelines.serving.access_log import RequestIds, write_to_stdout
 from pipelines.serving.admission import Admission
@@ -39,6 +39,8 @@ _ASK_EVERY_S = 3.0
 _ASK_SOON_S = 0.25
 _CANARY_EVERY_S = 30.0
 _CANARY_TIMEOUT_S = 20.0
+# So long likelihoods, of which nothing is heard before their end, may keep all of a replica's places.
+_BUSY_S = 180.0
 # So much later than its call a request itself is cancelled whose client has left.
 _NEWS_S = 0.1
 
@@ -201,9 +203,10 @@ class Replicas:
         self._open.add(response)
         try:
             events = await self._first(response)
-            self._answered_at = time.monotonic()
-            self._health = Health("ok")
             while events:
+                if any(map(_is_written, events)):
+                    self._answered_at = time.monotonic()
+                    self._health = Health("ok")
                 for event in events:
                     yield event
                 events = await anext(response, [])
@@ -280,9 +283,9 @@ class Replicas:
         self._health = seen
 
     async def _has_answered(self) -> bool:
-        """Whether a replica answers. Where users are served they are the proof; else, from time to time, one token is asked
-        for, which nobody waits behind."""
-        if self._open or time.monotonic() - self._answered_at < _CANARY_EVERY_S:
+        """Whether a replica answers. What the network has written for users is the proof, for a while; without any, one token is
+        asked for."""
+        if time.monotonic() - self._answered_at < _CANARY_EVERY_S:
             return True
         try:
             async with asyncio.timeout(_CANARY_TIMEOUT_S):
@@ -291,7 +294,8 @@ class Replicas:
             if _is_wanted(error):
                 raise
             _log.warning("the model does not answer a request for one token: %r", error)
-            return bool(self._open)  # it stands behind those who came meanwhile
+            # It stands behind those that are worked on; but not for ever.
+            return bool(self._open) and time.monotonic() - self._answered_at < _BUSY_S
         self._answered_at = time.monotonic()
         return True
 
@@ -318,6 +322,13 @@ class Replicas:
         return Health("unavailable", "no replica of the model runs; Serve's log says why")
 
 
+def _is_written(event: ReplicaEvent) -> bool:
+    """Whether the network has done something for it: a request is taken before, and an echo needs none."""
+    return bool(
+        (isinstance(event, Text) and event.completion_tokens) or (isinstance(event, Finished) and event.nfe)
+    )
+
+
 def _is_cancelled(error: BaseException) -> bool:
     from ray.exceptions import TaskCancelledError
     from ray.serve.exceptions import RequestCancelledError
@@ -341,8 +352,8 @@ def _is_loss(error: BaseException) -> bool:
     from ray.serve.exceptions import ReplicaUnavailableError
 
     if isinstance(error, AioRpcError):
-        # What the model's side raises comes as a message. (UNKNOWN: as one that could not be written.)
-        return error.code() is not StatusCode.UNKNOWN
+        # What the model's side raises comes as a message. (Other codes: as one that could not be written, or is too long.)
+        return error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED)
     if isinstance(error, RuntimeError):
         # Of a call whose connection breaks before the replica has said whether it takes it.
         return f"({StatusCode.UNAVAILABLE})" in str(error)

@@ -9,7 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from llada.sampling.events import Finished, Started, Text
+from llada.sampling.events import Draft, Finished, Started, Text
 from pipelines.serving.events import ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import Account
 from pipelines.serving.reports import ReplicaReports
@@ -49,7 +49,7 @@ class GatewayMetrics:
         self.running = Gauge("requests_running", "Requests being denoised", **kinds)
         self.queued = Gauge("requests_queued", "Requests waiting for a replica", **kinds)
         self.speed = Histogram(
-            "tokens_per_forward", "Of each finished reply", buckets=_TOKENS_PER_FORWARD, **kinds
+            "tokens_per_forward", "Of each finished reply with tokens", buckets=_TOKENS_PER_FORWARD, **kinds
         )
         self.latency = Histogram(
             "request_seconds", "From the request to its last byte", ["route"], buckets=_SECONDS, **kinds
@@ -115,10 +115,14 @@ class RequestTrack:
                 self._is_first = False
                 self.notes["first_text_s"] = round(time.monotonic() - self._began, 4)
                 metrics.first_text.labels(self.route).observe(time.monotonic() - self._began)
+        elif isinstance(event, Draft):
+            if event.index in self._open:
+                written = sum(token is not None for token in event.tokens)
+                self._open[event.index]["completion_tokens"] = written
         elif isinstance(event, Finished):
             self._open.pop(event.index, None)
             self._add(event.prompt_tokens, event.completion_tokens, event.nfe)
-            if event.nfe:
+            if event.nfe and event.completion_tokens:  # not of likelihoods
                 metrics.speed.observe(event.completion_tokens / event.nfe)
 
     def _add(self, prompt_tokens: int, completion_tokens: int, forwards: int = 0) -> None:

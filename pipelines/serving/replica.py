@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import gc
 import logging
-import math
 import re
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import cached_property
@@ -29,6 +28,7 @@ from llada.sampling.length import OF_GROWING
 from llada.sampling.request import GenerateRequest
 from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
 from llada.sampling.stats import EngineStats
+from llada.sampling.text import spell_fixed
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.dialects.body import Prompt, SamplingBody
@@ -46,6 +46,7 @@ from pipelines.stage.artifact import fetch_folder, find_manifest
 _log = logging.getLogger(__name__)
 # A stream's text comes no sooner after other text: a screen shows no more pictures, and each message costs its way through Ray.
 _STREAM_PACE_S = 0.02
+_WHOLE_PACE_S = 1.0
 _NEWEST = 0.1  # the newest request's weight in the mean of them
 
 
@@ -157,7 +158,9 @@ class Denoiser:
     async def canary(self) -> None:
         """Denoise one token. Raises what makes that fail."""
         _, requests = self.requests_of(CompletionBody.model_validate({"prompt": "", "max_tokens": 1}))
-        async for _ in self.engine.stream(*requests):
+        async for _ in self.engine.stream(
+            *(dataclasses.replace(request, priority=1) for request in requests)
+        ):
             pass
 
     def check_health(self) -> None:
@@ -237,8 +240,8 @@ class Denoiser:
                 for told in self._tell(event, body, prompts, scores)
             ]
             return
-        # Who waits for the whole reply is told when it begins, of its first text (which is counted) and when it ends.
-        pace_s = _STREAM_PACE_S if body.stream else math.inf
+        # Of a whole reply the gateway hears now and then, too: what there is when a client leaves is charged, and it shows life.
+        pace_s = _STREAM_PACE_S if body.stream else _WHOLE_PACE_S
         async with contextlib.aclosing(self.engine.batches(*requests, pace_s=pace_s)) as batches:
             async for events in batches:
                 yield [told for event in events for told in self._tell(event, body, prompts, scores)]
@@ -280,7 +283,8 @@ class Denoiser:
         requests = []
         for prompt in prompts:
             if self.max_prompt_tokens is not None:
-                self.encoder.check_length(prompt.ids, prompt.suffix, body.prompt_field)
+                given = [token for part in prompt.between if not isinstance(part, int) for token in part]
+                self.encoder.check_length(prompt.ids, [*given, *prompt.suffix], body.prompt_field)
             fit, frame = self._fit(body, prompt), None
             if body.json_schema is not None:
                 frame = JsonCanvas(body.json_schema, self._vocabulary, fit)
@@ -345,7 +349,9 @@ class Denoiser:
             own = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in RULE_SETTINGS}
             asked = own | asked
         try:
-            sampling = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
+            # Spelled here, once for all choices, and not in the engine's event loop.
+            asked_for = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
+            sampling = spell_fixed(self.engine.tokenizer, asked_for)
         except UserError as error:
             raise RequestError(400, str(error), param=_blamed_knob(body, error)) from None
         blocks = count_blocks(sampling, len(prompt.ids), network_block(self.engine.model))

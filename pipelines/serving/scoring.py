@@ -120,7 +120,7 @@ class Score:
 
 
 async def score_prompts(engine: DenoiseEngine, scores: Sequence[Score]) -> AsyncGenerator[Started, None]:
-    """Run them; yields Started when the first has left the queue. Leaving early cancels the rest. Raises what
+    """Run them; yields Started, with the tokens of all, when the first has left the queue. Leaving early cancels the rest. Raises what
     `DenoiseEngine.stream` does."""
     waiting = ((score, *work) for score in scores for work in score.requests())
     is_first = True
@@ -136,4 +136,4 @@ async def score_prompts(engine: DenoiseEngine, scores: Sequence[Score]) -> Async
                     score.forwards += event.nfe
                 elif isinstance(event, Started) and is_first:
                     is_first = False
-                    yield Started(0)
+                    yield Started(0, sum(len(score.tokens) for score in scores))

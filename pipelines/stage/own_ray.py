@@ -50,6 +50,8 @@ SERVE_DIRECTLY = {
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # How long a message may be: the gateway has limits for bodies of its own, and an echo with likelihoods is longer than a body.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
 }
 """Environment of Ray Serve's processes."""
 OWN_RAY = {

@@ -70,6 +70,7 @@ _NOT_BESIDE_JSON = frozenset(
 )
 _STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARS}
 _MAX_NAME_CHARS = 64
+_MAX_NAMED_TOKENS = 16_384  # of `allowed` and `forbidden`, at all positions together
 # Our limits of a setting (llada/settings.py) and pydantic's.
 _LIMITS = {"low": "ge", "above": "gt", "high": "le", "below": "lt"}
 
@@ -314,6 +315,15 @@ class SamplingBody(KnobFields):
                 if (value := getattr(self, name)) is not None and value not in ([], False, ""):
                     message = f"{name} does not go with a json_schema, which says where the reply ends and what may stand in it"
                     raise RequestError(400, message, param=name)
+        return self
+
+    @model_validator(mode="after")
+    def _bound_named_tokens(self) -> Self:
+        for name in ("allowed", "forbidden"):
+            named = sum(map(len, (getattr(self, name) or {}).values()))
+            if named > _MAX_NAMED_TOKENS:
+                message = f"{name} names {named:,} tokens; this endpoint takes {_MAX_NAMED_TOKENS:,}"
+                raise RequestError(400, message, param=name)
         return self
 
     @field_validator("stop", mode="before")

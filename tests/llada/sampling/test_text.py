@@ -108,7 +108,7 @@ def test_allowed_words_are_single_tokens() -> None:
         steps=None,
         fixed={0: "The"},
         allowed={2: CHOICES},
-        forbidden={"*": (CHOICES[0],), 5: (mat,)},
+        forbidden={"*": (CHOICES[0], CHOICES[0], cat), 5: (mat,)},
     )
     spelled = spell_fixed(TOKENIZER, config)
     assert spelled.allowed == {2: (cat, mat)}

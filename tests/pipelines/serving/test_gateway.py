@@ -19,6 +19,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve import context
 from ray.serve.schema import ApplicationStatus, DeploymentStatus, ReplicaState
 
+from llada.sampling.events import Finished, Started, Text
 from pipelines.serve import APP_NAME
 from pipelines.serving import gateway
 from pipelines.serving.access_log import RequestIds
@@ -27,7 +28,7 @@ from pipelines.serving.backend import Health
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.calls import AnyBody, TokenizeBody
 from pipelines.serving.dialects.completions import CompletionBody
-from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.events import ReplicaEvent, Serving
 from pipelines.serving.gateway import Replicas
 from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import build_api
@@ -211,9 +212,41 @@ def test_ready_is_only_what_answers_and_users_are_the_proof(monkeypatch: pytest.
     monkeypatch.setattr(gateway, "_CANARY_EVERY_S", 0)
     asyncio.run(replicas.look())
     assert handle.canaries == 3
-    replicas._open.add(object())  # type: ignore[arg-type]
-    asyncio.run(replicas.look())
-    assert (replicas.health(), handle.canaries) == (Health("ok"), 3)
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([Serving("f", None, "1"), Started(0, 3)], "unavailable"),  # it is taken before it can fail
+        ([Started(0, 3), Text(0, "an echo")], "unavailable"),
+        ([Text(0, "a", (), 1)], "ok"),
+        ([Finished(0, "stop", 3, 1, 1)], "ok"),
+    ],
+)
+def test_what_was_written_for_a_user_is_proof_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, events: list[ReplicaEvent], status: str
+) -> None:
+    """Also while requests are open: a network that hangs answers none of them."""
+    ask_instead(monkeypatch, Controller(DeploymentStatus.HEALTHY))
+    monkeypatch.setattr(gateway, "_BUSY_S", 0)
+
+    class Told:
+        async def batches(self, *_: Any) -> AsyncGenerator[list[ReplicaEvent], None]:
+            yield events
+
+    handle = Handle(Told())  # type: ignore[arg-type]
+    handle.answers_canaries = False
+    replicas = replicas_of(handle)
+
+    async def look() -> str:
+        await replicas.look()
+        async for _ in replicas._ask_replica(CompletionBody(prompt="x"), RequestIds("a")):
+            pass
+        replicas._open.add(object())  # type: ignore[arg-type]
+        await replicas.look()
+        return replicas.health().status
+
+    assert asyncio.run(look()) == status
 
 
 def test_a_model_that_has_been_let_go_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +327,7 @@ def rpc_error(code: StatusCode) -> AioRpcError:
         (RuntimeError("Unexpected error (StatusCode.UNAVAILABLE): Socket closed."), True),
         (asyncio.CancelledError(), True),  # at the other end, not here
         (rpc_error(StatusCode.UNKNOWN), False),
+        (rpc_error(StatusCode.RESOURCE_EXHAUSTED), False),  # another replica would find it as long
         (RuntimeError("the device is gone"), False),
     ],
     ids=repr,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llada.sampling.events import Finished, Started, Text
+from llada.sampling.events import Draft, Finished, Started, Text
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Restarted
 from pipelines.serving.keys import Account, KeyLimits
@@ -52,6 +52,7 @@ def test_who_leaves_in_the_middle_has_had_what_was_there() -> None:
         track.see(Started(1))
         track.see(Finished(0, "stop", prompt_tokens=5, completion_tokens=3, nfe=3))
         track.see(Text(1, "Hello", (), 40))
+        track.see(Draft(1, 2, (0, 64), ("Hel", "lo", None), (0, 1, None), (1.0, 1.0, None)))
         track.see(Text(1, " you", (), 60))
     values = read(metrics)
     assert (values["llada_prompt_tokens_total"], values["llada_completion_tokens_total"]) == (5, 63)
@@ -59,6 +60,19 @@ def test_who_leaves_in_the_middle_has_had_what_was_there() -> None:
     account.charge(100 - 68 + 2)  # a second gives less than two back
     with pytest.raises(RequestError, match="tokens"):
         account.admit()
+
+
+def test_drafts_that_were_read_count_and_likelihoods_are_no_replies() -> None:
+    metrics = GatewayMetrics()
+    with metrics.track("/v1/completions") as track:
+        track.see(Started(0, 300))  # of a likelihood
+        track.see(Finished(0, "length", prompt_tokens=300, completion_tokens=0, nfe=128))
+    with metrics.track("/v1/completions") as track:
+        track.see(Started(0, 2))
+        track.see(Draft(0, 2, (0, 3), ("Hel", "lo", None), (0, 1, None), (1.0, 1.0, None)))
+    values = read(metrics)
+    assert (values["llada_prompt_tokens_total"], values["llada_completion_tokens_total"]) == (302, 2)
+    assert (values["llada_forwards_total"], values["llada_tokens_per_forward_count"]) == (128, 0)
 
 
 def test_a_client_that_went_away_is_499() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,19 +47,31 @@ def events_of(denoiser: Denoiser, request: CompletionBody) -> list[ReplicaEvent]
     return asyncio.run(collect())
 
 
+def test_texts_that_are_named_are_spelled_once_for_all_choices(denoiser: Denoiser) -> None:
+    """And before the engine, in whose event loop the other streams wait."""
+    letter = denoiser.encoder.encode_text("a")
+    _, requests = denoiser.requests_of(body(max_tokens=4, n=3, forbidden={"*": ["a"] * 9_000 + letter}))
+    assert requests[0].sampling.forbidden == {"*": tuple(letter)}
+    assert all(request.sampling is requests[0].sampling for request in requests)
+    with pytest.raises(RequestError, match="forbidden names 20,000 tokens; this endpoint takes 16,384"):
+        body(max_tokens=4, forbidden={"*": ["a"] * 12_000, "1": ["a"] * 8_000})
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_to_be_said_at_a_time_is_said_at_once(denoiser: Denoiser, stream: bool) -> None:
     """A forward's events are one list at the most, whatever they are; a whole reply is told of when it begins, of its first
-    text and when its choices end, be it long or short."""
+    text, each second and when its choices end, be it long or short."""
     request = body(max_tokens=64, block_length=1, temperature=1.0, seed=0, n=2, stream=stream)
 
     async def collect() -> list[list[ReplicaEvent]]:
         return [events async for events in denoiser.batches(request)]
 
+    began = time.monotonic()
     batches = asyncio.run(collect())
+    seconds = time.monotonic() - began
     assert [type(event) for event in batches[0][:2]] == [Serving, Started]
     assert all(batches)
-    assert len(batches) <= (1 + 64 if stream else 2 + 1 + 2)
+    assert len(batches) <= (1 + 64 if stream else 2 + 1 + 2 + seconds)
     told = [event for events in batches for event in events]
     single = events_of(denoiser, request)
     for choice in range(2):
@@ -138,7 +151,13 @@ def test_a_prompt_has_its_limit(small_model: Path) -> None:
     denoiser = Denoiser(str(small_model), SamplingConfig(gen_length=8, steps=None), max_prompt_tokens=10)
     denoiser.close()
     assert chosen(denoiser, prompt=[7] * 10).gen_length == 8
-    for fields in ({"prompt": [7] * 11}, {"prompt": [7] * 9, "suffix": " Go on!"}, {"prompt": "Go " * 9000}):
+    between = {"prompt": [7], "suffix": [" Go on, and on!", 3, "!"], "max_tokens": 3}
+    for fields in (
+        {"prompt": [7] * 11},
+        {"prompt": [7] * 9, "suffix": " Go on!"},
+        {"prompt": "Go " * 9000},
+        between,
+    ):
         with pytest.raises(RequestError, match="this endpoint takes 10 tokens, but the prompt has"):
             denoiser.requests_of(body(**fields))
     with pytest.raises(RequestError, match="characters, more than"):
