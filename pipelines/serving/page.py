@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 
 _STATIC = "/static/"  # open to strangers (keys.py)
 _READ = ["GET", "HEAD"]
-_PAGES = {"index.html": "/", "docs.html": "/docs"}
+PAGES = {"index.html": "/", "docs.html": "/docs"}
 _FOLDER = Path(__file__).parent / "static"
 # Not from `mimetypes`, which reads a machine's own tables: a module of another type is not run.
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -21,7 +21,7 @@ def add_page(api: FastAPI) -> None:
     """Let `api` answer /, /docs (a page of /openapi.json) and /static/NAME."""
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _TYPES:
-            where = _PAGES.get(path.name, _STATIC + path.name)
+            where = PAGES.get(path.name, _STATIC + path.name)
             api.api_route(where, methods=_READ, include_in_schema=False)(_File(path))
 
 

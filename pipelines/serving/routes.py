@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -34,7 +34,7 @@ from pipelines.serving.keys import Guard, KeyLimits
 from pipelines.serving.limits import DEFAULT_LIMITS, RequestLimits
 from pipelines.serving.metrics import GatewayMetrics
 from pipelines.serving.openapi import openapi_schema
-from pipelines.serving.page import add_page
+from pipelines.serving.page import PAGES, add_page
 
 _log = logging.getLogger(__name__)
 _READ = ["GET", "HEAD"]
@@ -202,15 +202,21 @@ class _Versioned:
 
 
 class _WithoutTrailingSlash:
-    """/v1/models/ is /v1/models. (A redirect would not do: clients send a GET after a POST that is redirected.)"""
+    """/v1/models/ is /v1/models. (A redirect would not do: clients send a GET after a POST that is redirected.) But a browser
+    is sent to a page's own address: its files stand beside it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app: ASGIApp = self._app
         if scope["type"] == "http":
-            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
-        await self._app(scope, receive, send)
+            path = scope["path"].rstrip("/") or "/"
+            surplus = len(scope["path"]) - len(path)
+            if surplus and path in PAGES.values():
+                app = RedirectResponse("../" * surplus + path[1:], 308)  # relative: right below any prefix
+            scope = {**scope, "path": path}
+        await app(scope, receive, send)
 
 
 def _endpoint(

@@ -3,20 +3,15 @@
 import { EndpointError, stream } from "./endpoint.js";
 
 export class Conversation {
-  #turns = []; // {question, answer}; the last one's answer may be to come
+  #turns = []; // {question, answer}; null: the answer is to come, or nothing came of the question
 
   ask(question) {
     this.#turns.push({ question, answer: null });
   }
 
-  /** The answer of the last turn; null: it is to come. */
+  /** The answer of the last turn; null: there is none, and once another question is asked, this one is left aside. */
   answer(text) {
     this.#turns.at(-1).answer = text;
-  }
-
-  /** Take the last question back, e.g. because nothing came of it. */
-  withdraw() {
-    this.#turns.pop();
   }
 
   clear() {
@@ -28,9 +23,10 @@ export class Conversation {
    * `onTrim` is told how many are. A question that does not even fit alone gets what room there is.
    */
   async *reply({ model, system, values, length, signal, onTrim }) {
+    const turns = this.#turns.filter(turn => turn.answer !== null || turn === this.#turns.at(-1));
     let dropped = 0, room = values.max_tokens ?? length;
     for (;;) {
-      const messages = this.#turns.slice(dropped).flatMap(({ question, answer }) => [
+      const messages = turns.slice(dropped).flatMap(({ question, answer }) => [
         { role: "user", content: question },
         ...(answer === null ? [] : [{ role: "assistant", content: answer }]),
       ]);
@@ -41,7 +37,7 @@ export class Conversation {
         return;
       } catch (error) {
         if (!(error instanceof EndpointError) || error.code !== "context_length_exceeded") throw error;
-        if (dropped < this.#turns.length - 1) onTrim(++dropped);
+        if (dropped < turns.length - 1) onTrim(++dropped);
         else if (room !== values.max_tokens) room = values.max_tokens;
         else throw error;
       }

@@ -32,7 +32,6 @@ async function ask(question, askedIn = mode) {
   said.append(element("span", "sr", "You: "), question);
   turn.append(said);
   talk.append(turn);
-  $("welcome").hidden = true;
   if (askedIn === "chat") conversation.ask(question);
   await answer(turn, question, askedIn);
 }
@@ -40,6 +39,9 @@ async function ask(question, askedIn = mode) {
 /** Stream replies into a turn, in the place of those that are there. */
 async function answer(turn, question, askedIn) {
   if (askedIn === "chat") conversation.answer(null);
+  // What was pressed to ask (an example, Regenerate) goes away.
+  const losesFocus = [$("welcome"), turn].some(part => part.contains(document.activeElement));
+  $("welcome").hidden = true;
   turn.querySelector(".replies")?.remove();
   turn.querySelector(".trimmed")?.remove();
   const sides = settings.sides;
@@ -52,6 +54,7 @@ async function answer(turn, question, askedIn) {
     onAgain: () => running || answer(turn, question, askedIn),
   }));
   replies.append(...latest.map(reply => reply.element));
+  if (losesFocus) latest[0].element.focus({ preventScroll: true });
   turn.scrollIntoView({ block: "start" });
   const mine = latest;
   running = new AbortController();
@@ -70,10 +73,8 @@ async function answer(turn, question, askedIn) {
     $("status").textContent = "";
     return;
   }
-  if (askedIn === "chat") {
-    if (latest[0].recording.text) conversation.answer(latest[0].recording.text);
-    else conversation.withdraw();
-  }
+  // Side by side, the talk goes on with the first that has said something.
+  if (askedIn === "chat") conversation.answer(latest.map(reply => reply.recording.text).find(said => said) ?? null);
   $("status").textContent = latest.map(reply => reply.problem?.message ?? reply.text).join("\n");
 }
 

@@ -44,6 +44,7 @@ export class Reply {
     this.element.setAttribute("role", "group");
     this.element.setAttribute("aria-label", name || "Reply");
     this.element.setAttribute("aria-busy", "true");
+    this.element.tabIndex = -1; // the page may put the focus here
     this.element.innerHTML = MARKUP;
     this.#colour = colour;
     this.#around = around;

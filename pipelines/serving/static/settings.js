@@ -151,6 +151,7 @@ function read(schema, input) {
   const text = input.value.trim();
   if (text === "" && !input.validity.badInput) return undefined;
   if (schema.type === "string") return text;
+  if (input.type === "number" && text !== "") return input.valueAsNumber; // ".5" is no JSON
   try {
     return JSON.parse(text);
   } catch {

@@ -53,6 +53,15 @@ def test_what_a_file_refers_to_is_there_and_nowhere_else() -> None:
     assert found == known - PAGES.keys()
 
 
+def test_a_page_with_a_slash_behind_it_leads_to_the_page(denoiser: Denoiser, call: Call) -> None:
+    """Below it, the files that it refers to would not be found. The address is relative: there may be a prefix before it."""
+    for path, where in (("/docs/", "../docs"), ("/docs//", "../../docs")):
+        answer = call(denoiser, "GET", path)
+        assert (answer.status_code, answer.headers["location"]) == (308, where)
+    assert call(denoiser, "GET", "/").status_code == 200
+    assert call(denoiser, "GET", "/v1/models/").status_code == 200
+
+
 def test_other_names_below_static_are_not_there(denoiser: Denoiser, call: Call) -> None:
     for path in ("/static", "/static/index.html", "/static/../page.py", "/static/%2e%2e/page.py"):
         assert call(denoiser, "GET", path).status_code == 404, path

@@ -75,7 +75,17 @@ SMALL = """() => [...document.querySelectorAll("button, input, select, textarea,
   const isTyped = control.matches("input:not([type=range]), select, textarea");
   return width < 40 || height < 40 || (isTyped && font < 16) ? [`${control.outerHTML.slice(0, 80)} ${width}x${height} ${font}`] : [];
 })"""
-# Texts whose contrast to what is behind them is less than 4.5.
+# Texts smaller than a phone lets one read.
+TINY = """() => {
+  const found = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const box = walker.currentNode.parentElement, font = parseFloat(getComputedStyle(box).fontSize);
+    if (!walker.currentNode.data.trim() || !box.checkVisibility({ visibilityProperty: true }) || box.closest(".sr, noscript")) continue;
+    if (font < 16) found.push(`${font} ${box.outerHTML.slice(0, 120)}`);
+  }
+  return found;
+}"""
+# Texts, and what an empty field says, whose contrast to what is behind them is less than 4.5.
 PALE = """() => {
   const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgb = (colour, under) => {
@@ -86,18 +96,21 @@ PALE = """() => {
   const luminance = parts => parts.map(part => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
     .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
   const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const box = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !box.checkVisibility({ visibilityProperty: true }) || box.closest(".sr, .masked, noscript")) continue;
-    if (!box.getClientRects().length) continue;
+  const check = (box, ink) => {
+    if (!box.checkVisibility({ visibilityProperty: true }) || box.closest(".sr, .masked, noscript") || !box.getClientRects().length) return;
     const around = [];
     for (let each = box; each; each = each.parentElement) around.unshift(getComputedStyle(each).backgroundColor);
     const behind = around.reduce((under, colour) => `rgb(${rgb(colour, under)})`, "white");
-    const [low, high] = [luminance(rgb(getComputedStyle(box).color, behind)), luminance(rgb(behind, behind))].sort((a, b) => a - b);
+    const [low, high] = [luminance(rgb(ink.color, behind)), luminance(rgb(behind, behind))].sort((a, b) => a - b);
     const ratio = (high + 0.05) / (low + 0.05);
     if (ratio < 4.5) found.push(`${ratio.toFixed(2)} ${box.outerHTML.slice(0, 120)}`);
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const box = walker.currentNode.parentElement;
+    if (walker.currentNode.data.trim()) check(box, getComputedStyle(box));
   }
+  for (const box of document.querySelectorAll(":placeholder-shown")) check(box, getComputedStyle(box, "::placeholder"));
   return found;
 }"""
 
@@ -332,6 +345,15 @@ def test_two_settings_side_by_side(visit: Any) -> None:
     visitor.page.keyboard.press("Escape")
     visitor.ask("Go on!")
     assert [body.get("block_length") for body in visitor.posts[2:]] == [None, 4]
+    visitor.page.get_by_role("button", name="Settings").click()
+    visitor.page.get_by_role("radio", name="Side A").check(force=True)
+    visitor.page.keyboard.press("Escape")
+    visitor.set(threshold=2)  # refused: the talk goes on with what the other side has said
+    visitor.ask("One", shown=False)
+    said = visitor.page.locator(".reply .text").last.text_content()
+    visitor.ask("One, two", shown=False)
+    assert [message["content"] for message in visitor.posts[-1]["messages"][-3:]] == ["One", said, "One, two"]
+    visitor.complaints.clear()  # Chromium reports status 400 by itself
 
 
 def test_gaps_are_filled_and_what_stands_around_them_stays(visit: Any) -> None:
@@ -390,6 +412,19 @@ def test_each_knob_is_in_the_drawer_with_its_default_and_its_help(visit: Any, ad
     page.keyboard.press("Escape")
     visitor.ask("Go on!", shown=False)
     expect(page.locator(".reply .bad")).to_contain_text("threshold: input should be less than or equal to 1")
+    visitor.set(threshold=".5")  # as HTML has it, not JSON
+    again = page.get_by_role("button", name="Regenerate")
+    again.click()
+    expect(page.locator(".figures")).to_contain_text("tokens")
+    assert visitor.posts[-1]["threshold"] == 0.5
+    assert [message["content"] for message in visitor.posts[-1]["messages"]] == ["Go on!"]
+    said = page.locator(".reply .text").text_content()
+    visitor.set(threshold="2")
+    visitor.ask("One, two", shown=False)
+    visitor.set(threshold="0.5")
+    again.click()  # what is asked again is what was refused, not what was answered before it
+    expect(page.locator(".figures").last).to_contain_text("tokens")
+    assert [message["content"] for message in visitor.posts[-1]["messages"]] == ["Go on!", said, "One, two"]
     visitor.complaints.clear()  # Chromium reports status 400 by itself
 
 
@@ -444,7 +479,8 @@ def test_copy_regenerate_and_stop(visit: Any, network: Slow) -> None:
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("() => navigator.clipboard.readText()") == first
     assert page.get_by_role("status").text_content() == first
-    page.get_by_role("button", name="Regenerate").click()
+    page.get_by_role("button", name="Regenerate").press("Enter")
+    expect(page.get_by_role("group", name="Reply")).to_be_focused()
     expect(page.locator("#send")).to_have_text("Send")
     assert page.locator(".reply").count() == 1
     assert page.locator(".reply .text").text_content() != first
@@ -463,9 +499,9 @@ def test_new_while_a_reply_comes_begins_anew(visit: Any, network: Slow) -> None:
     visitor = visit(**DESK)
     page = visitor.page
     network.pause_s = 0.2
-    page.get_by_role("textbox").fill("Go on!")
-    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Tell me a story").press("Enter")
     expect(page.locator("#send")).to_have_text("Stop")
+    expect(page.get_by_role("group", name="Reply")).to_be_focused()
     page.locator("#clear").click()
     expect(page.locator("#send")).to_have_text("Send")
     expect(page.get_by_role("status")).to_have_text("")
@@ -533,6 +569,7 @@ def test_it_can_be_read_and_pressed(visit: Any, screen: dict[str, Any]) -> None:
     def check() -> None:
         assert page.evaluate(SMALL) == []
         assert page.evaluate(PALE) == []
+        assert screen is DESK or page.evaluate(TINY) == []
         assert page.evaluate(
             "() => document.documentElement.scrollWidth <= document.documentElement.clientWidth"
         )
@@ -549,6 +586,8 @@ def test_it_can_be_read_and_pressed(visit: Any, screen: dict[str, Any]) -> None:
     check()
     page.get_by_role("button", name="Settings").click()
     check()
+    drawer = page.locator("#settings")
+    assert drawer.evaluate("drawer => drawer.scrollWidth <= drawer.clientWidth")
 
 
 @PHONE_FIRST
@@ -562,6 +601,7 @@ def test_the_schemas_page_can_be_read(visit: Any, address: str, screen: dict[str
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate(PALE) == []
     assert page.evaluate(SMALL) == []
+    assert screen is DESK or page.evaluate(TINY) == []
     chat = page.locator("details", has=page.locator("summary", has_text="/v1/chat/completions"))
     assert chat.locator("dt").first.inner_text().startswith("messages")
     assert "`" not in page.locator("body").inner_text()
