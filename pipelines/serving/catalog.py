@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 
+from llada.sampling.events import Started
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.backend import Backend, Health
 from pipelines.serving.dialects.calls import AnyBody
-from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.errors import RequestError
+from pipelines.serving.events import ReplicaEvent, Restarted, Serving
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,27 @@ class Catalog:
         self._models = models
         self._first = next(iter(models))
 
-    def stream(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
-        return self._models[body.model or self._first].choose(ids).stream(body, ids)
+    async def stream(self, body: AnyBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
+        """As the chosen version's. What a canary cannot take, or loses before the client has had a byte, is the stable version's."""
+        model = self._models[body.model or self._first]
+        chosen = model.choose(ids)
+        if chosen is not model.stable:
+            is_seen = has_bytes = False
+            try:
+                async with contextlib.aclosing(chosen.stream(body, ids)) as events:
+                    async for event in events:
+                        is_seen = True
+                        has_bytes |= body.stream and not isinstance(event, Serving | Started | Restarted)
+                        yield event
+                return
+            except RequestError as error:
+                if has_bytes or error.status not in (429, 503):
+                    raise
+            if is_seen:
+                yield Restarted()
+        async with contextlib.aclosing(model.stable.stream(body, ids)) as events:
+            async for event in events:
+                yield event
 
     def health(self) -> Health:
         """That of the first model that is not well; a canary's is its own affair."""

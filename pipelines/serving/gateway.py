@@ -314,10 +314,11 @@ class Replicas:
             return self._health
         running = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
         self._admission.num_replicas = running
-        # A deployment may be meant to have no replica now, or in a moment.
-        if running or deployment["status"] in ("HEALTHY", "DOWNSCALING"):
+        # A deployment may be meant to have no replica now, or in a moment; or it wakes for requests, which wait for it. (One that
+        # has never run is "UPDATING".)
+        if running or deployment["status"] in ("HEALTHY", "DOWNSCALING", "UPSCALING"):
             return Health("ok")
-        if deployment["status"] in ("UPDATING", "UPSCALING"):
+        if deployment["status"] == "UPDATING":
             return Health("starting", "no replica of the model has started yet")
         return Health("unavailable", "no replica of the model runs; Serve's log says why")
 

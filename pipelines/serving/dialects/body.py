@@ -253,9 +253,13 @@ class SamplingBody(KnobFields):
         return None
 
     @property
+    def num_gaps(self) -> int:
+        """Of a reply that has text which is given between and behind them; 0: of any other."""
+        return 0
+
+    @property
     def has_gaps(self) -> bool:
-        """Whether the reply has text that is given between several gaps."""
-        return False
+        return self.num_gaps > 0
 
     @property
     def likelihood(self) -> Likelihood | None:

@@ -72,8 +72,9 @@ class CompletionBody(SamplingBody):
         return self.logprobs
 
     @property
-    def has_gaps(self) -> bool:
-        return isinstance(self.suffix, list)
+    def num_gaps(self) -> int:
+        # The first one is in front of the list.
+        return 1 + len(self.suffix) // 2 if isinstance(self.suffix, list) else 0
 
     @property
     def likelihood(self) -> Likelihood | None:

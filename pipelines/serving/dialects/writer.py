@@ -147,7 +147,7 @@ class ReplyWriter(ABC):
         """What else a choice says of its tokens, where it was asked for."""
         tokens = self._tokens.get(index, [])
         trace = {"trace": trace_object(tokens)} if self.body.include_trace else {}
-        return trace | ({"gaps": _gaps(tokens)} if self.body.has_gaps else {})
+        return trace | ({"gaps": _gaps(tokens, self.body.num_gaps)} if self.body.has_gaps else {})
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -199,11 +199,12 @@ def trace_object(tokens: Sequence[Token]) -> dict[str, Any]:
     }
 
 
-def _gaps(tokens: Sequence[Token]) -> list[str]:
-    """The texts of what was not given."""
+def _gaps(tokens: Sequence[Token], number: int) -> list[str]:
+    """The texts of what was not given, of those behind a reply's end an empty one."""
     runs = itertools.groupby(tokens, lambda token: token.step is not None)
     filled = (b"".join(token.raw for token in run if not token.is_special) for is_gap, run in runs if is_gap)
-    return [raw.decode("utf-8", errors="replace") for raw in filled]
+    texts = [raw.decode("utf-8", errors="replace") for raw in filled]
+    return texts + [""] * (number - len(texts))
 
 
 def _rounded(probability: float | None) -> float | None:

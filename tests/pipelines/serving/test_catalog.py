@@ -9,12 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
+from llada.sampling.events import Started
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.backend import Health
 from pipelines.serving.catalog import Catalog, Model
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.completions import CompletionBody
-from pipelines.serving.events import ReplicaEvent
+from pipelines.serving.errors import RequestError
+from pipelines.serving.events import ReplicaEvent, Serving
 from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import build_api
 
@@ -89,6 +91,34 @@ def test_a_canary_gets_its_share_by_the_id_and_none_while_it_does_not_answer(
     canary.state = Health("unavailable", "no replica")
     assert {model.choose(one) for one in ids} == {stable}
     assert Model(stable).choose(ids[0]) is stable
+
+
+@pytest.mark.parametrize("status", [429, 503, 400])
+@pytest.mark.parametrize("seen", [0, 1, 2])
+def test_a_canarys_trouble_is_not_the_users(backends: list[Counting], status: int, seen: int) -> None:
+    """Nor when it comes late, as long as nothing was sent; what is wrong with the request itself is so with both."""
+    stable, _, _ = backends
+
+    class Troubled(Counting):
+        async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
+            for event in (Serving("f", None, "two"), Started(0, 1))[:seen]:
+                yield event
+            raise RequestError(status, "trouble")
+
+    catalog = Catalog({"a": Model(stable, Troubled(stable.denoiser), 1.0)})
+    expected = ask(Catalog({"a": Model(stable)}), "/v1/completions", FAST | {"seed": 0}, more=())
+    before = stable.requests
+    for streams in (False, True):
+        answer = ask(catalog, "/v1/completions", FAST | {"seed": 0, "stream": streams}, more=())
+        if status == 400:
+            assert answer.status_code in (400, 200)  # 200: of a stream that had begun, which tells of it
+            assert "trouble" in answer.text
+        else:
+            assert answer.status_code == 200
+            assert "trouble" not in answer.text
+            if not streams:
+                assert answer.json()["choices"] == expected.json()["choices"]
+    assert stable.requests - before == (0 if status == 400 else 2)
 
 
 def test_both_versions_are_in_the_metrics(backends: list[Counting], call: Callable[..., Any]) -> None:

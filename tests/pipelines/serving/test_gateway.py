@@ -159,6 +159,7 @@ def ask_instead(monkeypatch: pytest.MonkeyPatch, controller: Controller) -> None
         (DeploymentStatus.HEALTHY, 1, "ok"),
         (DeploymentStatus.HEALTHY, 0, "ok"),  # meant to have none now
         (DeploymentStatus.DOWNSCALING, 0, "ok"),
+        (DeploymentStatus.UPSCALING, 0, "ok"),  # it wakes
         (DeploymentStatus.UPDATING, 1, "ok"),
         (DeploymentStatus.UPDATING, 0, "starting"),
         (DeploymentStatus.UNHEALTHY, 0, "unavailable"),

@@ -168,7 +168,7 @@ def test_fields_that_ask_for_nothing_are_accepted(post: Call) -> None:
     assert response.json()["usage"]["completion_tokens"] <= 5
 
 
-def test_several_gaps_are_filled_at_once(post: Call) -> None:
+def test_several_gaps_are_filled_at_once(post: Call, denoiser: Denoiser) -> None:
     """The text is what stands from the first gap to the last text, and each gap is told alone; whole and streamed."""
     body = {"prompt": "One,", "max_tokens": 3, "suffix": [" two,", 5, " three.", 2, " Go"], "n": 2}
     body |= {"temperature": 1.0, "seed": 4, "block_length": 4, "include_trace": True}
@@ -183,6 +183,8 @@ def test_several_gaps_are_filled_at_once(post: Call) -> None:
     chunks = [json.loads(line[6:])["choices"][0] for line in streamed.splitlines() if line[:7] == "data: {"]
     assert "".join(chunk["text"] for chunk in chunks) == whole["choices"][0]["text"]
     assert chunks[-1]["gaps"] == whole["choices"][0]["gaps"]
+    ends = {**body, "suffix": [" two"], "allowed": {"0": [denoiser.engine.eos_id]}}
+    assert [choice["gaps"] for choice in post("/v1/completions", ends).json()["choices"]] == [[""], [""]]
     single = post("/v1/completions", {**body, "suffix": [" two"]}).json()["choices"][0]
     assert single["gaps"] == [single["text"]]
     assert single["text"] == post("/v1/completions", {**body, "suffix": " two"}).json()["choices"][0]["text"]
