@@ -65,6 +65,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         pytest.skip("NOT TESTED: `compiled`, as this machine has no C++ compiler (g++ or $CXX)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        torch.compiler.reset()  # what other files of this process have compiled
         yield
 
 
