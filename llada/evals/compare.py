@@ -28,6 +28,7 @@ _FIELDS: dict[str, type] = {
     "filter": str,
     "tasks": list,
     "is_mean_of_tasks": bool,
+    "is_share": bool,
     "settings": dict,
     "settings_hash": str,
 }

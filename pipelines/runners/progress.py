@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ray.exceptions import RayError
 from tqdm import tqdm
 
 from pipelines.runners.channel import Channel, FileChannel, QueueChannel
@@ -36,6 +35,8 @@ class PoolProgress:
     @contextlib.contextmanager
     def listening(self) -> Iterator[Channel]:
         """For a `with` block, with Ray connected to, the bar moves as workers tell the channel."""
+        from ray.exceptions import RayError
+
         channel = FileChannel() if is_own_ray() else QueueChannel()
         listener = threading.Thread(target=self._listen, args=(channel,), daemon=True)
         listener.start()
@@ -48,6 +49,8 @@ class PoolProgress:
                 channel.remove()
 
     def _listen(self, channel: Channel) -> None:
+        from ray.exceptions import RayError
+
         with contextlib.suppress(RayError):  # what stands between has died: the bar moves by blocks
             while (item := channel.get()) is not None:
                 with self._drawing:
@@ -61,6 +64,7 @@ class PoolProgress:
 
 def teller(channel: Channel, block: str) -> Told:
     """For the worker of a block."""
+    from ray.exceptions import RayError
 
     def tell(units: int) -> None:
         with contextlib.suppress(OSError, RayError):  # nobody listens any more

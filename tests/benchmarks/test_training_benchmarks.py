@@ -82,7 +82,7 @@ def test_a_run_says_what_its_start_and_its_turns_have_used(tmp_path: Path) -> No
             turn, wait = heard["turn"], heard["wait"]
     assert start.worker > turn.worker > 0
     assert 0 < turn.seconds < start.seconds
-    assert 0.5 <= wait.seconds < 2
+    assert 0.49 <= wait.seconds < 2  # it looks at its clock after it has told us
     assert wait.worker < 0.05  # who has no turn does nothing
     assert start.others == turn.others == wait.others == {}
 

@@ -36,8 +36,8 @@ def result(folder: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
                 "".join(json.dumps(row) + "\n" for row in rows)
             )
         summaries[name] = {
-            "title": name.upper(), "metric": "acc", "filter": "none", "tasks": list(items), "is_mean_of_tasks": False,
-            "is_share": True, "settings": {}, "settings_hash": "1", **given,
+            "title": name.upper(), "metric": "acc", "filter": "none", "tasks": list(items), "is_mean_of_tasks": False, "is_share": True,
+            "settings": {}, "settings_hash": "1", **given,
         }  # fmt: skip
     (folder / "results.json").write_text(json.dumps({"benchmarks": summaries}))
     return str(folder)
@@ -169,7 +169,7 @@ def test_a_task_of_one_item_leaves_a_mean_of_tasks_without_an_interval(tmp_path:
 
 
 SUMMARY = {
-    "title": "T", "metric": "acc", "filter": "none", "tasks": ["t"], "is_mean_of_tasks": False, "settings": {}, "settings_hash": "1"
+    "title": "T", "metric": "acc", "filter": "none", "tasks": ["t"], "is_mean_of_tasks": False, "is_share": True, "settings": {}, "settings_hash": "1"
 }  # fmt: skip
 
 
