@@ -193,14 +193,16 @@ def load_model(
     Args:
         device: where to put it; None means CPU.
         dtype: None keeps the file's, where it holds several (norms in float32 beside matrices in bfloat16) the widest.
+
+    Raises UserError: a device that there is not, a precision that weights cannot have, no checkpoint, or a damaged one.
     """
-    dtype = find_dtype(dtype)
+    dtype, place = find_dtype(dtype), find_device(device)
     config, layout = read_config(folder)
     state = load_state(folder, config, layout)
     model = _meta_network(config)
     model.end_ids = read_end_ids(folder, config)
     dtype = dtype or reduce(torch.promote_types, {tensor.dtype for tensor in state.values()})
-    state = {name: tensor.to(device=device or "cpu", dtype=dtype) for name, tensor in state.items()}
+    state = {name: tensor.to(device=place, dtype=dtype) for name, tensor in state.items()}
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embed.weight"]
     model.load_state_dict(state, strict=True, assign=True)
@@ -222,6 +224,19 @@ _DTYPES = {
     "float64": torch.float64,
     "double": torch.float64,
 }
+
+
+def find_device(name: torch.device | str | None) -> torch.device:
+    """A device by its name; None: the CPU. Raises UserError for one that is not there."""
+    try:
+        device = torch.device(name or "cpu")
+    except RuntimeError:
+        raise UserError(f"device {str(name)!r} is none that there is; try cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"there is no device {device} on this machine; it has {torch.cuda.device_count()} of CUDA"
+        )
+    return device
 
 
 def find_dtype(name: torch.dtype | str | None) -> torch.dtype | None:

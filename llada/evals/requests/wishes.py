@@ -102,7 +102,7 @@ class Writer:
                 f"lm_eval: {settings['gen_length']} tokens of an answer leave no room for a prompt in the context of "
                 f"{self.context}; give a smaller benchmarks.gen_length, or gen_length to lm_eval"
             )
-        return settings, [until] if isinstance(until, str) else list(until)
+        return settings, [until] if isinstance(until, str) else [stop for stop in until if stop is not None]
 
 
 @functools.cache

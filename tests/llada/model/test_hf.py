@@ -14,7 +14,16 @@ from torch import Tensor
 import llada
 from llada.errors import UserError
 from llada.model import hf
-from llada.model.hf import convert, find_dtype, load_model, load_state, open_state, read_config, save_model
+from llada.model.hf import (
+    convert,
+    find_device,
+    find_dtype,
+    load_model,
+    load_state,
+    open_state,
+    read_config,
+    save_model,
+)
 from llada.model.rotary import RopeScaling
 from llada.model.transformer import ModelConfig, Transformer
 
@@ -444,6 +453,14 @@ def test_precisions_have_their_usual_names() -> None:
     for bad in ("float17", "int8", "complex64", torch.int8, torch.complex64, "", "zeros"):
         with pytest.raises(UserError, match="is none that weights have; try bfloat16"):
             find_dtype(bad)
+
+
+def test_devices_are_those_that_there_are() -> None:
+    assert find_device(None) == find_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="device 'gpu7' is none that there is; try cpu or cuda"):
+        find_device("gpu7")
+    with pytest.raises(UserError, match=r"there is no device cuda:99 on this machine; it has \d+ of CUDA"):
+        find_device("cuda:99")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])

@@ -33,7 +33,7 @@ def test_lengths(wishes: dict[str, Any], gen_length: int | None, found: int) -> 
 
 
 def test_stop_strings_are_one_or_several() -> None:
-    assert [settings({"until": until})[1] for until in ("\n", ["a", "b"], None, [])] == [
+    assert [settings({"until": until})[1] for until in ("\n", ["a", None, "b"], None, [])] == [
         ["\n"],
         ["a", "b"],
         [],
