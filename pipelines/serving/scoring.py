@@ -8,6 +8,7 @@ these two modules give, and that benchmarks are scored with.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -124,7 +125,8 @@ async def score_prompts(engine: DenoiseEngine, scores: Sequence[Score]) -> Async
     `DenoiseEngine.stream` does."""
     waiting = ((score, *work) for score in scores for work in score.requests())
     is_first = True
-    while wave := list(islice(waiting, _WAVE)):
+    # In a thread: drawing and laying out masks of a long prompt must not hold up the streams of the others.
+    while wave := await asyncio.to_thread(lambda: list(islice(waiting, _WAVE))):
         read = [0] * len(wave)
         async with contextlib.aclosing(engine.stream(*(request for _, request, _ in wave))) as events:
             async for event in events:
