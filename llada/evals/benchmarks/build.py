@@ -1,5 +1,6 @@
 """A benchmark's tasks, objects of lm_eval: its configurations with the changes of catalogue.py, over files of a folder or the hub's
-data sets. With a folder, nothing is asked of the network. Whether each document can be asked and judged is seen before any is.
+data sets. With a folder, nothing is asked of the network but nltk's data, by IFEval, where a machine has none. Whether each document can
+be asked and judged is seen before any is.
 """
 
 from __future__ import annotations
@@ -230,9 +231,10 @@ def _sort_rows(
         place = f"{url}, row {number}"
         for name in benchmark.fields:
             require(
-                raw.get(name) is not None,
+                name in raw,
                 f"{place} has no {name!r}, which {benchmark.title} needs; it has {', '.join(raw)}",
             )
+            require(raw[name] is not None, f"{place}: {name!r}, which {benchmark.title} needs, is null")
         try:
             task = benchmark.task_of(raw) if benchmark.task_of else next(iter(tasks))
             row = benchmark.row(raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 
+import pytest
 from tqdm import tqdm
 
 from pipelines.runners.channel import FileChannel
@@ -30,4 +31,10 @@ def test_units_count_once_whoever_tells_them_how_often() -> None:
 def test_a_worker_to_whom_nobody_listens_works_on() -> None:
     channel = FileChannel()
     channel.remove()
-    teller(channel, "a")(1)
+    with pytest.raises(OSError):
+        channel.put(("a", 1))
+    done = []
+    for unit in (1, 2):
+        teller(channel, "a")(unit)
+        done.append(unit)
+    assert done == [1, 2]

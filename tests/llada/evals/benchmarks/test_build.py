@@ -345,7 +345,7 @@ BAD: list[tuple[str, Callable[[Path], Any], dict[str, Any], str]] = [
         {"num_fewshot": 0},
         r"row 1 is no document of MATH: its solution has no \\boxed",
     ),
-    ("gsm8k", lambda folder: write(folder, "gsm8k", {"question": None, "answer": "#### 1"}), {}, "row 1 has no 'question'"),
+    ("gsm8k", lambda folder: write(folder, "gsm8k", {"question": None, "answer": "#### 1"}), {}, "row 1: 'question', which GSM8K needs, is null"),
     (
         "piqa",
         lambda folder: write(folder, "piqa", {"goal": "x", "sol1": "a", "sol2": "b", "label": -1}),
