@@ -7,6 +7,7 @@ same seed gives the same text whatever else runs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -177,7 +178,12 @@ class DenoiseEngine:
         """As `stream`; what has come of a forward, or of several for a slow reader, is one list. After the first text, one
         that holds nothing but text comes no sooner than `pace_s` after another."""
         stream = _Stream(max((request.priority for request in requests), default=0), pace_s)
-        runs = [self._build_run(i, request, stream) for i, request in enumerate(requests)]
+        runs = []
+        for i, request in enumerate(requests):
+            runs.append(self._build_run(i, request, stream))
+            await asyncio.sleep(
+                0
+            )  # a check takes milliseconds where texts are long: what others have to say goes out between two
         if not runs:
             return
         stream.waiting.extend(runs)

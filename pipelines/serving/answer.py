@@ -92,6 +92,7 @@ async def answer(
                 check_model(body.model, models)
             track.model = body.model or models[0]
             limits.check(body)
+            track.wait()
             track.notes |= {"stream": body.stream, "choices": body.num_prompts * body.n}
             if logs_prompt:
                 track.notes |= body.model_dump(include=_PROMPT_FIELDS, exclude_none=True)
@@ -253,7 +254,13 @@ async def _follow(
         while (event := await timer.wait_for(anext(events, None))) is not None:
             track.see(event)
             if isinstance(event, Refused):
-                raise RequestError(event.status, event.message, param=event.param, code=event.code)
+                raise RequestError(
+                    event.status,
+                    event.message,
+                    param=event.param,
+                    code=event.code,
+                    retry_after_s=event.retry_after_s,
+                )
             if isinstance(event, Serving):
                 writer.system_fingerprint, writer.run_id = event.fingerprint, event.run_id
             elif isinstance(event, Restarted):

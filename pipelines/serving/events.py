@@ -28,6 +28,7 @@ class Refused:
     message: str
     param: str | None
     code: str | None
+    retry_after_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

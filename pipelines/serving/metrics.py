@@ -83,13 +83,16 @@ class RequestTrack:
         self._open: dict[
             int, dict[str, int]
         ] = {}  # of choices that are not finished, by what their last event says
-        self._gauge = metrics.queued
+        self._gauge: Gauge | None = None
         self._is_first = True
 
     def __enter__(self) -> RequestTrack:
         self._began = time.monotonic()
-        self._gauge.inc()
         return self
+
+    def wait(self) -> None:
+        """Its body has come and is good: from now on it is in the queue, or runs."""
+        self._move(self.metrics.queued)
 
     def see(self, event: ReplicaEvent) -> None:
         """Count an event of the request's replies."""
@@ -97,21 +100,17 @@ class RequestTrack:
         if isinstance(event, Serving):
             self._version = event.version
         elif isinstance(event, Started):
-            self._gauge.dec()
-            self._gauge = metrics.running
-            self._gauge.inc()
+            self._move(metrics.running)
             self._open[event.index] = {"prompt_tokens": event.prompt_tokens, "completion_tokens": 0}
         elif isinstance(event, Restarted):
             metrics.retries.inc()
-            self._gauge.dec()
-            self._gauge = metrics.queued
-            self._gauge.inc()
+            self._move(metrics.queued)
             self._count = dict.fromkeys(self._count, 0)
             self._open.clear()
         elif isinstance(event, Text):
             if event.index in self._open and event.completion_tokens:
                 self._open[event.index]["completion_tokens"] = event.completion_tokens
-            if event.text and self._is_first:
+            if event.text and event.completion_tokens and self._is_first:  # an echo is none of the model's
                 self._is_first = False
                 self.notes["first_text_s"] = round(time.monotonic() - self._began, 4)
                 metrics.first_text.labels(self.route).observe(time.monotonic() - self._began)
@@ -125,6 +124,13 @@ class RequestTrack:
             if event.nfe and event.completion_tokens:  # not of likelihoods
                 metrics.speed.observe(event.completion_tokens / event.nfe)
 
+    def _move(self, gauge: Gauge | None) -> None:
+        if self._gauge is not None:
+            self._gauge.dec()
+        if gauge is not None:
+            gauge.inc()
+        self._gauge = gauge
+
     def _add(self, prompt_tokens: int, completion_tokens: int, forwards: int = 0) -> None:
         self.metrics.prompt_tokens.inc(prompt_tokens)
         self.metrics.completion_tokens.inc(completion_tokens)
@@ -136,7 +142,7 @@ class RequestTrack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._gauge.dec()
+        self._move(None)
         for unfinished in self._open.values():  # who leaves in the middle has had so much
             self._add(**unfinished)
         self.metrics.requests.labels(self.route, str(self.status)).inc()

@@ -34,7 +34,7 @@ from pipelines.stage.artifact import fetch_folder
 
 _log = logging.getLogger(__name__)
 # A model that could not be loaded is not tried again before: each try takes the time of a load.
-_TRY_AGAIN_AFTER_S = 10.0
+_TRY_AGAIN_AFTER_S = 10
 
 
 class Offered(NamedTuple):
@@ -88,7 +88,7 @@ class MultiplexedDenoiser:
             denoiser = await self._take(name)
         except Exception:
             message = f"the model {name!r} cannot be loaded; the endpoint's log says why"
-            yield [Refused(503, message, "model", "model_unavailable")]
+            yield [Refused(503, message, "model", "model_unavailable", _TRY_AGAIN_AFTER_S)]
             return
         try:
             async with contextlib.aclosing(denoiser.batches(body, ids)) as batches:

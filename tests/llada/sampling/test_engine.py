@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -703,3 +704,28 @@ def test_a_paced_reply_is_the_same_in_few_messages() -> None:
     assert isinstance(messages[-1][-1], Finished)
     texts = [event.text for events in messages for event in events if isinstance(event, Text)]
     assert "".join(texts) == "One, two, three"
+
+
+def test_others_are_heard_while_many_requests_are_checked(engine: DenoiseEngine) -> None:
+    """A likelihood is some 32 requests at once; the checks of those with long prompts take a tenth of a second together."""
+    requests = [GenerateRequest(ids("The cat"), SAMPLING) for _ in range(20)]
+    with pytest.raises(UserError, match="room|context|length") as error:
+        engine.check_request(bad := GenerateRequest([5] * 999, SAMPLING))
+
+    async def count_turns() -> int:
+        """Of another task before the last request is refused, and with it all, so that no forward has been waited for."""
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        with pytest.raises(UserError, match=re.escape(str(error.value))):
+            await anext(engine.stream(*requests, bad))
+        counting.cancel()
+        return turns
+
+    assert asyncio.run(count_turns()) >= len(requests)

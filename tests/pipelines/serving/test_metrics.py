@@ -24,12 +24,16 @@ def read(metrics: GatewayMetrics) -> dict[str, float]:
 def test_a_request_is_queued_then_running_then_counted() -> None:
     metrics = GatewayMetrics()
     with metrics.track("/v1/completions") as track:
+        assert (read(metrics)["llada_requests_queued"], read(metrics)["llada_requests_running"]) == (0, 0)
+        track.wait()  # its body has come
         assert (read(metrics)["llada_requests_queued"], read(metrics)["llada_requests_running"]) == (1, 0)
         for index in range(2):  # the choices of one request start one by one
             track.see(Started(index))
             assert (read(metrics)["llada_requests_queued"], read(metrics)["llada_requests_running"]) == (0, 1)
-        track.see(Text(0, "Hello"))
-        track.see(Text(0, " you"))
+        track.see(Text(0, "An echo"))
+        assert "llada_first_text_seconds_count" not in read(metrics)
+        track.see(Text(0, "Hello", (), 4))
+        track.see(Text(0, " you", (), 8))
         track.see(Finished(0, "length", prompt_tokens=3, completion_tokens=8, nfe=4))
         track.see(Finished(1, "stop", prompt_tokens=0, completion_tokens=0, nfe=0))
         track.status = 200

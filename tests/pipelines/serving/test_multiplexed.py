@@ -136,6 +136,7 @@ def test_what_cannot_be_loaded_is_one_line_and_others_go_on(
     assert [answer.status_code for answer in [*answers, *late]] == [503, 200, 503, 503]
     error = late[0].json()["error"]
     assert (error["param"], error["code"]) == ("model", "model_unavailable")
+    assert int(late[0].headers["retry-after"]) > 0
     assert str(bad) not in late[0].text
     (line,) = [record.getMessage() for record in caplog.records if record.name == multiplexed.__name__]
     assert line.startswith(
