@@ -193,6 +193,10 @@ class _Results:
                     field_of(row, field, str, f"{url}, row {number}") for field in ("filter", "doc_hash")
                 )
                 if rule == summary["filter"] and isinstance(value, int | float):
+                    if not math.isfinite(value):
+                        raise UserError(
+                            f"{url}, row {number}: {summary['metric']} is {value}, which has no mean; evaluate again"
+                        )
                     found[_Key(task, content, seen[content])] = float(value)
                     seen[content] += 1
         return found

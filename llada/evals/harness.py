@@ -196,7 +196,16 @@ class HarnessModel(TemplateLM):
         return list(encode_texts(self.tokenizer, [string])[0])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log p of the continuation behind the context in nats, whether the network would write it itself) of each."""
+        """(log p of the continuation behind the context in nats, whether the network would write it itself) of each.
+
+        Raises UserError: neither a context nor a continuation, and what `_require_tokens` raises.
+        """
+        for request in requests:
+            if not any(request.args):
+                raise UserError(
+                    f"{request.task_name}, document {request.doc_id}: its context and its continuation are empty: "
+                    "there is nothing to score"
+                )
         self._documents = [(request.task_name, request.doc_id) for request in requests]
         answers = super().loglikelihood(requests, disable_tqdm=True)
         self._documents = ()

@@ -6,6 +6,7 @@ Each fine-tuning, of a seed, is a block of work: several run side by side, and o
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,7 +151,8 @@ def read_labelled(url: str, config: UnderstandingConfig) -> Labelled:
 
 
 def class_names(labels: Sequence[Label], config: UnderstandingConfig) -> list[Label]:
-    """The classes in their order, numbers before names; none where labels are scores. Raises UserError for a single one."""
+    """The classes in their order, numbers before names; none where labels are scores. Raises UserError for a single one, and for a
+    label that is a number in one row and a text in another."""
     if config.target == "score":
         return []
     classes = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
@@ -158,12 +160,21 @@ def class_names(labels: Sequence[Label], config: UnderstandingConfig) -> list[La
         raise UserError(
             f"{config.train}: all rows have the label {shorten(classes[0])}, of which nothing can be learned"
         )
+    if len(spelled := set(map(str, classes))) < len(classes):
+        both = next(label for label in spelled if sum(str(one) == label for one in classes) > 1)
+        raise UserError(
+            f"{config.train}: some rows have the number {both} as their label, some the text {both!r}; write all of them alike"
+        )
     return classes
 
 
 def targets(labels: Sequence[Label], classes: Sequence[Label], url: str) -> list[float]:
-    """Numbers of classes, or the scores themselves. Raises UserError for a label that is none of the classes."""
+    """Numbers of classes, or the scores themselves. Raises UserError for a label that is none of the classes, and for a score
+    that is no number."""
     if not classes:
+        for row, label in enumerate(labels, start=1):
+            if not math.isfinite(float(label)):
+                raise UserError(f"{url}, row {row}: the score is {label}, which is no number")
         return [float(label) for label in labels]
     numbers = {label: float(number) for number, label in enumerate(classes)}
     for row, label in enumerate(labels, start=1):

@@ -22,7 +22,6 @@ runs, in seconds, and writes all of it into --output; its figures mean nothing.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import statistics
 import time
@@ -47,6 +46,7 @@ from twins import (
     publish,
     slug,
     small_network,
+    source_of,
     train_network,
     write_rows,
 )
@@ -119,11 +119,7 @@ class Experiment:
         settings = {
             "size": asdict(size),
             "arms": {name: objective.content() for name, objective in ARMS.items()},
-            "text": {
-                "name": text.name,
-                "bytes": len(stories),
-                "sha256": hashlib.sha256(stories).hexdigest(),
-            },
+            "text": source_of(text),
         }
         self.settings = keep_settings(folder, settings)
 

@@ -141,15 +141,11 @@ def tokens_of(texts: Sequence[str], signs: str) -> np.ndarray:
 
 
 def write_data(size: Size, asked: Sequence[Problem], folder: Path) -> dict[str, Any]:
-    """The prepared folder; no puzzle of the training is one of the asked."""
-    hidden = set(map(size.game.same, asked))
+    """The prepared folder; no puzzle of the training is one of the asked, nor of the validation."""
+    validation = size.game.asked(-(-size.learning.validation_rows // len(size.game.levels)), "validation")
+    hidden = set(map(size.game.same, [*asked, *validation]))
     seen = itertools.islice(size.game.training(hidden), min(size.learning.rows, MOST_PUZZLES))
-    rows = {
-        "train": list(seen),
-        "validation": size.game.asked(
-            -(-size.learning.validation_rows // len(size.game.levels)), "validation"
-        ),
-    }
+    rows = {"train": list(seen), "validation": validation}
     splits = {
         split: (
             tokens_of([problem.prompt + problem.answer for problem in problems], size.game.signs),

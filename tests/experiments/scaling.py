@@ -18,7 +18,6 @@ for a GPU; both write into --output.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +38,7 @@ from twins import (
     once,
     publish,
     save_figure,
+    source_of,
     write_rows,
 )
 
@@ -96,8 +96,7 @@ class Experiment:
     def __init__(self, text: Path, folder: Path, size: Size) -> None:
         self.size, data = size, folder / "data"
         stories = text.read_bytes()
-        source = {"name": text.name, "bytes": len(stories), "sha256": hashlib.sha256(stories).hexdigest()}
-        self.settings = keep_settings(folder, {**asdict(size), "text": source})
+        self.settings = keep_settings(folder, {**asdict(size), "text": source_of(text)})
 
         def write_data() -> int:
             splits, vocab_size = held_out_stories(stories, size.row_length, size.held_out_rows)

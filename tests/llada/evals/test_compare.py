@@ -198,6 +198,11 @@ SUMMARY = {
         ),
         (json.dumps({"benchmarks": {"t": SUMMARY}}), '{"filter": "none"}', "row 1 has no field 'doc_hash'"),
         (json.dumps({"benchmarks": {"t": SUMMARY}}), '{"doc_hash": "x"}', "row 1 has no field 'filter'"),
+        (
+            json.dumps({"benchmarks": {"t": SUMMARY}}),
+            '{"doc_hash": "x", "filter": "none", "acc": NaN}',
+            "t.jsonl, row 1: acc is nan, which has no mean",
+        ),
         (json.dumps({"benchmarks": {"t": SUMMARY}}), "", "t.jsonl holds no rows"),
         (json.dumps({"benchmarks": {"t": SUMMARY}}), None, "there is no file .*t.jsonl"),
     ],

@@ -290,6 +290,9 @@ def test_a_choice_that_the_tokenizer_cannot_spell_is_named(tmp_path: Path) -> No
         UserError, match="its tokenizer has no tokens for ' 2', whose likelihood is asked for"
     ):
         model.loglikelihood([scored, lost])
+    empty = Instance("loglikelihood", {}, ("", ""), 0, metadata=("mine", 3, 1))
+    with pytest.raises(UserError, match="mine, document 3: its context and its continuation are empty"):
+        model.loglikelihood([scored, empty])
     with pytest.raises(UserError, match="no tokens for 'What are'"):
         model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("What are",), 0)])
 

@@ -85,6 +85,8 @@ def test_what_has_no_labels_is_one_line(
         "bare": [{"text": "a", "label": "yes"}, {"text": "b", "lable": "no"}],
         "one": [{"text": "a", "label": 1}, {"text": "b", "label": 1}],
         "half": [{"text": "a", "label": 0.5}],
+        "both": [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": "1"}],
+        "nan": [{"text": "a", "label": 0.5}, {"text": "b", "label": float("nan")}],
     }
     files = {name: write_rows(tmp_path / f"{name}.jsonl", some) for name, some in rows.items()}
     for model, changes, message in (
@@ -109,6 +111,16 @@ def test_what_has_no_labels_is_one_line(
             diffusion_model,
             {"test": files["half"]},
             r"half\.jsonl, row 1: the field 'label' must be str or int",
+        ),
+        (
+            diffusion_model,
+            {"train": files["both"]},
+            r"both\.jsonl: some rows have the number 1 as their label, some the text '1'",
+        ),
+        (
+            diffusion_model,
+            {"train": files["half"], "test": files["nan"], "target": "score"},
+            r"nan\.jsonl, row 2: the score is nan, which is no number",
         ),
         (diffusion_model, {"pair_field": "second"}, "has no field 'second'"),
         (diffusion_model, {"max_length": 65}, "longer than the context of .*, 64"),
