@@ -28,6 +28,7 @@ from llada.settings import parse_yaml
 from pipelines.check import check_document
 from pipelines.manifests.kuberay import jobs_of
 from pipelines.stage.cluster import load_cluster
+from pipelines.stage.own_ray import SERVE_DIRECTLY
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "infra" / "kubernetes"
@@ -235,6 +236,22 @@ def test_what_a_manifest_names_is_there():
         assert set(maps) <= made["ConfigMap"] | generated, file
         secrets = re.findall(r'"secret(?:Key)?Ref": {"name": "([\w-]+)"', text)
         assert set(secrets) <= SECRETS, file
+
+
+def test_an_endpoints_pods_talk_to_each_other_as_on_a_ray_of_our_own():
+    """All of them, or a proxy and a replica would not understand each other; and as the fault tests have it."""
+    made = {
+        manifest["metadata"]["name"]: manifest
+        for _, manifest in manifests()
+        if manifest["kind"] == "ConfigMap"
+    }
+    assert made["llada-serve"]["data"] == SERVE_DIRECTLY
+    services = [manifest for _, manifest in manifests() if manifest["kind"] == "RayService"]
+    pods = [pod for service in services for pod in pods_in(service)]
+    assert len(pods) == 4
+    for pod in pods:
+        (container,) = pod["containers"]
+        assert {"configMapRef": {"name": "llada-serve"}} in container["envFrom"]
 
 
 def test_entrypoints_name_cluster_files_that_are_in_the_image():
