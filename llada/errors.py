@@ -7,15 +7,19 @@ of ours, or of the machine, and keeps its traceback wherever it goes.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 
 class UserError(ValueError):
     """What the user can mend. The message is one line that names the thing, the place and the remedy."""
 
 
-def hint(name: object, known: Iterable[str]) -> str:
-    """What to say after "unknown x 'name'": the nearest of the `known` names, or all of them."""
-    names = list(known)
+def hint(name: object, known: Iterable[str], *, shown: int = 30) -> str:
+    """What to say after "unknown x 'name'": the nearest of the `known` names, or the first `shown` of them; those of a set by the
+    alphabet."""
+    names = sorted(known) if isinstance(known, Set) else list(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return f"known: {', '.join(names[:shown])}{more}"

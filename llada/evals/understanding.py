@@ -180,7 +180,7 @@ def targets(labels: Sequence[Label], classes: Sequence[Label], url: str) -> list
     for row, label in enumerate(labels, start=1):
         if label not in numbers:
             raise UserError(
-                f"{url}, row {row}: no training row has the label {shorten(label)}; {hint(label, map(str, classes))}"
+                f"{url}, row {row}: no training row has the label {shorten(label)}; {hint(label, (str(each)[:80] for each in classes))}"
             )
     return [numbers[label] for label in labels]
 

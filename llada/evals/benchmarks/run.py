@@ -182,7 +182,8 @@ def _find_task(name: str, task_folder: str | None) -> TaskManager:
     # Of its own thousands of files lm_eval makes a list, which takes ten seconds, only where they are needed.
     manager = _task_manager(task_folder, include_defaults=name not in _tasks_of_folder(task_folder))
     if name not in manager.all_tasks:
-        raise UserError(f"lm_eval has no task {name!r}; {hint(name, [*BENCHMARKS, *manager.all_tasks])}")
+        near = hint(name, [*BENCHMARKS, *manager.all_tasks], shown=len(BENCHMARKS))
+        raise UserError(f"lm_eval has no task {name!r}; {near} (all of lm_eval's: lm_eval ls tasks)")
     return manager
 
 

@@ -17,6 +17,7 @@ import torch
 from llada.errors import UserError
 from llada.evals.autoregressive.writing import HEEDED
 from llada.evals.benchmarks.build import build_tasks
+from llada.evals.benchmarks.catalogue import BENCHMARKS
 from llada.evals.benchmarks.config import BenchmarkConfig
 from llada.evals.benchmarks.published import find_settings
 from llada.evals.benchmarks.run import benchmark_files, needed_benchmarks, run_benchmarks
@@ -284,6 +285,10 @@ def test_the_length_of_another_task_is_not_passed_over() -> None:
     ("asked", "message"),
     [
         ({"names": ("hellaswg",)}, r"lm_eval has no task 'hellaswg'; did you mean 'hellaswag'"),
+        (
+            {"names": ("zqxjkvbz",)},
+            rf"no task 'zqxjkvbz'; known: mmlu, .*, {list(BENCHMARKS)[-1]} and [\d,]+ more \(all of lm_eval's: lm_eval ls tasks\)$",
+        ),
         ({"names": ("gsm8k",), "settings": "llada_bse"}, r"no published settings 'llada_bse'"),
         ({"names": ("toy",), "settings": "llada_base"}, r"llada_base publishes nothing of 'toy'"),
         ({"names": ("gsm8k", "mbpp")}, r"allow it with --benchmarks\.allow-code-execution"),
@@ -291,8 +296,9 @@ def test_the_length_of_another_task_is_not_passed_over() -> None:
     ids=str,
 )
 def test_what_is_wrong_is_found_before_any_task_begins(asked: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         needed_benchmarks(EvaluateConfig(("benchmarks",), benchmarks=BenchmarkConfig(**asked)))
+    assert len(str(caught.value)) < 600
 
 
 def test_what_a_task_is_belongs_to_what_is_read(tmp_path: Path) -> None:
