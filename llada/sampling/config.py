@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, fields
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from llada.settings import check_limits, limited, require, shorten
 
@@ -201,7 +201,7 @@ def _check_fixed(fixed: object, gen_length: int) -> None:
             f"sampling: fixed holds the position {shorten(position)}; those behind the prompt are 0 to {gen_length - 1}",
         )
         require(
-            _is_count(token) or (isinstance(token, str) and token != ""),
+            _is_token(token),
             f"sampling: fixed puts {shorten(token)} at position {position}, which is neither a token id nor a text",
         )
 
@@ -226,7 +226,7 @@ def _check_tokens(name: str, tokens: object, gen_length: int) -> None:
         )
         for token in given:
             require(
-                _is_count(token) or (isinstance(token, str) and token != ""),
+                _is_token(token),
                 f"sampling: {name} holds {shorten(token)} at position {position}, which is neither a token id nor a text",
             )
 
@@ -259,6 +259,11 @@ def _check_constraints(config: SamplingConfig) -> None:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0
+
+
+def _is_token(value: object) -> bool:
+    """Whether it may name one: an id, of which no vocabulary has 2³¹, or a text."""
+    return value != "" if isinstance(value, str) else _is_count(value) and cast("int", value) < 2**31
 
 
 def check_room(config: SamplingConfig, given: int, context: int | None) -> None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from email.message import Message as MimeHeaders
 from typing import Any, TypeVar, cast
 
+import orjson
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
@@ -100,8 +101,9 @@ async def answer(
             events = _follow(backend.stream(body, ids_of(request)), writer, track, timer)
             if not body.stream:
                 await _while_waited_for(request, _collect(events, writer))
+                content = await _write_whole(writer, body)
                 track.status = 200
-                return JSONResponse(writer.whole(), headers=_fingerprint(writer))
+                return Response(content, headers=_fingerprint(writer), media_type="application/json")
             first = await _while_waited_for(request, _next(events))
         except RequestError as error:
             track.status = error.status
@@ -114,6 +116,13 @@ async def answer(
             raise RequestError(500, "the model failed on this request; the server's log says why") from error
         lasting = stack.pop_all()  # the stream ends it
     return _EventStream(_sse(first, events, writer, track), events, lasting, timer, _fingerprint(writer))
+
+
+async def _write_whole(writer: ReplyWriter, body: AnyBody) -> bytes:
+    """The JSON of an answer. One that tells of each token may have megabytes, which must not hold up the streams of the others."""
+    if not body.tells_tokens:
+        return orjson.dumps(writer.whole())
+    return await asyncio.to_thread(lambda: orjson.dumps(writer.whole()))
 
 
 def _fingerprint(writer: ReplyWriter) -> dict[str, str]:

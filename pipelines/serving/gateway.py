@@ -88,12 +88,13 @@ class Gateway:
             UserError: bad keys.
         """
         models_of = Counter(model.stable.deployment_name for model in served)
+        longest = max(model.facts.get("context_length", default_tokens) for model in served)
         replicas: dict[str, Replicas] = {}
 
         def replicas_of(handle: DeploymentHandle) -> Replicas:
             if (name := handle.deployment_name) not in replicas:
                 first = served[0].name if models_of[name] > 1 else None
-                replicas[name] = Replicas(handle, admission(), default_tokens, first)
+                replicas[name] = Replicas(handle, admission(), default_tokens, first, longest)
             return replicas[name]
 
         self._catalog = Catalog(
@@ -149,8 +150,13 @@ class Replicas:
         admission: Admission,
         default_tokens: int,
         first_model: str | None = None,
+        most_tokens: int = 1 << 20,
     ) -> None:
-        """`first_model`: of replicas of several models the one that requests get which name none."""
+        """
+        Args:
+            first_model: of replicas of several models the one that requests get which name none.
+            most_tokens: that a reply can have. Who asks for more is refused by the replica, and is no such work while he waits.
+        """
         if os.environ.get("RAY_SERVE_PROXY_USE_GRPC") == "1":  # SERVE_DIRECTLY
             handle._init(_run_router_in_separate_loop=False)
             handle = handle.options(
@@ -158,7 +164,7 @@ class Replicas:
             )
         self._handle, self._canary = handle.options(stream=True), handle.canary
         self._first_model = first_model
-        self._admission, self._default_tokens = admission, default_tokens
+        self._admission, self._default_tokens, self._most_tokens = admission, default_tokens, most_tokens
         self._answered_at = -math.inf
         self._health = Health("starting", "the model is being loaded")
         self._draining = asyncio.Event()
@@ -172,7 +178,7 @@ class Replicas:
             raise self._away()
         # A likelihood, too, takes its forwards, and a question to the tokenizer none.
         tokens = 0 if isinstance(body, CallBody) else body.token_limit or self._default_tokens
-        place = self._admission.enter(body.num_prompts * body.n * tokens)
+        place = self._admission.enter(body.num_prompts * body.n * min(tokens, self._most_tokens))
         is_done = has_bytes = False
         try:
             for is_last in (False, True):

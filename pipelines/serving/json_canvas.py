@@ -335,6 +335,7 @@ class JsonCanvas:
         elif kinds in ("object", "array"):
             _refuse(where, f"chooses between an {kinds} and something else: a canvas has one frame")
         else:
+            _check_keys(schema, {"type"}, where)
             _refuse(where, f"has the type {shorten(json.dumps(kinds))}: say which value it is")
 
     def _literal(self, text: str) -> Pattern:

@@ -2,7 +2,7 @@
 
 One event loop's. A model that a request uses stays until the request is over; who asks for one that is not there waits until it
 is loaded, and, where all that are there are in use, until one is not. Loading goes on in a thread, one model after the other
-in the order in which they were asked for, and whoever waited for it may have left.
+in the order in which they were asked for. Whoever waits for it may leave, and what nobody waits for is not loaded.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class ModelCache(Generic[Held]):
         except asyncio.CancelledError:
             if ready.done() and not ready.cancelled() and ready.exception() is None:
                 self.give_back(name)
+            self._freed.set()  # no room may be wanted any more
             raise
 
     def give_back(self, name: str) -> None:
@@ -103,12 +104,13 @@ class ModelCache(Generic[Held]):
         failure: Exception | None = None
         async with self._one_at_a_time:
             try:
-                is_wanted = any(not ready.done() for ready in self._waiting[name])
-                if is_wanted and name not in self._held:  # else it was to leave, and has not had to
+                if (
+                    self._is_wanted(name) and name not in self._held
+                ):  # else it was to leave, and has not had to
                     await asyncio.to_thread(self._prepare, name)
-                    await self._make_room()
-                    self._held[name] = _Place(await asyncio.to_thread(self._load, name))
-                    self._on_change([*self._held])
+                    if await self._make_room(name):
+                        self._held[name] = _Place(await asyncio.to_thread(self._load, name))
+                        self._on_change([*self._held])
             except Exception as error:
                 failure = error
             # Theirs before another's turn, who would find it unused.
@@ -122,11 +124,16 @@ class ModelCache(Generic[Held]):
                 self._held.move_to_end(name)
                 self._held[name].users += len(waiting)
 
-    async def _make_room(self) -> None:
-        """Let go of models, those asked for longest ago first, until there is room for one. Where all are in use the first of
-        them takes no new requests, so that it will be free however many come."""
+    def _is_wanted(self, name: str) -> bool:
+        return any(not ready.done() for ready in self._waiting[name])
+
+    async def _make_room(self, wanted: str) -> bool:
+        """Let go of models, those asked for longest ago first, until there is room for one; False as soon as nobody waits for
+        `wanted`. Where all are in use the first of them takes no new requests, so that it will be free however many come."""
         try:
-            while len(self._held) >= self._most:
+            while self._is_wanted(wanted):
+                if len(self._held) < self._most:
+                    return True
                 name = next((name for name, place in self._held.items() if not place.users), None)
                 if name is not None:
                     await self._let_go(name)
@@ -134,6 +141,7 @@ class ModelCache(Generic[Held]):
                 next(iter(self._held.values())).is_leaving = True
                 self._freed.clear()
                 await self._freed.wait()
+            return False
         finally:
             for place in self._held.values():
                 place.is_leaving = False

@@ -14,6 +14,8 @@ from pipelines.serving.errors import RequestError, shorten
 
 # What a field holds, where it is no prompt.
 _SUBJECTS = {"suffix": "suffix", "response_format": "schema", "tokens": "list of ids"}
+# Of these, what is no part of a prompt either: replies have it.
+_OF_REPLIES = {"response_format", "tokens"}
 
 
 class PromptEncoder:
@@ -31,12 +33,10 @@ class PromptEncoder:
         """`max_length`: the model's context, in tokens; `max_prompt_tokens`: what the endpoint takes, if that is less. What is
         certain to exceed it is refused before it is encoded."""
         self._tokenizer, self._vocab_size, self._mask_id = tokenizer, vocab_size, mask_id
-        self._limit = f"the model's context length is {max_length} tokens"
-        if max_prompt_tokens is not None and max_prompt_tokens < max_length:
-            max_length, self._limit = max_prompt_tokens, f"this endpoint takes {max_prompt_tokens} tokens"
-        self.max_length = max_length
+        self.context_length = max_length
+        self.max_length = max_length if max_prompt_tokens is None else min(max_length, max_prompt_tokens)
         # A token's name has at least as many bytes as the text that it stands for.
-        self._max_bytes = max_length * max(len(token.encode()) for token in tokenizer.get_vocab())
+        self._token_bytes = max(len(token.encode()) for token in tokenizer.get_vocab())
         self._special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
 
     @property
@@ -64,7 +64,7 @@ class PromptEncoder:
     def check_ids(self, ids: Sequence[int], field: str = "prompt") -> list[int]:
         """The ids themselves, which stand in `field`. Raises RequestError for one that is no token or the mask, and for too
         many of them."""
-        if len(ids) > self.max_length:
+        if len(ids) > self._most(field):
             self._refuse(f"{len(ids):,} tokens", field)
         for token in ids:
             if not 0 <= token < self._vocab_size:
@@ -113,12 +113,18 @@ class PromptEncoder:
         return frozenset(ids)
 
     def _refuse_too_long(self, text: str, param: str) -> None:
-        if len(text) > self._max_bytes or len(text.encode()) > self._max_bytes:
+        most = self._most(param) * self._token_bytes
+        if len(text) > most or len(text.encode()) > most:
             self._refuse(f"{len(text):,} characters, more than so many tokens can spell", param)
 
+    def _most(self, field: str) -> int:
+        """Tokens that it may have."""
+        return self.context_length if field in _OF_REPLIES else self.max_length
+
     def _refuse(self, given: str, param: str) -> NoReturn:
-        subject = _SUBJECTS.get(param, "prompt")
-        message = f"{self._limit}, but the {subject} has {given}"
+        subject, most = _SUBJECTS.get(param, "prompt"), self._most(param)
+        limit = "the model's context length is" if most == self.context_length else "this endpoint takes"
+        message = f"{limit} {most} tokens, but the {subject} has {given}"
         raise RequestError(400, message, param=param, code="context_length_exceeded")
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import logging
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import cached_property
 
@@ -47,6 +48,7 @@ _log = logging.getLogger(__name__)
 # A stream's text comes no sooner after other text: a screen shows no more pictures, and each message costs its way through Ray.
 _STREAM_PACE_S = 0.02
 _WHOLE_PACE_S = 1.0
+_MOST_LOGPROBS = 1 << 18  # of an answer: some 16 MB, and ten times that where it is put together
 _NEWEST = 0.1  # the newest request's weight in the mean of them
 
 
@@ -198,6 +200,7 @@ class Denoiser:
                 return
             # In a thread: tokenising a long text must not hold up the streams of the others.
             prompts, requests = await asyncio.to_thread(self.requests_of, body)
+            _check_told(body, prompts, requests)
             scores = self._scores_of(body, prompts)
         except RequestError as error:
             yield [Refused(error.status, error.message, error.param, error.code)]
@@ -242,9 +245,11 @@ class Denoiser:
             return
         # Of a whole reply the gateway hears now and then, too: what there is when a client leaves is charged, and it shows life.
         pace_s = _STREAM_PACE_S if body.stream else _WHOLE_PACE_S
+        written = _Written(tells_tokens=body.tells_tokens) if body.json_schema is not None else None
         async with contextlib.aclosing(self.engine.batches(*requests, pace_s=pace_s)) as batches:
             async for events in batches:
-                yield [told for event in events for told in self._tell(event, body, prompts, scores)]
+                seen = events if written is None else map(written.see, events)
+                yield [told for event in seen for told in self._tell(event, body, prompts, scores)]
 
     def _tell(
         self, event: Event, body: SamplingBody, prompts: Sequence[Prompt], scores: Sequence[Score]
@@ -258,8 +263,6 @@ class Denoiser:
             given = 0 if choice else event.prompt_tokens
             spent = scores[prompt].forwards if scores and not choice else 0
             event = dataclasses.replace(event, prompt_tokens=given, nfe=event.nfe + spent)
-            if body.json_schema is not None:
-                event = dataclasses.replace(event, reason="stop")  # it is complete
         yield event
         if isinstance(event, Started) and (echo := prompts[prompt].echo) is not None:
             yield Text(event.index, echo, tuple(scores[prompt].tokens) if scores else ())
@@ -282,6 +285,7 @@ class Denoiser:
         prompts = body.prompts(self.encoder)
         requests = []
         for prompt in prompts:
+            _check_between(prompt, ends)
             if self.max_prompt_tokens is not None:
                 given = [token for part in prompt.between if not isinstance(part, int) for token in part]
                 self.encoder.check_length(prompt.ids, [*given, *prompt.suffix], body.prompt_field)
@@ -303,7 +307,7 @@ class Denoiser:
                     end_ids=ends if frame is None else frozenset(),
                     slots=None if frame is None else frame.slots,
                     wants_drafts=body.stream_options.include_drafts,
-                    wants_trace=body.include_trace or body.has_gaps or body.num_top is not None,
+                    wants_trace=body.tells_tokens or frame is not None,
                     num_top=body.num_top or 0,
                 )
                 for choice in range(body.n)
@@ -353,7 +357,9 @@ class Denoiser:
             asked_for = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
             sampling = spell_fixed(self.engine.tokenizer, asked_for)
         except UserError as error:
-            raise RequestError(400, str(error), param=_blamed_knob(body, error)) from None
+            # What stands between gaps is a setting to the sampler.
+            told = str(error).replace("fixed", "suffix") if prompt.between else str(error)
+            raise RequestError(400, told, param=_blamed_knob(body, error)) from None
         blocks = count_blocks(sampling, len(prompt.ids), network_block(self.engine.model))
         if (steps := asked.get("steps")) is not None and steps < blocks:
             message = (
@@ -389,10 +395,51 @@ class Denoiser:
         raise RequestError(400, message, param=body.prompt_field, code="context_length_exceeded")
 
 
+class _Written:
+    """Of replies in a frame, which are complete at their ends: tokens that only fill its places up are none of the reply's."""
+
+    def __init__(self, *, tells_tokens: bool) -> None:
+        self._tells_tokens, self._counts = tells_tokens, Counter[int]()
+
+    def see(self, event: Event) -> Event:
+        if isinstance(event, Text):
+            self._counts[event.index] += sum(not token.is_special for token in event.tokens)
+            tokens = event.tokens if self._tells_tokens else ()
+            return dataclasses.replace(event, tokens=tokens, completion_tokens=self._counts[event.index])
+        if isinstance(event, Finished):
+            return dataclasses.replace(event, reason="stop", completion_tokens=self._counts[event.index])
+        return event
+
+
 def freeze_loaded() -> None:
     """What is loaded stays: without this, a full pass of Python's collector over it stops all streams for 0.2 s."""
     gc.collect()
     gc.freeze()
+
+
+def _check_told(body: SamplingBody, prompts: Sequence[Prompt], requests: Sequence[GenerateRequest]) -> None:
+    """Raises RequestError for more log-probabilities than an answer has."""
+    if body.num_top is None:
+        return
+    tokens = sum(request.sampling.gen_length for request in requests)
+    if body.likelihood is not None:
+        tokens += body.n * sum(len(prompt.ids) for prompt in prompts)
+    if (told := tokens * (1 + body.num_top)) > _MOST_LOGPROBS:
+        message = (
+            f"the answer would tell {told:,} log-probabilities, and at most {_MOST_LOGPROBS:,} are told: "
+            "ask for fewer choices, tokens or alternatives"
+        )
+        raise RequestError(
+            400, message, param="top_logprobs" if body.prompt_field == "messages" else "logprobs"
+        )
+
+
+def _check_between(prompt: Prompt, ends: frozenset[int]) -> None:
+    """Raises RequestError for text between gaps at which the reply would end."""
+    for part in prompt.between:
+        if not isinstance(part, int) and (met := ends.intersection(part)):
+            message = f"suffix: the text between two gaps holds the token id {min(met)}, which ends a reply"
+            raise RequestError(400, message, param="suffix")
 
 
 def _without_replies(prompts: Sequence[Prompt]) -> Iterator[Event]:

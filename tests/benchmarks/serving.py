@@ -135,6 +135,7 @@ def ray_running(repository: Path) -> Iterator[Path]:
         "--head",
         "--block",
         f"--port={port}",
+        "--node-ip-address=127.0.0.1",
         "--num-cpus=4",
         "--include-dashboard=false",
         "--disable-usage-stats",

@@ -32,6 +32,7 @@ def test_a_profile_is_summed_up_by_where_the_samples_ended(monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.timeout(1200)
 def test_an_endpoint_is_measured(tmp_path: Path) -> None:
     script = Path(__file__).with_name("serving.py")
     for name, words in (("now", []), ("cluster", ["--on-cluster"])):

@@ -253,6 +253,11 @@ class SamplingBody(KnobFields):
         return None
 
     @property
+    def tells_tokens(self) -> bool:
+        """Whether the answer says something of each token."""
+        return self.num_top is not None or self.include_trace or self.has_gaps
+
+    @property
     def num_gaps(self) -> int:
         """Of a reply that has text which is given between and behind them; 0: of any other."""
         return 0

@@ -25,6 +25,7 @@ class CallBody(StrictModel):
     n: ClassVar[int] = 1
     num_prompts: ClassVar[int] = 1
     token_limit: ClassVar[int] = 0
+    tells_tokens: ClassVar[bool] = True
 
     model: str | None = None
 
@@ -69,7 +70,7 @@ class TokenizeBody(CallBody):
             ids = encoder.encode_chat(
                 [{"role": turn.role, "content": turn.content} for turn in self.messages]
             )
-        return {"tokens": ids, "count": len(ids), "max_model_len": encoder.max_length}
+        return {"tokens": ids, "count": len(ids), "max_model_len": encoder.context_length}
 
 
 class DetokenizeBody(CallBody):

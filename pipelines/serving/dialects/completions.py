@@ -105,6 +105,8 @@ class CompletionBody(SamplingBody):
     def _refuse_what_needs_another(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
             raise RequestError(400, "max_tokens=0 goes with echo=true", param="max_tokens")
+        if self.max_tokens == 0:
+            self._refuse_knobs_of_a_reply()
         for name in ("likelihood_from", "likelihood_samples"):
             if name in self.model_fields_set and self.likelihood is None:
                 raise RequestError(400, f"{name} goes with echo=true and logprobs", param=name)
@@ -115,6 +117,21 @@ class CompletionBody(SamplingBody):
             message = "a token has no alternatives in a Monte-Carlo likelihood: send logprobs=0"
             raise RequestError(400, message, param="logprobs")
         return self
+
+    def _refuse_knobs_of_a_reply(self) -> None:
+        """Where none is written they would change nothing. But a likelihood has guidance, and the temperature may be said
+        that it is told at, or that of a client which wants no chance in it."""
+        given: dict[str, Any] = self.knobs() | {
+            name: value for name in ("stop", "stop_token_ids", "ignore_eos") if (value := getattr(self, name))
+        }
+        if self.likelihood is not None:
+            given.pop("cfg_scale", None)
+        if given.get("temperature") in (0, 1):
+            del given["temperature"]
+        if given:
+            name = next(iter(given))
+            message = f"{name} is a setting of replies, and max_tokens=0 asks for none"
+            raise RequestError(400, message, param=name)
 
     @field_validator("suffix")
     @classmethod

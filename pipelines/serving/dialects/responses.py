@@ -33,7 +33,7 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "include": (([],), "there is nothing more to include"),
     "max_tool_calls": ((), "the model calls no tools"),
     "prompt": ((), "nothing is kept: send input and instructions"),
-    "reasoning": (({},), "the model has no reasoning mode"),
+    "reasoning": (({}, {"effort": "none"}, {"effort": None}), "the model has no reasoning mode"),
     "truncation": (("disabled",), "input that is too long is refused"),
 }
 _PARTS = ("input_text", "output_text", "text")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 import uuid
@@ -11,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import orjson
+
 from llada.sampling.events import Draft, Finished, Text, Token
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.events import Written
-
-_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode  # made once: json.dumps would make one for each chunk
 
 
 class ReplyWriter(ABC):
@@ -123,7 +122,7 @@ class ReplyWriter(ABC):
         """A chunk, or an error object, as a server-sent event. That of a draft has a name, by which a browser's EventSource
         passes it over."""
         name = "event: draft\n" if "draft" in chunk else ""
-        return f"{name}data: {_TO_JSON(chunk)}\n\n"
+        return f"{name}data: {orjson.dumps(chunk).decode()}\n\n"
 
     def _chunk(
         self,
@@ -141,7 +140,11 @@ class ReplyWriter(ABC):
         return [event.end] if self.tells_end and event.end is not None else []
 
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        return None if self.body.num_top is None else self.logprobs(index, tokens)
+        if self.body.num_top is None:
+            return None
+        if self.body.json_schema is not None:  # what fills its places up is no text
+            tokens = [token for token in tokens if not token.is_special]
+        return self.logprobs(index, tokens)
 
     def _trace(self, index: int) -> dict[str, Any]:
         """What else a choice says of its tokens, where it was asked for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from fastapi import FastAPI
 
 from llada.sampling.config import SamplingConfig
-from llada.sampling.events import Event, Started, Text
+from llada.sampling.events import Event, Finished, Started, Text, Token
 from pipelines.serving import answer as answer_module
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.backend import Health
@@ -335,3 +336,40 @@ def test_who_does_not_read_does_not_keep_his_place(monkeypatch: pytest.MonkeyPat
 
     asyncio.run(asyncio.wait_for(api({**BY_HAND, "asgi": {"spec_version": "2.3"}}, receive, send), 20))
     assert backend.open == 0
+
+
+def test_a_large_answer_holds_up_nobody() -> None:
+    """20 alternatives of each of 2,048 tokens are megabytes of JSON. Meanwhile the event loop goes on."""
+    top = tuple((b"word", -1.0 - place) for place in range(20))
+    tokens = tuple(Token(7, b"word", 0, 0, -1.0, top) for _ in range(2048))
+
+    class Wordy(Slow):
+        async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[Event, None]:
+            yield Started(0)
+            yield Text(0, "word" * 2048, tokens, 2048)
+            yield Finished(0, "length", 1, 2048, 2048)
+
+    body = {"messages": [{"role": "user", "content": "Go"}], "logprobs": True, "top_logprobs": 20}
+
+    async def ask() -> tuple[httpx.Response, float]:
+        pauses = []
+
+        async def tick() -> None:
+            while True:
+                began = time.perf_counter()
+                await asyncio.sleep(0)
+                pauses.append(time.perf_counter() - began)
+
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(build_api(Wordy(), "tiny")), base_url="http://test"
+        ) as client:
+            ticking = asyncio.create_task(tick())
+            answer = await client.post("/v1/chat/completions", json=body)
+            ticking.cancel()
+            return answer, max(pauses)
+
+    began = time.perf_counter()
+    answer, longest = asyncio.run(ask())
+    seconds = time.perf_counter() - began
+    assert len(answer.json()["choices"][0]["logprobs"]["content"]) == 2048
+    assert longest < seconds / 3

@@ -43,6 +43,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {"prompt": "One", "suffix": [" two", 3, " go"], "max_tokens": 2, "stream": True},
         {"prompt": "One", "echo": True, "logprobs": 0, "max_tokens": 0, "likelihood_samples": 3},
         {"prompt": "One", "max_tokens": 6, "fixed": {"1": 8}, "allowed": {"*": [7, 8, 9]}, "cache": "dual"},
+        {"prompt": "One", "max_tokens": 6, "fixed": {"1": 10**30}, "forbidden": {"0": [2**63, 2**31]}},
         {
             "prompt": "",
             "max_tokens": 8,

@@ -88,6 +88,30 @@ def test_replies_are_valid(post: Call, knobs: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(PERSON).validate(json.loads(text))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_fills_a_place_up_is_no_token_of_the_reply(post: Call, denoiser: Denoiser, stream: bool) -> None:
+    """A text of up to 64 tokens that has few; log-probabilities add up to what is read, and usage is their number."""
+    schema = an_object(name={"type": "string"}, age={"type": "integer"})
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked = {"max_tokens": 120, "steps": 20, "seed": 1, "temperature": 1.0, "n": 2, "response_format": form}
+    body = {**asked, "messages": [{"role": "user", "content": "Who?"}]}
+    plain = post("/v1/chat/completions", body).json()
+    told = post("/v1/chat/completions", {**body, "logprobs": True}).json()
+    assert told["usage"] == plain["usage"]
+    tokens = 0
+    for choice, other in zip(told["choices"], plain["choices"], strict=True):
+        assert choice["message"] == other["message"]
+        assert other["logprobs"] is None
+        spelled = b"".join(bytes(token["bytes"]) for token in choice["logprobs"]["content"])
+        assert spelled.decode() == choice["message"]["content"]
+        tokens += len(choice["logprobs"]["content"])
+    assert plain["usage"]["completion_tokens"] == tokens
+    if stream:
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        lines = post("/v1/chat/completions", {**body, **options}).text.splitlines()
+        assert json.loads([line for line in lines if "{" in line][-1][6:])["usage"] == plain["usage"]
+
+
 @pytest.mark.parametrize(
     "inner, message",
     [
@@ -102,6 +126,7 @@ def test_replies_are_valid(post: Call, knobs: dict[str, Any]) -> None:
         ({"type": "integer", "multipleOf": 5}, "$.x has 'multipleOf'"),
         ({"type": "integer", "minimum": 5, "maximum": 4}, "between which there is no number"),
         ({"type": "number", "maximum": 5}, "$.x has 'maximum'"),
+        ({"allOf": [{"type": "string"}]}, "$.x has 'allOf', which a canvas cannot promise"),
         ({"type": "text"}, '$.x has the type "text"'),
         ({}, "$.x has the type null: say which value it is"),
         (True, "$.x must be a schema, not true"),

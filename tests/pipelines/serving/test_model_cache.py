@@ -107,6 +107,26 @@ def test_none_goes_while_it_is_used_and_then_those_who_wait_come_first(small_mod
     assert run(small_model, 1, play).loads == ["a", "b", "a"]
 
 
+def test_who_leaves_the_queue_for_room_sends_nothing_away(small_model: Path) -> None:
+    """One place, in use for a long reply. `b` does not wait for its end, and then it is as if it had never come."""
+
+    async def play(shelf: Shelf) -> None:
+        long = asyncio.create_task(shelf.ask("a", max_tokens=1900))
+        await begun(shelf)
+        other = asyncio.create_task(shelf.ask("b"))
+        while not shelf.cache._held["a"].is_leaving:
+            await asyncio.sleep(0.001)
+        behind = asyncio.create_task(shelf.ask("a"))
+        await asyncio.sleep(0)
+        other.cancel()
+        await behind
+        assert not long.done()
+        await shelf.ask("a")
+        long.cancel()
+
+    assert run(small_model, 1, play).loads == ["a"]
+
+
 def test_of_those_that_are_idle_the_oldest_goes_before_one_that_is_used(small_model: Path) -> None:
     async def play(shelf: Shelf) -> None:
         long = asyncio.create_task(shelf.ask("a", max_tokens=1900))

@@ -25,7 +25,7 @@ from llada.sampling.events import Finished, Started, Text
 from llada.sampling.rules import RULES
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.errors import RequestError
-from pipelines.serving.events import ReplicaEvent, Serving
+from pipelines.serving.events import Refused, ReplicaEvent, Serving
 from pipelines.serving.replica import Denoiser
 
 CONTEXT = 2048
@@ -192,6 +192,30 @@ def test_a_stop_string_that_can_never_be_met_is_refused(denoiser: Denoiser) -> N
     for stop in ("<|eot_id|>\n", "<|mdm_mask|>"):
         (event,) = events_of(denoiser, body(stop=stop))
         assert (event.status, event.param) == (400, "stop")  # type: ignore[union-attr]
+
+
+def test_text_between_gaps_is_told_by_its_field(denoiser: Denoiser) -> None:
+    (go,) = denoiser.encoder.encode_text("G")[:1]
+    gaps: dict[str, Any] = {"suffix": ["G", 3, "!"], "max_tokens": 3}
+    for fields, message in (
+        (
+            {"stop_token_ids": [go]},
+            f"suffix: the text between two gaps holds the token id {go}, which ends a reply",
+        ),
+        ({"forbidden": {"*": [go]}}, "which suffix puts at position 3"),
+    ):
+        (event,) = events_of(denoiser, body(**gaps, **fields))
+        assert isinstance(event, Refused)
+        assert (event.status, message in event.message) == (400, True), event.message
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 1374}, {"max_tokens": 1371, "echo": True}], ids=str)
+def test_an_answer_tells_so_many_log_probabilities(denoiser: Denoiser, fields: dict[str, Any]) -> None:
+    """Choices × tokens × alternatives, and those of an echoed prompt."""
+    (event,) = events_of(denoiser, body(n=32, logprobs=5, **fields))
+    assert isinstance(event, Refused)
+    assert (event.status, event.param) == (400, "logprobs")
+    assert "would tell 263,808 log-probabilities, and at most 262,144" in event.message
 
 
 def test_altered_weights_are_not_served(small_model: Path, tmp_path: Path) -> None:

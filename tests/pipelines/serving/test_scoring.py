@@ -127,6 +127,23 @@ def test_what_is_asked_behind_the_prompt_is_refused(denoiser: Denoiser, ids: lis
     assert list(empty.requests()) == []
 
 
+@pytest.mark.parametrize(
+    "knobs",
+    [{"steps": 2}, {"temperature": 2}, {"threshold": 0.9}, {"cache": "dual"}, {"fixed": {"0": 7}}, {"stop": ["x"]}, {"ignore_eos": True}],
+    ids=str,
+)  # fmt: skip
+def test_a_likelihood_alone_has_no_settings_of_a_reply(post: Call, knobs: dict[str, Any]) -> None:
+    body = {"prompt": "Go", "max_tokens": 0, "echo": True, "logprobs": 0}
+    (name,) = knobs
+    for asked in (body, {"prompt": "Go", "max_tokens": 0, "echo": True}):
+        error = post("/v1/completions", {**asked, **knobs}).json()["error"]
+        assert error["param"] == name
+        assert "is a setting of replies, and max_tokens=0 asks for none" in error["message"]
+    sound = {"temperature": 0, "seed": 3, "cfg_scale": 0.5, "stop": [], "ignore_eos": False}
+    assert post("/v1/completions", {**body, **sound}).status_code == 200
+    assert post("/v1/completions", {**body, **knobs, "max_tokens": 8}).status_code == 200
+
+
 @pytest.mark.parametrize("max_tokens", [0, 2])
 def test_a_prompt_is_scored_over_http(
     post: Call, denoiser: Denoiser, ids: list[int], max_tokens: int

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
+from llada.sampling.config import SamplingConfig
 from llada.tokenizer import encode_texts, render_chat
 from pipelines.serving.dialects.calls import AnyBody, DetokenizeBody, TokenizeBody
+from pipelines.serving.errors import RequestError
 from pipelines.serving.metrics import GatewayMetrics
 from pipelines.serving.replica import Denoiser
 
@@ -28,6 +31,18 @@ def test_text_and_conversations_become_ids_and_back(post: Call, denoiser: Denois
     assert post("/tokenize", {"prompt": ""}).json()["tokens"] == []
     reply = post("/v1/completions", {"prompt": text, "max_tokens": 1}).json()
     assert reply["usage"]["prompt_tokens"] == answer["count"]
+
+
+def test_a_limit_of_prompts_is_none_of_what_a_reply_may_hold(small_model: Path) -> None:
+    sampling = SamplingConfig(gen_length=8, steps=None)
+    encoder = (limited := Denoiser(str(small_model), sampling, max_prompt_tokens=4)).encoder
+    limited.close()
+    assert DetokenizeBody(tokens=[7] * 9).answer(encoder)["prompt"]
+    assert TokenizeBody(prompt="Go").answer(encoder)["max_model_len"] == 2048
+    with pytest.raises(RequestError, match="this endpoint takes 4 tokens, but the prompt has 5 tokens"):
+        encoder.check_ids([7] * 5)
+    with pytest.raises(RequestError, match="context length is 2048 tokens, but the list of ids has 2,049"):
+        DetokenizeBody(tokens=[7] * 2049).answer(encoder)
 
 
 @pytest.mark.parametrize(

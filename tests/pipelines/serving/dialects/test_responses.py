@@ -84,6 +84,7 @@ def test_the_reply_may_have_to_fit_a_schema(post: Call) -> None:
         ({"store": True}, "store=true is not supported"),
         ({"tools": [{"type": "web_search"}]}, "the model calls no tools"),
         ({"reasoning": {"effort": "low"}}, "the model has no reasoning mode"),
+        ({"reasoning": {"effort": "none", "summary": "auto"}}, "the model has no reasoning mode"),
         ({"background": True}, "a response is waited for"),
         ({"max_tokens": 5}, "max_tokens is called max_output_tokens here"),
         ({"n": 2}, "a response is one"),

@@ -111,6 +111,6 @@ def test_a_trace_is_for_those_who_ask(dialect: Any) -> None:
 
 def test_a_frame_is_a_server_sent_event(dialect: Any) -> None:
     frame = make(dialect).frame({"text": "Grüße\n"})
-    assert frame.startswith('data: {"text": "Grüße')
+    assert frame.startswith('data: {"text":"Grüße')
     assert frame.endswith("\n\n")
     assert json.loads(frame.removeprefix("data: ")) == {"text": "Grüße\n"}
