@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from email.message import Message as MimeHeaders
 from typing import Any, TypeVar, cast
 
-import orjson
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
@@ -27,7 +26,7 @@ from pipelines.serving.backend import Backend
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.dialects.parsing import parse_body
-from pipelines.serving.dialects.writer import ReplyWriter
+from pipelines.serving.dialects.writer import ReplyWriter, to_json
 from pipelines.serving.errors import RequestError, shorten
 from pipelines.serving.events import Refused, ReplicaEvent, Restarted, Serving, Written
 from pipelines.serving.limits import RequestLimits
@@ -121,8 +120,8 @@ async def answer(
 async def _write_whole(writer: ReplyWriter, body: AnyBody) -> bytes:
     """The JSON of an answer. One that tells of each token may have megabytes, which must not hold up the streams of the others."""
     if not body.tells_tokens:
-        return orjson.dumps(writer.whole())
-    return await asyncio.to_thread(lambda: orjson.dumps(writer.whole()))
+        return to_json(writer.whole())
+    return await asyncio.to_thread(lambda: to_json(writer.whole()))
 
 
 def _fingerprint(writer: ReplyWriter) -> dict[str, str]:

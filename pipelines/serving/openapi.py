@@ -10,8 +10,7 @@ from pydantic.json_schema import models_json_schema
 from llada import __version__
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.parsing import StrictModel
-
-_REF = "#/components/schemas/{model}"
+from pipelines.serving.openapi_answers import ANSWERS, ref
 
 
 class Route(Protocol):
@@ -28,9 +27,9 @@ def openapi_schema(routes: Iterable[Route]) -> dict[str, Any]:
     """OpenAPI 3.1 of these routes and of what can be read."""
     routes = list(routes)
     _, definitions = models_json_schema(
-        [(route.body, "validation") for route in routes], ref_template=_REF, by_alias=True
+        [(route.body, "validation") for route in routes], ref_template=ref("{model}"), by_alias=True
     )
-    components = {**definitions["$defs"], **_ANSWERS}
+    components = {**definitions["$defs"], **ANSWERS}
     paths = {route.path: {"post": _post(route)} for route in routes}
     for path, summary, content in _READS:
         paths[path] = {"get": _operation(summary, content)}
@@ -58,29 +57,42 @@ def openapi_schema(routes: Iterable[Route]) -> dict[str, Any]:
 
 
 def _post(route: Route) -> dict[str, Any]:
-    content = _json(_ANSWER_OF.get(route.path, "Object"))
+    content = _json(_ANSWER_OF[route.path])
     if issubclass(route.body, SamplingBody):
-        content["text/event-stream"] = {}  # chunks as OpenAI streams them
+        content["text/event-stream"] = {
+            "schema": {"type": "string", "description": "server-sent events, as OpenAI streams them"},
+            # OpenAPI 3.2 has it as itemSchema: the JSON of an event's data. (A last one of the first two is "[DONE]".)
+            "x-item-schema": {"$ref": ref(_EVENT_OF[route.path])},
+        }
     summary = (route.body.__doc__ or "").strip().split("\n\n")[0]
-    return _operation(" ".join(summary.split()), content) | {
-        "requestBody": {"required": True, "content": _json(route.body.__name__)}
-    }
+    operation = _operation(" ".join(summary.split()), content)
+    operation["responses"]["200"]["headers"] |= {"system-fingerprint": _header("of what has answered")}
+    return operation | {"requestBody": {"required": True, "content": _json(route.body.__name__)}}
 
 
 def _operation(summary: str, content: dict[str, Any]) -> dict[str, Any]:
-    refused = {"description": "OpenAI's error object", "content": _json("Error")}
+    told = {
+        "x-request-id": _header("the request's, or one of ours"),
+        "llada-version": _header("of this code"),
+    }
+    later = {"Retry-After": _header("seconds; of 429 and 503")}
+    refused = {"description": "OpenAI's error object", "headers": told | later, "content": _json("Error")}
     return {
         "summary": summary,
         "responses": {
-            "200": {"description": "the answer", "content": content},
+            "200": {"description": "the answer", "headers": told, "content": content},
             "4XX": refused,
             "5XX": refused,
         },
     }
 
 
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
 def _json(name: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": _REF.format(model=name)}}}
+    return {"application/json": {"schema": {"$ref": ref(name)}}}
 
 
 def _text(kind: str) -> dict[str, Any]:
@@ -103,111 +115,9 @@ _ANSWER_OF = {
     "/tokenize": "Tokens",
     "/detokenize": "Detokenized",
 }
-
-
-def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
-    """An object with these fields, the ones required, and maybe others."""
-    return {"type": "object", "properties": required | (optional or {}), "required": list(required)}
-
-
-def _list(items: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": items}
-
-
-def _or_null(kind: str) -> dict[str, Any]:
-    return {"type": [kind, "null"]}
-
-
-_STRING, _COUNT, _NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "number"}
-_TRACE = _object(
-    {
-        "tokens": _list(_STRING),
-        "token_ids": _list(_COUNT),
-        "blocks": _list(_COUNT),
-        "steps": _list(_or_null("integer")),
-        "confidences": _list(_or_null("number")),
-    }
-)
-_USAGE = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
-_DENOISING = _object({"forwards": _COUNT, "tokens_per_forward": _NUMBER})
-
-
-def _reply(kind: str, text: dict[str, Any]) -> dict[str, Any]:
-    """A whole reply, whose choices hold their text so."""
-    reason = {"enum": ["stop", "length"]}
-    choice = {"index": _COUNT, **text, "logprobs": _or_null("object"), "finish_reason": reason}
-    return _object(
-        {
-            "id": _STRING,
-            "object": {"const": kind},
-            "created": _COUNT,
-            "model": _STRING,
-            "system_fingerprint": _or_null("string"),
-            "choices": _list(_object(choice, {"trace": _TRACE, "gaps": _list(_STRING)})),
-            "usage": _USAGE,
-            "denoising": _DENOISING,
-        }
-    )
-
-
-_ANSWERS = {
-    "Completion": _reply("text_completion", {"text": _STRING}),
-    "ChatCompletion": _reply(
-        "chat.completion", {"message": _object({"role": {"const": "assistant"}, "content": _STRING})}
-    ),
-    "Response": _object(
-        {
-            "id": _STRING,
-            "object": {"const": "response"},
-            "created_at": _COUNT,
-            "model": _STRING,
-            "system_fingerprint": _or_null("string"),
-            "status": {"enum": ["completed", "incomplete"]},
-            "incomplete_details": _or_null("object"),
-            "output": _list(
-                _object(
-                    {
-                        "id": _STRING,
-                        "type": {"const": "message"},
-                        "role": {"const": "assistant"},
-                        "status": _STRING,
-                        "content": _list(_object({"type": {"const": "output_text"}, "text": _STRING})),
-                    }
-                )
-            ),
-            "usage": _object({"input_tokens": _COUNT, "output_tokens": _COUNT, "total_tokens": _COUNT}),
-            "denoising": _DENOISING,
-        },
-        {"trace": _TRACE},
-    ),
-    "Tokens": _object({"tokens": _list(_COUNT), "count": _COUNT, "max_model_len": _COUNT}),
-    "Detokenized": _object({"prompt": _STRING}),
-    "Model": _object(
-        {"id": _STRING, "object": {"const": "model"}, "created": _COUNT, "owned_by": _STRING},
-        {
-            "context_length": _COUNT,
-            "vocab_size": _COUNT,
-            "num_parameters": _COUNT,
-            "mask_token_id": _or_null("integer"),
-            "eos_token_id": {},
-            "defaults": {"type": "object"},
-        },
-    ),
-    "ModelList": _object({"object": {"const": "list"}, "data": _list({"$ref": _REF.format(model="Model")})}),
-    "Health": _object(
-        {"status": {"enum": ["ok", "starting", "unavailable", "draining"]}}, {"reason": _STRING}
-    ),
-    "Error": _object(
-        {
-            "error": _object(
-                {
-                    "message": _STRING,
-                    "type": _STRING,
-                    "param": _or_null("string"),
-                    "code": _or_null("string"),
-                }
-            )
-        }
-    ),
-    "Object": {"type": "object"},
+# Of an event of a stream.
+_EVENT_OF = {
+    "/v1/completions": "CompletionEvent",
+    "/v1/chat/completions": "ChatCompletionEvent",
+    "/v1/responses": "ResponseEvent",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 import uuid
@@ -122,7 +123,7 @@ class ReplyWriter(ABC):
         """A chunk, or an error object, as a server-sent event. That of a draft has a name, by which a browser's EventSource
         passes it over."""
         name = "event: draft\n" if "draft" in chunk else ""
-        return f"{name}data: {orjson.dumps(chunk).decode()}\n\n"
+        return f"{name}data: {to_json(chunk).decode()}\n\n"
 
     def _chunk(
         self,
@@ -177,6 +178,15 @@ class ReplyWriter(ABC):
                 "tokens_per_forward": round(completion / nfe, 3) if nfe else 0.0,
             },
         }
+
+
+def to_json(content: Any) -> bytes:
+    try:
+        return orjson.dumps(content)
+    except (
+        TypeError
+    ):  # a schema that is echoed may hold integers of more than 64 bits, or be nested more than 254 deep
+        return json.dumps(content, ensure_ascii=False).encode()
 
 
 def draft_object(draft: Draft) -> dict[str, Any]:
