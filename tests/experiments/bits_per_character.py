@@ -3,7 +3,8 @@
     python tests/experiments/bits_per_character.py --text FOLDER --output FOLDER [--results FOLDER] [--image FILE] [--quick | --scale]
 
 The text is FOLDER/tinyshakespeare.txt (1,115,394 characters of 65 kinds, karpathy/char-rnn), split as usual: the first 90 % to
-train on, the last 10 % held out. Rows are an end-of-text token, which both twins (twins.py) see and neither predicts, and the
+train on, the last 10 % held out. Learning rates, and the points of the curves, are of rows at the end of the first part, which nothing is
+trained on. Rows are an end-of-text token, which both twins (twins.py) see and neither predicts, and the
 next characters, so that both are asked for the same ones and know as much of what stands before them. The autoregressive figure
 is the exact −log p of the held-out text, LLaDA's the bound by `llada.perplexity_bound`.
 
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from objectives_data import behind_ends, number_bytes
+from objectives_data import behind_ends, behind_first, left_to_right_nats, number_bytes, rows_of
 from torch import Tensor
 from twins import (
     FIRST_SIGN,
@@ -46,8 +47,8 @@ from twins import (
     write_rows,
 )
 
-from llada.data.tokens.shards import TokenDataset
 from llada.diffusion.likelihood import perplexity_bound
+from llada.model.predict import device_of
 from llada.model.transformer import Transformer
 from llada.training.trainer import TrainResult
 
@@ -76,9 +77,9 @@ FULL = Size(
     toy=Learning(num_steps=100, batch_rows=64, rates=(0.02,), d_model=32, num_layers=2),
 )
 QUICK = Size(
-    Learning(num_steps=8, batch_rows=4, rates=(0.02,), d_model=32, num_layers=1, seeds=(0, 1), validation_rows=8, validations=2),
+    Learning(num_steps=8, batch_rows=4, rates=(0.02,), d_model=32, num_layers=1, seeds=(0, 1), validation_rows=32, validations=2),
     row_length=16,
-    num_samples=1,
+    num_samples=4,
     toy=Learning(num_steps=8, batch_rows=8, rates=(0.02,), d_model=32, num_layers=1, seeds=(0, 1), validation_rows=8),
 )  # fmt: skip
 SCALE = Size(
@@ -102,15 +103,19 @@ class Text:
         first_held_out = int(len(ids) * (1 - HELD_OUT))
 
         def write_data() -> dict[str, int]:
-            parts = {"train": ids[:first_held_out], "validation": ids[first_held_out:]}
-            splits = {split: behind_ends(part, size.row_length) for split, part in parts.items()}
+            rows, prompts = behind_ends(ids[:first_held_out], size.row_length)
+            border = len(rows) - size.learning.validation_rows
+            splits = {
+                "train": (rows[:border], prompts[:border]),
+                "validation": (rows[border:], prompts[border:]),
+                "held_out": behind_ends(ids[first_held_out:], size.row_length),
+            }
             write_rows(data, splits, FIRST_SIGN + self.symbols)
             return {split: rows.shape[0] for split, (rows, _) in splits.items()}
 
         self.rows = once(folder / "data.json", write_data)
         self.twins = Twins(folder, data, FIRST_SIGN + self.symbols, size.row_length, size.learning)
-        held_out = TokenDataset(str(data), "validation")
-        self.held_out = torch.from_numpy(held_out.rows(np.arange(len(held_out))).tokens)
+        self.held_out = rows_of(data, "held_out")
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """{"bits": per character, "standard_error": of its estimate, …}."""
@@ -191,21 +196,6 @@ def stationary(transitions: np.ndarray) -> np.ndarray:
     return np.linalg.matrix_power(transitions, 1000)[0]
 
 
-def behind_first(rows: Tensor) -> Tensor:
-    """(B, L) bool: what is asked for."""
-    return (torch.arange(rows.shape[1]) > 0).expand(rows.shape)
-
-
-@torch.no_grad()
-def left_to_right_nats(network: Transformer, rows: Tensor) -> Tensor:
-    """(B,) −log p of the rows' tokens (B, L) behind the first."""
-    nats = []
-    for some in rows.split(64):
-        log_p = network(some)[:, :-1].double().log_softmax(-1)
-        nats.append(-log_p.gather(2, some[:, 1:, None]).sum((1, 2)))
-    return torch.cat(nats)
-
-
 @torch.no_grad()
 def enumerated_nats(network: Transformer, rows: Tensor) -> Tensor:
     """(B,) the bound of −log p of the rows' T tokens behind the first, (B, 1 + T): the sum over all masks.
@@ -214,15 +204,16 @@ def enumerated_nats(network: Transformer, rows: Tensor) -> Tensor:
     counts 1 / (l · C(T, l)).
     """
     T = rows.shape[1] - 1
+    rows = rows.to(device_of(network))
     total = torch.zeros(len(rows), dtype=torch.float64)
     for mask in itertools.product((False, True), repeat=T):
-        masked = torch.tensor([False, *mask])
+        masked = torch.tensor([False, *mask], device=rows.device)
         hidden = int(masked.sum())
         if hidden:
             logits = network(torch.where(masked, MASK, rows))[:, masked].double()
             logits[..., MASK] = -torch.inf  # what was masked is no mask
             log_p = logits.log_softmax(-1).gather(2, rows[:, masked, None])
-            total -= log_p.sum((1, 2)) / (hidden * math.comb(T, hidden))
+            total -= log_p.sum((1, 2)).cpu() / (hidden * math.comb(T, hidden))
     return total
 
 
@@ -283,7 +274,7 @@ def plot(report: dict[str, Any], target: Path) -> None:
         left.plot(tokens, bits.mean(0), "o-", color=colour, markersize=4, label=row["network"])
         left.fill_between(tokens, bits.min(0), bits.max(0), color=colour, alpha=0.2)
     left.set_xlabel("million characters trained on")
-    left.set_ylabel("bits per character, a part of what is held out")
+    left.set_ylabel("bits per character, rows of the rate's choice")
     left.legend()
     (row,) = (row for row in report["rows"] if row["network"] == "LLaDA")
     right.errorbar(

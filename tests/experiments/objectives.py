@@ -3,9 +3,10 @@
     python tests/experiments/objectives.py --text FOLDER --output FOLDER [--results FOLDER] [--image FILE] [--quick]
 
 The text is FOLDER/tinystories.txt (or FOLDER is a file of that kind: stories, <|endoftext|> behind each), byte by byte; its
-last stories are held out. Rows are an end-of-text token, which every objective sees and none predicts, and 63 bytes, so that
+last rows are held out, and by as many before them, which nothing is trained on either, learning rates are chosen. Rows are an end-of-text token, which every objective sees and none predicts, and 63 bytes, so that
 all of them are asked for the same tokens. Every arm
-    1. gets the learning rate that, of a few, is best after a quarter of the steps with a seed of its own,
+    1. gets the learning rate that, of a few, is best on the rows of the choice, after a quarter of the steps with a seed of
+       its own,
     2. is trained with it once a seed, and
     3. has its bound measured on the held-out rows by the estimator of `llada.perplexity_bound`, with the same masks for all
        (the autoregressive twin has no bound, but the exact −log p).
@@ -32,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from objectives_data import held_out_stories
+from objectives_data import behind_first, left_to_right_nats, rows_of, split_stories
 from objectives_report import plot, relative_variance, table
 from twins import (
     MASK,
@@ -97,6 +98,7 @@ class Size:
     d_model: int = 64
     num_layers: int = 2
     held_out_rows: int = 512
+    """Of the table; and as many of the choice of the rate."""
     num_samples: int = 3
     """Masks of each held-out row."""
     noise_batches: int = 2
@@ -124,17 +126,18 @@ class Experiment:
         self.settings = keep_settings(folder, settings)
 
         def write_data() -> dict[str, int]:
-            splits, vocab_size = held_out_stories(stories, size.row_length, size.held_out_rows)
+            ends = {"validation": size.held_out_rows, "held_out": size.held_out_rows}
+            splits, vocab_size = split_stories(stories, size.row_length, ends)
             write_rows(self.data, splits, vocab_size)
             return {"vocab_size": vocab_size}
 
         self.vocab_size = once(folder / "data.json", write_data)["vocab_size"]
         self.counts = load_unigram_counts(str(self.data))
-        held_out = TokenDataset(str(self.data), "validation")
-        rows = held_out.rows(np.arange(len(held_out)))
+        # Rates are chosen by "validation", and the table is of "held_out".
+        self.of_choice, self.held_out = (rows_of(self.data, split) for split in ("validation", "held_out"))
+        self.asked = behind_first(self.held_out)
         log_p = np.log((self.counts + 1) / (self.counts + 1).sum())
-        self.unigram = float(-log_p[rows.tokens[rows.maskable]].mean())
-        self.held_out, self.asked = torch.from_numpy(rows.tokens), torch.from_numpy(rows.maskable)
+        self.unigram = float(-log_p[self.held_out[self.asked]].mean())
 
     def network(self, objective: ObjectiveConfig) -> ModelConfig:
         return small_network(
@@ -155,7 +158,6 @@ class Experiment:
         num_steps: int,
         stop_at: int | None = None,
     ) -> TrainResult:
-        is_exact = objective.kind == "autoregressive"
         return train_network(
             self.network(objective),
             objective,
@@ -165,8 +167,7 @@ class Experiment:
             seed=seed,
             num_steps=num_steps,
             batch_rows=self.size.batch_rows,
-            # Of the others, `bound` asks more.
-            validation_rows=self.size.held_out_rows if is_exact else 1,
+            validation_rows=1,  # `bound` asks more
             stop_at=stop_at,
         )
 
@@ -175,17 +176,18 @@ class Experiment:
         network.load_state_dict(state)
         return network
 
-    def bound(self, objective: ObjectiveConfig, result: TrainResult, num_samples: int) -> float:
-        """Nats per token of the held-out rows."""
-        if objective.kind == "autoregressive":
-            return result.validation_loss
+    def bound(
+        self, objective: ObjectiveConfig, result: TrainResult, rows: torch.Tensor, num_samples: int
+    ) -> float:
+        """Nats per token of these rows."""
         assert result.model is not None
-        return perplexity_bound(
-            result.model.eval(), self.held_out, maskable=self.asked, num_samples=num_samples
-        ).nats_per_token
+        network, asked = result.model.eval(), behind_first(rows)
+        if objective.kind == "autoregressive":
+            return float(left_to_right_nats(network, rows).sum() / asked.sum())
+        return perplexity_bound(network, rows, maskable=asked, num_samples=num_samples).nats_per_token
 
     def choose_rate(self, name: str) -> dict[str, Any]:
-        """Step 1: {"rate": the best one, "bounds": of each}."""
+        """Step 1: {"rate": the best one, "bounds": of each, on the rows of the choice}."""
 
         def make() -> dict[str, Any]:
             bounds = []
@@ -198,7 +200,7 @@ class Experiment:
                     seed=RATE_SEED,
                     num_steps=max(2, self.size.num_steps // 4),
                 )
-                bounds.append(self.bound(ARMS[name], result, 1))
+                bounds.append(self.bound(ARMS[name], result, self.of_choice, 1))
                 shutil.rmtree(checkpoints)
             best = self.size.rates[int(np.argmin(bounds))]
             return {"rate": best, "bounds": bounds}
@@ -224,7 +226,7 @@ class Experiment:
             result = self.train(ARMS[name], checkpoints, **setting, num_steps=steps)
             if keeps:
                 torch.save(result.model.state_dict(), self.folder / "final.pt")
-            bound = self.bound(ARMS[name], result, self.size.num_samples)
+            bound = self.bound(ARMS[name], result, self.held_out, self.size.num_samples)
             shutil.rmtree(checkpoints)
             return {
                 "bound": bound,

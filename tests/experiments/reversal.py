@@ -130,7 +130,7 @@ class Experiment:
                 next(common if (row + 1) * ORDINARY_SHARE % 1 == 0 else told)
                 for row in range(size.learning.rows)
             ]
-            # By which rates are chosen: how well the facts are known, and the text; nothing that is asked for.
+            # By which rates are chosen: how well the facts are known, and text; no question's sentence is among them.
             validation = list(itertools.islice(told, held_out)) + ordinary[:held_out]
             splits = {
                 split: (np.array([self.row(sentence) for sentence in rows]), np.ones(len(rows), np.int64))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from objectives_data import held_out_stories
+from objectives_data import split_stories
 from twins import (
     Learning,
     Twins,
@@ -52,6 +52,7 @@ class Size:
     """What an experiment costs."""
 
     rungs: tuple[Learning, ...]
+    """Each with one rate: the rows of a choice would be those of the loss."""
     row_length: int
     held_out_rows: int
 
@@ -99,7 +100,7 @@ class Experiment:
         self.settings = keep_settings(folder, {**asdict(size), "text": source_of(text)})
 
         def write_data() -> int:
-            splits, vocab_size = held_out_stories(stories, size.row_length, size.held_out_rows)
+            splits, vocab_size = split_stories(stories, size.row_length, {"validation": size.held_out_rows})
             write_rows(data, splits, vocab_size)
             return vocab_size
 

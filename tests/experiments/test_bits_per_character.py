@@ -17,7 +17,7 @@ from llada.model.transformer import Transformer
 
 HERE = Path(__file__).resolve().parent
 PLAY = b"".join(
-    b"KING:\nThe %s is gone to %s.\n\n" % words for words in [(b"moon", b"sea"), (b"owl", b"bed")] * 20
+    b"KING:\nThe %s is gone to %s.\n\n" % words for words in [(b"moon", b"sea"), (b"owl", b"bed")] * 80
 )
 
 
@@ -36,14 +36,14 @@ def test_both_twins_have_their_numbers(script: ModuleType, done: Path):
     for row in report["rows"]:
         assert all(0.5 < bits < math.log2(report["symbols"] + 2) + 1 for bits in row["bits"])
         assert min(row["toy_bits"]) > report["toy_entropy"]
-        # The end of the curve is of other rows or masks, but of the same text.
+        # The end of the curve is of other rows, but of the same text.
         for curve, bits in zip(row["curves"], row["bits"], strict=True):
             assert curve[-1][1] / math.log(2) == pytest.approx(bits, rel=0.1)
     assert (done / "bits_per_character.png").stat().st_size > 10_000
     assert "| LLaDA, bound |" in (done / "bits_per_character.md").read_text()
 
 
-def test_the_last_tenth_is_held_out(done: Path):
+def test_the_last_tenth_is_held_out_and_rates_are_chosen_by_what_is_before_it(script: ModuleType, done: Path):
     def text(split: str) -> bytes:
         dataset = TokenDataset(str(done / "data"), split)
         known = sorted(set(PLAY))
@@ -52,10 +52,13 @@ def test_the_last_tenth_is_held_out(done: Path):
         )
 
     border = int(len(PLAY) * 0.9)
-    assert PLAY[:border].startswith(text("train"))
-    assert PLAY[border:].startswith(text("validation"))
-    assert len(text("train")) > border - 15
-    assert len(text("validation")) > len(PLAY) - border - 15
+    assert PLAY[:border].startswith(text("train") + text("validation"))
+    assert PLAY[border:].startswith(text("held_out"))
+    assert len(text("train") + text("validation")) > border - 15
+    assert len(text("validation")) == script.QUICK.learning.validation_rows * 15
+    assert len(text("held_out")) > len(PLAY) - border - 15
+    experiment = script.Text(done.parent / "tinyshakespeare.txt", done, script.QUICK)
+    assert experiment.held_out.equal(script.rows_of(done / "data", "held_out"))
 
 
 def test_the_sum_over_masks_is_the_mean_over_orders_of_the_chain_rule(script: ModuleType):

@@ -72,7 +72,8 @@ def test_rows_are_the_text_behind_an_end_of_text_that_is_not_asked_for(done: Pat
     text = STORIES.replace(b"<|endoftext|>", b"\0")
     known = sorted(set(text) - {0})
     said = b""
-    for split in ("train", "validation"):
+    # Learned, chosen by and reported: each is a part of the text of its own, what is reported at its end.
+    for split in ("train", "validation", "held_out"):
         dataset = TokenDataset(str(done / "data"), split)
         rows = dataset.rows(np.arange(len(dataset)))
         assert (rows.tokens[:, 0] == 0).all()
@@ -80,6 +81,27 @@ def test_rows_are_the_text_behind_an_end_of_text_that_is_not_asked_for(done: Pat
         said += bytes(known[id - 2] if id else 0 for id in rows.tokens[:, 1:].ravel())
     assert len(text) - 15 < len(said) <= len(text)
     assert text.startswith(said)
+
+
+def test_rates_are_chosen_by_rows_that_are_neither_learned_nor_reported(script: ModuleType, done: Path):
+    experiment = script.Experiment(done.parent / "tinystories.txt", done, script.QUICK)
+    rows = {split: script.rows_of(done / "data", split) for split in ("validation", "held_out")}
+    assert experiment.held_out.equal(rows["held_out"])
+    assert len(rows["validation"]) == len(rows["held_out"]) == script.QUICK.held_out_rows
+
+    # The choice, made again on the rows beside the reported ones and on no others, is the kept one.
+    name = "autoregressive, exact"
+    (kept,) = (row for row in read(done)["rows"] if row["arm"] == name)
+    result = experiment.train(
+        script.ARMS[name],
+        done / "again",
+        rate=0.01,
+        seed=script.RATE_SEED,
+        num_steps=script.QUICK.num_steps // 4,
+    )
+    bounds = {split: experiment.bound(script.ARMS[name], result, of, 1) for split, of in rows.items()}
+    assert bounds["validation"] == pytest.approx(kept["bounds_by_rate"][0], abs=1e-6)
+    assert abs(bounds["held_out"] - bounds["validation"]) > 1e-4
 
 
 def test_the_variance_of_a_gradient_is_unbiased_and_so_is_its_error(script: ModuleType):

@@ -36,6 +36,12 @@ def test_every_rung_has_its_numbers(script: ModuleType, done: Path):
     assert "| exponent b |" in (done / "scaling.md").read_text()
 
 
+def test_no_rate_is_chosen_by_the_rows_of_the_losses(script: ModuleType):
+    assert {len(rung.rates) for size in (script.FULL, script.QUICK, script.SCALE) for rung in size.rungs} == {
+        1
+    }
+
+
 def test_a_power_law_is_fitted_as_it_is(script: ModuleType):
     flops = np.array([1e9, 1e10, 1e12])
     a, b = script.fit(flops, 5 * flops**-0.07)

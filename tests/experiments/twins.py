@@ -3,7 +3,8 @@ to right, the command line.
 
 Twins are networks of one size that learn the same rows in the same order from the same first weights, at the same number of
 tokens; they differ in the objective, and in whether a position sees what is behind it. Each gets the learning rate that, of
-a few, is best for it after a quarter of the steps with a seed of its own. ± is the standard error over seeds.
+a few, is best for it after a quarter of the steps with a seed of its own, on the rows of the split "validation": what an
+experiment with a choice reports is of others. ± is the standard error over seeds.
 """
 
 from __future__ import annotations
