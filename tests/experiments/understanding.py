@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -328,7 +329,7 @@ def plot(report: dict[str, Any], target: Path) -> None:
         for place, values in enumerate(figures.values()):
             axis.bar(place, np.mean(values), 0.6, color="tab:blue", alpha=0.6)
             axis.scatter([place] * len(values), values, color="black", s=10, zorder=3)
-        axis.set_xticks(range(len(figures)), [name.replace(" ", "\n", 1) for name in figures])
+        axis.set_xticks(range(len(figures)), [fill(name, 10, break_long_words=False) for name in figures])
         axis.grid(axis="y", alpha=0.3)
     left.axhline(100 * report["majority"], color="grey", linestyle="--", label="always the commoner label")
     left.legend(loc="lower right")
