@@ -1,13 +1,11 @@
 """A benchmark's tasks, objects of lm_eval: its configurations with the changes of catalogue.py, over files of a folder or the hub's
-data sets. With a folder, nothing is asked of the network but nltk's data, by IFEval, where a machine has none. Whether each document can
-be asked and judged is seen before any is.
+data sets. With a folder, nothing is asked of the network but nltk's data, by IFEval, where a machine has none.
 """
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import partial
@@ -16,13 +14,12 @@ from typing import Any, NamedTuple
 
 from llada.errors import UserError, hint
 from llada.evals.benchmarks.catalogue import BENCHMARKS, Benchmark, Row
+from llada.evals.benchmarks.documents import ask_and_judge, or_no_document, settle_documents, told
 from llada.evals.local_rows import read_rows
 from llada.files import exists, join
 from llada.settings import require
 
 _EXAMPLES = ".fewshot.jsonl"
-# Of `random` as lm_eval's command line sets it, and of the generator that its GPQA has for itself.
-_SEED, _OWN_SEED = 0, 42
 _TASK_NAME = re.compile(r"""^["']?task["']?:[ ]*["']?(\w[\w-]*)""", re.MULTILINE)
 
 
@@ -80,77 +77,12 @@ def _build_task(name: str, config: Mapping[str, Any], places: list[str], example
         return settle_documents(ConfigurableTask(config=config))
 
     # Of the hub's data lm_eval's own errors say what is wrong (hub.py); of a folder's, the first document is asked in there.
-    task = _or_no_document(places[0], build) if places else build()
+    task = or_no_document(places[0], build) if places else build()
     shown = list(task.fewshot_docs()) if config.get("num_fewshot") and example_places else []
     for documents, where in ((task.eval_docs, places), (shown, example_places)):
         for number, document in enumerate(documents):
             place = where[number] if len(where) == len(documents) else f"{name}, document {number + 1}"
-            _or_no_document(place, partial(_ask_and_judge, task, document))
-    return task
-
-
-def _or_no_document(place: str, make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except UserError:
-        raise
-    except Exception as error:  # whatever lm_eval's templates and functions meet
-        if "nltk" in str(error):
-            raise UserError(
-                f"{place} is judged with nltk's data, which is not on this machine: python -m nltk.downloader punkt_tab"
-            ) from error
-        raise UserError(f"{place} cannot be asked and judged: {_told(error)}") from error
-
-
-def _told(error: Exception) -> str:
-    """An error of a library in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-def _ask_and_judge(task: Any, document: Row) -> None:
-    """Raises whatever is wrong with a document: a prompt, choices, the right one, a judgement of any answer."""
-    asked, target = task.doc_to_text(document), task.doc_to_target(document)
-    if task.OUTPUT_TYPE == "multiple_choice":
-        choices = task.doc_to_choice(document)
-        if not all(choices):
-            raise ValueError("a choice is empty")
-        # Where the contexts are the choices, the prompt is the number of the right one.
-        right = asked if task.multiple_input else target
-        for one in right if isinstance(right, list) else [right]:
-            if not (one in choices if isinstance(one, str) else 0 <= one < len(choices)):
-                raise ValueError(f"{one!r} is none of its {len(choices)} choices")
-        results: list[Any] = [(0.0, False)] * len(choices)
-    else:
-        if isinstance(target, str) and not target.strip():
-            raise ValueError("it has no answer")
-        results = ["One."]
-    task.process_results(document, results)
-
-
-def settle_documents(task: Any) -> Any:
-    """The task, its documents made once, and the same each time. lm_eval makes them anew to ask, to judge and to show examples; where
-    that shuffles the choices (GPQA, by a generator that goes on and on), a letter would be judged by another order than was asked,
-    and a question could be among its own examples."""
-    make = getattr(task.config, "process_docs", None)
-    if make is None:
-        return task
-    made: dict[int, tuple[Any, Any]] = {}
-
-    def once(rows: Any) -> Any:
-        # The rows are kept, so that no others can have their address.
-        if id(rows) not in made:
-            random.seed(_SEED)
-            for value in getattr(make, "__globals__", {}).values():
-                if isinstance(value, random.Random):
-                    value.seed(_OWN_SEED)
-            made[id(rows)] = rows, make(rows)
-        return made[id(rows)][1]
-
-    task.config.process_docs = once
-    if task.fewshot_cfg.process_docs is make:
-        task.fewshot_cfg.process_docs = once
-    if hasattr(task, "sampler"):  # whose documents were made with the task
-        task.sampler.replace_df(list(task.fewshot_docs()))
+            or_no_document(place, partial(ask_and_judge, task, document))
     return task
 
 
@@ -277,7 +209,7 @@ def _data_set(name: str, rows: list[_Read]) -> Any:
         return datasets.Dataset.from_list([row.row for row in rows])
     except (ValueError, TypeError) as error:  # pyarrow's own are of these kinds
         raise UserError(
-            f"{name}: from {rows[0].place} on, a field has values of unlike kinds: {_told(error)}"
+            f"{name}: from {rows[0].place} on, a field has values of unlike kinds: {told(error)}"
         ) from error
 
 

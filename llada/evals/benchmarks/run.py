@@ -17,12 +17,20 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llada.errors import UserError
-from llada.evals.benchmarks.build import build_tasks, check_programs, data_files, settle_documents
+from llada.evals.benchmarks.build import build_tasks, check_programs, data_files
 from llada.evals.benchmarks.catalogue import BENCHMARKS
 from llada.evals.benchmarks.config import BenchmarkConfig
+from llada.evals.benchmarks.documents import (
+    check_documents,
+    check_examples,
+    or_no_document,
+    seed_examples,
+    settle_documents,
+)
 from llada.evals.benchmarks.hub import data_errors
 from llada.evals.benchmarks.published import (
     Protocol,
@@ -42,8 +50,6 @@ from llada.settings import hint, require
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-# That of lm_eval's own command line.
-_EXAMPLES_SEED = 1234
 # What a folder of tasks says of them in.
 _TASK_FILES = (".yaml", ".yml", ".py")
 
@@ -135,17 +141,17 @@ def _plan_all(evaluation: Evaluation) -> list[Plan]:
     plans = []
     for how in protocols:
         benchmark = None if how.run_as in own_tasks else BENCHMARKS.get(how.run_as)
-        with data_errors(how.name, takes_folder=benchmark is not None):
-            if benchmark is None:
-                loaded = _lm_eval_tasks(how, config.task_folder)
-            else:
+        if benchmark is None:
+            loaded = or_no_document(how.name, partial(_lm_eval_tasks, how, config.task_folder))
+        else:
+            with data_errors(how.name, takes_folder=True):
                 tasks = build_tasks(
                     how.run_as,
                     data=config.data,
                     num_fewshot=how.num_fewshot,
                     allow_code_execution=config.allow_code_execution,
                 )
-                loaded = {"tasks": {task.task_name: task for task in tasks}}
+            loaded = {"tasks": {task.task_name: task for task in tasks}}
         model = HarnessModel(
             folder,
             Setup(evaluation.open_model, how.score.max_tokens),
@@ -160,10 +166,13 @@ def _plan_all(evaluation: Evaluation) -> list[Plan]:
                 f"{how.name} is asked as a chat, and {evaluation.model} has no chat template: leave out --benchmarks.chat, or "
                 "give settings of a base model"
             )
-        for task in loaded["tasks"].values():
+        for name, task in loaded["tasks"].items():
             if how.num_fewshot is not None or task.config.num_fewshot is None:
                 task.set_config("num_fewshot", how.num_fewshot or 0)
-            task.set_fewshot_seed(_EXAMPLES_SEED)
+            check_examples(name, task)
+            if benchmark is None:
+                check_documents(name, task, config.limit)
+            seed_examples(task)
         # What the context has no room for is told here, before anything is asked.
         settings_of(how, model, list(loaded["tasks"].values()))
         plans.append(Plan(how, benchmark, loaded, model))
@@ -205,7 +214,8 @@ def _own_task_manager() -> TaskManager:
 def _lm_eval_tasks(how: Protocol, task_folder: str | None) -> dict[str, Any]:
     """A task or group of lm_eval's own, or of a folder of task files, which go first."""
     manager = _find_task(how.run_as, task_folder)
-    loaded = manager.load([how.run_as])
+    with data_errors(how.name, takes_folder=False):
+        loaded = manager.load([how.run_as])
     for name, task in loaded["tasks"].items():
         settle_documents(task)
         if getattr(task, "UNSAFE_CODE", False):

@@ -72,6 +72,8 @@ def evaluation(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> E
     (tmp_path / "own.yaml").write_text(json.dumps(own))
     lost = {**TASK, **CHOOSING, "task": "toy_lost", "dataset_kwargs": {"data_files": {"test": "/none.jsonl"}}}
     (tmp_path / "lost.yaml").write_text(json.dumps(lost))
+    broken = {**TASK, **data, **WRITING, "task": "toy_broken", "doc_to_text": "{{nosuch.x.y}}"}
+    (tmp_path / "broken.yaml").write_text(json.dumps(broken))
     benchmarks = BenchmarkConfig(
         ("toy_choosing", "toy_writing"),
         task_folder=str(tmp_path),
@@ -164,15 +166,21 @@ def test_an_autoregressive_twin_is_asked_the_same(
             marks=pytest.mark.slow,  # lm_eval's list of its own tasks
         ),
         (("toy_lost",), r"the data of toy_lost cannot be had: .*none\.jsonl"),
+        (("toy_broken",), r"^toy_broken cannot be asked and judged: UndefinedError: 'nosuch' is undefined"),
+        (("toy_writing",), r"^toy_writing: 5 examples asked for, and it has 4 "),
     ],
     ids=str,
 )
 def test_what_cannot_be_asked_is_one_line(
     evaluation: Evaluation, names: tuple[str, ...], message: str
 ) -> None:
-    config = replace(evaluation.config, benchmarks=replace(evaluation.config.benchmarks, names=names))
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("asked the network")
+
+    benchmarks = replace(evaluation.config.benchmarks, names=names, num_fewshot=5)
+    config = replace(evaluation.config, benchmarks=benchmarks)
     with pytest.raises(UserError, match=message) as caught:
-        run_benchmarks(replace(evaluation, config=config))
+        run_benchmarks(replace(evaluation, config=config, map_blocks=never))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
