@@ -143,9 +143,13 @@ def comparison_rows(found: Comparison, config: CompareConfig) -> list[tuple[str,
     for d in found.differences:
         factor, unit = (100, " %") if d.is_share else (1, "")
         figures = [f"{factor * value:.1f}{unit}" for value in (d.a, d.b)]
-        span = "n/a" if math.isnan(d.low) else f"[{factor * d.low:+.1f}, {factor * d.high:+.1f}]"
-        rows.append((d.title, f"{d.items:,}", *figures, f"{factor * d.difference:+.1f}", span))
+        span = "n/a" if math.isnan(d.low) else f"[{_signed(factor * d.low)}, {_signed(factor * d.high)}]"
+        rows.append((d.title, f"{d.items:,}", *figures, _signed(factor * d.difference), span))
     return rows
+
+
+def _signed(value: float) -> str:
+    return f"{value:+z.1f}"  # z: no -0.0
 
 
 class _Key(NamedTuple):

@@ -30,6 +30,7 @@ class Benchmark:
     """One row of the papers' tables."""
 
     title: str
+    """Of its row, unlike all others."""
     folder: str
     """Of lm_eval/tasks, where its tasks' files are."""
     tasks: str
@@ -257,6 +258,7 @@ _CODE: dict[str, Any] = {
 }
 _MULTIPLE = ("question", "A", "B", "C", "D", "answer", "subject")
 _GPQA = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+_EQUAL = "answers are compared as expressions (math_answers.py), not as texts"
 _NORM = "acc_norm, inferred from LLaMA3's row of the paper's table"
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -290,6 +292,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "math": Benchmark(
         "MATH", "minerva_math", "minerva_math_[a-z]*", "exact_match", fields=("problem", "solution", "type"),
         task_of=_math_task, row=_math_row, changes=_math_changes, has_file_of_examples=False,
+        remark=_EQUAL,
     ),
     "gpqa": Benchmark("GPQA", "gpqa/n_shot", "gpqa_main_n_shot", "acc", fields=_GPQA),
     "humaneval": Benchmark(
@@ -303,7 +306,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     # The same documents as a masked-diffusion network can have them: prompt, masks, suffix.
     "humaneval_fim_masks": Benchmark(
-        "HumanEval-FIM", "humaneval_infilling", "humaneval_*_infilling",
+        "HumanEval-FIM (masks)", "humaneval_infilling", "humaneval_*_infilling",
         fields=("task_id", "prompt", "suffix", "canonical_solution", "test", "entry_point"), changes=_infilling_changes,
         remark="mean of the three sets; the gap is filled as masks between prompt and suffix, as many as its solution has tokens "
         "unless gen_length is given",
@@ -330,35 +333,36 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     # The same documents, answered in words: for chat models.
     "mmlu_generative": Benchmark(
-        "MMLU", "mmlu/generative", "mmlu_*_generative", "exact_match",
+        "MMLU (generative)", "mmlu/generative", "mmlu_*_generative", "exact_match",
         fields=("question", "choices", "answer", "subject"), files=("mmlu",),
         task_of=lambda row: f"mmlu_{row['subject']}_generative", changes=lambda folder: _letter_changes(_mmlu_options),
     ),
     "hellaswag_generative": Benchmark(
-        "HellaSwag", "hellaswag", "hellaswag", "exact_match", files=("hellaswag",), row=_hellaswag_row,
+        "HellaSwag (generative)", "hellaswag", "hellaswag", "exact_match", files=("hellaswag",), row=_hellaswag_row,
         changes=lambda folder: {
             **_letter_choice(_HELLASWAG_QUESTION, "choices", _hellaswag_options), "process_docs": _hellaswag_docs
         },
     ),
     "arc_challenge_generative": Benchmark(
-        "ARC-C", "arc", "arc_challenge", "exact_match", fields=("question", "choices"),
+        "ARC-C (generative)", "arc", "arc_challenge", "exact_match", fields=("question", "choices"),
         files=("arc_challenge",), row=_arc_row,
         changes=lambda folder: _letter_choice(_ARC_QUESTION, "choices.text", _arc_options),
     ),
     "math_chat": Benchmark(
-        "MATH", "minerva_math", "minerva_math_[a-z]*", "exact_match", fields=("problem", "solution", "type"),
-        files=("math",), task_of=_math_task, row=_math_row, changes=_math_chat_changes, has_file_of_examples=False, remark=r"the last \boxed{…} of the text",
+        "MATH (chat)", "minerva_math", "minerva_math_[a-z]*", "exact_match", fields=("problem", "solution", "type"),
+        files=("math",), task_of=_math_task, row=_math_row, changes=_math_chat_changes, has_file_of_examples=False,
+        remark=rf"the last \boxed{{…}} of the text; {_EQUAL}",
     ),
     "gpqa_generative": Benchmark(
-        "GPQA", "gpqa/generative", "gpqa_main_generative_n_shot", "exact_match", "flexible-extract", fields=_GPQA,
+        "GPQA (generative)", "gpqa/generative", "gpqa_main_generative_n_shot", "exact_match", "flexible-extract", fields=_GPQA,
         files=("gpqa",),
     ),
     "humaneval_instruct": Benchmark(
-        "HumanEval", "humaneval", "humaneval_instruct", fields=("prompt", "test", "entry_point"), files=("humaneval",),
+        "HumanEval (instruct)", "humaneval", "humaneval_instruct", fields=("prompt", "test", "entry_point"), files=("humaneval",),
         changes=partial(_code_changes, code_tasks.complete_function_in_block), **_CODE,
     ),
     "mbpp_instruct": Benchmark(
-        "MBPP", "mbpp", "mbpp_instruct", fields=("text", "test_list"), files=("mbpp",),
+        "MBPP (instruct)", "mbpp", "mbpp_instruct", fields=("text", "test_list"), files=("mbpp",),
         changes=partial(_code_changes, code_tasks.first_block), **_CODE,
     ),
 }  # fmt: skip

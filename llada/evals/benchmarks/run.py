@@ -15,6 +15,7 @@ import functools
 import importlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -92,19 +93,21 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
 
 
 def needed_benchmarks(config: EvaluateConfig) -> BenchmarkConfig:
-    """Raises UserError: no benchmark, a name that is no setting, published settings or a benchmark that there are not, programs that
+    """Raises UserError: no benchmark, no folder of tasks, a name that is no setting, published settings or a benchmark that there are not, programs that
     may not be run, the length of another task."""
     benchmarks, length = config.benchmarks, config.sampling.gen_length
     if not benchmarks.names:
         raise UserError("the task benchmarks needs --benchmarks.names, such as hellaswag or gsm8k")
     check_given(benchmarks.given)
+    folder = benchmarks.task_folder
+    require(folder is None or os.path.isdir(folder), f"benchmarks.task_folder: there is no folder {folder}")
     for name in benchmarks.names:
         how = protocol(name, benchmarks, config.sampling)
-        if how.run_as in BENCHMARKS and benchmarks.task_folder is None:
+        if how.run_as in BENCHMARKS and folder is None:
             check_programs(how.run_as, allow_code_execution=benchmarks.allow_code_execution)
         elif how.run_as not in BENCHMARKS:
             with _quiet_libraries():
-                _find_task(how.run_as, benchmarks.task_folder)
+                _find_task(how.run_as, folder)
     require(
         length == SamplingConfig().gen_length or "samples" in config.tasks,
         f"benchmarks: sampling.gen_length={length} is the length of the task samples; that of a benchmark is "

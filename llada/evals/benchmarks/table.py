@@ -63,7 +63,7 @@ def _row(summary: Summary) -> tuple[str, ...]:
     difference = ""
     if summary["results"]:
         gap = 100 * summary["value"] - next(iter(summary["results"].values()))
-        difference = f"{gap:+.1f}" + (f" ({abs(gap) / (100 * spread):.1f} s.e.)" if spread else "")
+        difference = f"{gap:+z.1f}" + (f" ({abs(gap) / (100 * spread):.1f} s.e.)" if spread else "")
     shots = summary["settings"].get("num_fewshot")
     marks = ("*" if summary["given"] else "") + ("†" if summary["requests_cut"] else "")
     return (

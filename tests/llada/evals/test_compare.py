@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from llada.errors import UserError
-from llada.evals.compare import CompareConfig, bootstrap_interval, compare, comparison_rows
+from llada.evals.compare import (
+    CompareConfig,
+    Comparison,
+    Difference,
+    bootstrap_interval,
+    compare,
+    comparison_rows,
+)
 
 
 def result(folder: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
@@ -152,6 +159,12 @@ def test_one_item_says_nothing_of_others(tmp_path: Path) -> None:
     assert [difference.items for difference in found.differences] == [1]
     assert "t: one item is in both, which says nothing of others" in found.remarks
     assert comparison_rows(found, CompareConfig())[1][-1] == "n/a"
+
+
+def test_nothing_is_shown_as_a_little_less_than_nothing() -> None:
+    little = Difference("t", "T", 9, 0.5, 0.5, -1e-9, -1e-9, 1e-9, is_share=True)
+    (_, row) = comparison_rows(Comparison([little], []), CompareConfig())
+    assert row[-2:] == ("+0.0", "[+0.0, +0.0]")
 
 
 def test_a_task_of_one_item_leaves_a_mean_of_tasks_without_an_interval(tmp_path: Path) -> None:

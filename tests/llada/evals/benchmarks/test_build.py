@@ -60,6 +60,10 @@ def test_every_benchmark_loads_and_asks(name: str, data: Path) -> None:
         assert BENCHMARKS[name].metric in {*task._metric_fn_list, *task._aggregation_list}
 
 
+def test_no_two_rows_of_a_table_have_one_title() -> None:
+    assert len({benchmark.title for benchmark in BENCHMARKS.values()}) == len(BENCHMARKS)
+
+
 @pytest.mark.parametrize("name", ["mmlu", "cmmlu", "ceval"])
 def test_subjects_ask_five_questions_of_their_own_before(name: str, data: Path) -> None:
     tasks = tasks_of(name, data, num_fewshot=5)

@@ -297,6 +297,10 @@ def test_the_length_of_another_task_is_not_passed_over() -> None:
             {"names": ("zqxjkvbz",)},
             rf"no task 'zqxjkvbz'; known: mmlu, .*, {list(BENCHMARKS)[-1]} and [\d,]+ more \(all of lm_eval's: lm_eval ls tasks\)$",
         ),
+        (
+            {"names": ("gsm8k",), "task_folder": "/none"},
+            r"^benchmarks\.task_folder: there is no folder /none$",
+        ),
         ({"names": ("gsm8k",), "settings": "llada_bse"}, r"no published settings 'llada_bse'"),
         ({"names": ("toy",), "settings": "llada_base"}, r"llada_base publishes nothing of 'toy'"),
         ({"names": ("gsm8k", "mbpp")}, r"allow it with --benchmarks\.allow-code-execution"),
