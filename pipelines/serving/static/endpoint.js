@@ -8,16 +8,35 @@ export class EndpointError extends Error {
   }
 }
 
+const FOREIGN = /[^\x21-\x7e]/u; // to an API key, as the endpoint has them
+
 let key = sessionStorage.getItem("api-key");
 
 /** From now on, requests carry this API key. */
 export function setKey(given) {
   key = given;
-  sessionStorage.setItem("api-key", given);
+}
+
+/** Whether they carry one. */
+export const hasKey = () => Boolean(key);
+
+/** The key has been found good: it outlives a reload of this tab. */
+export function keepKey() {
+  if (key) sessionStorage.setItem("api-key", key);
+}
+
+/** Throws EndpointError for a key that cannot be sent: one was pasted with something that is not seen, say. */
+function checkKey() {
+  const foreign = key?.match(FOREIGN);
+  if (!foreign) return;
+  const code = foreign[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  const message = `character ${foreign.index + 1} of this API key is U+${code}, which no key has: copy the key again`;
+  throw new EndpointError({ message, code: "invalid_api_key" });
 }
 
 /** The endpoint's answer to a request. Throws EndpointError for a refusal. */
 async function ask(path, options = {}) {
+  checkKey();
   const authorization = key ? { Authorization: `Bearer ${key}` } : {};
   const response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization } });
   if (response.ok) return response;

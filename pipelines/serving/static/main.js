@@ -1,7 +1,7 @@
 // The page: what is asked, with which settings, and where the replies go.
 
 import { Conversation } from "./conversation.js";
-import { loadFields, loadModel, setKey } from "./endpoint.js";
+import { hasKey, keepKey, loadFields, loadModel, setKey } from "./endpoint.js";
 import { EXAMPLES, facts, play } from "./welcome.js";
 import { around, fill, GAP, hasGap } from "./infill.js";
 import { Reply } from "./reply.js";
@@ -179,7 +179,7 @@ $("examples").append(...EXAMPLES.map(({ mode: of, text: example }) => {
   button.type = "button";
   button.append(element("small", "", of === "chat" ? "Chat" : "Fill gaps"));
   button.addEventListener("click", () => {
-    if (running || !settings) return;
+    if (running) return;
     setMode(of);
     if (of === "infill") text.value = example;
     grow();
@@ -187,38 +187,65 @@ $("examples").append(...EXAMPLES.map(({ mode: of, text: example }) => {
   });
   return button;
 }));
-async function begin() {
-  const fields = await loadFields();
-  let card = await loadModel();
-  while (!card.defaults) { // they are known as soon as it has started
-    $("model").textContent = `${card.id} is starting`;
-    await new Promise(resolve => setTimeout(resolve, PATIENCE_MS));
-    card = await loadModel();
-  }
-  model = card;
-  $("model").textContent = document.title = card.id;
-  $("facts").append(...facts(card).flatMap(([name, value]) => {
-    const pair = document.createElement("div");
-    pair.append(element("dt", "", name), element("dd", "", value));
-    return [pair];
-  }));
-  const names = [...new Set([...Object.keys(card.defaults), "seed"])];
-  const knobs = Object.fromEntries(names.map(name => [name, fields[name]]));
-  settings = new Settings($("settings"), { fields: knobs, defaults: card.defaults, onChange: () => {} });
-  $("ask-key").hidden = true;
+
+// What needs the model's card.
+const later = [$("compare"), $("open-settings"), $("send"), ...$("examples").children];
+for (const button of later) button.disabled = true;
+
+/** Say what is served or why that is not known: in the heading, and a reason beside the form for a key, which is there if one is wanted. */
+function explain(state, { reason = "", wantsKey = false } = {}) {
+  if (!wantsKey && $("ask-key").contains(document.activeElement)) text.focus();
+  $("ask-key").hidden = !wantsKey;
+  $("model").textContent = state;
+  $("trouble").textContent = reason;
+  $("trouble").hidden = !reason;
+  $("key").setAttribute("aria-invalid", String(Boolean(reason)));
+  if ($("status").textContent !== reason) $("status").textContent = reason; // said once, as often as it is found again
 }
 
-/** What is served is not known: because the endpoint wants a key, or is away. */
-function explain(error) {
-  const isLocked = error.code === "invalid_api_key";
-  $("ask-key").hidden = !isLocked;
-  $("model").textContent = isLocked ? "locked" : "the endpoint does not answer";
-  $("status").textContent = error.message;
-}
-
-$("ask-key").addEventListener("submit", event => {
-  event.preventDefault();
-  setKey($("key").value);
-  begin().then(() => text.focus(), explain);
+/** The key that is given next. */
+const nextKey = () => new Promise(resolve => {
+  $("ask-key").onsubmit = event => {
+    event.preventDefault();
+    $("key").value = $("key").value.trim();
+    if ($("ask-key").reportValidity()) resolve($("key").value);
+  };
 });
-begin().catch(explain);
+
+/** The model's card and the fields of a request, as soon as the endpoint is there, takes the key and has started. */
+async function learn() {
+  for (;;) {
+    try {
+      const card = await loadModel();
+      keepKey();
+      if (card.defaults) return { card, fields: await loadFields() };
+      explain(`${card.id} is starting`);
+    } catch (error) {
+      if (error.code === "invalid_api_key") {
+        explain("locked", { reason: hasKey() ? error.message : "", wantsKey: true });
+        $("key").select();
+        if (!text.value) $("key").focus();
+        $("trouble").scrollIntoView({ block: "nearest" }); // from below a phone's keyboard
+        setKey(await nextKey());
+        explain("…", { wantsKey: true });
+        continue;
+      }
+      explain("the endpoint is away", { reason: `${error.message}; this page tries again by itself` });
+    }
+    await new Promise(resolve => setTimeout(resolve, PATIENCE_MS));
+  }
+}
+
+const { card, fields } = await learn();
+model = card;
+explain(card.id);
+document.title = card.id;
+$("facts").append(...facts(card).map(([name, value]) => {
+  const pair = document.createElement("div");
+  pair.append(element("dt", "", name), element("dd", "", value));
+  return pair;
+}));
+const names = [...new Set([...Object.keys(card.defaults), "seed"])];
+const knobs = Object.fromEntries(names.map(name => [name, fields[name]]));
+settings = new Settings($("settings"), { fields: knobs, defaults: card.defaults, onChange: () => {} });
+for (const button of later) button.disabled = false;

@@ -241,6 +241,17 @@ def visit(browser: Browser, address: str) -> Iterator[Callable[..., Visitor]]:
         assert {url.split("/")[2] for url in visitor.asked if not url.startswith("data:")} == {address[7:]}
 
 
+def check_looks(page: Page, screen: dict[str, Any]) -> None:
+    """What is shown can be read and pressed, and is no wider than the screen."""
+    assert page.evaluate(SMALL) == []
+    assert page.evaluate(PALE) == []
+    assert screen is DESK or page.evaluate(TINY) == []
+    assert page.evaluate("() => document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.evaluate(
+        "() => { const m = document.querySelector('main'); return m.scrollWidth <= m.clientWidth }"
+    )
+
+
 @pytest.mark.parametrize(
     "screen, settings",
     [
@@ -451,22 +462,100 @@ def test_a_system_prompt_a_second_turn_and_what_no_longer_fits(visit: Any) -> No
     visitor.complaints.clear()  # Chromium reports status 400 by itself
 
 
+@SCREENS
 def test_a_locked_endpoint_asks_for_its_key(
-    browser: Browser, denoiser: Denoiser, application: Callable[..., FastAPI], served: Served
+    browser: Browser,
+    denoiser: Denoiser,
+    application: Callable[..., FastAPI],
+    served: Served,
+    screen: dict[str, Any],
 ) -> None:
-    with served(application(denoiser, keys=["correct horse"])) as address:
-        page = browser.new_page()
+    """Until it has one, what would do nothing cannot be pressed. Why a key is not taken can be read, and the next one typed."""
+    with served(application(denoiser, keys=["correct-horse"])) as address:
+        context = browser.new_context(**screen, reduced_motion="reduce")  # a colour on its way may be pale
+        page, faults = context.new_page(), list[str]()
+        page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(address)
-        page.get_by_label("This endpoint wants an API key.").fill("another one")
-        page.get_by_role("button", name="Use it").click()
-        expect(page.get_by_role("status")).to_have_text("this API key is not one of the endpoint's")
-        page.get_by_label("This endpoint wants an API key.").fill("correct horse")
+        heading, key = page.get_by_role("heading", level=1), page.locator("#key")
+        later = [page.locator("#send"), *page.locator("#compare, #open-settings, #examples button").all()]
+        kept = "() => sessionStorage.getItem('api-key')"
+        expect(page.get_by_label("This endpoint wants an API key.")).to_be_focused()
+        expect(key).to_have_attribute("aria-invalid", "false")
+        expect(page.locator("#trouble")).to_be_hidden()
+        assert len(later) == 6
+        for button in later:
+            expect(button).to_be_disabled()
+
+        def check_refused(why: str) -> None:
+            expect(page.locator("#trouble")).to_have_text(why)
+            expect(page.locator("#trouble")).to_be_in_viewport(ratio=1)
+            expect(page.get_by_role("status")).to_have_text(why)
+            expect(key).to_have_attribute("aria-invalid", "true")
+            expect(key).to_have_accessible_description(why)
+            expect(key).to_be_focused()
+            expect(heading).to_have_text("locked")
+            check_looks(page, screen)
+
+        unknown = "this API key is not one of the endpoint's"
+        unseen = "character 8 of this API key is U+200B, which no key has: copy the key again"
+        key.fill("another-horse")
         page.keyboard.press("Enter")
-        expect(page.get_by_role("heading", level=1)).to_have_text("tiny")
+        check_refused(unknown)
+        key.fill("correct\u200b-horse")
+        page.get_by_role("button", name="Use it").click()
+        check_refused(unseen)
+        assert page.evaluate(kept) is None
+        for stored, why in (("was-once-good", unknown), ("correct\u200b-horse", unseen)):
+            page.evaluate("key => sessionStorage.setItem('api-key', key)", stored)
+            page.reload()
+            check_refused(why)
+        key.fill(" correct-horse\u00a0")
+        page.keyboard.press("Enter")
+        expect(heading).to_have_text("tiny")
+        expect(key).to_be_hidden()
+        expect(page.locator("#trouble")).to_be_hidden()
+        assert page.evaluate(kept) == "correct-horse"
+        page.reload()
+        expect(heading).to_have_text("tiny")
+        for button in later:
+            expect(button).to_be_enabled()
+        page.get_by_role("button", name="Compare").click()
         page.get_by_role("textbox", name="Message").fill("Go on!")
         page.keyboard.press("Enter")
-        expect(page.locator(".figures")).to_contain_text("tokens")
-        page.close()
+        expect(page.locator(".figures")).to_have_count(2)
+        expect(page.locator(".figures").last).to_contain_text("tokens")
+        assert faults == []
+        context.close()
+
+
+def test_a_page_opened_during_a_rollout_waits_for_the_endpoint(browser: Browser, address: str) -> None:
+    page, faults = browser.new_page(), list[str]()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+
+    def check_away(why: str) -> None:
+        expect(page.locator("#trouble")).to_have_text(f"{why}; this page tries again by itself")
+        expect(page.get_by_role("heading", level=1)).to_have_text("the endpoint is away")
+        expect(page.get_by_role("button", name="Compare")).to_be_disabled()
+        expect(page.get_by_role("button", name="Settings")).to_be_disabled()
+
+    page.route("**/v1/models", lambda route: route.abort())
+    page.goto(address)
+    check_away("Failed to fetch")
+    page.route("**/v1/models", lambda route: route.fulfill(status=503, body="<h1>no</h1>"))
+    check_away("the endpoint answers with status 503")
+    page.route(
+        "**/v1/models", lambda route: route.fulfill(json={"data": [{"id": "tiny"}]})
+    )  # no defaults yet
+    expect(page.get_by_role("heading", level=1)).to_have_text("tiny is starting")
+    expect(page.locator("#trouble")).to_be_hidden()
+    expect(page.get_by_role("button", name="Compare")).to_be_disabled()
+    page.unroute("**/v1/models")
+    expect(page.get_by_role("heading", level=1)).to_have_text("tiny")
+    expect(page.locator("#trouble")).to_be_hidden()
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("threshold", exact=True)).to_be_visible()
+    assert faults == []
+    page.close()
 
 
 def test_copy_regenerate_and_stop(visit: Any, network: Slow) -> None:
@@ -566,26 +655,15 @@ def test_it_can_be_read_and_pressed(visit: Any, screen: dict[str, Any]) -> None:
     visitor = visit(**screen)
     page = visitor.page
 
-    def check() -> None:
-        assert page.evaluate(SMALL) == []
-        assert page.evaluate(PALE) == []
-        assert screen is DESK or page.evaluate(TINY) == []
-        assert page.evaluate(
-            "() => document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-        )
-        assert page.evaluate(
-            "() => { const m = document.querySelector('main'); return m.scrollWidth <= m.clientWidth }"
-        )
-
     page.wait_for_timeout(3000)  # the picture has come to its end
-    check()
+    check_looks(page, screen)
     visitor.set(**DRAWN)
     visitor.page.get_by_role("button", name="Compare").click()
     visitor.ask("Go on!")
     page.wait_for_timeout(400)
-    check()
+    check_looks(page, screen)
     page.get_by_role("button", name="Settings").click()
-    check()
+    check_looks(page, screen)
     drawer = page.locator("#settings")
     assert drawer.evaluate("drawer => drawer.scrollWidth <= drawer.clientWidth")
 
