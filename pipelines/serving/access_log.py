@@ -66,6 +66,18 @@ def write_to_stdout() -> None:
     access_log.propagate = False
 
 
+def write_refusal(client: str | None, status: int, reason: str) -> None:
+    """The line of a connection on which nothing came that is a request. `reason`: a sentence without what has come."""
+    _write(client=client, status=status, reason=reason)
+
+
+def _write(**line: Any) -> None:
+    """A line, with the time, of all that is known."""
+    known = {name: value for name, value in line.items() if value is not None}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    access_log.info("%s", json.dumps({"time": now, **known}, ensure_ascii=False))
+
+
 class AccessLog:
     """ASGI middleware: gives the request its ids, and writes its line when the last byte of the answer is sent."""
 
@@ -103,7 +115,6 @@ class AccessLog:
             if scope["path"] not in _QUIET or status >= 400:
                 client = scope.get("client")
                 line = {
-                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                     "request_id": request_id,
                     "trace_id": ids.trace_id,
                     "client": client[0] if client else None,
@@ -111,7 +122,5 @@ class AccessLog:
                     "path": shorten(scope["path"]),
                     "status": status,
                     "seconds": round(time.monotonic() - began, 4),
-                    **noted,
                 }
-                line = {name: value for name, value in line.items() if value is not None}
-                access_log.info("%s", json.dumps(line, ensure_ascii=False))
+                _write(**line | noted)

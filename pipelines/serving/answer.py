@@ -141,8 +141,8 @@ def _check_headers(request: Request) -> None:
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
-    """Raises RequestError 413 as soon as it is known that there are more than `limit` bytes, 408 when they do not come, and
-    ClientDisconnect."""
+    """Raises RequestError 413 as soon as it is known that there are more than `limit` bytes, 408 when they do not come, 400 when
+    they are lost or cannot be read, and ClientDisconnect."""
     error = RequestError(413, f"the body has more than the {limit:,} bytes allowed", code="body_too_large")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limit:
@@ -161,10 +161,20 @@ async def _read_body(request: Request, limit: int) -> bytes:
         message = f"nothing of the body has come for {_BODY_PAUSE_S:g} s"
         raise RequestError(408, message, code="timeout") from stalled
     except Exception as gone:
+        if refusal := request.scope["state"].get("refusal"):  # our own HTTP server has told the client
+            raise RequestError(*refusal) from gone
         # Ray's proxy passes the parts on, and breaks off as the client has: its own error may be here before the word of that.
         raise ClientDisconnect from gone
     if size > limit:
         raise error
+    is_declared = length.strip("0") or "transfer-encoding" in request.headers
+    if not size and is_declared and (offered := request.headers.get("upgrade")):
+        # Ray's proxy takes the offer for accepted, and what follows for something else than the body.
+        message = (
+            "the body is lost, as a proxy before the endpoint took the offer in the header"
+            f" 'Upgrade: {shorten(offered)}' for accepted: send plain HTTP/1.1, without that header"
+        )
+        raise RequestError(400, message)
     return b"".join(parts)
 
 

@@ -1,15 +1,18 @@
 """One connection to the endpoint's own port: how much of this process a client may hold by it, and for how long.
 
 uvicorn reads HTTP and calls the application. It bounds neither the head of a request nor the time for it, waits for ever for
-clients that do not read, and of requests that are sent ahead of their answers it tells only the last that the client has left.
+clients that do not read, of requests that are sent ahead of their answers it tells only the last that the client has left, and
+it loses the body of a request that offers to upgrade the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -18,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from llada import __version__
+from pipelines.serving.access_log import write_refusal
 from pipelines.serving.errors import RequestError
 
 MAX_HEAD_BYTES = 1 << 16
@@ -32,16 +36,20 @@ _LINGER_S = 2.0
 _MALFORMED = 400, "this is not HTTP/1.1"
 _LONG_HEAD = 431, f"the request's line and headers have more than {MAX_HEAD_BYTES:,} bytes"
 _FAR_AHEAD = 400, f"more than {_MAX_AHEAD} requests are sent ahead of their answers"
+_NO_PROXY = 400, "CONNECT is for proxies, and this is none"
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's, with bounds. `look` is to be called from time to time."""
 
-    def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: Config, *args: Any, refused: Callable[[int], None], **kwargs: Any) -> None:
+        """`refused` is told the status of what the application hears nothing of."""
         super().__init__(config, *args, **kwargs)
+        self._refused = refused
         self._answering: RequestResponseCycle | None = None  # the other cycles wait in `pipeline`
         self._refusal = _MALFORMED  # of what comes next, should it not be taken
         self._is_refused = False
+        self._reads_body = False  # that of `cycle`
         self._head_bytes = 0  # since the last whole head or piece of a body
         self._headless_since: float | None = None
         self._unread, self._unread_since = 0, self.loop.time()
@@ -64,19 +72,50 @@ class Connection(HttpToolsProtocol):
         if self._is_refused:
             return
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(*self._refusal)
         if self._head_bytes > MAX_HEAD_BYTES and not self._is_refused:
             self._refuse(*_LONG_HEAD)
+
+    def _parse(self, data: bytes) -> None:
+        """httptools takes the offer to upgrade a connection (to HTTP/2, as curl and Java's client make it) for accepted, so that
+        the body is no part of the request. Here it is ignored (RFC 9110, 7.8): the head is read again without it."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+                head = self._head_without_offer()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+                self.parser.feed_data(head)
+
+    def _head_without_offer(self) -> bytes:
+        """Of the request that has been read last. (Without the header Upgrade, the word in Connection means nothing.)"""
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_headers_complete(self) -> None:
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refusal = _LONG_HEAD
         elif len(self.pipeline) >= _MAX_AHEAD:
             self._refusal = _FAR_AHEAD
+        elif self.parser.get_method() == b"CONNECT":  # an upgrade without an offer
+            self._refusal = _NO_PROXY
         if self._refusal is not _MALFORMED:
-            raise ValueError(self._refusal)  # ends the parser's work, and is `send_400_response` then
+            raise ValueError(self._refusal)  # ends the parser's work, and is an HttpParserError then
+        if self.parser.should_upgrade():
+            return  # `_parse` comes again
         self._head_bytes, self._headless_since = 0, None
         super().on_headers_complete()
+        self._reads_body = True
         if self.pipeline:
             self.flow.resume_reading()  # else it would not be noticed that the client leaves
 
@@ -84,26 +123,32 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            self._reads_body = False
+            super().on_message_complete()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         super()._start_asgi_task(cycle, app)
-
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn calls it for what cannot be read."""
-        self._refuse(*self._refusal)
 
     def _refuse(self, status: int, message: str) -> None:
         """Read no further request. The one that is answered now, if there is one, is finished without a word in its middle."""
         self._is_refused = True
         answering = self._answering
-        if answering is not None and not answering.more_body and not answering.response_complete:
-            answering.keep_alive = False
-            return
-        if answering is not None and answering.more_body:  # it is the body of this one that cannot be read
+        if answering is not None and answering is self.cycle and self._reads_body:
             if answering.response_started:
                 self.transport.close()
                 return
+            # It is the application's: it counts this one, and writes the line of it.
+            answering.scope["state"]["refusal"] = status, message
             _tell_of_end(answering)
+        else:
+            self._refused(status)
+            write_refusal(self.client[0] if self.client else None, status, message)
+            if answering is not None and not answering.response_complete:
+                answering.keep_alive = False
+                return
         body = json.dumps(RequestError(status, message).body()).encode()
         headers = [
             *self.server_state.default_headers,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import socket
@@ -15,13 +16,14 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llada.errors import UserError
 from pipelines.serving.gateway import Gateway
+from pipelines.serving.routes import refusal_counter
 
 # A connection on which nothing is asked for so long is closed, as Ray's proxy does it.
 _KEEP_ALIVE_S = 90
@@ -122,11 +124,12 @@ class ListeningGateway(Gateway):
         from pipelines.serving.connection import Connection, look_after
 
         super().__init__(*args)
+        refused = functools.partial(refusal_counter(self._metrics), "other")
         self._door = _Door(self.__serve_build_asgi_app__())
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._door,
-                http=Connection,
+                http=cast("type[asyncio.Protocol]", functools.partial(Connection, refused=refused)),
                 ws="none",
                 access_log=False,
                 log_config=None,

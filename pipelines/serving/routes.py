@@ -88,9 +88,10 @@ def build_api(
         lifespan=lifespan,
     )
     metrics = metrics or GatewayMetrics()
+    count_refusal = refusal_counter(metrics)
     api.add_middleware(_Failures)
     if access.keys:
-        api.add_middleware(Guard, keys=access.keys, limits=access.key_limits, refused=_refusals(metrics))
+        api.add_middleware(Guard, keys=access.keys, limits=access.key_limits, refused=count_refusal)
     api.add_middleware(_WithoutTrailingSlash)
     if access.cors_origins:
         # Outside of the guard: a browser asks for leave without the key. (It sends no cookies, so that "*" is harmless.)
@@ -146,14 +147,15 @@ def build_api(
 
     @api.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
+        count_refusal(request.scope["path"], error.status_code)
         message = f"{shorten(request.method)} {shorten(request.url.path)}: {error.detail}"
         return JSONResponse(RequestError(error.status_code, message).body(), error.status_code, error.headers)
 
     return api
 
 
-def _refusals(metrics: GatewayMetrics) -> Callable[[str, int], None]:
-    """Counts what is refused before its route is reached; of paths that are none, all together."""
+def refusal_counter(metrics: GatewayMetrics) -> Callable[[str, int], None]:
+    """Counts, by path and status, what is refused before its route is reached; of paths that are none, all together."""
     routes = {dialect.path for dialect in DIALECTS}
 
     def count(path: str, status: int) -> None:

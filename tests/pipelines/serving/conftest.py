@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ from llada.model.hf import save_model
 from llada.model.transformer import ModelConfig, Transformer
 from llada.sampling.config import SamplingConfig
 from llada.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from pipelines.serving.access_log import access_log
 from pipelines.serving.backend import Health
 from pipelines.serving.card import model_facts
 from pipelines.serving.limits import RequestLimits
@@ -90,6 +92,28 @@ class Local:
 def backend() -> Callable[[Denoiser], Local]:
     """backend(denoiser) is what the application asks."""
     return Local
+
+
+class Lines(logging.Handler):
+    """Lines of the access log, read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.read.append(json.loads(record.getMessage()))
+
+
+@pytest.fixture
+def access_lines() -> Iterator[list[dict[str, Any]]]:
+    """What is written to the access log during the test."""
+    lines, level = Lines(), access_log.level
+    access_log.addHandler(lines)
+    access_log.setLevel(logging.INFO)
+    yield lines.read
+    access_log.removeHandler(lines)
+    access_log.setLevel(level)
 
 
 Call = Callable[..., httpx.Response]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
@@ -160,6 +162,31 @@ def test_json_may_be_declared_in_full() -> None:
     assert ask(body, content_type='application/json; x=1; charset="utf-8"; y=2')[0].status_code == 404
     answer, _ = ask(body, content_encoding="gzip")
     assert (answer.status_code, answer.json()["error"]["type"]) == (415, "invalid_request_error")
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 15", "Transfer-Encoding: chunked"])
+def test_a_body_that_a_proxy_has_lost_is_named_with_the_cause(served: Serve, length: str) -> None:
+    """uvicorn as it is, as Ray's proxy has it, and an offer to upgrade the connection."""
+
+    def ask(url: str, *headers: str) -> dict[str, Any]:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as client:
+            lines = ["POST /v1/completions HTTP/1.1", *headers, "Connection: Upgrade", "Upgrade: h2c", "", ""]
+            client.sendall("\r\n".join(lines).encode())
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert answer.status == 400
+            error: dict[str, Any] = json.loads(answer.read())["error"]
+            return error
+
+    with served(build_api(Slow(), "tiny")) as url:
+        error = ask(url, "Host: x", length)
+        assert error["type"] == "invalid_request_error"
+        assert "'Upgrade: h2c'" in error["message"]
+        assert "send plain HTTP/1.1" in error["message"]
+        for nothing in ("Content-Length: 0", "A: b"):  # none was meant to come
+            assert "body" in (message := ask(url, nothing)["message"])
+            assert "Upgrade" not in message
 
 
 @pytest.mark.parametrize("end", [{"type": "http.disconnect"}, RuntimeError("the call was cancelled")])

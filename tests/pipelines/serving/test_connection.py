@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
+import subprocess
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,13 +23,23 @@ from pipelines.serving.connection import MAX_HEAD_BYTES, Connection, look_after
 LARGE = b"x" * (16 << 20)  # more than the kernel takes for a client that does not read
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
 UPLOAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+ECHO = b"POST /echo HTTP/1.1\r\nHost: x\r\n"
+# As curl and Java's client make it, and as browsers do.
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+WEBSOCKET = (
+    b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+)
 
 
 class Application:
-    """/wait answers when it is told to or its client has left, /upload once its body is there, others at once."""
+    """/wait answers when it is told to or its client has left, /upload once its body is there, /echo with its body, others at
+    once."""
 
     def __init__(self) -> None:
         self.waiting, self.left, self.bodies = 0, 0, 0
+        self.headers: list[tuple[bytes, bytes]] = []  # of the last /echo
+        self.refused: list[int] = []  # what it has not heard of
         self.may_answer = asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -38,6 +51,11 @@ class Application:
                 self.left += 1
                 return
             self.bodies += 1
+        elif scope["path"] == "/echo":
+            body, more, self.headers = b"", True, scope["headers"]
+            while more:
+                message = await receive()
+                body, more = body + message["body"], message["more_body"]
         elif scope["path"] == "/wait":
             await receive()  # the body
             self.waiting += 1
@@ -88,7 +106,8 @@ def at_a_server(steps: Steps) -> None:
     async def run() -> None:
         async with asyncio.timeout(120), contextlib.AsyncExitStack() as stack:
             application = Application()
-            settings: dict[str, Any] = {"http": Connection, "ws": "none", "lifespan": "off"}
+            protocol = partial(Connection, refused=application.refused.append)
+            settings: dict[str, Any] = {"http": protocol, "ws": "none", "lifespan": "off"}
             config = uvicorn.Config(application, host="127.0.0.1", port=0, log_level="critical", **settings)
             server = uvicorn.Server(config)
             connections = server.server_state.connections
@@ -142,13 +161,16 @@ def error_of(answer: tuple[int, dict[str, str], bytes], status: int) -> str:
         HEAD + b"A: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
         HEAD + b"A: b\r\n" * MAX_HEAD_BYTES,
         HEAD + b"A: " + b"x" * (40 << 20),
+        HEAD + b"Connection: Upgrade\r\nUpgrade: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
         b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",
         UPLOAD + b"1\r\nx\r\n0\r\nA: " + b"x" * (4 << 20),
         UPLOAD + b"1;" + b"x" * (4 << 20),
     ],
-    ids=["one", "many", "endless", "line", "trailer", "chunk"],
+    ids=["one", "many", "endless", "offer", "line", "trailer", "chunk"],
 )
-def test_a_long_head_is_refused_whatever_it_is_made_of(data: bytes) -> None:
+def test_a_long_head_is_refused_whatever_it_is_made_of(
+    access_lines: list[dict[str, Any]], data: bytes
+) -> None:
     async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
         client = await connect()
         sending = asyncio.create_task(client.send(data))
@@ -158,8 +180,20 @@ def test_a_long_head_is_refused_whatever_it_is_made_of(data: bytes) -> None:
         client.writer.transport.abort()
         await until(lambda: not connections)
         assert application.bodies == 0
+        assert application.refused == refusals(data, 431, access_lines)
 
     at_a_server(steps)
+
+
+def refusals(data: bytes, status: int, lines: list[dict[str, Any]]) -> list[int]:
+    """What is counted beside the application's own requests, for each of which there is a line: a body is of one of these."""
+    if data.startswith(UPLOAD):
+        assert lines == []
+        return []
+    (line,) = lines
+    assert line.keys() == {"time", "client", "status", "reason"}
+    assert (line["client"], line["status"]) == ("127.0.0.1", status)
+    return [status]
 
 
 def test_heads_and_bodies_of_good_size_are_taken_however_they_come() -> None:
@@ -194,7 +228,7 @@ def test_heads_and_bodies_of_good_size_are_taken_however_they_come() -> None:
     ids=["words", "TLS", "version", "target", "length", "chunk"],
 )
 def test_what_is_no_http_is_refused_as_everything_else_is(
-    monkeypatch: pytest.MonkeyPatch, data: bytes
+    monkeypatch: pytest.MonkeyPatch, access_lines: list[dict[str, Any]], data: bytes
 ) -> None:
     monkeypatch.setattr(connection, "_LINGER_S", 0.1)
 
@@ -204,20 +238,36 @@ def test_what_is_no_http_is_refused_as_everything_else_is(
         assert error_of(await client.answer(), 400) == "this is not HTTP/1.1"
         assert await client.is_closed()
         await until(lambda: not connections)
+        assert application.refused == refusals(data, 400, access_lines)
 
     at_a_server(steps)
 
 
-def test_nonsense_behind_a_request_is_no_part_of_its_answer() -> None:
+def test_nonsense_behind_a_body_that_was_not_wanted_is_refused() -> None:
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        client = await connect()
+        await client.send(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n")
+        assert (await client.answer())[0] == 200
+        await client.send(b"hi")
+        await client.send(b"nonsense\r\n\r\n")
+        assert error_of(await client.answer(), 400) == "this is not HTTP/1.1"
+        assert application.refused == [400]
+
+    at_a_server(steps)
+
+
+@pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"GET http:// HTTP/1.1\r\n\r\n"])
+def test_nonsense_behind_a_request_is_no_part_of_its_answer(data: bytes) -> None:
     async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
         client = await connect()
         await client.send(b"GET /wait HTTP/1.1\r\n\r\n")
         await until(lambda: application.waiting == 1)
-        await client.send(b"nonsense\r\n\r\n")
+        await client.send(data)
         await asyncio.sleep(0.1)
         application.may_answer.set()
         assert (await client.answer())[::2] == (200, b"/wait")
         assert await client.is_closed()
+        assert application.refused == [400]
 
     at_a_server(steps)
 
@@ -289,16 +339,17 @@ def test_who_leaves_with_more_requests_behind_the_first_is_noticed() -> None:
     at_a_server(steps)
 
 
+@pytest.mark.parametrize("offer", [b"", H2C], ids=["plain", "offer"])
 def test_requests_ahead_are_answered_in_their_order_and_have_a_limit(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, offer: bytes
 ) -> None:
     monkeypatch.setattr(connection, "_MAX_AHEAD", 3)
 
     async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
         few, many = await connect(), await connect()
-        ahead = b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(3))
+        ahead = b"".join(b"GET /%d HTTP/1.1\r\n%s\r\n" % (number, offer) for number in range(3))
         for client, data in ((few, ahead), (many, ahead + HEAD + b"\r\n")):
-            await client.send(b"GET /wait HTTP/1.1\r\n\r\n")
+            await client.send(b"GET /wait HTTP/1.1\r\n" + offer + b"\r\n")
             await until(lambda client=client: application.waiting == 1 + (client is many))  # type: ignore[misc]
             await client.send(data)
         await asyncio.sleep(0.1)
@@ -306,15 +357,88 @@ def test_requests_ahead_are_answered_in_their_order_and_have_a_limit(
         assert [(await few.answer())[2] for _ in range(4)] == [b"/wait", b"/0", b"/1", b"/2"]
         assert (await many.answer())[2] == b"/wait"
         assert await many.is_closed()
+        assert application.refused == [400]
 
     at_a_server(steps)
 
 
-def test_an_upgrade_is_not_made_and_its_request_answered() -> None:
+@pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
+def test_an_upgrade_is_not_made_and_its_request_answered(offer: bytes, is_chunked: bool) -> None:
+    """Wherever the packets end; and a body is a body, also one that could be a request."""
+
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        body = HEAD + b"\r\n"
+        if is_chunked:
+            head = b"Transfer-Encoding: chunked\r\n\r\n"
+            sent = b"%x\r\n%s\r\n0\r\nA: b\r\n\r\n" % (len(body), body)
+        else:
+            head, sent = b"Content-Length: %d\r\n\r\n" % len(body), body
+        head = ECHO + offer + head
+        data = head + sent + HEAD + offer + b"\r\n" + UPLOAD + b"1\r\nx\r\n0\r\n\r\n"
+        places = [*range(1, len(data))]
+        for cuts in ([], [len(head)], [len(head) - 1], [len(head) + len(sent)], places):
+            client = await connect()
+            for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+                await client.send(data[begin:end])
+                await asyncio.sleep(0.001 if len(cuts) > 1 else 0.05)
+            answers = [(await client.answer())[::2] for _ in range(3)]
+            assert answers == [(200, body), (200, b"/"), (200, b"/upload")], cuts
+            assert not [name for name, _ in application.headers if name == b"upgrade"]
+        assert application.refused == []
+
+    at_a_server(steps)
+
+
+def test_beside_its_offer_a_request_is_as_it_came() -> None:
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        more = b"Connection: close\r\nA: b: c\r\na: \xff \x09d\r\nEmpty:\r\nExpect: 100-continue\r\n"
+        for version, headers in ((b"1.1", more), (b"1.0", b"")):
+            client = await connect()
+            head = ECHO.replace(b"1.1", version) + H2C + headers + b"Content-Length: 2\r\n\r\n"
+            await client.send(head)
+            if headers:
+                assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await client.send(b"hi")
+            status, told, body = await client.answer()
+            assert (status, told["connection"], body) == (200, "close", b"hi")
+            assert await client.is_closed()
+            lines = [line.partition(b":") for line in head.split(b"\r\n")[1:-2]]
+            assert application.headers == [
+                (name.lower(), value.lstrip()) for name, _, value in lines if name != b"Upgrade"
+            ]
+
+    at_a_server(steps)
+
+
+@pytest.mark.parametrize("offer", [b"", H2C], ids=["plain", "offer"])
+def test_a_tunnel_is_refused(offer: bytes) -> None:
     async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
         client = await connect()
-        key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-        await client.send(HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n" + key + b"\r\n")
-        assert (await client.answer())[::2] == (200, b"/")
+        await client.send(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n" + HEAD + b"\r\n")
+        assert error_of(await client.answer(), 400) == "CONNECT is for proxies, and this is none"
+        assert await client.is_closed()
+        assert application.refused == [400]
+
+    at_a_server(steps)
+
+
+CURL = shutil.which("curl")
+KNOWS_HTTP2 = CURL and b"HTTP2" in subprocess.run([CURL, "--version"], capture_output=True, check=True).stdout
+
+
+@pytest.mark.skipif(not KNOWS_HTTP2, reason="there is no curl with HTTP/2")
+@pytest.mark.parametrize("body", [b'{"prompt": "Go"}', b"x" * (3 << 20)], ids=["short", "long"])
+def test_curls_offer_of_http2(body: bytes) -> None:
+    async def steps(connect: Connect, application: Application, connections: set[Any]) -> None:
+        host, port = (await connect()).writer.get_extra_info("peername")
+        command = [str(CURL), "--http2", "--silent", "--show-error", "--noproxy", "*", "--max-time", "20"]
+        told = ["--data-binary", "@-", "--write-out", " HTTP/%{http_version} %{http_code}"]
+        curl = await asyncio.create_subprocess_exec(
+            *command, *told, f"http://{host}:{port}/echo", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        out, _ = await curl.communicate(body)
+        assert out == body + b" HTTP/1.1 200"
+        assert dict(application.headers)[b"http2-settings"]  # it was one
 
     at_a_server(steps)

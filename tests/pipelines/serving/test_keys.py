@@ -75,14 +75,18 @@ def test_each_key_has_requests_of_its_own(ask: Any) -> None:
     assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
     at("POST", "/v1/completions", "wrong")
     at("GET", "/v1/models/of/nobody")
+    at("GET", "/nowhere", GOOD)
+    at("GET", "/v1/completions", GOOD)
     counted = re.findall(
         r'llada_requests_total\{route="(.+)",status="(\d+)"\} (\S+)', at("GET", "/metrics").text
     )
     assert sorted(counted) == [
         ("/v1/completions", "200", "2.0"),
         ("/v1/completions", "401", "1.0"),
+        ("/v1/completions", "405", "1.0"),
         ("/v1/completions", "429", "2.0"),
-        ("other", "401", "1.0"),  # whatever strangers ask for is one line
+        ("other", "401", "1.0"),
+        ("other", "404", "1.0"),  # whatever strangers ask for is one line
     ]
     assert "2 requests per minute" in error["message"]
     assert 1 <= int(refused.headers["retry-after"]) <= 30

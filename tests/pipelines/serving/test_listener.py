@@ -186,3 +186,47 @@ def test_a_gateway_bounds_its_connections(monkeypatch: pytest.MonkeyPatch) -> No
 
     with open_port("127.0.0.1", 0) as port:
         asyncio.run(asyncio.wait_for(hold(port), 30))
+
+
+def test_a_gateway_counts_what_it_refuses_and_writes_it_down(
+    monkeypatch: pytest.MonkeyPatch, access_lines: list[dict[str, Any]]
+) -> None:
+    """Each once: what is no request as a connection's, a body that cannot be read as its request's."""
+    monkeypatch.setattr(context, "_get_global_client", lambda: None)
+    tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+    upload = b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    long = b"x" * connection.MAX_HEAD_BYTES
+
+    async def refuse(port: Port) -> str:
+        gateway = await new_gateway(port)
+
+        async def ask(*parts: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection(*address_of(port))
+            for part in parts:
+                writer.write(part)
+                await asyncio.sleep(0.1)
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+        sent = [(tls,), (b"GET /" + long,), (upload, b"nonsense"), (upload + b"nonsense",)]
+        answers = [await ask(*parts) for parts in sent]
+        assert [answer.split()[1] for answer in answers] == [b"400", b"431", b"400", b"400"]
+        metrics = await ask(b"GET /metrics HTTP/1.1\r\nConnection: close\r\n\r\n")
+        await gateway.close()
+        return metrics.decode()
+
+    with open_port("127.0.0.1", 0) as port:
+        metrics = asyncio.run(asyncio.wait_for(refuse(port), 30))
+    counted = [line for line in metrics.splitlines() if line.startswith("llada_requests_total{")]
+    assert sorted(counted) == [
+        'llada_requests_total{route="/v1/completions",status="400"} 2.0',
+        'llada_requests_total{route="other",status="400"} 1.0',
+        'llada_requests_total{route="other",status="431"} 1.0',
+    ]
+    told = [(line["client"], line.get("path"), line["status"], line.get("reason")) for line in access_lines]
+    assert told == [
+        ("127.0.0.1", None, 400, "this is not HTTP/1.1"),
+        ("127.0.0.1", None, 431, "the request's line and headers have more than 65,536 bytes"),
+        *[("127.0.0.1", "/v1/completions", 400, None)] * 2,
+    ]

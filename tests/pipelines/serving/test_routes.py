@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -205,6 +205,29 @@ def test_unknown_routes_and_methods_are_errors_too(post: Call, call: Call, denoi
         assert response.status_code == 405
         assert set(response.headers["allow"].split(", ")) == allowed
         assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("keys", [(), ("sk-good-key",)])
+def test_unknown_routes_and_methods_are_counted_once(
+    denoiser: Denoiser, backend: Callable[..., Any], keys: Sequence[str]
+) -> None:
+    api = build_api(backend(denoiser), "tiny", access=Access(keys=keys))
+    asked = [("GET", "/v1/completions"), ("GET", "/v1/completions/"), ("POST", "/a"), ("POST", "/b")]
+
+    async def ask() -> str:
+        headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+        transport = httpx.ASGITransport(api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            for method, path in [*asked, ("DELETE", "/health")]:
+                await client.request(method, path)
+            return (await client.get("/metrics")).text
+
+    metrics = asyncio.run(ask()).splitlines()
+    assert sorted(line for line in metrics if line.startswith("llada_requests_total{")) == [
+        'llada_requests_total{route="/v1/completions",status="405"} 2.0',
+        'llada_requests_total{route="other",status="404"} 2.0',
+        'llada_requests_total{route="other",status="405"} 1.0',
+    ]
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/v1/models", "/v1/models/tiny"])
