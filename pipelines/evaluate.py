@@ -1,6 +1,6 @@
 """The command `evaluate`: a checkpoint's perplexity bound on held-out shards, samples of its text, and the papers' benchmarks.
 
-    <output>/results.json      the figures, with every setting they were made with
+    <output>/results.json      the figures, and in "settings" those of each task that they were made with
              samples.jsonl     what it writes                  rows/, requests/  per-block figures (what a rerun skips)
              benchmarks.md, benchmarks.svg    ours beside the published figures
              benchmarks/       each document of a benchmark, with what was asked and answered
@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> None:
     args = parse_words(argv)
     manifest = run_stage("evaluate", evaluate, args.common, args.config, model=args.model, data=args.data)
     results = manifest["results"]
-    figures = {name: value for name, value in results.items() if name not in ("samples", "benchmarks")}
+    others = ("samples", "benchmarks", "settings")
+    figures = {name: value for name, value in results.items() if name not in others}
     width = max(map(len, figures), default=0) + 2
     for name, value in figures.items():
         print(f"{name:<{width}}{value:,.4f}" if isinstance(value, float) else f"{name:<{width}}{value:,}")
@@ -170,6 +171,7 @@ def evaluate(
     with storage_errors(output), connect(cluster, join(output, "logs")):
         for task in tasks:
             results |= task.measure(evaluation)
+        results["settings"] = settings_by_task(config)
         write_bytes(join(output, "results.json"), (json.dumps(results, indent=2) + "\n").encode())
     counts = {name: value for name, value in results.items() if isinstance(value, int | float)}
     reports = [name for task in tasks for report in task.reports for name in _files_of(output, report)]
@@ -190,6 +192,15 @@ def settings_in_force(config: EvaluateConfig, tasks: Sequence[Task]) -> dict[str
     settings = {**asdict(config), "sampling": config.sampling.in_force()}
     heeded = {"tasks"}.union(*(settings if task.heeds is None else task.heeds for task in tasks))
     return {name: value for name, value in settings.items() if name in heeded}
+
+
+def settings_by_task(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
+    """{task: the settings that it makes use of}, as JSON gives them back. A benchmark's own stand beside its figure."""
+    found = {name: settings_in_force(config, [TASKS.find(name)]) for name in config.tasks}
+    plain: dict[str, dict[str, Any]] = json.loads(json.dumps(found))
+    return {
+        task: {name: values[name] for name in values if name != "tasks"} for task, values in plain.items()
+    }
 
 
 def _check_fit(model: str, data: str) -> None:

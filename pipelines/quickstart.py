@@ -135,7 +135,7 @@ def quickstart(args: QuickstartArgs) -> dict[str, Any]:
         "prepared": prepared["counts"],
         "pretrain": first["counts"],
         "sft": second["counts"],
-        "evaluation": {k: v for k, v in results.items() if k != "samples"},
+        "evaluation": {k: v for k, v in results.items() if k not in ("samples", "settings")},
         "before": before,
         "after": results["samples"][0]["text"],
         **answer,

@@ -28,7 +28,7 @@ from llada.sampling.config import SamplingConfig
 from llada.tokenizer import save_tokenizer, train_tokenizer
 from llada.training.parallel import resolve_precision
 from llada.understanding.config import UnderstandingConfig
-from pipelines.evaluate import evaluate, main, parse_words, settings_in_force
+from pipelines.evaluate import evaluate, main, parse_words, settings_by_task, settings_in_force
 from pipelines.stage.cluster import ClusterConfig
 
 pytestmark = pytest.mark.integration
@@ -62,6 +62,8 @@ def test_the_bound_equals_the_plain_function(stages, tmp_path):
     assert results["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-5)
     assert results["standard_error"] == pytest.approx(bound.standard_error, rel=1e-4)
     assert results["rows"] == len(dataset)
+    assert results["settings"]["perplexity"]["rows_per_block"] == 7
+    assert results["settings"]["samples"]["prompts"] == ["The"]
     assert results["ratio_to_unigram"] == pytest.approx(
         results["nats_per_token"] / results["unigram_nats_per_token"]
     )
@@ -128,6 +130,15 @@ def test_in_force_are_the_settings_of_the_chosen_tasks():
     assert len(settings_in_force(EvaluateConfig(), list(TASKS.values()))) == len(fields(EvaluateConfig))
 
 
+def test_each_task_has_its_settings_beside_the_figures():
+    config = EvaluateConfig(("perplexity", "generative_perplexity"), num_samples=2, max_rows=None)
+    found = settings_by_task(config)
+    assert set(found["perplexity"]) == set(TASKS["perplexity"].heeds)
+    assert (found["perplexity"]["num_samples"], found["perplexity"]["max_rows"]) == (2, None)
+    assert set(found["generative_perplexity"]) == {"generative", "sampling", "seed"}
+    assert json.loads(json.dumps(found)) == found
+
+
 def test_benchmarks_on_two_workers_and_after_a_loss_are_those_of_one(stages, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -175,7 +186,7 @@ def test_benchmarks_on_two_workers_and_after_a_loss_are_those_of_one(stages, tmp
     alone = Evaluation(
         config, "m", open_model, None, str(tmp_path / "alone"), here, lambda: stages.pretrained
     )
-    assert run_benchmarks(alone) == results
+    assert run_benchmarks(alone) | {"settings": settings_by_task(config)} == results
     assert {path.name for path in output.iterdir()} >= {"benchmarks.md", "benchmarks.svg", "results.json"}
 
 
@@ -270,6 +281,7 @@ def test_a_task_on_two_workers_and_after_a_loss_is_that_of_one(names, folders, r
 
     alone = Evaluation(config, "m", open_model, None, str(tmp_path / "one"), here, lambda: model)
     expected = {name: value for task in names for name, value in TASKS[task].measure(alone).items()}
+    assert results.pop("settings") == settings_by_task(config)
     assert results == pytest.approx(expected, rel=1e-5)
     assert set(results) == set(expected)
     written = [(output / name).read_text() for name in records]
@@ -281,6 +293,7 @@ def test_a_task_on_two_workers_and_after_a_loss_is_that_of_one(names, folders, r
         lost.unlink()
     kept = {found[0]: found[0].stat().st_mtime_ns for found in blocks.values()}
     again = evaluate(config, output=str(output), cluster=workers[0], **options)["results"]
+    assert again.pop("settings") == settings_by_task(config)
     assert again == pytest.approx(results, rel=1e-6)
     assert [(output / name).read_text() for name in records] == written
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
