@@ -6,7 +6,7 @@
     output.finish({...}, kind="tokens")                  # the counts, and what the folder is
 
 `stage.json`, written first, holds what the folder is for, so that a crashed stage is resumed and a folder of another
-stage, configuration or input is never written over. Paths and worker counts stay out of the configuration's hash: the
+stage, configuration or input is never written over; a stage that is refused before it has made anything takes it back. Paths and worker counts stay out of the configuration's hash: the
 same data in another place, or made by another cluster, is the same.
 """
 
@@ -23,18 +23,33 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from llada.data.tokens.manifest import FileEntry
 from llada.errors import UserError
-from llada.files import file_sizes, filesystem, join, local_path, read_bytes, storage_errors, write_bytes
+from llada.files import (
+    exists,
+    file_sizes,
+    filesystem,
+    join,
+    local_path,
+    read_bytes,
+    storage_errors,
+    write_bytes,
+)
 from llada.settings import flatten_settings
 
 # {name in the folders of earlier versions: name today} of settings, dotted: such folders go on under the new names.
 RENAMED_SETTINGS = {"objective.objective": "objective.kind"}
+# Which run of MLflow a folder's is.
+RUN_FILE = "tracking.json"
 _PACKAGES = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "mlflow")
+
+
+class OtherWorkError(UserError):
+    """The output folder belongs to other work."""
 
 
 class Input(TypedDict):
@@ -172,7 +187,7 @@ def open_output(
         manifest = _read_json(join(url, "manifest.json"))
         earlier = manifest or _read_json(join(url, "stage.json"))
         if earlier is None:
-            if names := file_sizes(url):
+            if names := [name for name in file_sizes(url) if not name.startswith("logs/")]:
                 raise UserError(
                     f"{url} is not empty ({min(names)} ...) and no stage made it; choose another --output"
                 )
@@ -191,13 +206,39 @@ def open_output(
                 remedy = (
                     "with --resume a run goes on to a new length and schedule; or choose another --output"
                 )
-            raise UserError(f"{url} already holds other work: {differences}; {remedy}")
+            raise OtherWorkError(f"{url} already holds other work: {differences}; {remedy}")
         is_same = not _differences(earlier, output, (), defaults)
         if manifest and is_same and _has_files(url, manifest):
             output.manifest = cast(Manifest, manifest)
         else:
             _record_change(output, defaults, done)
     return output
+
+
+@contextlib.contextmanager
+def given_back_if_refused(url: str) -> Iterator[None]:
+    """For a `with` block that is a stage: where it begins the folder and is refused (UserError) before it has made anything but
+    logs, the folder belongs to nobody again, so that the remedy, which is other settings or inputs, may be given with it."""
+    with storage_errors(url):
+        was_begun = exists(join(url, "stage.json"))
+    try:
+        yield
+    except OtherWorkError:
+        raise
+    except UserError:
+        if not was_begun:
+            with contextlib.suppress(OSError):  # what is wrong is to be told, whatever becomes of the folder
+                _give_back(url)
+        raise
+
+
+def _give_back(url: str) -> None:
+    made = {name for name in file_sizes(url) if not name.startswith("logs/")}
+    if made <= {"stage.json", RUN_FILE}:
+        fs, root = filesystem(url)
+        # stage.json last: a folder that has anything belongs to somebody.
+        for name in sorted(made, key=lambda name: name == "stage.json"):
+            fs.rm_file(join(root, name))
 
 
 def _record_change(output: Output, defaults: Mapping[str, Any], done: int) -> None:

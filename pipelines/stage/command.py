@@ -36,7 +36,7 @@ from llada.errors import UserError
 from llada.files import exists, join, local_path
 from llada.presets import PRESETS, get_preset
 from llada.settings import from_json, load_text
-from pipelines.stage.artifact import Manifest
+from pipelines.stage.artifact import Manifest, given_back_if_refused
 from pipelines.stage.cluster import load_cluster, until_exit
 from pipelines.stage.delivery import model_folder
 from pipelines.stage.interruption import exit_code, ignore_signals, interruptible
@@ -247,7 +247,11 @@ def run_stage(
     cluster = load_cluster(common.cluster)
     uri = common.tracking_uri or default_tracking_uri(common.output)
     name = preset and Path(preset).stem
-    with exit_codes(stage, common.output), tracked(stage, common.output, uri=uri, preset=name) as tracker:
+    with (
+        exit_codes(stage, common.output),
+        given_back_if_refused(common.output),
+        tracked(stage, common.output, uri=uri, preset=name) as tracker,
+    ):
         if kwargs.get("model"):
             kwargs["model"] = model_folder(kwargs["model"], uri)
         return function(

@@ -16,6 +16,7 @@ from pipelines.stage.artifact import (
     Output,
     fetch_folder,
     folder_id,
+    given_back_if_refused,
     open_output,
     put_folder,
     read_manifest,
@@ -85,6 +86,47 @@ def test_a_folder_of_other_work_is_never_written_over(tmp_path, finished, change
     with pytest.raises(UserError, match=message):
         open_it(url, **changes)
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+
+def refused_in(url, *, writes=(), **changes):
+    """A stage that begins a folder, writes, and is refused."""
+    with pytest.raises(UserError), given_back_if_refused(url):
+        open_it(url, **changes)
+        for name in writes:
+            put(url, name)
+        raise UserError("give fewer steps")
+
+
+def put(url, name):
+    fs, root = fsspec.core.url_to_fs(url)
+    fs.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)
+    fs.pipe_file(f"{root}/{name}", b"{}")
+
+
+def test_a_folder_in_which_nothing_was_made_before_a_refusal_takes_the_remedy(url):
+    refused_in(url, writes=("tracking.json", "logs/ray.log"))
+    refused_in(url, config=Config(steps=5))
+    assert open_it(url, config=Config(steps=2)).config["steps"] == 2
+
+
+def test_a_folder_in_which_something_was_made_stays_its_works(url):
+    refused_in(url, writes=("rows/0.json",))
+    with pytest.raises(UserError, match="already holds other work: made with steps 10"):
+        open_it(url, config=Config(steps=5))
+    open_it(url)
+
+
+def test_the_refusal_of_another_stage_takes_no_folder_from_the_one_at_work(url):
+    open_it(url)
+    refused_in(url)  # the same command a second time
+    refused_in(url, config=Config(steps=5))
+    with pytest.raises(UserError, match="already holds other work"), given_back_if_refused(f"{url}/new"):
+        # Both have found nothing, and the other was quicker.
+        open_it(f"{url}/new")
+        open_it(f"{url}/new", config=Config(steps=5))
+    for folder in (url, f"{url}/new"):
+        with pytest.raises(UserError, match="already holds other work"):
+            open_it(folder, config=Config(steps=5))
 
 
 def test_a_folder_of_somebody_else_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from llada.errors import UserError
 from pipelines.stage.artifact import open_output
 from pipelines.stage.command import Common, exit_codes, parse, parse_known, run_stage, take_recipe
+from pipelines.stage.lifecycle import begin_stage
+from pipelines.stage.tracking import Tracker
 
 
 def ended(
@@ -101,6 +104,23 @@ def test_a_users_fault_inside_a_stage_is_one_line(capsys, tmp_path, tracking_uri
     with pytest.raises(SystemExit):
         run_stage("sft", stage, Common(output=str(tmp_path / "out"), tracking_uri=tracking_uri))
     assert capsys.readouterr().err == "llada sft: the data does not fit\n"
+
+
+def test_what_a_refusal_asks_for_may_be_given_with_the_same_folder(capsys, tmp_path, tracking_uri):
+    def stage(steps: int, *, output: str, tracker: Tracker, **_: object) -> dict:
+        begin_stage("sft", output, config={"steps": steps}, inputs=[], tracker=tracker)
+        assert tracker.wait_started(60)
+        if steps > 8:
+            raise UserError("give fewer steps")
+        return json.loads((tmp_path / "out" / "tracking.json").read_text())
+
+    common = Common(output=str(tmp_path / "out"), tracking_uri=tracking_uri)
+    with pytest.raises(SystemExit):
+        run_stage("sft", stage, common, 9)
+    assert capsys.readouterr().err == "llada sft: give fewer steps\n"
+    run = run_stage("sft", stage, common, 8)["run_id"]
+    client = pytest.importorskip("mlflow").MlflowClient(tracking_uri)
+    assert client.get_run(run).data.params == {"steps": "8"}
 
 
 def test_resume_insists_on_a_begun_folder(tmp_path):
