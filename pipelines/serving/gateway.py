@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from pipelines.serving.access_log import RequestIds, write_to_stdout
 from pipelines.serving.admission import Admission
 from pipelines.serving.backend import Health
 from pipelines.serving.catalog import Catalog, Model
+from pipelines.serving.collector import freeze_loaded
 from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import ReplicaEvent, Restarted, Serving
@@ -128,7 +130,9 @@ class Gateway:
         looks = [asyncio.create_task(one.look()) for one in self._replicas]
         await asyncio.wait(looks, timeout=_CANARY_TIMEOUT_S)
         watches = [asyncio.create_task(one.watch()) for one in self._replicas]
+        freeze_loaded()
         yield
+        gc.unfreeze()
         for each in [*looks, *watches]:
             each.cancel()
 

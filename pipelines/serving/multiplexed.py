@@ -24,10 +24,11 @@ from llada.sampling.engine import DenoiseEngine
 from llada.sampling.stats import EngineStats
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import check_checkpoint
+from pipelines.serving.collector import freeze_loaded
 from pipelines.serving.dialects.calls import AnyBody
 from pipelines.serving.events import Refused, ReplicaEvent
 from pipelines.serving.model_cache import ModelCache
-from pipelines.serving.replica import Denoiser, freeze_loaded
+from pipelines.serving.replica import Denoiser
 from pipelines.serving.reports import add_stats, report_to_gateway
 from pipelines.serving.scaling import MEAN_REQUEST, REPLIES, USUAL_REQUEST, WORK
 from pipelines.stage.artifact import fetch_folder

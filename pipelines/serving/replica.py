@@ -32,6 +32,7 @@ from llada.sampling.stats import EngineStats
 from llada.sampling.text import spell_fixed
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
+from pipelines.serving.collector import freeze_loaded
 from pipelines.serving.dialects.body import Prompt, SamplingBody
 from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.dialects.completions import CompletionBody
@@ -409,12 +410,6 @@ class _Written:
         if isinstance(event, Finished):
             return dataclasses.replace(event, reason="stop", completion_tokens=self._counts[event.index])
         return event
-
-
-def freeze_loaded() -> None:
-    """What is loaded stays: without this, a full pass of Python's collector over it stops all streams for 0.2 s."""
-    gc.collect()
-    gc.freeze()
 
 
 def _check_told(body: SamplingBody, prompts: Sequence[Prompt], requests: Sequence[GenerateRequest]) -> None:
