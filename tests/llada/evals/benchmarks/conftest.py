@@ -46,12 +46,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines = [line for line, group in zip(lines, of, strict=True) if group in first][:8]
         (folder / path.name).write_text("\n".join(lines) + "\n")
     for name, row in (
-        ("gpqa", GPQA),
         ("mmlu_pro", MMLU_PRO),
         ("mmlu_pro.fewshot", MMLU_PRO),
         ("ifeval", IFEVAL),
     ):
         (folder / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 6)
+    # A question is never its own example, nor is one that equals it.
+    rows = [{**GPQA, "Question": "Which is it?" + "?" * number} for number in range(6)]
+    (folder / "gpqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pool = (DATA / "winogrande.jsonl").read_text().splitlines()[50:]
     (folder / "winogrande.fewshot.jsonl").write_text("\n".join(pool) + "\n")
     return folder
