@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ Ask = Callable[..., tuple[httpx.Response, dict[str, Any] | None]]
 
 
 @pytest.fixture
-def ask(denoiser: Denoiser, backend: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> Ask:
+def ask(denoiser: Denoiser, backend: Callable[..., Any], access_lines: list[dict[str, Any]]) -> Ask:
     """ask(method, path, body, headers, **access) → the answer, and the line of the log."""
 
     def ask(
@@ -35,12 +34,10 @@ def ask(denoiser: Denoiser, backend: Callable[..., Any], caplog: pytest.LogCaptu
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 return await client.request(method, path, json=body, headers=headers)
 
-        caplog.set_level(logging.INFO, "llada.access")
-        caplog.clear()
+        access_lines.clear()
         answer = asyncio.run(send())
-        lines = [record.getMessage() for record in caplog.records if record.name == "llada.access"]
-        assert len(lines) <= 1
-        return answer, json.loads(lines[0]) if lines else None
+        assert len(access_lines) <= 1
+        return answer, access_lines[0] if access_lines else None
 
     return ask
 
