@@ -228,6 +228,7 @@ def test_two_results_are_compared(tmp_path, capsys):
     assert remark == "t: other settings (seed 1 / 3)"
 
 
+@pytest.mark.slow  # in every run, benchmarks take the same way below, and a bound does
 @pytest.mark.parametrize(
     ("names", "folders", "records"),
     [
@@ -236,12 +237,7 @@ def test_two_results_are_compared(tmp_path, capsys):
             ("written", "judged", "understanding"),
             ("generated.jsonl", "understanding.jsonl"),
         ),
-        pytest.param(
-            ("text_perplexity", "reversal"),
-            ("texts/notes", "poems"),
-            ("reversal.jsonl",),
-            marks=pytest.mark.slow,
-        ),
+        (("text_perplexity", "reversal"), ("texts/notes", "poems"), ("reversal.jsonl",)),
     ],
     ids=str,
 )
