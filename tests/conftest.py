@@ -57,6 +57,8 @@ LONGEST_FIRST = (
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whoever uses a server is an integration test. On several processes (`make test`) what takes longest comes first."""
     for item in items:
+        # An address of an object is another one in each process, and those of `make test` must collect the same names.
+        assert " at 0x" not in item.nodeid, f"{item.nodeid}: give its parameters ids"
         if not {"local_ray", "s3_gateway", "ray_cluster"}.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.integration)
 

@@ -51,7 +51,7 @@ def shown_before(task: Any, question: dict[str, Any]) -> list[str]:
         {"test_split": None, "validation_split": "validation", "fewshot_split": "validation"},
         {"process_docs": lambda rows: rows.map(lambda row: {"q": f"{row['q']}?"})},
     ],
-    ids=str,
+    ids=["tests", "tests by name", "validation", "validation by name", "documents made"],
 )
 def test_a_question_is_never_its_own_example(splits: dict[str, Any], sampler: str) -> None:
     task = task_of(num_fewshot=5, fewshot_config={"sampler": sampler}, **splits)
