@@ -11,25 +11,18 @@ import contextlib
 import dataclasses
 import gc
 import logging
-import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from functools import cached_property
 
 import torch
 
 import llada
 from llada.errors import UserError
-from llada.model.predict import network_block
-from llada.sampling.blocks import count_blocks
 from llada.sampling.config import SamplingConfig
 from llada.sampling.engine import DenoiseEngine
 from llada.sampling.events import Event, Finished, Started, Text
-from llada.sampling.length import OF_GROWING
 from llada.sampling.request import GenerateRequest
-from llada.sampling.rules import RULE_OF_KNOB, RULE_SETTINGS
 from llada.sampling.stats import EngineStats
-from llada.sampling.text import spell_fixed
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.checkpoint import fingerprint, naming, verify_checkpoint
 from pipelines.serving.collector import freeze_loaded
@@ -38,9 +31,9 @@ from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import Answer, Refused, ReplicaEvent, Serving
-from pipelines.serving.json_canvas import JsonCanvas, Vocabulary
 from pipelines.serving.prompts import PromptEncoder
 from pipelines.serving.reports import report_to_gateway
+from pipelines.serving.request_reader import RequestReader, blamed_knob
 from pipelines.serving.scaling import MEAN_REQUEST, REPLIES, USUAL_REQUEST, WORK
 from pipelines.serving.scoring import Score, score_prompts
 from pipelines.stage.artifact import fetch_folder, find_manifest
@@ -49,7 +42,6 @@ _log = logging.getLogger(__name__)
 # A stream's text comes no sooner after other text: a screen shows no more pictures, and each message costs its way through Ray.
 _STREAM_PACE_S = 0.02
 _WHOLE_PACE_S = 1.0
-_MOST_LOGPROBS = 1 << 18  # of an answer: some 16 MB, and ten times that where it is put together
 _NEWEST = 0.1  # the newest request's weight in the mean of them
 
 
@@ -109,8 +101,6 @@ class Denoiser:
         self.sampling, self.stall_timeout_s = sampling, stall_timeout_s
         self._mean_request: float | None = None
         self.version = version
-        self.max_prompt_tokens = max_prompt_tokens
-        self.max_length, self.vocab_size = model.config.max_length, model.config.vocab_size
         self.engine = DenoiseEngine(
             model,
             tokenizer,
@@ -122,7 +112,14 @@ class Denoiser:
             tokenizer,
             vocab_size=model.config.vocab_size,
             mask_id=self.engine.mask_id,
-            max_length=self.max_length,
+            max_length=model.config.max_length,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+        self.reader = RequestReader(
+            self.engine,
+            self.encoder,
+            sampling,
+            vocab_size=model.config.vocab_size,
             max_prompt_tokens=max_prompt_tokens,
         )
         self._is_alone = is_alone
@@ -160,7 +157,7 @@ class Denoiser:
 
     async def canary(self) -> None:
         """Denoise one token. Raises what makes that fail."""
-        _, requests = self.requests_of(CompletionBody.model_validate({"prompt": "", "max_tokens": 1}))
+        _, requests = self.reader.requests_of(CompletionBody.model_validate({"prompt": "", "max_tokens": 1}))
         async for _ in self.engine.stream(
             *(dataclasses.replace(request, priority=1) for request in requests)
         ):
@@ -200,8 +197,7 @@ class Denoiser:
                 yield [Serving(self.fingerprint, self.run_id), Answer(answer)]
                 return
             # In a thread: tokenising a long text must not hold up the streams of the others.
-            prompts, requests = await asyncio.to_thread(self.requests_of, body)
-            _check_told(body, prompts, requests)
+            prompts, requests = await asyncio.to_thread(self.reader.requests_of, body)
             scores = self._scores_of(body, prompts)
         except RequestError as error:
             yield [Refused(error.status, error.message, error.param, error.code)]
@@ -215,7 +211,7 @@ class Denoiser:
                     yield [*head, *events]
                     head = []
         except UserError as error:
-            yield [*head, Refused(400, str(error), _blamed_knob(body, error), None)]
+            yield [*head, Refused(400, str(error), blamed_knob(body, error), None)]
         except Exception as error:
             if head:
                 yield head
@@ -279,122 +275,6 @@ class Denoiser:
             for prompt in prompts
         ]
 
-    def requests_of(self, body: SamplingBody) -> tuple[list[Prompt], list[GenerateRequest]]:
-        """What the request continues, and `n` requests to the engine for each prompt. Raises RequestError (400)."""
-        ends = frozenset() if body.ignore_eos else self.engine.end_ids
-        ends |= self.encoder.find_stop_tokens(body.stop) | self.encoder.check_stop_ids(body.stop_token_ids)
-        prompts = body.prompts(self.encoder)
-        requests = []
-        for prompt in prompts:
-            _check_between(prompt, ends)
-            if self.max_prompt_tokens is not None:
-                given = [token for part in prompt.between if not isinstance(part, int) for token in part]
-                self.encoder.check_length(prompt.ids, [*given, *prompt.suffix], body.prompt_field)
-            fit, frame = self._fit(body, prompt), None
-            if body.json_schema is not None:
-                frame = JsonCanvas(body.json_schema, self._vocabulary, fit)
-            sampling = self._choose_sampling(body, prompt, frame)
-            if fit == 0:
-                continue
-            requests += [
-                GenerateRequest(
-                    prompt.ids,
-                    sampling,
-                    prompt.suffix,
-                    # Below 2⁶³, which every torch generator takes; the same for each prompt of a list.
-                    seed=None if body.seed is None else (body.seed + choice) % 2**63,
-                    stop=tuple(body.stop),
-                    # What is written in a frame ends nowhere before its end.
-                    end_ids=ends if frame is None else frozenset(),
-                    slots=None if frame is None else frame.slots,
-                    wants_drafts=body.stream_options.include_drafts,
-                    wants_trace=body.tells_tokens or frame is not None,
-                    num_top=body.num_top or 0,
-                )
-                for choice in range(body.n)
-            ]
-        return prompts, requests
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        special, fill = self.encoder.special_ids, self.engine.eos_id
-        if fill not in special:
-            message = "the model has no end-of-text token that does not show, with which values are filled up"
-            raise RequestError(400, f"response_format: {message}", param="response_format")
-        return Vocabulary(
-            self.engine.token_bytes,
-            special,
-            self.vocab_size,
-            fill,
-            lambda text: self.encoder.encode_text(text, "response_format"),
-        )
-
-    def _choose_sampling(
-        self, body: SamplingBody, prompt: Prompt, frame: JsonCanvas | None
-    ) -> SamplingConfig:
-        """The defaults with what the request asks for. Raises RequestError for contradictions."""
-        # Where no reply is asked for, its knobs must be good all the same.
-        asked, gen_length = body.knobs(), self._fit(body, prompt) or self.sampling.gen_length
-        if frame is not None:
-            gen_length = frame.length
-            of_text = (
-                "initial_length",
-                *OF_GROWING,
-                "suffix_window",
-                "logits_eos_inf",
-                "allowed",
-                "forbidden",
-            )
-            asked |= {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in of_text}
-            asked["fixed"] = frame.fixed
-        elif prompt.between:
-            gen_length, asked["fixed"] = self._lay_gaps(prompt, gen_length)
-        # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its numbers.
-        if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
-            own = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in RULE_SETTINGS}
-            asked = own | asked
-        try:
-            # Spelled here, once for all choices, and not in the engine's event loop.
-            asked_for = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
-            sampling = spell_fixed(self.engine.tokenizer, asked_for)
-        except UserError as error:
-            # What stands between gaps is a setting to the sampler.
-            told = str(error).replace("fixed", "suffix") if prompt.between else str(error)
-            raise RequestError(400, told, param=_blamed_knob(body, error)) from None
-        blocks = count_blocks(sampling, len(prompt.ids), network_block(self.engine.model))
-        if (steps := asked.get("steps")) is not None and steps < blocks:
-            message = (
-                f"steps {steps} is too few: {gen_length} tokens are {blocks} blocks of block_length "
-                f"{sampling.block_length}, of which each takes a step"
-            )
-            raise RequestError(400, message, param="steps")
-        # The endpoint's own steps are for its own length.
-        if sampling.steps is not None and sampling.steps < blocks:
-            sampling = dataclasses.replace(sampling, steps=blocks)
-        return sampling
-
-    def _lay_gaps(self, prompt: Prompt, first: int) -> tuple[int, dict[int, int]]:
-        """The length of a reply with several gaps, and the ids that stand between them."""
-        place, fixed = first, dict[int, int]()
-        for part in prompt.between:
-            if not isinstance(part, int):
-                fixed |= dict(enumerate(part, start=place))
-            place += part if isinstance(part, int) else len(part)
-        return place, fixed
-
-    def _fit(self, body: SamplingBody, prompt: Prompt) -> int:
-        """Masks that the reply may have. Raises RequestError when the context length has no room for them."""
-        limit = body.token_limit
-        room = self.max_length - len(prompt.ids) - len(prompt.suffix) - prompt.num_between
-        if room >= (1 if limit is None else limit):
-            return min(self.sampling.gen_length, room) if limit is None else limit
-        behind = len(prompt.suffix) + prompt.num_between
-        given = f"{len(prompt.ids)} tokens" + (f" and the suffix {behind}" if behind else "")
-        message = f"the model's context length is {self.max_length} tokens, but the prompt has {given}"
-        if limit is not None:
-            message += f" and {body.limit_field} asks for {limit} more"
-        raise RequestError(400, message, param=body.prompt_field, code="context_length_exceeded")
-
 
 class _Written:
     """Of replies in a frame, which are complete at their ends: tokens that only fill its places up are none of the reply's."""
@@ -412,41 +292,10 @@ class _Written:
         return event
 
 
-def _check_told(body: SamplingBody, prompts: Sequence[Prompt], requests: Sequence[GenerateRequest]) -> None:
-    """Raises RequestError for more log-probabilities than an answer has."""
-    if body.num_top is None:
-        return
-    tokens = sum(request.sampling.gen_length for request in requests)
-    if body.likelihood is not None:
-        tokens += body.n * sum(len(prompt.ids) for prompt in prompts)
-    if (told := tokens * (1 + body.num_top)) > _MOST_LOGPROBS:
-        message = (
-            f"the answer would tell {told:,} log-probabilities, and at most {_MOST_LOGPROBS:,} are told: "
-            "ask for fewer choices, tokens or alternatives"
-        )
-        raise RequestError(
-            400, message, param="top_logprobs" if body.prompt_field == "messages" else "logprobs"
-        )
-
-
-def _check_between(prompt: Prompt, ends: frozenset[int]) -> None:
-    """Raises RequestError for text between gaps at which the reply would end."""
-    for part in prompt.between:
-        if not isinstance(part, int) and (met := ends.intersection(part)):
-            message = f"suffix: the text between two gaps holds the token id {min(met)}, which ends a reply"
-            raise RequestError(400, message, param="suffix")
-
-
 def _without_replies(prompts: Sequence[Prompt]) -> Iterator[Event]:
     for index, prompt in enumerate(prompts):
         yield Started(index)
         yield Finished(index, "length", len(prompt.ids) + len(prompt.suffix), 0, 0)
-
-
-def _blamed_knob(body: SamplingBody, error: UserError) -> str | None:
-    """The knob of the request that the error is about; None where it names several, or one that was not sent."""
-    named = [name for name in body.knobs() if re.search(rf"\b{name}\b", str(error))]
-    return named[0] if len(named) == 1 else None
 
 
 def _check_device(name: str) -> None:

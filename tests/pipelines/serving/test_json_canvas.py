@@ -41,7 +41,7 @@ PERSON = an_object(
 
 
 def lay_out(denoiser: Denoiser, schema: dict[str, Any], max_tokens: int = 400) -> JsonCanvas:
-    return JsonCanvas(schema, denoiser._vocabulary, max_tokens)
+    return JsonCanvas(schema, denoiser.reader.vocabulary, max_tokens)
 
 
 def test_any_choice_within_a_pattern_is_valid(denoiser: Denoiser) -> None:

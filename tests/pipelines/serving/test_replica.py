@@ -24,8 +24,7 @@ from llada.sampling.config import SamplingConfig
 from llada.sampling.events import Finished, Started, Text
 from llada.sampling.rules import RULES
 from pipelines.serving.dialects.completions import CompletionBody
-from pipelines.serving.errors import RequestError
-from pipelines.serving.events import Refused, ReplicaEvent, Serving
+from pipelines.serving.events import ReplicaEvent, Serving
 from pipelines.serving.replica import Denoiser
 
 CONTEXT = 2048
@@ -35,26 +34,11 @@ def body(**fields: Any) -> CompletionBody:
     return CompletionBody.model_validate({"prompt": [7, 7, 7], **fields})
 
 
-def chosen(denoiser: Denoiser, **fields: Any) -> SamplingConfig:
-    """The settings that the engine gets."""
-    return denoiser.requests_of(body(**fields))[1][0].sampling
-
-
 def events_of(denoiser: Denoiser, request: CompletionBody) -> list[ReplicaEvent]:
     async def collect() -> list[ReplicaEvent]:
         return [event async for event in denoiser.stream(request)]
 
     return asyncio.run(collect())
-
-
-def test_texts_that_are_named_are_spelled_once_for_all_choices(denoiser: Denoiser) -> None:
-    """And before the engine, in whose event loop the other streams wait."""
-    letter = denoiser.encoder.encode_text("a")
-    _, requests = denoiser.requests_of(body(max_tokens=4, n=3, forbidden={"*": ["a"] * 9_000 + letter}))
-    assert requests[0].sampling.forbidden == {"*": tuple(letter)}
-    assert all(request.sampling is requests[0].sampling for request in requests)
-    with pytest.raises(RequestError, match="forbidden names 20,000 tokens; this endpoint takes 16,384"):
-        body(max_tokens=4, forbidden={"*": ["a"] * 12_000, "1": ["a"] * 8_000})
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -84,57 +68,14 @@ def test_what_is_to_be_said_at_a_time_is_said_at_once(denoiser: Denoiser, stream
 
 
 def test_the_default_length_shrinks_where_the_context_ends(denoiser: Denoiser) -> None:
-    assert chosen(denoiser, prompt=[7] * 10).gen_length == 8
-    assert chosen(denoiser, prompt=[7] * (CONTEXT - 3)).gen_length == 3
     (*_, end) = events_of(denoiser, body(prompt=[7] * (CONTEXT - 3), temperature=1.0, seed=0))
     assert isinstance(end, Finished)
     assert end.completion_tokens == 3
-    with pytest.raises(RequestError, match="context length"):
-        chosen(denoiser, prompt=[7] * (CONTEXT - 3), max_tokens=4)
-
-
-def test_what_a_request_says_replaces_the_defaults(denoiser: Denoiser) -> None:
-    assert chosen(denoiser) == denoiser.sampling
-    asked = {"steps": 5, "block_length": 4, "temperature": 0.5, "cfg_scale": 1.0, "remasking": "random"}
-    assert chosen(denoiser, max_tokens=20, **asked) == SamplingConfig(gen_length=20, **asked)
-
-
-def test_default_steps_are_enough_for_any_length(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are shared out among the blocks of a reply: who asks for a longer one gets a step for each of its blocks."""
-    monkeypatch.setattr(denoiser, "sampling", SamplingConfig(gen_length=8, steps=4, block_length=4))
-    assert chosen(denoiser).steps == 4
-    assert chosen(denoiser, max_tokens=30).steps == 8
-    with pytest.raises(RequestError, match="steps 4 is too few"):
-        chosen(denoiser, max_tokens=30, steps=4)
-
-
-def test_defaults_stay_until_a_request_asks_for_another_rule(
-    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(denoiser, "sampling", replace(denoiser.sampling, threshold=0.9))
-    assert chosen(denoiser).threshold == 0.9
-    assert chosen(denoiser, temperature=1.0).threshold == 0.9
-    with pytest.raises(RequestError, match="choose one rule"):
-        chosen(denoiser, threshold=0.9, factor=1.0)
-
-
-@pytest.mark.parametrize(
-    "default", [{"remasking": "random"}, {"threshold": 0.5}, {"remasking": "threshold", "threshold": 0.5}]
-)
-@pytest.mark.parametrize(
-    "asked",
-    [{"factor": 1.0}, {"threshold": 0.9}, {"remasking": "low_confidence"}, {"remasking": "ancestral"}],
-)
-def test_a_rule_of_the_request_replaces_the_default_one(
-    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, default: dict[str, Any], asked: dict[str, Any]
-) -> None:
-    monkeypatch.setattr(denoiser, "sampling", SamplingConfig(**default))
-    assert chosen(denoiser, max_tokens=8, **asked) == SamplingConfig(gen_length=8, **asked)
 
 
 def test_choices_of_a_prompt_share_it_and_have_seeds_of_their_own(denoiser: Denoiser) -> None:
     request = body(prompt=["Go", "One, two"], n=2, echo=True, seed=2**63 - 1, temperature=1.0)
-    _, requests = denoiser.requests_of(request)
+    _, requests = denoiser.reader.requests_of(request)
     assert [r.seed for r in requests] == [2**63 - 1, 0] * 2
     assert requests[0].prompt == requests[1].prompt != requests[2].prompt
     events = events_of(denoiser, request)
@@ -144,24 +85,6 @@ def test_choices_of_a_prompt_share_it_and_have_seeds_of_their_own(denoiser: Deno
         assert own[1] == Text(index, ["Go", "One, two"][index // 2])
         assert isinstance(own[-1], Finished)
         assert (own[-1].prompt_tokens > 0) == (index % 2 == 0)
-
-
-def test_a_prompt_has_its_limit(small_model: Path) -> None:
-    """With its suffix; what can be seen to exceed it is refused before it is encoded."""
-    denoiser = Denoiser(str(small_model), SamplingConfig(gen_length=8, steps=None), max_prompt_tokens=10)
-    denoiser.close()
-    assert chosen(denoiser, prompt=[7] * 10).gen_length == 8
-    between = {"prompt": [7], "suffix": [" Go on, and on!", 3, "!"], "max_tokens": 3}
-    for fields in (
-        {"prompt": [7] * 11},
-        {"prompt": [7] * 9, "suffix": " Go on!"},
-        {"prompt": "Go " * 9000},
-        between,
-    ):
-        with pytest.raises(RequestError, match="this endpoint takes 10 tokens, but the prompt has"):
-            denoiser.requests_of(body(**fields))
-    with pytest.raises(RequestError, match="characters, more than"):
-        denoiser.encoder.encode_text("Go on! " * 100)
 
 
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<|startoftext|>", "<|end_header_id|>"])
@@ -192,30 +115,6 @@ def test_a_stop_string_that_can_never_be_met_is_refused(denoiser: Denoiser) -> N
     for stop in ("<|eot_id|>\n", "<|mdm_mask|>"):
         (event,) = events_of(denoiser, body(stop=stop))
         assert (event.status, event.param) == (400, "stop")  # type: ignore[union-attr]
-
-
-def test_text_between_gaps_is_told_by_its_field(denoiser: Denoiser) -> None:
-    (go,) = denoiser.encoder.encode_text("G")[:1]
-    gaps: dict[str, Any] = {"suffix": ["G", 3, "!"], "max_tokens": 3}
-    for fields, message in (
-        (
-            {"stop_token_ids": [go]},
-            f"suffix: the text between two gaps holds the token id {go}, which ends a reply",
-        ),
-        ({"forbidden": {"*": [go]}}, "which suffix puts at position 3"),
-    ):
-        (event,) = events_of(denoiser, body(**gaps, **fields))
-        assert isinstance(event, Refused)
-        assert (event.status, message in event.message) == (400, True), event.message
-
-
-@pytest.mark.parametrize("fields", [{"max_tokens": 1374}, {"max_tokens": 1371, "echo": True}], ids=str)
-def test_an_answer_tells_so_many_log_probabilities(denoiser: Denoiser, fields: dict[str, Any]) -> None:
-    """Choices × tokens × alternatives, and those of an echoed prompt."""
-    (event,) = events_of(denoiser, body(n=32, logprobs=5, **fields))
-    assert isinstance(event, Refused)
-    assert (event.status, event.param) == (400, "logprobs")
-    assert "would tell 263,808 log-probabilities, and at most 262,144" in event.message
 
 
 def test_altered_weights_are_not_served(small_model: Path, tmp_path: Path) -> None:
