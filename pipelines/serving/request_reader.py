@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from llada.errors import UserError
 from llada.model.predict import network_block
@@ -89,7 +89,7 @@ class RequestReader:
             special,
             self._vocab_size,
             fill,
-            lambda text: self._encoder.encode_text(text, "response_format"),
+            partial(self._encoder.encode_text, field="response_format"),
         )
 
     def _choose_sampling(
