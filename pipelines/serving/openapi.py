@@ -57,12 +57,12 @@ def openapi_schema(routes: Iterable[Route]) -> dict[str, Any]:
 
 
 def _post(route: Route) -> dict[str, Any]:
-    content = _json(_ANSWER_OF[route.path])
+    content = _json(_ANSWER_OF.get(route.path, "Object"))
     if issubclass(route.body, SamplingBody):
         content["text/event-stream"] = {
             "schema": {"type": "string", "description": "server-sent events, as OpenAI streams them"},
             # OpenAPI 3.2 has it as itemSchema: the JSON of an event's data. (A last one of the first two is "[DONE]".)
-            "x-item-schema": {"$ref": ref(_EVENT_OF[route.path])},
+            "x-item-schema": {"$ref": ref(_EVENT_OF.get(route.path, "Object"))},
         }
     summary = (route.body.__doc__ or "").strip().split("\n\n")[0]
     operation = _operation(" ".join(summary.split()), content)

@@ -173,8 +173,8 @@ def test_what_a_small_schema_stands_for_is_counted_before_it_is_built(denoiser: 
     tree: dict[str, Any] = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 4} for n in range(14)}
     tree["d14"] = {"type": "string"}
     long = {"list": {"enum": [f"{n:03}" * 340 for n in range(256)]}}
-    chain: dict[str, Any] = {f"d{n}": an_object(**{"": {"$ref": f"#/$defs/d{n + 1}"}}) for n in range(510)}
-    chain["d510"] = {"type": "null"}
+    chain: dict[str, Any] = {f"d{n}": an_object(**{"": {"$ref": f"#/$defs/d{n + 1}"}}) for n in range(600)}
+    chain["d600"] = {"type": "null"}
     places = {f"p{n}": {"$ref": "#/$defs/list"} for n in range(200)}
     for schema, message in [
         (an_object(x={"$ref": "#/$defs/d0"}) | {"$defs": tree}, "too many alternatives"),
