@@ -1,6 +1,6 @@
 """What the endpoint costs around the network: CPU time of a request and of a streamed token, by process.
 
-    python tests/benchmarks/serving.py [--as NAME] [--repository FOLDER] [--on-cluster] [--requests N] [--tokens N] [--streams N]
+    python tests/benchmarks/serving.py [--as NAME] [--repository FOLDER] [--requests N] [--tokens N] [--streams N]
                                        [--results FOLDER] [--quick]
 
 Starts `llada serve` with a network of random weights, which is as good as free, and sends it, one after the other,
@@ -13,9 +13,6 @@ The replica's includes the engine: what the same replies cost in one process wit
     full      how soon an endpoint whose queue is full says 429
     profile   where the three processes spend their time under such requests and streams (py-spy): self time by package, and the
               functions with most of it, in % of what the process works
-
-With --on-cluster the endpoint is deployed to a Ray that runs by itself (`ray start`, with the environment of an endpoint's pods),
-behind Serve's proxy.
 
 Ten minutes on a quiet machine. Writes serving.json, with one entry for each `--as`: the others in the file stay, so that
 `--as before --repository CLONE` compares with another commit. --quick does little, to see that it runs; its figures mean nothing.
@@ -119,47 +116,12 @@ class Endpoint:
         return used | {"seconds": time.monotonic()}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def ray_running(repository: Path) -> Iterator[Path]:
-    """`ray start`, until the end of the block: the cluster file that joins it."""
-    from pipelines.stage.own_ray import SERVE_DIRECTLY
-
-    port = free_port()
-    words = [
-        "--head",
-        "--block",
-        f"--port={port}",
-        "--node-ip-address=127.0.0.1",
-        "--num-cpus=4",
-        "--include-dashboard=false",
-        "--disable-usage-stats",
-    ]
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, f"--temp-dir={folder}"]
-        environment = os.environ | {"PYTHONPATH": str(repository)} | SERVE_DIRECTLY
-        with Path(folder, "log").open("w") as log:
-            process = subprocess.Popen(command, cwd=repository, env=environment, stdout=log, stderr=log)
-        file = Path(folder, "cluster.yaml")
-        file.write_text(f'address: "127.0.0.1:{port}"\n')
-        try:
-            yield file
-        finally:
-            for started in [*psutil.Process(process.pid).children(recursive=True), process]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    started.kill()
-            process.wait(60)
-
-
 @contextlib.contextmanager
 def serving(repository: Path, model: Path, *words: str) -> Iterator[Endpoint]:
     """`llada serve` of a checkout, until the end of the block."""
-    port = free_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "pipelines.serve", "--model", str(model), "--port", str(port), *words]
     with tempfile.TemporaryFile("w+") as log:
         environment = os.environ | {"PYTHONPATH": str(repository)}
@@ -172,8 +134,7 @@ def serving(repository: Path, model: Path, *words: str) -> Iterator[Endpoint]:
                 assert process.poll() is None, log.read()
                 assert time.monotonic() < deadline, log.read()
                 time.sleep(0.3)
-            # Of this command's Ray, or of the one that it has joined.
-            below = psutil.Process().children(recursive=True)
+            below = psutil.Process(process.pid).children(recursive=True)
             named = [(Path((each.cmdline() or [""])[0]).name, each) for each in below if each.is_running()]
             found = {
                 part: [each for name, each in named if name.startswith(titles)]
@@ -424,20 +385,19 @@ def _package(place: str) -> str:
     return "/".join(part.removesuffix(".py") for part in inside.lstrip("/").split("/")[:2]) or "?"
 
 
-def measure(repository: Path, setting: Setting, *, on_cluster: bool) -> dict[str, Any]:
+def measure(repository: Path, setting: Setting) -> dict[str, Any]:
     """One entry of the report."""
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary, "tiny")
         write_model(model)
         found: dict[str, Any] = {"engine_alone": measure_engine(repository, model, setting)}
-        where = ("--cluster", str(stack.enter_context(ray_running(repository)))) if on_cluster else ()
         small = ("--max-ongoing-requests", "4", "--max-queued-requests", "4")
-        with serving(repository, model, *where, *small) as endpoint:
+        with serving(repository, model, *small) as endpoint:
             found |= measure_costs(endpoint, setting)
             found["full"] = reject(endpoint, setting, 4 + 4)
             found["profile"] = profile(endpoint, setting)
         wide = ("--max-ongoing-requests", str(setting.streams))
-        with serving(repository, model, *where, *wide) as endpoint:
+        with serving(repository, model, *wide) as endpoint:
             found["held"] = hold_streams(endpoint, setting)
         return found
 
@@ -448,7 +408,6 @@ def main() -> None:
     )
     parser.add_argument("--as", dest="name", default="now", help="of this entry in the report")
     parser.add_argument("--repository", type=Path, default=HERE.parents[1], help="the checkout to measure")
-    parser.add_argument("--on-cluster", action="store_true", help="behind Serve's proxy")
     parser.add_argument("--requests", type=int)
     parser.add_argument("--tokens", type=int, help="of a streamed reply")
     parser.add_argument("--streams", type=int, help="held at a time")
@@ -468,7 +427,7 @@ def main() -> None:
         "machine": machine(repository) | {"ray": ray.__version__},
         "setting": asdict(setting),
     }
-    entry |= measure(repository, setting, on_cluster=arguments.on_cluster)
+    entry |= measure(repository, setting)
     entry["machine"]["load_after"] = os.getloadavg()[0]
     for unit, title in (("request_ms", "a request"), ("token_ms", "a streamed token")):
         parts = "   ".join(f"{name} {ms:.2f}" for name, ms in entry[unit].items())

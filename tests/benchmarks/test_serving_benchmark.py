@@ -35,14 +35,14 @@ def test_a_profile_is_summed_up_by_where_the_samples_ended(monkeypatch: pytest.M
 @pytest.mark.timeout(1200)
 def test_an_endpoint_is_measured(tmp_path: Path) -> None:
     script = Path(__file__).with_name("serving.py")
-    for name, words in (("now", []), ("cluster", ["--on-cluster"])):
-        command = [sys.executable, script, "--quick", "--as", name, "--results", tmp_path, *words]
+    for name in ("before", "now"):
+        command = [sys.executable, script, "--quick", "--as", name, "--results", tmp_path]
         subprocess.run(command, check=True)
     report = json.loads((tmp_path / "serving.json").read_text())
-    assert set(report) == {"now", "cluster"}
-    for name, entry in report.items():
-        parts = {"gateway", "replica"} | ({"proxy"} if name == "cluster" else set())
-        assert {part for part, ms in entry["request_ms"].items() if ms > 0} == {*parts, "all"}
+    assert set(report) == {"before", "now"}
+    for entry in report.values():
+        # There is no proxy here any more.
+        assert {part for part, ms in entry["request_ms"].items() if ms > 0} == {"gateway", "replica", "all"}
         assert entry["full"]["statuses"]["429"] > 0
         assert entry["held"]["errors"] == 0
-        assert {*entry["profile"]["request"]} == parts
+        assert {*entry["profile"]["request"]} == {"gateway", "replica"}
