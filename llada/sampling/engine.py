@@ -181,9 +181,8 @@ class DenoiseEngine:
         runs = []
         for i, request in enumerate(requests):
             runs.append(self._build_run(i, request, stream))
-            await asyncio.sleep(
-                0
-            )  # a check takes milliseconds where texts are long: what others have to say goes out between two
+            # A check takes milliseconds where texts are long: what others have to say goes out between two.
+            await asyncio.sleep(0)
         if not runs:
             return
         stream.waiting.extend(runs)

@@ -104,9 +104,8 @@ class ModelCache(Generic[Held]):
         failure: Exception | None = None
         async with self._one_at_a_time:
             try:
-                if (
-                    self._is_wanted(name) and name not in self._held
-                ):  # else it was to leave, and has not had to
+                # It may be held: it was to leave, and has not had to.
+                if self._is_wanted(name) and name not in self._held:
                     await asyncio.to_thread(self._prepare, name)
                     if await self._make_room(name):
                         self._held[name] = _Place(await asyncio.to_thread(self._load, name))

@@ -6,8 +6,8 @@
     output.finish({...}, kind="tokens")                  # the counts, and what the folder is
 
 `stage.json`, written first, holds what the folder is for, so that a crashed stage is resumed and a folder of another
-stage, configuration or input is never written over; a stage that is refused before it has made anything takes it back. Paths and worker counts stay out of the configuration's hash: the
-same data in another place, or made by another cluster, is the same.
+stage, configuration or input is never written over; a stage that is refused before it has made anything takes it back.
+Paths and worker counts stay out of the configuration's hash: the same data in another place, or made by another cluster, is the same.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
 
 
 def needed_benchmarks(config: EvaluateConfig) -> BenchmarkConfig:
-    """Raises UserError: no benchmark, no folder of tasks, a name that is no setting, published settings or a benchmark that there are not, programs that
-    may not be run, the length of another task."""
+    """Raises UserError: no benchmark, no folder of tasks, a name that is no setting, published settings or a benchmark that there are
+    not, programs that may not be run, the length of another task."""
     benchmarks, length = config.benchmarks, config.sampling.gen_length
     if not benchmarks.names:
         raise UserError("the task benchmarks needs --benchmarks.names, such as hellaswag or gsm8k")

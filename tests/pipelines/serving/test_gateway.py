@@ -392,8 +392,8 @@ def test_where_replicas_hold_several_models_serve_is_told_which_is_wanted(
     assert handle.models == told
 
 
-def test_who_asks_for_more_than_there_can_be_is_no_such_work(denoiser: Denoiser) -> None:
-    """He waits for his refusal; meanwhile others are told when to come again."""
+def retry_after_of(denoiser: Denoiser, *bodies: AnyBody) -> list[int]:
+    """What others are told, in seconds, while each of these, one after the other, waits."""
     admission = Admission(max_queued=4, per_replica=2, retry_after_s=5)
     told: list[int] = []
 
@@ -402,34 +402,24 @@ def test_who_asks_for_more_than_there_can_be_is_no_such_work(denoiser: Denoiser)
             told.append(admission.retry_after_s())
             return super()._batches(body, ids)
 
-    replicas = Replicas(Watching(denoiser), admission, 8, None, 2048)  # type: ignore[arg-type]
+    replicas = Replicas(Watching(denoiser), admission, 8, most_tokens=2048)  # type: ignore[arg-type]
 
-    async def read(*bodies: AnyBody) -> None:
+    async def read() -> None:
         for body in bodies:
             async for _ in replicas.stream(body, RequestIds("x")):
                 pass
 
+    asyncio.run(read())
+    return told
+
+
+def test_who_asks_for_more_than_there_can_be_is_no_such_work(denoiser: Denoiser) -> None:
+    """He waits for his refusal; meanwhile others are told when to come again."""
     reply, endless = (CompletionBody.model_validate({**FAST, "max_tokens": most}) for most in (20, 10**400))
-    asyncio.run(read(reply, reply, reply, endless))
-    assert told[-1] < 600
+    assert retry_after_of(denoiser, reply, reply, reply, endless)[-1] < 600
 
 
 def test_a_question_to_the_tokenizer_is_no_work_that_others_wait_for(denoiser: Denoiser) -> None:
-    admission = Admission(max_queued=4, per_replica=2, retry_after_s=5)
-    told: list[int] = []
-
-    class Watching(Handle):
-        def _batches(self, body: Any, ids: RequestIds) -> _Response:
-            told.append(admission.retry_after_s())
-            return super()._batches(body, ids)
-
-    replicas = Replicas(Watching(denoiser), admission, 8)  # type: ignore[arg-type]
-
-    async def read(*bodies: AnyBody) -> None:
-        for body in bodies:
-            async for _ in replicas.stream(body, RequestIds("x")):
-                pass
-
     reply = CompletionBody.model_validate(FAST)
-    asyncio.run(read(reply, reply, reply, TokenizeBody(prompt="Go")))
+    told = retry_after_of(denoiser, reply, reply, reply, TokenizeBody(prompt="Go"))
     assert told == [5, 5, 1, 5]  # 1: by the speed of two replies, 5: nothing waits
