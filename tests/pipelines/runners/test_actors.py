@@ -50,7 +50,8 @@ def test_results_stand_in_order_and_are_made_once(local_ray, tmp_path):
     # A block that asks something else is another one, whatever its name.
     changed = [*BLOCKS[:3], {"name": "3", "number": 7}, BLOCKS[4]]
     assert [result["product"] for result in run(build, tmp_path / "out", blocks=changed)] == [0, 3, 6, 21, 12]
-    assert (tmp_path / "log").read_text() == "2\n3\n"
+    # In whichever order Ray hands them out.
+    assert sorted((tmp_path / "log").read_text().split()) == ["2", "3"]
 
 
 class Gated:
