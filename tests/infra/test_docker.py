@@ -35,7 +35,7 @@ def test_hadolint_finds_nothing():
         [Path(sys.executable).parent / "hadolint", DOCKERFILE],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -332,7 +332,7 @@ def test_the_readme_puts_a_bucket_and_images_in_their_place(tmp_path: Path):
         done = subprocess.run(
             ["bash", "-ec", f'{function}\nplace "$1"', "place", path],
             env={"BUCKET": "mine", "REGISTRY": "registry.example", "AWS_REGION": "eu-west-1", "PATH": os.environ["PATH"]},
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True, text=True, timeout=240, check=True,
         )  # fmt: skip
         assert "llada-example" not in done.stdout
         assert not re.search(r"image: llada:", done.stdout)
@@ -357,7 +357,7 @@ def test_the_readmes_commands_are_bash_and_name_what_is_there():
     assert len(blocks) >= 9
     for indent, block in blocks:
         text = "\n".join(line.removeprefix(indent) for line in block.splitlines())
-        subprocess.run(["bash", "-n", "-c", text], check=True, timeout=60)
+        subprocess.run(["bash", "-n", "-c", text], check=True, timeout=240)
     for name in re.findall(r"\binfra/[\w./-]+[\w]", README):
         assert (ROOT / name).exists(), name
     for chart, version in re.findall(r"--install [\w-]+ \S*?([\w-]+) --version (\S+)", README):
@@ -405,7 +405,7 @@ def test_a_night_waits_for_its_job_and_has_its_exit_code(
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE": str(tmp_path), "POLL_S": "0"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, (done.stdout + done.stderr).splitlines()[-1]) == (code, said)

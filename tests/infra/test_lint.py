@@ -16,7 +16,7 @@ BIN = Path(sys.executable).parent
 def lint(*words: str | Path) -> tuple[int, str]:
     """(exit code, what it says) of a linter of the `dev` extra."""
     command = [BIN / words[0], *words[1:]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -33,7 +33,7 @@ def test_systemd_understands_the_units(tmp_path: Path):
         ["systemd-analyze", "verify", "--man=no", *(str(tmp_path / path.name) for path in UNITS)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
@@ -81,7 +81,7 @@ def night(folder: Path, prepare: str) -> subprocess.CompletedProcess[str]:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 

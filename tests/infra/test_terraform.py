@@ -47,7 +47,7 @@ def names(kind: str) -> list[str]:
 def test_they_are_formatted():
     done = subprocess.run(
         ["terraform", f"-chdir={FOLDER}", "fmt", "-check", "-diff"],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
 

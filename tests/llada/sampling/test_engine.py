@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -63,6 +64,17 @@ class Script:
             token = self.reply[i] if i < len(self.reply) else EOS
             logits[:, self.prompt + i, token] = 20 - 0.02 * (i if self.order == "forward" else -i)
         return logits
+
+
+class Gated:
+    """A network that waits to be let through."""
+
+    def __init__(self, network: Transformer) -> None:
+        self.network, self.config, self.open = network, network.config, threading.Event()
+
+    def __call__(self, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        assert self.open.wait(60)
+        return self.network(tokens, **inputs)
 
 
 class Reply(NamedTuple):
@@ -151,7 +163,10 @@ def test_the_same_seed_gives_the_same_text_in_company(engine: DenoiseEngine) -> 
 def test_requests_take_turns() -> None:
     """A short request that comes second is finished long before a long one that came first."""
 
-    async def race(engine: DenoiseEngine) -> list[str]:
+    network = Gated(build_model())
+    engine = DenoiseEngine(network, TOKENIZER, max_concurrent=2)
+
+    async def race() -> list[str]:
         ended: list[str] = []
 
         async def run(name: str, length: int) -> None:
@@ -159,13 +174,16 @@ def test_requests_take_turns() -> None:
             await read(engine, GenerateRequest(ids("One"), sampling, end_ids=frozenset()))
             ended.append(name)
 
-        long = asyncio.create_task(run("long", 120))
-        await asyncio.sleep(0.01)
-        await asyncio.gather(run("short", 4), long)
+        tasks = []
+        for name, length in (("long", 120), ("short", 4)):
+            tasks.append(asyncio.create_task(run(name, length)))
+            while engine.num_unfinished < len(tasks):
+                await asyncio.sleep(0.001)
+        network.open.set()
+        await asyncio.gather(*tasks)
         return ended
 
-    engine = DenoiseEngine(build_model(), TOKENIZER, max_concurrent=2)
-    assert asyncio.run(race(engine)) == ["short", "long"]
+    assert asyncio.run(race()) == ["short", "long"]
     engine.close()
 
 
@@ -342,10 +360,10 @@ def test_leaving_a_stream_frees_its_place() -> None:
         stream = engine.stream(long, long)
         await anext(stream)
         await stream.aclose()
-        return await asyncio.wait_for(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=1)), 10)
+        return await asyncio.wait_for(read(engine, GenerateRequest(ids("The"), SAMPLING, seed=1)), 60)
 
     assert asyncio.run(leave_then_ask()).end.nfe
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     # The completion is sent a moment before the place is free.
     while engine.num_running or engine.num_waiting:
         assert time.monotonic() < deadline

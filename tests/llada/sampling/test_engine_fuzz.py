@@ -233,7 +233,7 @@ def read_in_threads(engine: DenoiseEngine, readers: list[Reader], *, num_threads
     async def read(part: list[Reader]) -> None:
         await asyncio.gather(*(reader.read(engine) for reader in part))
         gc.collect()  # streams that were dropped
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while len(tasks := asyncio.all_tasks()) > 1:
             assert time.monotonic() < deadline, tasks
             await asyncio.sleep(0.01)
@@ -261,7 +261,7 @@ def read_in_threads(engine: DenoiseEngine, readers: list[Reader], *, num_threads
 
 def wait_until_idle(engine: DenoiseEngine) -> None:
     """The last event is sent a moment before the place is free."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while engine.num_running or engine.num_waiting or engine.num_unfinished or engine._batch.runs:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -328,7 +328,12 @@ def test_each_request_ends_once_with_its_own_text_and_leaves_nothing(seed: int) 
             reader.check()
         assert sum(len(reader.ends) for reader in readers) > 20
         del readers, reader
-        assert not left_over(engine) - before  # what another test left may go meanwhile
+        deadline = time.monotonic() + 60
+        while left := left_over(engine) - before:  # what another test left may go meanwhile
+            assert time.monotonic() < deadline, (
+                left
+            )  # the engine's thread lets go of the last of it behind its end
+            time.sleep(0.05)
         engine.close()
 
 

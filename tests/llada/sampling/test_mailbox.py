@@ -78,7 +78,7 @@ def test_another_thread_can_put_while_the_reader_waits() -> None:
         thread.start()
         text = ""
         while True:
-            for letter in await asyncio.wait_for(box.get(), 10):
+            for letter in await asyncio.wait_for(box.get(), 60):
                 if isinstance(letter, Finished):
                     thread.join()
                     return text
@@ -108,7 +108,7 @@ def test_one_wake_up_serves_the_readers_of_several_loops() -> None:
         own = [Mailbox(), Mailbox()]
         boxes.extend(own)
         ready.release()
-        got.extend([list(await asyncio.wait_for(box.get(), 10)) for box in own])
+        got.extend([list(await asyncio.wait_for(box.get(), 60)) for box in own])
 
     threads = [threading.Thread(target=asyncio.run, args=(read(),)) for _ in range(2)]
     for thread in threads:
@@ -119,7 +119,7 @@ def test_one_wake_up_serves_the_readers_of_several_loops() -> None:
         box.put(Started(0))
     Mailbox.wake(boxes)
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert got == [[Started(0)]] * 4
 
 

@@ -227,4 +227,4 @@ batches = BatchStream(Away(sys.argv[1]), ObjectiveConfig(), model, **shape).batc
 next(batches)
 batches.close()
 """
-    subprocess.run([sys.executable, "-c", script, pretrain_folder.url], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", script, pretrain_folder.url], timeout=240, check=True)

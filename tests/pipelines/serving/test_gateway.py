@@ -4,6 +4,7 @@ HTTP in tests/pipelines/test_serve.py.)"""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -393,8 +394,10 @@ def test_where_replicas_hold_several_models_serve_is_told_which_is_wanted(
 
 
 def retry_after_of(denoiser: Denoiser, *bodies: AnyBody) -> list[int]:
-    """What others are told, in seconds, while each of these, one after the other, waits."""
-    admission = Admission(max_queued=4, per_replica=2, retry_after_s=5)
+    """What others are told, in seconds, while each of these, one after the other, waits, by a clock that goes on by a hundredth of
+    a second whenever it is looked at."""
+    clock = itertools.count(1000, 0.01)
+    admission = Admission(max_queued=4, per_replica=2, retry_after_s=5, clock=lambda: next(clock))
     told: list[int] = []
 
     class Watching(Handle):

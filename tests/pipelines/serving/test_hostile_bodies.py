@@ -25,7 +25,7 @@ from pipelines.serving.replica import Denoiser
 from pipelines.serving.routes import DIALECTS
 
 SCHEMA = openapi_schema(DIALECTS)
-PATIENCE_S = 30.0  # a reply on this network takes a hundredth of that, also where other things run
+PATIENCE_S = 120.0  # a reply on this network takes a hundredth of that, also where other things run
 JSON_SCHEMA = {
     "type": "object",
     "properties": {

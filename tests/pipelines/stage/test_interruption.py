@@ -84,7 +84,7 @@ with exit_codes("pretrain", "out"):
 )
 def test_a_signal_is_not_lost(where):
     body = "\n".join("    " + line for line in where.splitlines())
-    code, out, err = run(f"with exit_codes('x'):\n{body}\n    time.sleep(5)\n    print('lost')")
+    code, out, err = run(f"with exit_codes('x'):\n{body}\n    time.sleep(60)\n    print('lost')")
     assert (code, out, err) == (143, [], "llada x: interrupted\n")
 
 

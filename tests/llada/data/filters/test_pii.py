@@ -273,9 +273,9 @@ def test_hostile_texts_take_no_quadratic_time():
     ):
         seconds = []
         for repeats in (2_000, 20_000):
-            start = time.process_time()
+            start = time.thread_time()
             scrub(piece * repeats, CONFIG)
-            seconds.append(time.process_time() - start)
+            seconds.append(time.thread_time() - start)
         assert seconds[1] < 40 * seconds[0] + 0.05, piece  # quadratic would be 100 times
 
 

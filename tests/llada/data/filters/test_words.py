@@ -114,6 +114,6 @@ def test_pieces_remembered_and_forgotten_give_the_same(monkeypatch):
     "unit", ["a-", "a.", "!", "(", "a@", "x/", "1.", "=", "ab-!", "。", "...a", "US$", "''s"]
 )
 def test_junk_without_spaces_takes_linear_time(unit):
-    start = time.process_time()
+    start = time.thread_time()
     encode_words([unit * 250, unit * 30_000])
-    assert time.process_time() - start < 2
+    assert time.thread_time() - start < 2

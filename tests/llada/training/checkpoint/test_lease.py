@@ -55,6 +55,19 @@ def held() -> Iterator[Callable[..., Lease]]:
         each.release()
 
 
+def leave(held: Lease) -> None:
+    """It dies: renews no more, and says nothing."""
+    held._over.set()
+    held._thread.join()
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def read(folder: str) -> dict[str, Any]:
     fs, root = fsspec.url_to_fs(folder)
     return json.loads(fs.cat_file(f"{root}/lease.json"))
@@ -115,11 +128,9 @@ def test_on_this_machine_an_ended_process_is_found_out_at_once(
     ended = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    first = held(folder)
-    first._over.set()
-    first._thread.join()
+    leave(held(folder))
     rewrite(folder, process=int(ended.stdout))
-    held(folder)
+    leave(held(folder))
     # Its number has been given to another process since.
     rewrite(folder, process=os.getpid(), process_started="1", run_id="before")
     held(folder)
@@ -132,8 +143,7 @@ def test_a_holder_elsewhere_is_watched(
     """Its process number means nothing here, and its clock may be wrong: only whether it renews counts."""
     expiry_s = 0.6 if ends == "dies" else 60.0
     monkeypatch.setattr(lease, "EXPIRY_S", expiry_s)
-    held(folder)._over.set()
-    time.sleep(0.1)
+    leave(held(folder))
     elsewhere = read(folder) | {"machine": "another", "host": "far", "renewed": "2001-01-01T00:00:00+00:00"}
     fs, root = fsspec.url_to_fs(folder)
     over = threading.Event()
@@ -174,22 +184,22 @@ def test_the_attempts_of_one_run_take_over_at_once(
     rewrite(folder, machine="another")
     monkeypatch.setattr(lease, "_now", lambda: "2001-01-01T00:00:00.000+00:00")  # its clock is behind
     second = held(folder, "a run")
+    first._thread.join(60)  # it does not renew any more
+    assert not first._thread.is_alive()
     with pytest.raises(LeaseLostError, match="has begun to train into .*: this one has ended"):
         first.check()
-    first._thread.join(5)  # it does not renew any more
-    assert not first._thread.is_alive()
     # The first had looked before the second came, and writes behind it.
     rewrite(folder, **dataclasses.asdict(first.holder))
     second.check()
-    time.sleep(0.2)
-    assert read(folder)["attempt"] == second.holder.attempt
+    until(lambda: read(folder)["attempt"] == second.holder.attempt)
     first.release()
     assert read(folder)["attempt"] == second.holder.attempt
 
 
 def test_of_two_at_the_same_moment_the_last_to_write_holds_it(
-    folder: str, held: Callable[..., Lease]
+    folder: str, held: Callable[..., Lease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 1000.0)  # a renewal under way would make the first the last
     first = held(folder)
     second = Lease(folder)
     second._write()  # it had looked before the first wrote
@@ -201,13 +211,11 @@ def test_of_two_at_the_same_moment_the_last_to_write_holds_it(
 def test_a_damaged_lease_holds_nobody_off(
     folder: str, held: Callable[..., Lease], caplog: pytest.LogCaptureFixture
 ) -> None:
-    held(folder)._over.set()
-    time.sleep(0.1)
+    leave(held(folder))
     fs, root = fsspec.url_to_fs(folder)
     for damage in (b"", b"{", b"[]", b'{"host": 1}'):
         fs.pipe_file(f"{root}/lease.json", damage)
-        held(folder)._over.set()
-        time.sleep(0.1)
+        leave(held(folder))
     assert "lease.json is damaged" in caplog.text
 
 
@@ -217,15 +225,20 @@ def test_a_store_that_is_away_does_not_end_it(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    first = held(str(tmp_path))
-    before = read(str(tmp_path))["renewed"]
+    first, tries = held(str(tmp_path)), 0
+
+    def fail(*_: Any) -> None:
+        nonlocal tries
+        tries += 1
+        raise ConnectionResetError("away")
+
     with monkeypatch.context() as away:
-        away.setattr(lease, "write_bytes", lambda *_: (_ for _ in ()).throw(ConnectionResetError("away")))
-        time.sleep(0.2)
-    time.sleep(0.2)
+        away.setattr(lease, "write_bytes", fail)
+        until(lambda: tries > 2)
+        before = read(str(tmp_path))["renewed"]
+    until(lambda: read(str(tmp_path))["renewed"] > before)
     assert [record.message.count("could not be renewed: away") for record in caplog.records].count(1) == 1
     assert first._thread.is_alive()
-    assert read(str(tmp_path))["renewed"] > before
 
 
 def test_a_store_that_is_away_when_a_run_begins_may_be_back_at_its_next_attempt(
@@ -240,8 +253,13 @@ def test_a_store_that_is_away_when_a_run_begins_may_be_back_at_its_next_attempt(
 
 
 def test_a_run_that_has_lost_its_folder_completes_no_checkpoint(
-    make_config: Callable, run_here: Callable, pretrain_folder: Any, tmp_path: Path
+    make_config: Callable,
+    run_here: Callable,
+    pretrain_folder: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 1000.0)  # a renewal under way would take it back
     configs = make_config(checkpoint_every=2)
 
     def steal(event: Any) -> None:
