@@ -3,7 +3,7 @@ endpoint.
 
 A prompt line is JSON, {"prompt": text} or {"messages": [...]}; in a .txt file it is plain text. A conversation is read as
 `prepare` reads it for SFT, with the "system", "context" and "tools" that stand beside it. All fields are copied to the
-answer. Answers stand in the order of the prompts, in files of `shard_rows`, those of an input file's end shorter:
+answer as they are. Answers stand in the order of the prompts, in files of `shard_rows`, those of an input file's end shorter:
     <output>/generations/NUMBER.jsonl    NUMBER: of its first prompt, from 0; written whole
              shards/NUMBER-….json        its figures (what a rerun skips)                       manifest.json  last
 An answer adds to the line its "index" and either "text", "finish_reason", "tokens" and "nfe", or "error". Where lines have
@@ -260,7 +260,7 @@ class ShardWriter:
         """What is added to the line. Raises UserError where it cannot be answered."""
         if line.problem is not None:
             return {"error": line.problem}
-        ids = prompt_ids(self.tokenizer, line.record["prompt"], tools=line.tools)
+        ids = prompt_ids(self.tokenizer, line.prompt, tools=line.tools)
         texts: list[str] = []
         async for events in self.engine.batches(
             GenerateRequest(ids, self.config.sampling, seed=seed), pace_s=math.inf

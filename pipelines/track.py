@@ -15,9 +15,9 @@ import tyro
 from llada.errors import UserError
 from llada.files import absolute, exists, file_sizes, join
 from llada.settings import require
-from pipelines.stage.artifact import link_run
+from pipelines.stage.artifact import UNDELIVERED_FILE, link_run
 from pipelines.stage.command import parse, run_command
-from pipelines.stage.delivery import UNDELIVERED_FILE, Delivery, read_undelivered, write_undelivered
+from pipelines.stage.delivery import Delivery, read_undelivered, write_undelivered
 from pipelines.stage.tracking import default_tracking_uri
 
 

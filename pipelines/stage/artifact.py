@@ -24,13 +24,14 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from llada.data.tokens.manifest import FileEntry
 from llada.errors import UserError
 from llada.files import (
-    exists,
+    absolute,
     file_sizes,
     filesystem,
     join,
@@ -43,9 +44,12 @@ from llada.settings import flatten_settings
 
 # {name in the folders of earlier versions: name today} of settings, dotted: such folders go on under the new names.
 RENAMED_SETTINGS = {"objective.objective": "objective.kind"}
-# Which run of MLflow a folder's is.
+# Which run of MLflow a folder's is, and what MLflow has not been told yet of its runs (delivery.py).
 RUN_FILE = "tracking.json"
+UNDELIVERED_FILE = "tracking-undelivered.jsonl"
 _PACKAGES = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "mlflow")
+# The folders that a stage of ours has begun: in another that is there, another process may be at work.
+_begun: ContextVar[set[str]] = ContextVar("begun")
 
 
 class OtherWorkError(UserError):
@@ -187,7 +191,7 @@ def open_output(
         manifest = _read_json(join(url, "manifest.json"))
         earlier = manifest or _read_json(join(url, "stage.json"))
         if earlier is None:
-            if names := [name for name in file_sizes(url) if not name.startswith("logs/")]:
+            if names := _made(url):
                 raise UserError(
                     f"{url} is not empty ({min(names)} ...) and no stage made it; choose another --output"
                 )
@@ -198,6 +202,7 @@ def open_output(
                 "inputs": output.inputs,
             }
             write_bytes(join(url, "stage.json"), to_json(described))
+            _begun.get(set()).add(absolute(url))
             return output
         allowed = {*may_extend, *may_change} if extend else {*(() if manifest else may_change)}
         if differences := _differences(earlier, output, allowed, defaults):
@@ -219,26 +224,34 @@ def open_output(
 def given_back_if_refused(url: str) -> Iterator[None]:
     """For a `with` block that is a stage: where it begins the folder and is refused (UserError) before it has made anything but
     logs, the folder belongs to nobody again, so that the remedy, which is other settings or inputs, may be given with it."""
-    with storage_errors(url):
-        was_begun = exists(join(url, "stage.json"))
+    begun: set[str] = set()
+    token = _begun.set(begun)
     try:
         yield
     except OtherWorkError:
         raise
     except UserError:
-        if not was_begun:
+        if absolute(url) in begun:
             with contextlib.suppress(OSError):  # what is wrong is to be told, whatever becomes of the folder
                 _give_back(url)
         raise
+    finally:
+        _begun.reset(token)
 
 
 def _give_back(url: str) -> None:
-    made = {name for name in file_sizes(url) if not name.startswith("logs/")}
-    if made <= {"stage.json", RUN_FILE}:
+    made = _made(url)
+    if set(made) <= {"stage.json", RUN_FILE}:
         fs, root = filesystem(url)
         # stage.json last: a folder that has anything belongs to somebody.
         for name in sorted(made, key=lambda name: name == "stage.json"):
             fs.rm_file(join(root, name))
+
+
+def _made(url: str) -> list[str]:
+    """What a folder holds of a stage; Ray's logs and what `llada track` is to deliver are nobody's work."""
+    left = {UNDELIVERED_FILE, f"{UNDELIVERED_FILE}.damaged"}
+    return [name for name in file_sizes(url) if not name.startswith("logs/") and name not in left]
 
 
 def _record_change(output: Output, defaults: Mapping[str, Any], done: int) -> None:

@@ -21,11 +21,10 @@ from typing import Any
 
 from llada.errors import UserError
 from llada.files import exists, filesystem, join, local_path, read_bytes, write_bytes
-from pipelines.stage.artifact import RUN_FILE
+from pipelines.stage.artifact import RUN_FILE, UNDELIVERED_FILE
 from pipelines.stage.metric_history import MetricHistory
 
 EXPERIMENT = "llada"
-UNDELIVERED_FILE = "tracking-undelivered.jsonl"
 # Of a run: the Ray job that works at it, or did last, by its submission id.
 JOB_TAG = "ray_job"
 _SQLITE = "sqlite:///"

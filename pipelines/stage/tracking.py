@@ -25,12 +25,11 @@ from typing import Any
 from llada.files import absolute, exists, join, local_path
 from llada.settings import flatten_settings
 from llada.store_errors import may_pass
-from pipelines.stage.artifact import git_commit, link_run
+from pipelines.stage.artifact import UNDELIVERED_FILE, git_commit, link_run
 from pipelines.stage.cluster import submission_id
 from pipelines.stage.delivery import (
     CALLS,
     JOB_TAG,
-    UNDELIVERED_FILE,
     Call,
     Delivery,
     database_path,

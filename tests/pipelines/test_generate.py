@@ -65,6 +65,8 @@ def test_answers_do_not_depend_on_batches_and_stand_in_order(stages, tmp_path, p
         runs.append(written(output))
     assert runs[0] == runs[1]
     found = answers(str(tmp_path / "rows-16"))
+    for line, answer in zip(Path(prompts).read_text().splitlines(), found, strict=True):
+        assert json.loads(line).items() <= answer.items()
     assert [answer["id"] for answer in found] == [answer["index"] for answer in found] == list(range(7))
     assert [number for number, answer in enumerate(found) if "error" in answer] == [5, 6]
     assert "exceeds the context length of 96" in found[5]["error"]

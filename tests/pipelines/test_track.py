@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stage.artifact import open_output, read_manifest
-from pipelines.stage.delivery import EXPERIMENT, UNDELIVERED_FILE, open_client
+from pipelines.stage.artifact import UNDELIVERED_FILE, open_output, read_manifest
+from pipelines.stage.delivery import EXPERIMENT, open_client
 from pipelines.stage.tracking import tracked
 
 pytestmark = pytest.mark.integration

@@ -27,14 +27,16 @@ _MOST_BAD = 0.1  # of the lines: with more, the files are something else
 _TOLD = 20  # bad lines that the log names; their answers name them all
 _READ_BYTES = 1 << 20
 
-# A line of the prompts: "prompt" (text or messages) and whatever else stands in it.
+# A line of the prompts as it stands there: "prompt" or "messages" and whatever else its writer has put into it.
 Record = dict[str, Any]
 
 
 class PromptLine(NamedTuple):
-    """A line, why it cannot be answered, if so, and what its conversation may call."""
+    """A line, what it asks, or why that cannot be answered, and what its conversation may call."""
 
     record: Record
+    prompt: str | list[Record] = ""
+    """Text, or the turns of a conversation."""
     problem: str | None = None
     tools: Sequence[Any] = ()
 
@@ -168,22 +170,26 @@ def _parse(raw: bytes, url: str, number: int, *, chat: bool) -> PromptLine | Non
 
 
 def parse_prompt(line: bytes, place: str, *, is_text: bool, chat: bool) -> PromptLine:
-    """A line without its end, the prompt under "prompt": text or messages. `place`: for messages about it."""
+    """A line without its end. `place`: for what is said about it."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
-        return PromptLine({}, f"{place} is not UTF-8 text ({error.reason} at byte {error.start} of the line)")
+        return PromptLine(
+            {}, problem=f"{place} is not UTF-8 text ({error.reason} at byte {error.start} of the line)"
+        )
     record: Any = {"prompt": text}
     if not is_text:
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            return PromptLine({}, f"{place}: not JSON ({error})")
+            return PromptLine({}, problem=f"{place}: not JSON ({error})")
     if not isinstance(record, dict):
         record = {}
     prompt, messages = record.get("prompt"), record.get("messages")
     if messages is not None and prompt is not None:
-        return PromptLine(record, f"{place}: a prompt line holds either a prompt or messages, not both")
+        return PromptLine(
+            record, problem=f"{place}: a prompt line holds either a prompt or messages, not both"
+        )
     beside = {name: record[name] for name in _BESIDE if record.get(name)}
     if chat and beside and isinstance(prompt, str):
         messages = [{"role": "user", "content": prompt}]
@@ -191,12 +197,15 @@ def parse_prompt(line: bytes, place: str, *, is_text: bool, chat: bool) -> Promp
         try:
             told = parse_dialogue({"messages": messages, **beside})
         except RecordError as error:
-            return PromptLine(record, f"{place}: the messages cannot be used ({error})")
-        rest = {name: value for name, value in record.items() if name not in ("messages", "prompt")}
-        prompt = [{key: value for key, value in turn.items() if key != "trained"} for turn in told.messages]
-        return PromptLine({**rest, "prompt": prompt}, tools=told.tools)
+            return PromptLine(record, problem=f"{place}: the messages cannot be used ({error})")
+        turns = [{key: value for key, value in turn.items() if key != "trained"} for turn in told.messages]
+        return PromptLine(record, turns, tools=told.tools)
     if not isinstance(prompt, str):
-        return PromptLine(record, f'{place}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}')
+        return PromptLine(
+            record, problem=f'{place}: a prompt line is {{"prompt": text}} or {{"messages": [...]}}'
+        )
     if text_problem(prompt) == "not_utf8":
-        return PromptLine(record, f"{place}: the prompt holds half of a surrogate pair, which is no text")
-    return PromptLine({**record, "prompt": [{"role": "user", "content": prompt}]} if chat else record)
+        return PromptLine(
+            record, problem=f"{place}: the prompt holds half of a surrogate pair, which is no text"
+        )
+    return PromptLine(record, [{"role": "user", "content": prompt}] if chat else prompt)

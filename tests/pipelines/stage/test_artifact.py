@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from llada.errors import UserError
-from llada.files import storage_errors
+from llada.files import exists, read_bytes, storage_errors
 from llada.tokenizer import save_tokenizer, train_tokenizer
 from pipelines.stage.artifact import (
     Output,
@@ -97,16 +97,18 @@ def refused_in(url, *, writes=(), **changes):
         raise UserError("give fewer steps")
 
 
-def put(url, name):
+def put(url, name, data=b"{}"):
     fs, root = fsspec.core.url_to_fs(url)
     fs.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)
-    fs.pipe_file(f"{root}/{name}", b"{}")
+    fs.pipe_file(f"{root}/{name}", data)
 
 
 def test_a_folder_in_which_nothing_was_made_before_a_refusal_takes_the_remedy(url):
-    refused_in(url, writes=("tracking.json", "logs/ray.log"))
+    # MLflow was away: what it has not been told stays for `llada track`.
+    refused_in(url, writes=("tracking.json", "logs/ray.log", "tracking-undelivered.jsonl"))
     refused_in(url, config=Config(steps=5))
     assert open_it(url, config=Config(steps=2)).config["steps"] == 2
+    assert exists(f"{url}/tracking-undelivered.jsonl")
 
 
 def test_a_folder_in_which_something_was_made_stays_its_works(url):
@@ -124,6 +126,12 @@ def test_the_refusal_of_another_stage_takes_no_folder_from_the_one_at_work(url):
         # Both have found nothing, and the other was quicker.
         open_it(f"{url}/new")
         open_it(f"{url}/new", config=Config(steps=5))
+    with pytest.raises(UserError, match="fewer"), given_back_if_refused(f"{url}/newer"):
+        # While this one went through its inputs, another process has begun the same work.
+        put(f"{url}/newer", "stage.json", read_bytes(f"{url}/stage.json"))
+        open_it(f"{url}/newer")
+        raise UserError("give fewer steps")
+    assert exists(f"{url}/newer/stage.json")
     for folder in (url, f"{url}/new"):
         with pytest.raises(UserError, match="already holds other work"):
             open_it(folder, config=Config(steps=5))

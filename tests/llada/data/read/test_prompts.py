@@ -118,15 +118,13 @@ def test_messages_are_read_as_in_training(tmp_path: Path) -> None:
         {"role": "user", "content": [{"type": "text", "text": "q"}]},
     ]
     turns.append({"role": "assistant", "content": "a", "weight": 0})
-    line = json.dumps({"messages": turns, "prompt": None, "id": 3}).encode()
+    record = {"messages": turns, "prompt": None, "id": 3}
+    (line,) = lines_of(tmp_path, json.dumps(record).encode())
     said = [("system", "s"), ("user", "q"), ("assistant", "a")]
-    assert records(tmp_path, line) == [
-        {"id": 3, "prompt": [{"role": role, "content": text} for role, text in said]}
-    ]
-    asked = [{"role": "user", "content": "x"}]
-    assert records(tmp_path, b'{"prompt": "x", "text": "own"}', chat=True) == [
-        {"prompt": asked, "text": "own"}
-    ]
+    assert line == (record, [{"role": role, "content": text} for role, text in said], None, [])
+    record = {"prompt": "x", "text": "own"}
+    (line,) = lines_of(tmp_path, json.dumps(record).encode(), chat=True)
+    assert line == (record, [{"role": "user", "content": "x"}], None, ())
 
 
 def test_what_stands_beside_a_conversation_is_part_of_it() -> None:
@@ -134,11 +132,11 @@ def test_what_stands_beside_a_conversation_is_part_of_it() -> None:
     beside = {"system": "s", "context": "c", "tools": tools}
     told = [{"role": "system", "content": "s"}, {"role": "user", "content": "q\n\nc"}]
     for asked, chat in (({"messages": [{"role": "user", "content": "q"}]}, False), ({"prompt": "q"}, True)):
-        line = parse_prompt(json.dumps({**asked, **beside}).encode(), "a.jsonl:1", is_text=False, chat=chat)
-        assert (line.record, line.tools, line.problem) == ({**beside, "prompt": told}, tools, None)
-    text = {"prompt": "q", **beside}
-    line = parse_prompt(json.dumps(text).encode(), "a.jsonl:1", is_text=False, chat=False)
-    assert (line.record, line.tools) == (text, ())
+        record = {**asked, **beside}
+        line = parse_prompt(json.dumps(record).encode(), "a.jsonl:1", is_text=False, chat=chat)
+        assert line == (record, told, None, tools)
+    line = parse_prompt(json.dumps(record).encode(), "a.jsonl:1", is_text=False, chat=False)
+    assert line == (record, "q", None, ())
 
 
 @pytest.mark.parametrize(
