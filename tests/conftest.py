@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import json
 import os
+import secrets
+import socket
 import ssl
 import threading
 import time
@@ -86,6 +89,22 @@ def golden_dir() -> Path:
     return REPOSITORY / "tests" / "golden"
 
 
+def find_free_port() -> int:
+    """One of the loopback at which nobody listens. Below those that a system gives to whoever asks for any (Linux from 32,768 on):
+    of those, another process may be given it before it is taken."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """free_port() is a port for a server that is going to be started, or where there is to be none."""
+    return find_free_port
+
+
 class Gateway:
     """A TCP relay on the loopback to an HTTP server that can go away and come back at the same port.
 
@@ -98,20 +117,19 @@ class Gateway:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._writers: set[asyncio.StreamWriter] = set()
-        self.port = 0
+        self.port = find_free_port()
         self.open()
 
     def open(self) -> None:
         """Let connections through."""
         self._server = self._call(asyncio.start_server(self._relay, "127.0.0.1", self.port))
-        self.port = self._server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
         """Refuse new connections and reset those there are."""
         self._call(self._abort())
 
     def _call(self, coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     async def _abort(self) -> None:
         self._server.close()

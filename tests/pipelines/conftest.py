@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -232,16 +231,13 @@ class RayCluster:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+def ray_cluster(
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[RayCluster]:
     """`ray start --head` with a token; processes of its own, which know nothing of this repository."""
     from ray.util import get_node_ip_address
 
-    ports = []
-    with contextlib.ExitStack() as probes:
-        for _ in range(3):
-            probe = probes.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
+    ports = [free_port() for _ in range(3)]
     token, folder = secrets.token_hex(16), tmp_path_factory.mktemp("cluster")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {

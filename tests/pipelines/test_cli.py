@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -130,17 +129,10 @@ def test_bad_input_gets_one_line_and_a_failing_exit_code(
 def test_no_cluster_at_the_address(tmp_path, free_port):
     """In a process of its own: this one may have joined the session's Ray, which would be used as it is."""
     cluster = tmp_path / "cluster.yaml"
-    cluster.write_text(f"address: 127.0.0.1:{free_port}\n")
+    cluster.write_text(f"address: 127.0.0.1:{free_port()}\n")
     (tmp_path / "in.jsonl").write_text(json.dumps({"text": "words " * 50}) + "\n")
     words = ["tiny", "--input", "in.jsonl", "--output", "o", "--cluster", "cluster.yaml"]
     done = python("-m", "pipelines.prepare", *words, cwd=tmp_path)
     assert done.returncode == 1
     assert "no Ray cluster at 127.0.0.1" in done.stderr
     assert not (tmp_path / "o" / "manifest.json").exists()
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

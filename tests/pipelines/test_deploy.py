@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,15 @@ def test_what_cannot_be_deployed_is_refused_here(tmp_path, llada: Command):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_from_a_clone_to_an_answer(ray_cluster, random_model, tmp_path, llada: Command, monkeypatch):
+def test_from_a_clone_to_an_answer(
+    ray_cluster, random_model, tmp_path, llada: Command, monkeypatch, free_port
+):
     """The code travels, or is there; a version that cannot start leaves the one before; the champion is served."""
     from pipelines.stage.delivery import Delivery
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", ray_cluster.token)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_cluster.address)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     file, uri = tmp_path / "serve.yaml", f"sqlite:///{tmp_path / 'mlflow.db'}"
     run = Delivery(uri, str(random_model))
     run.open("a run", {})

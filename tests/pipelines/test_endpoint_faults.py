@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,15 +35,9 @@ FAST = {"prompt": "The cat", "max_tokens": 24, "block_length": 8, "temperature":
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module", params=["own port", "proxy"])
 def start(
-    request: pytest.FixtureRequest, local_ray: Path, random_model: Path
+    request: pytest.FixtureRequest, local_ray: Path, random_model: Path, free_port: Callable[[], int]
 ) -> Iterator[Callable[..., str]]:
     """start(**args) serves the model, or rolls over to it with other settings; the URL. At a port of its own, as `llada serve`
     does it, and behind Ray Serve's proxy, as on a cluster."""
@@ -234,7 +227,7 @@ def test_a_long_time_leaves_nothing_behind(start: Callable[..., str]) -> None:
 
 
 def test_a_changed_alias_rolls_over_and_fails_nobody(
-    random_model: Path, tmp_path: Path, load_on: Any
+    random_model: Path, tmp_path: Path, load_on: Any, free_port: Callable[[], int]
 ) -> None:
     """`llada serve --model models:/tiny@champion`, and the alias moves to another version, then to one that cannot be served."""
     import mlflow

@@ -7,7 +7,6 @@ import contextlib
 import json
 import re
 import shlex
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -61,7 +60,9 @@ def wait_until(holds: Callable[[], object], patience_s: float = 240) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_from_text_to_an_endpoint_on_two_nodes(ray_cluster, corpus, tmp_path, llada: Command, monkeypatch):
+def test_from_text_to_an_endpoint_on_two_nodes(
+    ray_cluster, corpus, tmp_path, llada: Command, monkeypatch, free_port
+):
     monkeypatch.setenv("RAY_AUTH_TOKEN", ray_cluster.token)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ray_cluster.address)
     monkeypatch.chdir(tmp_path)
@@ -70,10 +71,7 @@ def test_from_text_to_an_endpoint_on_two_nodes(ray_cluster, corpus, tmp_path, ll
     raw.mkdir(parents=True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     tracked = ["--tracking-uri", f"sqlite:///{root / 'mlflow.db'}"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = shown(root, port)
+    words = shown(root, port := free_port())
     Path("cluster.yaml").write_text(
         "address: auto\nnum_workers: [1, 2]\ncpus_per_worker: 2\nresize_every_s: 2\ndata_workers: 2\n"
     )

@@ -285,7 +285,7 @@ def test_a_process_of_its_own_is_quiet(corpus, tmp_path):
     )
     command = [sys.executable, "-c", program, str(corpus), str(tmp_path / "out")]
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=root)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     shown = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]

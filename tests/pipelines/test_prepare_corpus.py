@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -395,8 +394,9 @@ def test_killed_workers_change_nothing(local_ray, crowded, undisturbed, tokenize
             busy = [p for p in psutil.Process().children(recursive=True) if "MapBatches(" in command(p)]
             if busy:
                 victim = chosen.choice(busy)
-                os.kill(victim.pid, signal.SIGKILL)
-                killed.append(victim.pid)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
+                    killed.append(victim.pid)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -430,19 +430,21 @@ def test_a_killed_driver_is_made_good_by_the_same_command(
         driver = subprocess.Popen(
             [sys.executable, "-m", "pipelines.prepare", *arguments], stdout=log, stderr=log, cwd=REPOSITORY
         )
-        for _ in range(1200):
-            if list((tmp_path / "out/documents").glob("*.json")) or driver.poll() is not None:
-                break
-            time.sleep(0.05)
-        time.sleep(random.Random(seed).uniform(0, 2))
-        assert driver.poll() is None, (tmp_path / "log").read_text()
-        # Ray's two agents end by themselves too, but only some time after they miss their raylet.
-        children = psutil.Process(driver.pid).children(recursive=True)
-        started = [process for process in children if "Agent" not in command(process)]
-        driver.kill()
-        driver.wait()
+        try:
+            deadline = time.monotonic() + 200
+            while not list((tmp_path / "out/documents").glob("*.json")) and driver.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(random.Random(seed).uniform(0, 2))
+            assert driver.poll() is None, (tmp_path / "log").read_text()
+            # Ray's two agents end by themselves too, but only some time after they miss their raylet.
+            children = psutil.Process(driver.pid).children(recursive=True)
+            started = [process for process in children if "Agent" not in command(process)]
+        finally:
+            driver.kill()
+            driver.wait()
     assert len(started) > 2
-    _, left = psutil.wait_procs(started, timeout=60)
+    _, left = psutil.wait_procs(started, timeout=180)
     assert not left, f"still running: {[process.pid for process in left]}"
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "out/documents").glob("*.json")}
     assert finished

@@ -61,16 +61,12 @@ serve(ServeArgs(**json.loads(sys.argv[1])), ClusterConfig(num_cpus=2))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextlib.contextmanager
-def serving(model: Path, out: Path, **args: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+def serving(
+    model: Path, out: Path, port: int, **args: Any
+) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
     """A client of an endpoint in processes of its own, whose terminal is the file `out`."""
-    args |= {"model": str(model), "port": free_port()}
+    args |= {"model": str(model), "port": port}
     with out.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", START, json.dumps(args)],
@@ -81,7 +77,7 @@ def serving(model: Path, out: Path, **args: Any) -> Iterator[tuple[httpx.Client,
             env={
                 **os.environ,
                 "PYTHONPATH": str(REPOSITORY),
-                "RAY_SERVE_SLOW_STARTUP_WARNING_S": "30",
+                "RAY_SERVE_SLOW_STARTUP_WARNING_S": "300",
             },
         )
     try:
@@ -90,7 +86,7 @@ def serving(model: Path, out: Path, **args: Any) -> Iterator[tuple[httpx.Client,
             assert process.poll() is None, out.read_text()
             assert time.monotonic() < deadline, out.read_text()
             time.sleep(0.2)
-        with httpx.Client(base_url=f"http://127.0.0.1:{args['port']}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=180) as client:
             while client.get("/health").json() != {"status": "ok"}:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
@@ -102,13 +98,16 @@ def serving(model: Path, out: Path, **args: Any) -> Iterator[tuple[httpx.Client,
 
 
 @pytest.fixture(scope="class")
-def server(random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def server(
+    random_model: Path, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[httpx.Client]:
     """A client of the endpoint; at the end, SIGTERM must take it down quietly and with exit code 0."""
     out = tmp_path_factory.mktemp("serve") / "out.txt"
-    with serving(random_model, out, max_ongoing_requests=4, max_queued_requests=4) as (client, process):
+    settings: dict[str, Any] = {"max_ongoing_requests": 4, "max_queued_requests": 4}
+    with serving(random_model, out, free_port(), **settings) as (client, process):
         yield client
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(180) == 0
         lines = [line for line in out.read_text().splitlines() if line.strip()]
         assert len(lines) == 3, lines  # where, how, and the farewell; nothing of Ray's
         assert lines[1].strip().startswith("curl -N http://")
@@ -357,16 +356,18 @@ class TestServe:
         assert ask(f"Content-Length: {len(raw)}\r\n", raw)[0] == 400
         failed = metric(server, "llada_requests_total", status="500")
         gone = metric(server, "llada_requests_total", status="499")
-        deadline = time.monotonic() + 30
+        deadline, stay_s = time.monotonic() + 120, 0.2
         while metric(server, "llada_requests_total", status="499") == gone:
             assert time.monotonic() < deadline
             with socket.create_connection((server.base_url.host, server.base_url.port)) as client:
                 client.sendall((head + "Content-Length: 50\r\n\r\n{").encode())
-                time.sleep(0.2)  # who leaves before it is there was never there
+                time.sleep(stay_s)  # who leaves before it is there was never there
+            stay_s *= 1.5
         assert metric(server, "llada_requests_total", status="500") == failed
 
     def test_disconnecting_frees_the_engine(self, server: httpx.Client) -> None:
-        """Four streams fill the replica with a minute of work; when their readers leave, a short one gets through."""
+        """Four streams fill the replica; when their readers leave, a short one gets through, and they are given up."""
+        given_up = metric(server, "llada_cancelled_replies_total")
         with contextlib.ExitStack() as stack:
             readers = []
             for _ in range(4):
@@ -374,19 +375,22 @@ class TestServe:
                 readers.append(stack.enter_context(request).iter_lines())
                 next(readers[-1])
             assert metric(server, "llada_requests_running") == 4
-        began = time.monotonic()
         complete(server, prompt="The cat", max_tokens=4)
-        assert time.monotonic() - began < 8
-        while metric(server, "llada_requests_running"):
-            assert time.monotonic() - began < 10
-            time.sleep(0.1)
+        deadline = time.monotonic() + 120
+        # By the engine's own account, which comes every few seconds.
+        while (
+            metric(server, "llada_requests_running")
+            or metric(server, "llada_cancelled_replies_total") < given_up + 4
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
         assert metric(server, "llada_requests_total", status="499") >= 4
 
     def test_a_full_queue_refuses_and_the_gateway_still_answers(self, server: httpx.Client) -> None:
         """Four are worked on and four wait; they come one after the other, as Ray holds a limit only roughly in a burst."""
 
         async def fill_and_ask() -> tuple[httpx.Response, httpx.Response]:
-            async with httpx.AsyncClient(base_url=server.base_url, timeout=60) as client:
+            async with httpx.AsyncClient(base_url=server.base_url, timeout=180) as client:
 
                 async def read() -> None:
                     async with client.stream("POST", "/v1/completions", json={**FAST, **LONG}) as response:
@@ -413,13 +417,13 @@ class TestServe:
                 await asyncio.gather(*readers, return_exceptions=True)
                 return answers
 
-        refused, health = asyncio.run(asyncio.wait_for(fill_and_ask(), 60))
+        refused, health = asyncio.run(asyncio.wait_for(fill_and_ask(), 180))
         assert health.status_code == 200
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         error = refused.json()["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 120
         while metric(server, "llada_requests_running") or metric(server, "llada_requests_queued"):
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -454,7 +458,7 @@ def own_serve(local_ray: Path) -> Iterator[ClusterConfig]:
 @pytest.mark.integration
 class TestStarting:
     def test_an_interrupted_start_leaves_nothing_behind(
-        self, own_serve: ClusterConfig, random_model: Path
+        self, own_serve: ClusterConfig, random_model: Path, free_port: Callable[[], int]
     ) -> None:
         from ray import serve as ray_serve
 
@@ -478,7 +482,7 @@ class TestStarting:
         assert APP_NAME not in ray_serve.status().applications
 
     def test_a_replica_that_cannot_load_the_model_is_one_line(
-        self, own_serve: ClusterConfig, random_model: Path
+        self, own_serve: ClusterConfig, random_model: Path, free_port: Callable[[], int]
     ) -> None:
         from ray import serve as ray_serve
 
@@ -490,7 +494,7 @@ class TestStarting:
         assert APP_NAME not in ray_serve.status().applications
 
     def test_what_can_never_start_is_refused_at_once(
-        self, own_serve: ClusterConfig, random_model: Path
+        self, own_serve: ClusterConfig, random_model: Path, free_port: Callable[[], int]
     ) -> None:
         many: list[dict[str, Any]] = [
             {"cpus_per_replica": 3},
@@ -502,7 +506,11 @@ class TestStarting:
                 serve(ServeArgs(str(random_model), port=free_port(), **args), own_serve, blocking=False)
 
     def test_an_endpoint_that_waits_for_room_says_so(
-        self, own_serve: ClusterConfig, random_model: Path, caplog: pytest.LogCaptureFixture
+        self,
+        own_serve: ClusterConfig,
+        random_model: Path,
+        caplog: pytest.LogCaptureFixture,
+        free_port: Callable[[], int],
     ) -> None:
         import ray
         from ray import serve as ray_serve
@@ -537,7 +545,7 @@ class TestStarting:
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
 def test_an_interruption_while_ray_starts_is_one_line(
-    random_model: Path, tmp_path: Path, number: int, code: int
+    random_model: Path, tmp_path: Path, free_port: Callable[[], int], number: int, code: int
 ) -> None:
     """Whatever handlers Ray has set by then."""
 
@@ -556,12 +564,12 @@ def test_an_interruption_while_ray_starts_is_one_line(
     with (tmp_path / "out.txt").open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, cwd=REPOSITORY, preexec_fn=default)
     try:
-        started: list[psutil.Process] = []
-        while not any(child.name() == "gcs_server" for child in started):
+        started: list[str] = []
+        while "gcs_server" not in started:
             assert process.poll() is None, (tmp_path / "out.txt").read_text()
             time.sleep(0.05)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                started = psutil.Process(process.pid).children(recursive=True)
+            with contextlib.suppress(psutil.Error):  # one has ended meanwhile
+                started = [each.name() for each in psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(number)
         assert process.wait(120) == code
     finally:
@@ -579,9 +587,12 @@ class TestDeaths:
     """Of an endpoint's processes while it is asked, in their order."""
 
     @pytest.fixture(scope="class")
-    def endpoint(self, random_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    def endpoint(
+        self, random_model: Path, tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+    ) -> Iterator[Endpoint]:
         settings: dict[str, Any] = {"max_ongoing_requests": 2, "graceful_shutdown_timeout_s": 12}
-        with serving(random_model, tmp_path_factory.mktemp("deaths") / "out.txt", **settings) as made:
+        out = tmp_path_factory.mktemp("deaths") / "out.txt"
+        with serving(random_model, out, free_port(), **settings) as made:
             yield made
 
     def test_of_the_replica_and_of_the_gateway(
@@ -590,7 +601,7 @@ class TestDeaths:
         """Each the only one of its kind, killed: a request is answered once and with its text, or ends with an error that says to
         come again, those aside which the gateway had in hand; none hangs, and the port answers on."""
         client, process = endpoint
-        load = load_on(str(client.base_url), clients=4, timeout_s=60)
+        load = load_on(str(client.base_url), clients=4)
 
         async def kill(deployment: str, may_be: set[str]) -> None:
             await load.answered(4)
@@ -615,7 +626,10 @@ class TestDeaths:
         """SIGTERM with two requests running, two waiting and more to come: nobody hangs, and nobody is told 404."""
         client, process = endpoint
 
-        async def take_down() -> tuple[list[httpx.Response], list[httpx.Response], list[httpx.Response]]:
+        async def take_down() -> tuple[
+            list[dict[str, Any]], httpx.Response, list[httpx.Response], list[httpx.Response]
+        ]:
+            nearly = asyncio.Event()
             limits = httpx.Limits(max_keepalive_connections=0)
             async with httpx.AsyncClient(base_url=client.base_url, timeout=120, limits=limits) as requests:
 
@@ -623,28 +637,39 @@ class TestDeaths:
                     body = {**FAST, "prompt": "Go", **fields}
                     return asyncio.create_task(requests.post("/v1/completions", json=body))
 
+                async def finish() -> list[dict[str, Any]]:
+                    """The chunks of a shorter one, which must come to its end in the time that is given."""
+                    drafts = {"stream_options": {"include_drafts": True}}
+                    body, chunks = {**FAST, **LONG, **drafts, "max_tokens": 400}, []
+                    async with requests.stream("POST", "/v1/completions", json=body) as answer:
+                        async for line in answer.aiter_lines():
+                            if line.startswith("data: {"):
+                                chunks.append(json.loads(line.removeprefix("data: ")))
+                                if chunks[-1].get("draft", {}).get("forwards", 0) > 340:
+                                    nearly.set()
+                    return chunks
+
                 # Tokens are shared out fairly: the shorter one takes some seconds beside the longer.
-                running = [ask(max_tokens=200), ask(**LONG, cfg_scale=1.0)]
+                short, long = asyncio.create_task(finish()), ask(**LONG, cfg_scale=1.0, n=8)
                 while await asyncio.to_thread(metric, client, "llada_requests_running") < 2:
                     await asyncio.sleep(0.1)
                 waiting = [ask(), ask(stream=True)]
                 while await asyncio.to_thread(metric, client, "llada_requests_queued") < 2:
                     await asyncio.sleep(0.1)
+                await nearly.wait()
                 process.send_signal(signal.SIGTERM)
-                began = time.monotonic()
                 refused = list(await asyncio.gather(*waiting))
-                assert time.monotonic() - began < 15
+                assert not long.done()
                 coming: list[httpx.Response] = []
                 with contextlib.suppress(httpx.TransportError):  # in the end nobody listens
-                    while not running[-1].done():
+                    while not long.done():
                         coming += [await ask(max_tokens=2), await requests.get("/health")]
                         await asyncio.sleep(0.2)
-                return list(await asyncio.gather(*running)), refused, coming
+                return await short, await long, refused, coming
 
-        (short, long), refused, coming = asyncio.run(asyncio.wait_for(take_down(), 150))
+        short, long, refused, coming = asyncio.run(asyncio.wait_for(take_down(), 150))
         assert process.wait(120) == 0
-        assert short.status_code == 200
-        assert short.json()["usage"]["completion_tokens"] > 20
+        assert short[-1]["choices"][0]["finish_reason"] == "length"
         *_, cut, done, _ = long.text.split("\n\n")  # it would have run for longer than the time that is given
         assert json.loads(cut.removeprefix("data: "))["error"]["type"] == "service_unavailable_error"
         assert done == "data: [DONE]"
@@ -681,7 +706,7 @@ class TestRedeploying:
     """`serve deploy` on a Serve that runs already."""
 
     @pytest.fixture(scope="class")
-    def deploy(self, own_serve: ClusterConfig) -> Callable[..., str]:
+    def deploy(self, own_serve: ClusterConfig, free_port: Callable[[], int]) -> Callable[..., str]:
         """deploy(url, **args) waits for the end of it and returns the application's status."""
         from ray import serve as ray_serve
         from ray.serve.context import _get_global_client
@@ -737,7 +762,7 @@ class TestRedeploying:
         is_over = threading.Event()
 
         def keep_asking() -> None:
-            with httpx.Client(base_url=self.url, timeout=60) as client:
+            with httpx.Client(base_url=self.url, timeout=180) as client:
                 while not is_over.wait(0.1):
                     body = {**FAST, "prompt": "Go", "max_tokens": 4}
                     answers.extend([client.post("/v1/completions", json=body), client.get("/health")])
@@ -750,7 +775,7 @@ class TestRedeploying:
                 assert status.startswith("DEPLOY_FAILED"), (kind, status)
                 if kind != "device":  # known only where the replica runs
                     assert f"cannot serve {tmp_path / kind}: " in status
-                seen, deadline = len(answers), time.monotonic() + 60
+                seen, deadline = len(answers), time.monotonic() + 180
                 while len(answers) < seen + 3:  # one pair was asked for after it had failed
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
@@ -809,7 +834,7 @@ class TestRedeploying:
         deploy(**self.again(random_model))
         body = {**FAST, **LONG, "n": 16}  # not over before the gateway has noticed
         with (
-            httpx.Client(base_url=self.url, timeout=60) as client,
+            httpx.Client(base_url=self.url, timeout=180) as client,
             ThreadPoolExecutor(1) as pool,
             client.stream("POST", "/v1/completions", json=body) as running,
         ):
@@ -820,7 +845,7 @@ class TestRedeploying:
                 assert not waiting.done(), waiting.result().text
                 time.sleep(0.1)
             ray_serve.delete(APP_NAME, _blocking=False)
-            response = waiting.result(30)
+            response = waiting.result(120)
         assert response.status_code == 503, response.text
         assert response.headers["retry-after"].isdecimal()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,9 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def away() -> str:
+def away(free_port: Callable[[], int]) -> str:
     """The address of a server that is not there."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def test_what_is_left_is_delivered_once(llada, tmp_path, tracking_uri, monkeypatch, away):

@@ -256,7 +256,7 @@ def run_on_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., di
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=800,
             check=False,
         )
         assert done.returncode == 0, done.stdout

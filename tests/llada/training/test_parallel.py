@@ -16,7 +16,7 @@ from llada.training.batches import BatchStream
 from llada.training.events import StepDone, StepSkipped
 from llada.training.optim import ShardedMuon
 
-pytestmark = pytest.mark.integration  # up to five processes
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]  # up to five processes
 
 JOBS: dict[str, dict[str, Any]] = {
     "masked diffusion, Muon, micro-batches": {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import socket
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from pipelines.serving.backend import Health
 from pipelines.serving.dialects.calls import AnyBody
 from pipelines.serving.events import ReplicaEvent
 from pipelines.serving.multiplexed import MultiplexedDenoiser, Offered
-from pipelines.serving.reports import REPORT_EVERY_S
 from pipelines.serving.routes import build_api
 from pipelines.serving.scaling import MEAN_REQUEST, REPLIES, USUAL_REQUEST, WORK
 from pipelines.stage.cluster import ClusterConfig
@@ -191,13 +189,12 @@ PER_ENGINE = 8  # rows that an engine takes at a time
 
 
 @pytest.fixture
-def endpoint(local_ray: Path, folders: dict[str, Path]) -> Iterator[httpx.Client]:
+def endpoint(
+    local_ray: Path, folders: dict[str, Path], free_port: Callable[[], int]
+) -> Iterator[httpx.Client]:
     """Two replicas, each with room for two of three models."""
     import ray.serve
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     args = ServeArgs(
         str(folders["a"]),
         more_models=tuple(f"{name}={folders[name]}" for name in "bc"),
@@ -206,7 +203,7 @@ def endpoint(local_ray: Path, folders: dict[str, Path]) -> Iterator[httpx.Client
         max_replicas=2,
         cpus_per_replica=0.0,
         max_ongoing_requests=PER_ENGINE,
-        port=port,
+        port=free_port(),
     )
     url = serve(args, ClusterConfig(), blocking=False)
     with httpx.Client(base_url=url, timeout=120) as client:
@@ -230,12 +227,14 @@ def test_requests_find_a_replica_that_has_their_model(endpoint: httpx.Client) ->
     alone = {}
     for name in "abc":
         alone[name] = ask(name)
-        time.sleep(1.5)  # until Serve's routers know
+        time.sleep(3)  # until Serve's routers know, of whom nobody can ask it
     assert len(set(alone.values())) == 3
     for name in "bcbcbcbcbc":
         assert ask(name) == alone[name]
-    time.sleep(REPORT_EVERY_S)
-    assert metric(endpoint, "llada_batch_rows_most") == 4 * PER_ENGINE  # two models on each
+    deadline = time.monotonic() + 60
+    while metric(endpoint, "llada_batch_rows_most") != 4 * PER_ENGINE:  # two models on each
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
     with ThreadPoolExecutor(6) as pool:
         assert [*pool.map(ask, "abc" * 8)] == [alone[name] for name in "abc" * 8]
     assert endpoint.get("/health").json() == {"status": "ok"}

@@ -194,6 +194,8 @@ class Visitor:
 
     def drafts(self) -> list[dict[str, Any]]:
         """Those of the last reply, as they came."""
+        while len(self._replies) < len(self.posts):  # the page may know of its end sooner
+            self.page.wait_for_timeout(20)
         text = self._replies[-1].response().text()
         chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
         return [chunk["draft"] for chunk in chunks if "draft" in chunk]
@@ -306,7 +308,7 @@ def test_a_reply_that_takes_its_time_does_not_move_either(
     visitor.page.evaluate(WATCH)
     visitor.ask("Go on!")
     seen = visitor.page.evaluate("() => window.seen")
-    assert len(seen) >= 8
+    assert len(seen) >= 4  # a busy machine's browser is not shown every one
     assert len({len(places) for places in seen}) == 1
     assert [set(place) for place in zip(*seen, strict=True)] == [{place} for place in seen[0]]
     assert visitor.page.locator(".cells").count() == 0  # in the end it is text
@@ -575,7 +577,7 @@ def test_copy_regenerate_and_stop(visit: Any, network: Slow) -> None:
     assert page.locator(".reply .text").text_content() != first
     assert visitor.posts[0] == visitor.posts[1]
     assert page.locator("#talk img").count() == 0
-    network.pause_s = 0.2
+    network.pause_s = 0.5
     page.get_by_role("textbox").fill("Go on!")
     page.keyboard.press("Enter")
     expect(page.locator("#send")).to_have_text("Stop")
@@ -587,7 +589,7 @@ def test_copy_regenerate_and_stop(visit: Any, network: Slow) -> None:
 def test_new_while_a_reply_comes_begins_anew(visit: Any, network: Slow) -> None:
     visitor = visit(**DESK)
     page = visitor.page
-    network.pause_s = 0.2
+    network.pause_s = 0.5
     page.get_by_role("button", name="Tell me a story").press("Enter")
     expect(page.locator("#send")).to_have_text("Stop")
     expect(page.get_by_role("group", name="Reply")).to_be_focused()
@@ -606,7 +608,7 @@ def test_who_does_not_see_the_page_is_told_the_same(visit: Any, network: Slow) -
     visitor = visit(**DESK)
     page, status = visitor.page, visitor.page.get_by_role("status")
     visitor.set(**DRAWN)
-    network.pause_s = 0.2
+    network.pause_s = 0.5
     page.get_by_role("textbox", name="Message").fill("Go on!")
     page.keyboard.press("Enter")
     expect(status).to_have_text("The reply is being written.")
@@ -655,7 +657,9 @@ def test_it_can_be_read_and_pressed(visit: Any, screen: dict[str, Any]) -> None:
     visitor = visit(**screen)
     page = visitor.page
 
-    page.wait_for_timeout(3000)  # the picture has come to its end
+    under_way = page.locator("#picture .masked:not(.end), #picture .fresh")
+    expect(under_way).to_have_count(0)  # the picture has come to its end
+    page.wait_for_timeout(400)
     check_looks(page, screen)
     visitor.set(**DRAWN)
     visitor.page.get_by_role("button", name="Compare").click()

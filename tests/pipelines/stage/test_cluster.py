@@ -1,7 +1,8 @@
+import contextlib
 import json
 import logging
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -140,33 +141,32 @@ def test_a_job_on_machines_of_others(tmp_path):
     ]
 
 
-def test_an_absent_cluster_is_reported_quickly(tmp_path):
+def test_an_absent_cluster_is_reported_quickly(tmp_path, free_port):
     """In a process of its own, because this one may have joined a Ray already."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = (
-        "import sys; from pipelines.stage.cluster import *; from llada.errors import UserError\n"
+        "import sys, time; from pipelines.stage.cluster import *; from llada.errors import UserError\n"
         "for address in sys.argv[2:]:\n"
+        "    begin = time.monotonic()\n"
         "    try:\n"
         "        with connect(ClusterConfig(address=address), sys.argv[1]): print('joined')\n"
-        "    except UserError as error: print(error)\n"
+        "    except UserError as error: print(error, time.monotonic() - begin)\n"
     )
-    addresses = [f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"]
-    begin = time.monotonic()
+    addresses = [f"127.0.0.1:{port}", f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"]
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path), *addresses],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         cwd=Path(__file__).resolve().parents[3],
     )
     lines = done.stdout.splitlines()
-    assert len(lines) == 2, done.stderr
+    assert len(lines) == 3, done.stderr
     for address, line in zip(addresses, lines, strict=True):
         assert line.startswith(f"no Ray cluster at {address}")
         assert "ray_configs/local.yaml" in line
-    assert time.monotonic() - begin < 40
+    # Ray itself keeps trying for minutes. The first one has imported it.
+    assert all(float(line.rsplit(" ", 1)[1]) < 30 for line in lines[1:]), lines
 
 
 def start_ray(folder: Path, preparation: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -277,11 +277,11 @@ def test_the_exit_code_tells_of_our_work_and_not_of_rays_goodbye(tmp_path, how, 
     assert (done.returncode, done.stderr) == (code, said)
     started = json.loads((tmp_path / "started.json").read_text())
     assert len(started) > 3
-    left = [psutil.Process(pid) for pid in started if psutil.pid_exists(pid)]
-    if (
-        how == "lost"
-    ):  # the agents of a raylet that was killed are nobody's children; Ray lets them notice it after a minute
-        for process in left:
-            process.kill()
-    _, left = psutil.wait_procs(left, timeout=30)
-    assert not left
+    # The agents of a raylet that was killed are nobody's children; Ray lets them notice it after a minute, for which nobody waits.
+    for pid in started if how == "lost" else []:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 180
+    while left := [pid for pid in started if psutil.pid_exists(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)

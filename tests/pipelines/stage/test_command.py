@@ -109,7 +109,7 @@ def test_a_users_fault_inside_a_stage_is_one_line(capsys, tmp_path, tracking_uri
 def test_what_a_refusal_asks_for_may_be_given_with_the_same_folder(capsys, tmp_path, tracking_uri):
     def stage(steps: int, *, output: str, tracker: Tracker, **_: object) -> dict:
         begin_stage("sft", output, config={"steps": steps}, inputs=[], tracker=tracker)
-        assert tracker.wait_started(60)
+        assert tracker.wait_started(200)
         if steps > 8:
             raise UserError("give fewer steps")
         return json.loads((tmp_path / "out" / "tracking.json").read_text())
