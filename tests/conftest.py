@@ -27,6 +27,9 @@ from llada.files import join, sha256
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Threads that wait for work sleep, here and in all that is started from here: several processes share few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# And processes that share them (`make test`) have a thread each, as Ray gives its workers one a CPU.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What Ray waits for without a need, read by its processes. At its own 2 s between two looks at its workers, 3 attempts to
 # start a replica, 10 s between two reports of its load or of its metrics and 30 s before it says that there is no room for
 # one, tests that take seconds would mostly wait.
