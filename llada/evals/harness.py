@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, NotRequired
@@ -189,8 +189,32 @@ class HarnessModel(TemplateLM):
         )
         return str(text)
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The tokenizer's, which lm_eval's command line asks for before the first request; prompts that it has from its cache were
+        rendered in an earlier run."""
+        self._reads_specials = self._reads_specials or bool(chat_template)
+        return super().chat_template(chat_template)
+
+    def _look_for_chats(self, contexts: Iterable[str]) -> None:
+        """Special tokens count, too, where all contexts begin with the one that the template begins with: from its cache of requests
+        lm_eval takes them without asking for a template, where its command line is not used."""
+        given = [context for context in contexts if context]
+        if self._reads_specials or not given or not self.tokenizer.chat_template:
+            return
+        begin = self.tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+        specials = sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)
+        first = next((token for token in specials if str(begin).startswith(token)), None)
+        self._reads_specials = first is not None and all(context.startswith(first) for context in given)
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of a text, without any that it does not spell."""
+        """The ids of a text, without any that it does not spell. Raises UserError for half of a surrogate pair in it, which JSON can
+        spell."""
+        try:
+            string.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"half of a surrogate pair, which is no text, stands in {shorten(string)}"
+            ) from None
         if self._reads_specials:
             return list(self.tokenizer.encode(string, add_special_tokens=False))
         return list(encode_texts(self.tokenizer, [string])[0])
@@ -198,12 +222,18 @@ class HarnessModel(TemplateLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log p of the continuation behind the context in nats, whether the network would write it itself) of each.
 
-        Raises UserError: neither a context nor a continuation, and what `_require_tokens` raises.
+        Raises UserError: no context and a continuation without tokens, and what `_require_tokens` raises.
         """
+        self._look_for_chats(request.args[0] for request in requests)
         for request in requests:
-            if not any(request.args):
+            context, continuation = request.args[:2]
+            if context:
+                continue
+            ids = self.tok_encode(continuation)
+            self._require_tokens(continuation, ids)
+            if not ids:
                 raise UserError(
-                    f"{request.task_name}, document {request.doc_id}: its context and its continuation are empty: "
+                    f"{request.task_name}, document {request.doc_id}: its context is empty, and its continuation has no tokens: "
                     "there is nothing to score"
                 )
         self._documents = [(request.task_name, request.doc_id) for request in requests]
@@ -228,11 +258,12 @@ class HarnessModel(TemplateLM):
         asked: list[Asked] = []
         firsts: dict[Any, tuple[list[int], list[int]]] = {}
         documents = self._documents or range(len(requests))
-        for document, (_texts, context, continuation) in zip(documents, requests, strict=True):
-            # Where a document's choices are contexts, they share the masks of the first: their difference has less noise.
+        for document, (texts, context, continuation) in zip(documents, requests, strict=True):
+            # Where a document's choices are contexts, they share the masks of the first: their difference has less noise. So do the
+            # choices without a context beside those behind it (acc_mutual_info).
             first, its_continuation = firsts.setdefault(document, (context, continuation))
-            is_choice = continuation == its_continuation and context != first
-            asked.append((context, continuation, first if is_choice else None))
+            shares = context != first and (continuation == its_continuation or not texts[0])
+            asked.append((context, continuation, first if shares else None))
         scores = self._score_all(asked)
         for request, score in zip(requests, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", request[0], score)
@@ -281,6 +312,7 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The texts, each up to its first stop string."""
+        self._look_for_chats(request.args[0] for request in requests)
         asked, is_cut = [], []
         for request in requests:
             prompt, wishes = request.args

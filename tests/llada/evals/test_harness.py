@@ -213,6 +213,25 @@ def test_choices_that_are_contexts_share_their_masks(folder: str) -> None:
     assert abs(found[1] - found[2]) > 1e-3  # of another document it has masks of its own
 
 
+def test_choices_without_a_context_share_the_masks_of_those_behind_it(folder: str) -> None:
+    """As acc_mutual_info asks for them: in the difference of two choices there is not the noise of other masks."""
+    network, tokenizer = load(folder)
+    context, choices = "What is", [" it and nothing", " 1 and nothing"]
+    texts = [(given, choice) for given in (context, "") for choice in choices]
+    requests = [
+        Instance("loglikelihood", {}, pair, n, metadata=("toy", 0, 1)) for n, pair in enumerate(texts)
+    ]
+    model = HarnessModel.from_arguments(folder, num_samples=4)
+    found = [log_p for log_p, _ in model.loglikelihood(requests)]
+    (given,) = encode_texts(tokenizer, [context])
+    wholes = [encode_texts(tokenizer, [context + choice])[0][len(given) :] for choice in choices]
+    alone = encode_texts(tokenizer, choices)
+    end = [tokenizer.eos_token_id]
+    pairs = [Pair(given, whole) for whole in wholes] + [Pair(end, choice, given) for choice in alone]
+    expected = [score.log_p for score in score_pairs(network, pairs, ScoreConfig(num_samples=4))]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_gap_is_filled_between_what_is_before_and_behind_it(folder: str) -> None:
     network, tokenizer = load(folder)
     wishes = {"gap": {"suffix": "behind", "answer": "right"}, "block_length": 64}
@@ -290,9 +309,16 @@ def test_a_choice_that_the_tokenizer_cannot_spell_is_named(tmp_path: Path) -> No
         UserError, match="its tokenizer has no tokens for ' 2', whose likelihood is asked for"
     ):
         model.loglikelihood([scored, lost])
-    empty = Instance("loglikelihood", {}, ("", ""), 0, metadata=("mine", 3, 1))
-    with pytest.raises(UserError, match="mine, document 3: its context and its continuation are empty"):
-        model.loglikelihood([scored, empty])
+    for nothing in ("", " "):
+        empty = Instance("loglikelihood", {}, ("", nothing), 0, metadata=("mine", 3, 1))
+        with pytest.raises(
+            UserError, match="mine, document 3: its context is empty, and its continuation has no"
+        ):
+            model.loglikelihood([scored, empty])
+    with pytest.raises(UserError, match="its tokenizer has no tokens for '2'"):
+        model.loglikelihood([Instance("loglikelihood", {}, ("", "2"), 0)])
+    with pytest.raises(UserError, match=r"half of a surrogate pair.* stands in 'Whatis \\ud83d'"):
+        model.loglikelihood([Instance("loglikelihood", {}, ("What", "is \ud83d"), 0)])
     with pytest.raises(UserError, match="no tokens for 'What are'"):
         model.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("What are",), 0)])
 
@@ -303,6 +329,48 @@ def test_a_chat_is_rendered_and_read_with_its_special_tokens(folder: str) -> Non
     ids = model.tok_encode(text)
     assert ids[0] == model.tokenizer.bos_token_id
     assert len(ids) < len(text) / 2
+
+
+def test_a_chat_out_of_the_cache_of_requests_is_read_as_the_one_that_was_rendered(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the second run lm_eval takes the prompts from its cache, and the model renders none."""
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path / "requests"))
+    choosing = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"}
+    task = task_of(folder, **choosing)
+
+    def scores() -> list[Any]:
+        model = HarnessModel.from_arguments(folder, num_samples=2)
+        tasks = TaskManager(include_defaults=False)
+        found = simple_evaluate(
+            model,
+            tasks=[dict(task)],
+            task_manager=tasks,
+            apply_chat_template=True,
+            cache_requests=True,
+            bootstrap_iters=0,
+        )
+        assert found is not None
+        return [sample["resps"] for sample in found["samples"]["questions"]]
+
+    first = scores()
+    assert list((tmp_path / "requests").iterdir())
+    assert scores() == first
+
+
+def test_special_tokens_count_where_a_template_is_asked_for_or_all_contexts_are_chats(folder: str) -> None:
+    rendered = HarnessModel.from_arguments(folder).apply_chat_template(
+        [{"role": "system", "content": "Answer."}, {"role": "user", "content": "What is 1?"}]
+    )
+    named, chats, mixed = (HarnessModel.from_arguments(folder, num_samples=1, gen_length=4) for _ in range(3))
+    mask = named.tokenizer.mask_token_id
+    assert mask not in named.tok_encode(MASK)
+    named.chat_template(True)
+    assert named.tok_encode(MASK) == [mask]
+    chats.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in ((rendered, "1"), ("", "1"))])
+    assert chats.tok_encode(MASK) == [mask]
+    mixed.generate_until([asked(rendered, {}), asked("What", {})])
+    assert mask not in mixed.tok_encode(MASK)  # text is text
 
 
 @pytest.mark.parametrize(
