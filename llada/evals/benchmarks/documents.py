@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +18,9 @@ from llada.settings import require
 _SEED, _OWN_SEED = 0, 42
 # Of the examples' generator, that of lm_eval's own command line.
 _EXAMPLES_SEED = 1234
+# Any answer to a request of each kind.
+_ANSWERS = {"generate_until": "One.", "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
+_NLTK_DATA = re.compile(r"nltk\.download\(['\"](\w+)['\"]\)")
 
 
 def settle_documents(task: Any) -> Any:
@@ -85,8 +89,8 @@ def _go_through(task: Any, document: Any) -> None:
     prompt = task.fewshot_context(document, num_fewshot=task.config.num_fewshot or 0)
     made = task.construct_requests(document, prompt)
     requests = made if isinstance(made, list) else [made]
-    answer = "One." if task.OUTPUT_TYPE == "generate_until" else (0.0, False)
-    for request in requests:
+    for request in requests:  # of which a task may have several kinds
+        answer = _ANSWERS[request.request_type]
         request.resps = [answer] * (task.config.repeats or 1)
     if task.OUTPUT_TYPE == "multiple_choice":
         _check_choices(task, document)
@@ -126,10 +130,12 @@ def or_no_document(place: str, make: Callable[[], Any]) -> Any:
         return make()
     except UserError:
         raise
+    except ImportError as error:
+        raise UserError(f"{place} needs a package that is not installed: {told(error)}") from error
     except Exception as error:
-        if "nltk" in str(error):
+        if resource := _NLTK_DATA.search(str(error)):
             raise UserError(
-                f"{place} is judged with nltk's data, which is not on this machine: python -m nltk.downloader punkt_tab"
+                f"{place} is judged with nltk's data, which is not on this machine: python -m nltk.downloader {resource[1]}"
             ) from error
         raise UserError(f"{place} cannot be asked and judged: {told(error)}") from error
 

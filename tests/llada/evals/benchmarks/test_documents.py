@@ -7,11 +7,13 @@ from typing import Any
 import datasets
 import pytest
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks.squadv2.task import SQuAD2
 
 from llada.errors import UserError
 from llada.evals.benchmarks.documents import (
     check_documents,
     check_examples,
+    or_no_document,
     seed_examples,
     settle_documents,
 )
@@ -116,3 +118,31 @@ def test_what_cannot_be_asked_is_found_in_each_document(
             check()
     else:
         check()
+
+
+def test_a_task_that_asks_in_two_ways_is_answered_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQuAD's asks for an answer, and how likely it is that there is none."""
+    row = {"id": "1", "title": "T", "context": "C", "question": "Q?", "answers": {"text": ["C"], "answer_start": [0]}}  # fmt: skip
+    splits = {name: datasets.Dataset.from_list([row, {**row, "id": "2"}]) for name in ("train", "validation")}
+    monkeypatch.setattr(SQuAD2, "download", lambda self, *_, **__: setattr(self, "dataset", splits))
+    task = settle_documents(SQuAD2())
+    task.set_config("num_fewshot", 0)
+    kinds = {request.request_type for request in task.construct_requests(row, "Q?")}
+    assert kinds == {"generate_until", "loglikelihood"}
+    check_documents("squadv2", task, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (LookupError("Resource 'wordnet' not found.\n  >>> import nltk\n  >>> nltk.download('wordnet')\n"), r"is judged with nltk's data, .*: python -m nltk\.downloader wordnet$"),
+        (ModuleNotFoundError("No module named 'nltk'"), "needs a package that is not installed: .*No module named 'nltk'$"),
+        (ValueError("no nltk in it"), "cannot be asked and judged: ValueError: no nltk in it$"),
+    ],
+)  # fmt: skip
+def test_what_a_machine_lacks_is_named(error: Exception, message: str) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(UserError, match=f"^toy, document 1 {message}"):
+        or_no_document("toy, document 1", fail)
