@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from llada.files import open_text
 
 TEXT = (".txt",)
 JSON_LINES = (".jsonl", ".ndjson")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -77,10 +80,21 @@ def _values(url: str, *, is_list: bool) -> Iterator[tuple[int, Any]]:
             value = json.loads(piece)
         except ValueError as error:
             raise UserError(f"{url}, line {number} is no JSON: {error}") from None
-        if is_list:
-            yield from enumerate(value if isinstance(value, list) else [value], start=1)
-        else:
-            yield number, value
+        rows = value if is_list and isinstance(value, list) else [value]
+        has_escapes = _SURROGATE.search(piece) is not None
+        for at, row in enumerate(rows, start=1 if is_list else number):
+            if has_escapes:
+                _require_text(row, f"{url}, row {at}")
+            yield at, row
+
+
+def _require_text(row: Any, place: str) -> None:
+    """Raises UserError for half of a surrogate pair, which JSON can spell and no encoding has."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = str(error.object)[error.start]
+        raise UserError(f"{place} holds {half!r}, half of a surrogate pair, which is no text") from None
 
 
 def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], place: str) -> Any:
@@ -92,6 +106,14 @@ def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], p
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise UserError(f"{place}: the field {name!r} must be {names}, not {value!r:.60}")
     return value
+
+
+def is_finite(value: float) -> bool:
+    """Whether it is a number that can be reckoned with; an integer of JSON may be beyond all of them."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _plain_name(url: str) -> str:

@@ -6,7 +6,6 @@ Each fine-tuning, of a seed, is a block of work: several run side by side, and o
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TypedDict
 
 from llada.errors import UserError, hint
 from llada.evals.evaluation import Block, EvaluateConfig, Evaluation, Figures, OpenModel
-from llada.evals.local_rows import field_of, read_rows
+from llada.evals.local_rows import field_of, is_finite, read_rows
 from llada.files import join, write_bytes
 from llada.model.hf import read_config
 from llada.sampling.text import checkpoint_tokenizer
@@ -173,8 +172,10 @@ def targets(labels: Sequence[Label], classes: Sequence[Label], url: str) -> list
     that is no number."""
     if not classes:
         for row, label in enumerate(labels, start=1):
-            if not math.isfinite(float(label)):
-                raise UserError(f"{url}, row {row}: the score is {label}, which is no number")
+            if isinstance(label, str) or not is_finite(label):
+                raise UserError(
+                    f"{url}, row {row}: the score is {label!s:.40}, which is no number to reckon with"
+                )
         return [float(label) for label in labels]
     numbers = {label: float(number) for number, label in enumerate(classes)}
     for row, label in enumerate(labels, start=1):

@@ -64,6 +64,11 @@ class Writer:
                 "lm_eval: the checkpoint is autoregressive and sees nothing behind a gap, which the task asks it to fill"
             )
         until = wishes.pop("until", None) or []
+        stop = [until] if isinstance(until, str) else until
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str | None) for text in stop):
+            raise UserError(
+                f"lm_eval: a task asks for until={until!r:.60}, which is no text and no list of texts"
+            )
         lengths = [wishes.pop(name, None) for name in _LENGTHS]
         length = next((value for value in lengths if value is not None), _GEN_LENGTH)
         asked, is_warm = wishes.pop("do_sample", None), wishes.get("temperature") not in (None, 0)
@@ -102,7 +107,7 @@ class Writer:
                 f"lm_eval: {settings['gen_length']} tokens of an answer leave no room for a prompt in the context of "
                 f"{self.context}; give a smaller benchmarks.gen_length, or gen_length to lm_eval"
             )
-        return settings, [until] if isinstance(until, str) else [stop for stop in until if stop is not None]
+        return settings, [text for text in stop if text is not None]
 
 
 @functools.cache

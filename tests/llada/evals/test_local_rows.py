@@ -12,12 +12,12 @@ from llada.evals.local_rows import field_of, is_readable, read_rows, read_text, 
 
 
 def test_rows_are_read_compressed_or_not(tmp_path: Path) -> None:
-    lines = '{"a": 1}\n\n{"a": "\\u2028"}\n'
+    lines = '{"a": 1}\n\n{"a": "\\u2028", "b": "\\ud83d\\ude00"}\n'
     (tmp_path / "rows.jsonl").write_text("\ufeff" + lines)
     with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as stream:
         stream.write(lines)
     for name in ("rows.jsonl", "rows.jsonl.gz"):
-        assert read_rows(str(tmp_path / name)) == [{"a": 1}, {"a": "\u2028"}]
+        assert read_rows(str(tmp_path / name)) == [{"a": 1}, {"a": "\u2028", "b": "😀"}]
     (tmp_path / "rows.json").write_text('[{"a": 1},\n {"a": 2}]')
     assert read_rows(str(tmp_path / "rows.json")) == [{"a": 1}, {"a": 2}]
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo")
@@ -40,6 +40,12 @@ def test_names_say_what_is_read() -> None:
         ("a.jsonl", b"\n", r"a\.jsonl holds no rows"),
         ("a.jsonl", b"\xff{}", r"a\.jsonl is no sound UTF-8 text"),
         ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-5], r"a\.jsonl\.gz is no sound UTF-8 text"),
+        (
+            "a.jsonl",
+            rb'{"a": "\ud83d\ude00"}' + b"\n" + rb'{"b": ["x \uD83D y"]}',
+            r"a\.jsonl, row 2 holds '\\ud83d', half of a surrogate pair, which is no text",
+        ),
+        ("a.json", rb'[{"a": 1}, {"\udc00": 2}]', r"a\.json, row 2 holds '\\udc00', half of"),
         ("a.jsonl", None, r"there is no file .*a\.jsonl"),
     ],
     ids=str,

@@ -87,6 +87,7 @@ def test_what_has_no_labels_is_one_line(
         "half": [{"text": "a", "label": 0.5}],
         "both": [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": "1"}],
         "nan": [{"text": "a", "label": 0.5}, {"text": "b", "label": float("nan")}],
+        "huge": [{"text": "a", "label": 0.5}, {"text": "b", "label": 10**400}],
     }
     files = {name: write_rows(tmp_path / f"{name}.jsonl", some) for name, some in rows.items()}
     for model, changes, message in (
@@ -121,6 +122,11 @@ def test_what_has_no_labels_is_one_line(
             diffusion_model,
             {"train": files["half"], "test": files["nan"], "target": "score"},
             r"nan\.jsonl, row 2: the score is nan, which is no number",
+        ),
+        (
+            diffusion_model,
+            {"train": files["half"], "test": files["huge"], "target": "score"},
+            r"huge\.jsonl, row 2: the score is 1000*, which is no number",
         ),
         (diffusion_model, {"pair_field": "second"}, "has no field 'second'"),
         (diffusion_model, {"max_length": 65}, "longer than the context of .*, 64"),

@@ -83,6 +83,11 @@ def test_what_cannot_be_had_is_named() -> None:
         UserError, match="600 tokens of an answer leave no room for a prompt in the context of 600"
     ):
         settings({"max_gen_toks": 600})
+    for until in (5, ["a", 5], {"a": 1}):
+        with pytest.raises(
+            UserError, match="a task asks for until=.*, which is no text and no list of texts"
+        ):
+            settings({"until": until})
     with pytest.raises(UserError, match="block_length"):
         Writer({"block_length": 0}, None, 600)
 
