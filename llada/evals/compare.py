@@ -17,18 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llada.errors import UserError
-from llada.evals.local_rows import field_of, read_text, rows_of
+from llada.evals.local_rows import field_of, is_finite, read_text, rows_of
 from llada.files import exists, join
 from llada.settings import check_limits, flatten_settings, limited
 
 # Of a benchmark in results.json, what is needed here.
-_FIELDS: dict[str, type] = {
+_FIELDS: dict[str, type | tuple[type, ...]] = {
     "title": str,
     "metric": str,
     "filter": str,
     "tasks": list,
     "is_mean_of_tasks": bool,
     "is_share": bool,
+    "value": (int, float),
     "settings": dict,
     "settings_hash": str,
 }
@@ -93,6 +94,12 @@ def compare(a: str, b: str, config: CompareConfig = CompareConfig()) -> Comparis
             remarks.append(f"{name}: other metrics, not compared: {one['metric']} and {other['metric']}")
             continue
         mine, theirs = first.items(name), second.items(name)
+        if other := next(
+            (each for each, items in ((first, mine), (second, theirs)) if not each.is_mean(name, items)), None
+        ):
+            figure = f"{one['metric']}, {other.benchmarks[name]['value']:.4g} in {other.folder}"
+            remarks.append(f"{name}: {figure}, is no mean of its items, not compared")
+            continue
         common = [key for key in mine if key in theirs]
         for results, count in ((first, len(mine) - len(common)), (second, len(theirs) - len(common))):
             if count:
@@ -100,11 +107,7 @@ def compare(a: str, b: str, config: CompareConfig = CompareConfig()) -> Comparis
         if not common:
             remarks.append(f"{name}: no item is in both, not compared")
             continue
-        by_task: dict[str, list[tuple[float, float]]] = {}
-        for key in common:
-            group = key.task if one["is_mean_of_tasks"] else ""
-            by_task.setdefault(group, []).append((mine[key], theirs[key]))
-        groups = [np.array(pairs) for pairs in by_task.values()]
+        groups = _groups({key: (mine[key], theirs[key]) for key in common}, one["is_mean_of_tasks"])
         low, high = bootstrap_interval([pairs[:, 1] - pairs[:, 0] for pairs in groups], config)
         mean_a, mean_b = np.mean([pairs.mean(0) for pairs in groups], 0).tolist()
         difference = Difference(
@@ -183,6 +186,12 @@ class _Results:
                 field_of(summary, field, kind, place)
         self.benchmarks: dict[str, Any] = benchmarks
 
+    def is_mean(self, name: str, items: Mapping[_Key, float]) -> bool:
+        """Whether a benchmark's figure in the table is the mean of its items, and not a perplexity, a correlation or the like."""
+        summary = self.benchmarks[name]
+        means = [group.mean() for group in _groups(items, summary["is_mean_of_tasks"])]
+        return bool(means) and math.isclose(np.mean(means), summary["value"], rel_tol=1e-6, abs_tol=1e-9)
+
     def items(self, name: str) -> dict[_Key, float]:
         """{item: its figure} of a benchmark."""
         summary = self.benchmarks[name]
@@ -197,13 +206,23 @@ class _Results:
                     field_of(row, field, str, f"{url}, row {number}") for field in ("filter", "doc_hash")
                 )
                 if rule == summary["filter"] and isinstance(value, int | float):
-                    if not math.isfinite(value):
+                    if not is_finite(value):
                         raise UserError(
-                            f"{url}, row {number}: {summary['metric']} is {value}, which has no mean; evaluate again"
+                            f"{url}, row {number}: {summary['metric']} is {value!s:.40}, which has no mean; evaluate again"
                         )
                     found[_Key(task, content, seen[content])] = float(value)
                     seen[content] += 1
         return found
+
+
+def _groups(
+    items: Mapping[_Key, float | tuple[float, float]], is_mean_of_tasks: bool
+) -> list[NDArray[np.float64]]:
+    """The figures of all items together, or of each task, where tasks count the same: (items,) or (items, 2) each."""
+    groups: dict[str, list[Any]] = {}
+    for key, figure in items.items():
+        groups.setdefault(key.task if is_mean_of_tasks else "", []).append(figure)
+    return [np.array(group) for group in groups.values()]
 
 
 def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -219,7 +219,7 @@ def test_two_results_are_compared(tmp_path, capsys):
         rows = [{"doc_hash": str(n), "filter": "none", "acc": float(n < right)} for n in range(4)]
         (tmp_path / name / "benchmarks" / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
         summary = {"title": "T", "metric": "acc", "filter": "none", "tasks": ["t"], "is_mean_of_tasks": False}
-        summary |= {"is_share": True, "settings": {"seed": right}, "settings_hash": name}
+        summary |= {"is_share": True, "value": right / 4, "settings": {"seed": right}, "settings_hash": name}
         (tmp_path / name / "results.json").write_text(json.dumps({"benchmarks": {"t": summary}}))
     main(["--compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples", "1000"])
     header, _, row, remark = capsys.readouterr().out.splitlines()

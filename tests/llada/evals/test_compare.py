@@ -46,6 +46,10 @@ def result(folder: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
             "title": name.upper(), "metric": "acc", "filter": "none", "tasks": list(items), "is_mean_of_tasks": False, "is_share": True,
             "settings": {}, "settings_hash": "1", **given,
         }  # fmt: skip
+        values = [list(figures.values()) for figures in items.values()]
+        if not summaries[name]["is_mean_of_tasks"]:
+            values = [[value for group in values for value in group]]
+        summaries[name].setdefault("value", float(np.mean([np.mean(group) for group in values])))
     (folder / "results.json").write_text(json.dumps({"benchmarks": summaries}))
     return str(folder)
 
@@ -134,6 +138,24 @@ def test_tasks_that_count_the_same_do_so_here(tmp_path: Path) -> None:
     assert (row.items, row.a, row.b) == (100, 0, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("items", "value"),
+    [
+        ({"x": -5.0, "y": -4.0}, math.exp(4.5)),  # a perplexity's items are likelihoods
+        ({"x": [-300.0, 80], "y": [-200.0, 70]}, 30.0),  # … and words
+    ],
+)
+def test_what_is_no_mean_of_its_items_is_not_shown_as_another_figure(
+    tmp_path: Path, items: dict[str, Any], value: float
+) -> None:
+    plain = {"items": {"u": {"x": 1, "y": 0}}}
+    odd = {"items": {"t": items}, "value": value, "is_share": False}
+    a, b = (result(tmp_path / name, {"t": odd, "u": plain}) for name in "ab")
+    found = compare(a, b)
+    assert [difference.name for difference in found.differences] == ["u"]
+    assert found.remarks == [f"t: acc, {value:.4g} in {a}, is no mean of its items, not compared"]
+
+
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     a = result(tmp_path / "a", {"t": {"items": {"t": {"x": 1}}}})
     b = result(tmp_path / "b", {"t": {"items": {"t": {"y": 1}}}})
@@ -182,7 +204,7 @@ def test_a_task_of_one_item_leaves_a_mean_of_tasks_without_an_interval(tmp_path:
 
 
 SUMMARY = {
-    "title": "T", "metric": "acc", "filter": "none", "tasks": ["t"], "is_mean_of_tasks": False, "is_share": True, "settings": {}, "settings_hash": "1"
+    "title": "T", "metric": "acc", "filter": "none", "tasks": ["t"], "is_mean_of_tasks": False, "is_share": True, "value": 1.0, "settings": {}, "settings_hash": "1"
 }  # fmt: skip
 
 
@@ -215,6 +237,11 @@ SUMMARY = {
             json.dumps({"benchmarks": {"t": SUMMARY}}),
             '{"doc_hash": "x", "filter": "none", "acc": NaN}',
             "t.jsonl, row 1: acc is nan, which has no mean",
+        ),
+        (
+            json.dumps({"benchmarks": {"t": SUMMARY}}),
+            '{"doc_hash": "x", "filter": "none", "acc": 1' + "0" * 400 + "}",
+            "t.jsonl, row 1: acc is 1000*, which has no mean",
         ),
         (json.dumps({"benchmarks": {"t": SUMMARY}}), "", "t.jsonl holds no rows"),
         (json.dumps({"benchmarks": {"t": SUMMARY}}), None, "there is no file .*t.jsonl"),
