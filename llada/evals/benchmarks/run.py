@@ -56,9 +56,9 @@ _TASK_FILES = (".yaml", ".yml", ".py")
 
 
 def run_benchmarks(evaluation: Evaluation) -> Figures:
-    """{"TASK/METRIC/FILTER": the figure} ("BENCHMARK/TASK/…" where two benchmarks ask the same task), with its standard error as
-    "…_stderr…", "requests_cut", how many did not fit the context, and "benchmarks": {name: Summary}, of a tag, or a group without a
-    figure of its own, {"NAME/TASK": Summary}.
+    """{"BENCHMARK/METRIC": the figure of a row of the table}, with its standard error as "…_stderr", "TASK/METRIC/FILTER": lm_eval's
+    own of each task ("BENCHMARK/TASK/…" where two benchmarks ask the same one), "requests_cut", how many did not fit the context, and
+    "benchmarks": {name: Summary}, of a tag, or a group without a figure of its own, {"NAME/TASK": Summary}.
 
     Raises UserError: no benchmark or an unknown one, data that cannot be had, programs that may not be run, a checkpoint without
     the tokenizer, chat template or context that is needed.
@@ -87,6 +87,10 @@ def run_benchmarks(evaluation: Evaluation) -> Figures:
         to_markdown(rows, published().sources, heading, settings).encode(),
     )
     write_bytes(join(evaluation.output, "benchmarks.svg"), draw(rows))
+    for name, summary in summaries.items():
+        figures[f"{name}/{summary['metric']}"] = summary["value"]
+        if summary["stderr"] is not None:
+            figures[f"{name}/{summary['metric']}_stderr"] = summary["stderr"]
     figures["requests_cut"] = sum(summary["requests_cut"] for summary in rows)
     # As results.json gives it back.
     return dict(json.loads(json.dumps({**figures, "benchmarks": summaries})))

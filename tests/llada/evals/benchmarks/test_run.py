@@ -228,6 +228,7 @@ def test_every_benchmark_of_the_papers_runs_on_real_rows(
     for name, found in figures["benchmarks"].items():
         published = find_settings(settings).benchmarks[name]
         assert 0 <= found["value"] <= 1
+        assert figures[f"{name}/{found['metric']}"] == found["value"]
         assert found["results"] == published.results
         assert published.num_fewshot in (None, found["settings"]["num_fewshot"])  # None: not published
         assert published.chat == found["settings"]["chat"]

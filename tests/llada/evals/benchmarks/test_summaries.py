@@ -62,6 +62,11 @@ def run(
             evaluation = replace(evaluation, open_model=open_model(evaluation.open_model))
         figures = run_benchmarks(evaluation)
         write_bytes(f"{evaluation.output}/results.json", json.dumps(figures).encode())
+        for name, summary in figures[
+            "benchmarks"
+        ].items():  # what MLflow and the manifest have, numbers alone
+            assert figures[f"{name}/{summary['metric']}"] == summary["value"]
+            assert figures.get(f"{name}/{summary['metric']}_stderr") == summary["stderr"]
         return dict(figures["benchmarks"])
 
     return run
