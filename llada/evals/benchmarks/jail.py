@@ -10,7 +10,8 @@ threads and children inherit. Behind it there are
     no files written    none is opened for writing, made, renamed, changed or removed, anywhere
     limits              seconds of CPU, bytes of memory, open files; they cannot be raised again
 
-and system calls newer than Linux 5.0 do not exist, as on an older kernel. What it may read, the program can read.
+and system calls newer than Linux 5.0 do not exist, as on an older kernel. What the user may read, files and the environment of other
+processes, the program can read; of it nothing gets out, for all that is told of a program is one of the words in `KINDS`.
 
 The last line of work decides: only a program that was run to its end makes this file write the word that stands for it. A
 program that looks for that word in its own interpreter could find it; the wall is against damage, not against a cheat.
@@ -18,6 +19,7 @@ program that looks for that word in its own interpreter could find it; the wall 
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import errno
 import json
@@ -86,6 +88,10 @@ _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 # Instructions of a filter, and what it answers.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+# What may be told of an error: which of Python's own it is.
+KINDS = {
+    kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, BaseException)
+}
 _SET_PARENT_DEATH_SIGNAL, _SET_SECCOMP, _SET_NO_NEW_PRIVILEGES = 1, 22, 38
 
 
@@ -95,7 +101,7 @@ def main() -> NoReturn:
     try:
         close_in(work["cpu_s"], work["memory_bytes"])
     except OSError as error:
-        outcome = f"no sandbox: {error}"
+        outcome = f"no sandbox: {error.errno}"
     else:
         outcome = _run(work["program"])
     os.write(fd, json.dumps({"word": work["word"], "outcome": outcome}).encode())
@@ -160,13 +166,13 @@ def _call(libc: ctypes.CDLL, *arguments: object) -> None:
 
 
 def _run(program: str) -> str:
-    """ "passed", or what ended the program."""
+    """ "passed", or which of Python's own errors ended the program."""
     try:
         exec(compile(program, "<program>", "exec"), {})
     except MemoryError:
         return "out of memory"
     except BaseException as error:
-        return f"{type(error).__name__}: {error}"[:300].rstrip(": ")
+        return next(kind.__name__ for kind in type(error).__mro__ if kind in KINDS)
     return "passed"
 
 

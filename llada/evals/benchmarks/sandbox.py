@@ -1,5 +1,6 @@
 """Programs that a model wrote, run apart from everything: each in a process of its own behind the wall of jail.py, in an empty
-temporary folder, without this process' environment, and ended when its time is over. What they print goes nowhere.
+temporary folder and environment, and ended when its time is over. What they print goes nowhere, and all that is kept of them is a
+word of ours: a program can read what the user can (such as this process' environment, in /proc), and must not tell it in an error's text.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import select
 import signal
@@ -20,12 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llada.errors import UserError
+from llada.evals.benchmarks.jail import KINDS
 from llada.settings import check_limits, limited
 
 PASSED = "passed"
 _JAIL = Path(__file__).with_name("jail.py")
 _NO_SANDBOX = "no sandbox: "
 _LONGEST_REPORT = 1 << 16
+_OUTCOMES = {PASSED, "out of memory", *(kind.__name__ for kind in KINDS)}
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,13 @@ class Limits:
 
 
 def run_programs(programs: Sequence[str], limits: Limits = Limits()) -> list[str]:
-    """What came of each: "passed" if it was run to its end, else what ended it ("AssertionError: …", "out of time").
+    """What came of each: "passed" if it was run to its end, else what ended it ("AssertionError", "out of time").
 
     Raises UserError where there is no sandbox: another system than Linux on x86-64 or arm64, or one without seccomp.
     """
     if sys.platform != "linux":
         raise UserError("programs cannot be run here: the sandbox needs Linux (seccomp)")
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda program: _run(program, limits), programs))
 
 
@@ -88,9 +92,8 @@ def _run(program: str, limits: Limits) -> str:
     outcome = _outcome(report, word)
     if outcome is not None:
         if outcome.startswith(_NO_SANDBOX):
-            raise UserError(
-                f"programs cannot be run here, for there is no sandbox ({outcome.removeprefix(_NO_SANDBOX)})"
-            )
+            reason = os.strerror(int(outcome.removeprefix(_NO_SANDBOX)))
+            raise UserError(f"programs cannot be run here, for there is no sandbox ({reason})")
         return outcome
     if is_late or process.returncode == -signal.SIGXCPU:
         return "out of time"
@@ -114,6 +117,8 @@ def _outcome(report: bytes, word: str) -> str | None:
     """What the jail says; None: nothing, or the program wrote in its place."""
     try:
         said = json.loads(report)
-        return str(said["outcome"]) if secrets.compare_digest(str(said["word"]), word) else None
+        outcome, is_own = str(said["outcome"]), secrets.compare_digest(str(said["word"]), word)
     except (ValueError, KeyError, TypeError):
         return None
+    is_known = outcome in _OUTCOMES or re.fullmatch(rf"{_NO_SANDBOX}\d{{1,3}}", outcome, re.ASCII)
+    return outcome if is_own and is_known else None

@@ -57,7 +57,7 @@ def test_an_answer_becomes_what_came_of_its_program() -> None:
     (rule,) = changes["filter_list"][0]["filter"]
     answers = [["    return a + b", "    return a - b"], ["    raise SystemExit(0)"]]
     found = rule["filter_fn"](answers, [ADD, ADD])
-    assert found == [["passed", "AssertionError"], ["SystemExit: 0"]]
+    assert found == [["passed", "AssertionError"], ["SystemExit"]]
     assert [changes["process_results"](ADD, [outcomes]) for outcomes in found] == [
         {"pass@1": 0.5},
         {"pass@1": 0.0},

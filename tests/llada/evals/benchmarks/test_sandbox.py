@@ -33,15 +33,12 @@ def test_programs_pass_or_say_what_ended_them_in_their_order() -> None:
         "def f(n):\n    return f(n + 1)\nf(0)",
     ]
     found = run_programs(programs)
-    assert [text.split(":")[0] for text in found] == [
-        "passed", "AssertionError", "passed", "SyntaxError", "passed", "RecursionError"
-    ]  # fmt: skip
-    assert found[1] == "AssertionError: one is not two"
+    assert found == ["passed", "AssertionError", "passed", "SyntaxError", "passed", "RecursionError"]
 
 
 @pytest.mark.parametrize("way", ["import sys; sys.exit(0)", "import os; os._exit(0)", "raise SystemExit"])
 def test_who_leaves_before_the_assertions_has_not_passed(way: str) -> None:
-    assert outcome(f"{way}\nassert False") in ("SystemExit: 0", "SystemExit", "ended before its end")
+    assert outcome(f"{way}\nassert False") in ("SystemExit", "ended before its end")
 
 
 def test_a_program_cannot_say_that_it_passed() -> None:
@@ -99,7 +96,7 @@ def test_memory_is_limited() -> None:
     ],
 )
 def test_there_is_no_other_process(way: str) -> None:
-    assert outcome(way).split(":")[0] in ("PermissionError", "BlockingIOError", "ValueError")
+    assert outcome(way) in ("PermissionError", "BlockingIOError", "ValueError")
 
 
 def test_no_file_tells_another_process_of_a_byte() -> None:
@@ -148,7 +145,7 @@ def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
         "open('/proc/self/mem', 'r+b')",
     ]
     before = there.stat()
-    assert [found.split(":")[0] for found in run_programs(ways)] == ["PermissionError"] * len(ways)
+    assert run_programs(ways) == ["PermissionError"] * len(ways)
     assert list(tmp_path.iterdir()) == [there]
     assert (there.read_text(), there.stat().st_mtime_ns) == ("as it was", before.st_mtime_ns)
 
@@ -171,16 +168,13 @@ def test_there_is_no_network() -> None:
         found = run_programs(ways)
         with pytest.raises(TimeoutError):
             server.accept()
-    assert found[0].startswith("PermissionError")
-    assert found[1].startswith("PermissionError")
-    assert found[2].startswith("URLError")
-    assert found[3:] == ["passed", "passed", "passed"]
+    # The third's URLError is one of these.
+    assert found == ["PermissionError", "PermissionError", "OSError", "passed", "passed", "passed"]
 
 
 def test_what_is_printed_fills_nothing() -> None:
     flood = "import sys\nfor _ in range(300): sys.stdout.write('x' * (1 << 20)); sys.stderr.write('x' * (1 << 20))"
     assert outcome(flood) == "passed"
-    assert len(outcome("raise ValueError('x' * (1 << 22))")) <= 300
 
 
 def test_it_sees_nothing_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +193,36 @@ def has_its_limits(pid: str) -> bool:
         lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
         return any(line.split()[:4] == ["Max", "open", "files", "64"] for line in lines)
     return False
+
+
+def test_what_it_reads_it_cannot_tell() -> None:
+    """Our environment and files are there to be read; no error of its own making carries a word of them out."""
+    read = (
+        "import os\nsecret = open(f'/proc/{os.getppid()}/environ', 'rb').read()[:40].hex()\nassert secret\n"
+    )
+    find_word = """
+import json, sys
+frame = sys._getframe()
+while "work" not in frame.f_locals:
+    frame = frame.f_back
+def say(outcome):
+    os.write(int(sys.argv[1]), json.dumps({"word": frame.f_locals["work"]["word"], "outcome": outcome}).encode())
+    os._exit(0)
+"""
+    ways = [
+        "raise ValueError(secret)",
+        "raise type(secret, (KeyError,), {})",
+        "raise type(secret, (Exception,), {'__module__': 'builtins'})",
+        "import sys\nsys.exit(secret)",
+        # Who finds the word of the jail in its interpreter can say what it likes to whoever takes more than words of ours.
+        f"{find_word}say(secret)",
+        f"{find_word}say(f'no sandbox: {{secret}}')",
+        f"{find_word}say('KeyError')",
+    ]
+    ended = "ended before its end"
+    assert run_programs([read + way for way in ways]) == [
+        "ValueError", "KeyError", "Exception", "SystemExit", ended, ended, "KeyError"
+    ]  # fmt: skip
 
 
 def test_no_program_outlives_its_parent(tmp_path: Path) -> None:
