@@ -166,7 +166,7 @@ def expected(flops: float, parameters: float, tokens: float) -> str:
 def table(report: dict[str, Any]) -> str:
     """Markdown: nats per byte by rung, and the exponents."""
     lines = [
-        "| parameters | bytes | FLOPs | autoregressive | LLaDA | Quokka's law |",
+        "| parameters without embeddings | bytes | FLOPs | autoregressive | LLaDA | Quokka's law |",
         "|---|---|---|---|---|---|",
     ]
     for number, flops in enumerate(report["flops"]):
