@@ -20,11 +20,6 @@ export function setKey(given) {
 /** Whether they carry one. */
 export const hasKey = () => Boolean(key);
 
-/** The key has been found good: it outlives a reload of this tab. */
-export function keepKey() {
-  if (key) sessionStorage.setItem("api-key", key);
-}
-
 /** Throws EndpointError for a key that cannot be sent: one was pasted with something that is not seen, say. */
 function checkKey() {
   const foreign = key?.match(FOREIGN);
@@ -39,7 +34,11 @@ async function ask(path, options = {}) {
   checkKey();
   const authorization = key ? { Authorization: `Bearer ${key}` } : {};
   const response = await fetch(path, { ...options, headers: { ...options.headers, ...authorization } });
-  if (response.ok) return response;
+  if (response.ok) {
+    // The key has been found good: it outlives a reload of this tab.
+    if (key) sessionStorage.setItem("api-key", key);
+    return response;
+  }
   const answer = await response.json().catch(() => ({}));
   throw new EndpointError({ message: `the endpoint answers with status ${response.status}`, ...answer.error });
 }
@@ -56,12 +55,16 @@ export async function loadFields() {
   return components.schemas[$ref.split("/").at(-1)].properties;
 }
 
+/** A body as JSON. An integer that no number holds is a bigint, which JSON.stringify does not take. */
+const spell = body =>
+  `{${Object.entries(body).map(([name, value]) => `"${name}":${typeof value === "bigint" ? value : JSON.stringify(value)}`).join()}}`;
+
 /** The chunks of a streamed reply. Throws EndpointError for a refusal, also one in the stream's middle. */
 export async function* stream(path, body, signal) {
   const response = await ask(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true, include_drafts: true } }),
+    body: spell({ ...body, stream: true, stream_options: { include_usage: true, include_drafts: true } }),
     signal,
   });
   let rest = "";

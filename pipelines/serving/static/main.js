@@ -1,7 +1,7 @@
 // The page: what is asked, with which settings, and where the replies go.
 
 import { Conversation } from "./conversation.js";
-import { hasKey, keepKey, loadFields, loadModel, setKey } from "./endpoint.js";
+import { hasKey, loadFields, loadModel, setKey } from "./endpoint.js";
 import { EXAMPLES, facts, play } from "./welcome.js";
 import { around, fill, GAP, hasGap } from "./infill.js";
 import { Reply } from "./reply.js";
@@ -19,6 +19,7 @@ let model = null, settings = null;
 let mode = "chat", colour = "step";
 let running = null; // an AbortController
 let latest = []; // replies of the last turn
+let shown = []; // replies of all turns
 
 const element = (name, className, content = "") => Object.assign(document.createElement(name), { className, textContent: content });
 
@@ -26,7 +27,7 @@ const element = (name, className, content = "") => Object.assign(document.create
 
 /** Put a question onto the page and stream its replies, one for each side. */
 async function ask(question, askedIn = mode) {
-  for (const reply of latest) reply.fold();
+  for (const reply of shown) reply.fold();
   const turn = element("article", "turn");
   const said = element("p", "said");
   said.append(element("span", "sr", "You: "), question);
@@ -42,6 +43,7 @@ async function answer(turn, question, askedIn) {
   // What was pressed to ask (an example, Regenerate) goes away.
   const losesFocus = [$("welcome"), turn].some(part => part.contains(document.activeElement));
   $("welcome").hidden = true;
+  explain(model.id);
   turn.querySelector(".replies")?.remove();
   turn.querySelector(".trimmed")?.remove();
   const sides = settings.sides;
@@ -54,6 +56,7 @@ async function answer(turn, question, askedIn) {
     onAgain: () => running || answer(turn, question, askedIn),
   }));
   replies.append(...latest.map(reply => reply.element));
+  shown = [...shown.filter(reply => reply.element.isConnected), ...latest];
   if (losesFocus) latest[0].element.focus({ preventScroll: true });
   turn.scrollIntoView({ block: "start" });
   const mine = latest;
@@ -76,6 +79,13 @@ async function answer(turn, question, askedIn) {
   // Side by side, the talk goes on with the first that has said something.
   if (askedIn === "chat") conversation.answer(latest.map(reply => reply.recording.text).find(said => said) ?? null);
   $("status").textContent = latest.map(reply => reply.problem?.message ?? reply.text).join("\n");
+  const locked = latest.find(reply => reply.problem?.code === "invalid_api_key");
+  if (!locked) return;
+  // The key is no longer one: the question is asked again with the next one.
+  turn.append($("ask-key"), $("trouble"));
+  await askKey(locked.problem.message, [question, ""].includes(text.value));
+  if (latest === mine) answer(turn, question, askedIn);
+  else explain(model.id);
 }
 
 async function receive(reply, chunks) {
@@ -149,12 +159,13 @@ $("add-gap").addEventListener("click", () => {
 document.querySelectorAll("[name=mode]").forEach(input => input.addEventListener("change", () => setMode(input.value)));
 document.querySelectorAll("[name=colour]").forEach(input => input.addEventListener("change", () => {
   colour = input.value;
-  for (const reply of latest) reply.colour = colour;
+  for (const reply of shown) reply.colour = colour;
 }));
 $("clear").addEventListener("click", () => {
   running?.abort();
   conversation.clear();
-  latest = [];
+  latest = shown = [];
+  $("examples").before($("ask-key"), $("trouble"));
   talk.replaceChildren();
   $("welcome").hidden = false;
   text.value = "";
@@ -212,21 +223,25 @@ const nextKey = () => new Promise(resolve => {
   };
 });
 
+/** Ask for a key, say why the last one was not taken, and go on with the one that is given. */
+async function askKey(reason, takesFocus) {
+  explain("locked", { reason, wantsKey: true });
+  $("key").select();
+  if (takesFocus) $("key").focus();
+  $("trouble").scrollIntoView({ block: "nearest" }); // from below a phone's keyboard
+  setKey(await nextKey());
+}
+
 /** The model's card and the fields of a request, as soon as the endpoint is there, takes the key and has started. */
 async function learn() {
   for (;;) {
     try {
       const card = await loadModel();
-      keepKey();
       if (card.defaults) return { card, fields: await loadFields() };
       explain(`${card.id} is starting`);
     } catch (error) {
       if (error.code === "invalid_api_key") {
-        explain("locked", { reason: hasKey() ? error.message : "", wantsKey: true });
-        $("key").select();
-        if (!text.value) $("key").focus();
-        $("trouble").scrollIntoView({ block: "nearest" }); // from below a phone's keyboard
-        setKey(await nextKey());
+        await askKey(hasKey() ? error.message : "", !text.value);
         explain("…", { wantsKey: true });
         continue;
       }

@@ -2,6 +2,10 @@
 
 const FIRST = ["max_tokens", "steps", "block_length", "threshold", "temperature", "seed"]; // what most people turn
 const SIDES = ["A", "B"];
+// What chooses a rule of unmasking and its numbers: a request may ask for one rule.
+const OF_RULES = ["remasking", "schedule", "threshold", "factor", "entropy_bound", "error_bound", "leap_threshold", "leap_anchor", "leap_radius",
+  "remdm_cap", "p2_eta"];
+const OF_DRAWING = ["top_p", "top_k", "min_p", "stratified"]; // mean nothing without a temperature, unless the rule has its own
 
 const element = (name, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(name), properties);
@@ -11,6 +15,13 @@ const element = (name, properties = {}, ...children) => {
 
 /** The schema of a value of the field, null left aside. */
 const valueSchema = field => field.anyOf?.find(option => option.type !== "null") ?? field;
+
+/** What the side beside these settings begins with: the same, but that it commits all that it is sure of at once, whatever their rule is. */
+export function beside(values, defaults) {
+  const isDrawn = (values.temperature ?? defaults.temperature ?? null) !== null;
+  const left = [...OF_RULES, ...(isDrawn ? [] : OF_DRAWING)];
+  return { ...Object.fromEntries(Object.entries(values).filter(([name]) => !left.includes(name))), threshold: 0.9 };
+}
 
 export class Settings {
   system = "";
@@ -33,12 +44,12 @@ export class Settings {
     this.dialog.showModal();
   }
 
-  /** Two settings side by side. The first time, the other side commits all that it is sure of at once. */
+  /** Two settings side by side. */
   set isComparing(isComparing) {
     this.#isComparing = isComparing;
     this.#side = 0;
     if (isComparing && !Object.keys(this.#values[1]).length && "threshold" in this.fields)
-      this.#values[1] = { ...this.#values[0], threshold: 0.9 };
+      this.#values[1] = beside(this.#values[0], this.defaults);
     this.#build();
     this.onChange();
   }
@@ -114,7 +125,7 @@ export class Settings {
     const row = element("div", { className: schema.type === "object" ? "knob wide" : "knob" },
       element("label", { htmlFor: id, textContent: name }),
       input,
-      element("p", { id: `${id}-help`, className: "help", textContent: field.description ?? "" }));
+      element("p", { id: `${id}-help`, className: "help", textContent: (field.description ?? "").replaceAll("`", "") }));
     row.classList.toggle("changed", chosen !== undefined);
     input.addEventListener("change", () => {
       const value = read(schema, input);
@@ -151,6 +162,7 @@ function read(schema, input) {
   const text = input.value.trim();
   if (text === "" && !input.validity.badInput) return undefined;
   if (schema.type === "string") return text;
+  if (/^-?\d+$/.test(text) && !Number.isSafeInteger(Number(text))) return BigInt(text); // a seed, say: no digit is lost
   if (input.type === "number" && text !== "") return input.valueAsNumber; // ".5" is no JSON
   try {
     return JSON.parse(text);
@@ -159,4 +171,4 @@ function read(schema, input) {
   }
 }
 
-const spell = value => (typeof value === "string" ? value : JSON.stringify(value));
+const spell = value => (["string", "bigint"].includes(typeof value) ? String(value) : JSON.stringify(value));

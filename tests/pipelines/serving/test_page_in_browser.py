@@ -21,6 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from playwright.sync_api import Error as PlaywrightError
 
 from llada.sampling.config import SamplingConfig
+from llada.sampling.rules import RULES
 from pipelines.serving.replica import Denoiser
 
 pytestmark = pytest.mark.integration
@@ -244,11 +245,14 @@ def visit(browser: Browser, address: str) -> Iterator[Callable[..., Visitor]]:
 
 
 def check_looks(page: Page, screen: dict[str, Any]) -> None:
-    """What is shown can be read and pressed, and is no wider than the screen."""
+    """What is shown can be read and pressed, and is no larger than the screen: only the talk is scrolled."""
     assert page.evaluate(SMALL) == []
     assert page.evaluate(PALE) == []
     assert screen is DESK or page.evaluate(TINY) == []
     assert page.evaluate("() => document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.evaluate(
+        "() => document.documentElement.scrollHeight <= document.documentElement.clientHeight"
+    )
     assert page.evaluate(
         "() => { const m = document.querySelector('main'); return m.scrollWidth <= m.clientWidth }"
     )
@@ -338,22 +342,32 @@ def test_the_slider_and_the_button_replay_a_reply(visit: Any) -> None:
     expect(page.get_by_role("button", name="Pause")).to_be_focused()
     expect(output).to_have_text(f"step {number} of {number}")
     assert page.locator(".block.now").count() == 0
+    visitor.ask("One", shown=False)
+    visitor.mode("confidence")
+    page.get_by_role("button", name="Replay").click()
+    assert page.locator(".legend .low").all_inner_texts() == ["sure", "sure"]
+    visitor.mode("step")
+    assert page.locator(".legend .low").all_inner_texts() == ["first", "first"]
+    visitor.ask("One", shown=False)  # only the last reply has its player
+    expect(page.get_by_role("slider")).to_have_count(1)
 
 
 def test_two_settings_side_by_side(visit: Any) -> None:
     visitor = visit(**DESK)
-    visitor.set(seed=5, temperature=1)
+    seed = 2**53 + 1  # no number of JavaScript
+    visitor.set(seed=seed, temperature=1)
     visitor.page.get_by_role("button", name="Compare").click()
     visitor.ask("Go on!")
-    assert [("threshold" in body, body["seed"]) for body in visitor.posts] == [(False, 5), (True, 5)]
+    assert [("threshold" in body, body["seed"]) for body in visitor.posts] == [(False, seed), (True, seed)]
     names = visitor.page.locator(".reply .name").all_inner_texts()
-    assert names == ["A: seed 5, temperature 1", "B: seed 5, temperature 1, threshold 0.9"]
+    assert names == [f"A: seed {seed}, temperature 1", f"B: seed {seed}, temperature 1, threshold 0.9"]
     left, right = (reply.bounding_box() for reply in visitor.page.locator(".reply").all())
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] < right["x"]
     visitor.page.get_by_role("button", name="Settings").click()
     visitor.page.get_by_role("radio", name="Side B").check(force=True)
     expect(visitor.page.get_by_label("threshold", exact=True)).to_have_value("0.9")
+    expect(visitor.page.get_by_label("seed", exact=True)).to_have_value(str(seed))
     visitor.page.get_by_label("block_length", exact=True).fill("4")
     visitor.page.keyboard.press("Escape")
     visitor.ask("Go on!")
@@ -367,6 +381,31 @@ def test_two_settings_side_by_side(visit: Any) -> None:
     visitor.ask("One, two", shown=False)
     assert [message["content"] for message in visitor.posts[-1]["messages"][-3:]] == ["One", said, "One, two"]
     visitor.complaints.clear()  # Chromium reports status 400 by itself
+
+
+def test_beside_any_rule_stands_one_that_is_not_refused(visit: Any, address: str) -> None:
+    page = visit(**DESK).page
+    numbers = {"leap_anchor": 0.95, "leap_radius": 2, "schedule": "cosine", "confidence_eos_eot_inf": True}
+    sides: list[dict[str, Any]] = [
+        {
+            **({rule.knob: 0.5} if rule.knob else {"remasking": name}),
+            **({"top_p": 0.9, "stratified": True} if rule.temperature else {}),
+            **{name: numbers[name] for name in rule.heeded},
+        }
+        for name, rule in RULES.items()
+    ]
+    sides.append({"temperature": 1, "top_k": 5, "min_p": 0.1, "seed": 3})
+    beside = page.evaluate(
+        """async sides => (({ beside }) => sides.map(side => beside(side, { temperature: null })))(
+             await import("./static/settings.js"))""",
+        sides,
+    )
+    for side in (*sides, *beside):
+        answer = page.request.post(
+            f"{address}/v1/completions", data={"prompt": "Go on!", "max_tokens": 3, **side}
+        )
+        assert answer.ok, (side, answer.text())
+    assert beside[-1] == {**sides[-1], "threshold": 0.9}
 
 
 def test_gaps_are_filled_and_what_stands_around_them_stays(visit: Any) -> None:
@@ -417,7 +456,9 @@ def test_each_knob_is_in_the_drawer_with_its_default_and_its_help(visit: Any, ad
         knob = page.get_by_label(name, exact=True)
         expect(knob).to_be_visible()
         help_id = str(knob.get_attribute("aria-describedby"))
-        assert page.locator(f"#{help_id}").text_content(), name
+        said = str(page.locator(f"#{help_id}").text_content())
+        assert said, name
+        assert "`" not in said, name
         if isinstance(default, int | float) and not isinstance(default, bool):
             assert knob.get_attribute("placeholder") == str(default).removesuffix(".0"), name
     assert page.evaluate(SMALL) == []
@@ -526,6 +567,26 @@ def test_a_locked_endpoint_asks_for_its_key(
         page.keyboard.press("Enter")
         expect(page.locator(".figures")).to_have_count(2)
         expect(page.locator(".figures").last).to_contain_text("tokens")
+
+        page.evaluate("import('./static/endpoint.js').then(endpoint => endpoint.setKey('was-once-good'))")
+        bodies = list[Any]()
+        page.on("request", lambda sent: bodies.append(sent.post_data_json) if sent.method == "POST" else None)
+        page.get_by_role("textbox", name="Message").fill("One, two")
+        page.keyboard.press("Enter")
+        check_refused(unknown)
+        assert page.locator(".turn").last.inner_text().count(unknown) == 1
+        key.fill("another-horse")
+        with page.expect_response("**/v1/chat/completions"):
+            page.keyboard.press("Enter")
+        check_refused(unknown)
+        key.fill("correct-horse")
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator(".turn").last.locator(".figures").last).to_contain_text("tokens")
+        expect(key).to_be_hidden()
+        expect(heading).to_have_text("tiny")
+        assert [body["messages"][-1]["content"] for body in bodies] == ["One, two"] * 6
+        assert bodies[-1]["messages"] == bodies[0]["messages"]
+        assert page.locator(".turn").count() == 2
         assert faults == []
         context.close()
 
@@ -619,6 +680,7 @@ def test_who_does_not_see_the_page_is_told_the_same(visit: Any, network: Slow) -
     expect(status).to_have_text(reply)
     assert page.get_by_role("group", name="Reply").get_attribute("aria-busy") is None
     page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_role("button", name="Close")).to_be_focused()  # Enter does nothing that is lost
     drawer = page.locator("#settings").aria_snapshot()
     page.keyboard.press("Escape")
     tree = page.locator("body").aria_snapshot()
