@@ -31,8 +31,9 @@ class SamplingConfig:
     gen_length: int = knob(128, low=1, high=_MANY, per_request=False)
     """Masks behind the prompt; with `initial_length` the most there may come to be."""
     steps: int | None = knob(None, low=1, high=_MANY, request_high=4096)
-    """Forwards over the whole canvas, shared out among the blocks that hold masks, each of which needs at least one; the
-    parallel rules may take fewer, never more. None takes one for each mask, as LLaDA's 128 steps do for its 128 masks."""
+    """At most so many forwards over the whole canvas, shared out among the blocks that hold masks, each of which needs at
+    least one; the parallel rules may take fewer, never more. None takes one for each mask, as LLaDA's 128 steps do for its
+    128 masks."""
     block_length: int = knob(128, low=1)
     """Blocks are finished left to right; the last one may be short."""
     temperature: float | None = knob(None, low=0, high=100, request_high=2)
@@ -98,12 +99,12 @@ class SamplingConfig:
     """Of cache="interval": the share of what is behind the prompt that they run in between, where the values have turned
     the most (ρ)."""
     initial_length: int | None = knob(None, low=1, high=_MANY)
-    """Begin with so many masks, and add more, up to `gen_length`, as long as the model sees no end of the text among the last
-    ones (DAEDAL, whose authors take 64); see llada/sampling/length.py. None begins with all."""
+    """Begin with at most so many masks, and add more, up to `gen_length`, as long as the model sees no end of the text among
+    the last ones (DAEDAL, whose authors take 64); see llada/sampling/length.py. None begins with all."""
     expansion_length: int = knob(8, low=2, high=_MANY)
     """Of initial_length: so many masks are added to the end at a time, or put in the place of one."""
     eos_window: int = knob(32, low=1, high=_MANY)
-    """Of initial_length: the end is looked for in so many of the last masks."""
+    """Of initial_length: the end is looked for in at most so many of the last masks."""
     eos_threshold: float = knob(0.5, low=0, high=1)
     """Of initial_length: masks are added to the end while that certain end, as a mean over the window, is not seen."""
     insert_below: float | None = knob(None, low=0, high=1)
@@ -119,7 +120,7 @@ class SamplingConfig:
     have the same, with masks alone behind it (BiCache); see llada/sampling/prefixes.py. Approximate, the more so the
     deeper; 0 is exact."""
     shared_prefix: int | None = knob(None, low=1)
-    """Of shared_depth: how many tokens of the prompt are its beginning; None: all of it."""
+    """Of shared_depth: how many tokens of the prompt, at most, are its beginning; None: all of it."""
     schedule: str = knob("loglinear")
     """Noise schedule of "ancestral" and "remdm": how many masks should be left at each step."""
     logits_eos_inf: bool = knob(False)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import torch
 
@@ -133,8 +134,17 @@ class _Value:
 class JsonCanvas:
     """What stands where."""
 
-    def __init__(self, schema: Mapping[str, Any], vocabulary: Vocabulary, max_tokens: int) -> None:
-        """Raises RequestError 400 for what cannot be done, naming it and its place, and for fewer tokens than it takes."""
+    def __init__(
+        self,
+        schema: Mapping[str, Any],
+        vocabulary: Vocabulary,
+        max_tokens: int,
+        limit_field: str = "max_tokens",
+    ) -> None:
+        """Raises RequestError 400 for what cannot be done, naming it and its place, and for fewer tokens than it takes.
+
+        `limit_field`: what the client calls `max_tokens`.
+        """
         self._words, self._root = vocabulary, schema
         self._parts: list[str | _Value] = []
         self._looked_at = self._listed = 0
@@ -149,8 +159,8 @@ class JsonCanvas:
         least = max([1, *(low for value in with_strings for low, _ in value.strings)])
         needed = self._length(least)
         if needed > max_tokens:
-            message = f"response_format: this schema takes {needed} tokens at the least, and max_tokens is {max_tokens}"
-            raise RequestError(400, message, param="max_tokens")
+            message = f"response_format: this schema takes {needed} tokens at the least, and {limit_field} is {max_tokens}"
+            raise RequestError(400, message, param=limit_field)
         share = (max_tokens - needed) // len(with_strings) if with_strings else 0
         self._lay_out(min(least + share, max(least, _MAX_STRING)))
 
@@ -242,7 +252,9 @@ class JsonCanvas:
             ref = schema["$ref"]
             found: Any = self._root
             for name in str(ref).removeprefix("#/").split("/"):
-                found = found.get(name) if isinstance(found, Mapping) else None
+                # A JSON pointer (RFC 6901) in the fragment of a URI.
+                key = unquote(name).replace("~1", "/").replace("~0", "~")
+                found = found.get(key) if isinstance(found, Mapping) else None
             if not str(ref).startswith("#/") or not isinstance(found, Mapping):
                 _refuse(where, f"refers to {shorten(str(ref))!r}, which the schema does not hold")
             if ref in refs:

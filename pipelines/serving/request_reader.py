@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 from llada.errors import UserError
 from llada.model.predict import network_block
@@ -53,8 +54,8 @@ class RequestReader:
                 self._encoder.check_length(prompt.ids, [*given, *prompt.suffix], body.prompt_field)
             fit, frame = self._fit(body, prompt), None
             if body.json_schema is not None:
-                frame = JsonCanvas(body.json_schema, self.vocabulary, fit)
-            sampling = self._choose_sampling(body, prompt, frame)
+                frame = self._frame(body, body.json_schema, fit)
+            sampling = self._choose_sampling(body, prompt, frame, ends)
             if fit == 0:
                 continue
             requests += [
@@ -92,8 +93,19 @@ class RequestReader:
             partial(self._encoder.encode_text, field="response_format"),
         )
 
+    def _frame(self, body: SamplingBody, schema: Mapping[str, Any], fit: int) -> JsonCanvas:
+        """Of a reply of so many tokens. Raises RequestError, in the names of the client."""
+        try:
+            return JsonCanvas(schema, self.vocabulary, fit, body.limit_field)
+        except RequestError as error:
+            if error.message.startswith("response_format"):
+                error.message = body.format_field + error.message.removeprefix("response_format")
+            if error.param == "response_format":
+                error.param = body.format_field
+            raise
+
     def _choose_sampling(
-        self, body: SamplingBody, prompt: Prompt, frame: JsonCanvas | None
+        self, body: SamplingBody, prompt: Prompt, frame: JsonCanvas | None, ends: frozenset[int]
     ) -> SamplingConfig:
         """The defaults with what the request asks for. Raises RequestError for contradictions."""
         # Where no reply is asked for, its knobs must be good all the same.
@@ -112,6 +124,8 @@ class RequestReader:
             asked["fixed"] = frame.fixed
         elif prompt.between:
             gen_length, asked["fixed"] = self._lay_gaps(prompt, gen_length)
+        if frame is None:
+            asked = self._settle_growth(body, gen_length, ends) | asked
         # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its numbers.
         if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
             own = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in RULE_SETTINGS}
@@ -135,6 +149,26 @@ class RequestReader:
         if sampling.steps is not None and sampling.steps < blocks:
             sampling = dataclasses.replace(sampling, steps=blocks)
         return sampling
+
+    def _settle_growth(self, body: SamplingBody, gen_length: int, ends: frozenset[int]) -> dict[str, Any]:
+        """What the endpoint's own settings of a growing canvas become where this reply cannot grow. Raises RequestError where
+        the request itself has set its first length, which would change nothing or be looked at in vain."""
+        own = body.knobs().get("initial_length")
+        if not ends:
+            why = "needs an end of the text, by which it is seen that no more masks are needed, and "
+            why += (
+                "ignore_eos=true leaves none: send stop_token_ids too"
+                if body.ignore_eos
+                else "this model has none"
+            )
+        elif (first := own or self.sampling.initial_length or 0) >= gen_length:
+            why = f"{first} means nothing to a reply of at most {gen_length} tokens: it must be below that"
+        else:
+            return {}
+        if own is not None:
+            raise RequestError(400, f"initial_length {why}", param="initial_length")
+        growing = ("initial_length", *OF_GROWING)
+        return {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in growing}
 
     def _lay_gaps(self, prompt: Prompt, first: int) -> tuple[int, dict[int, int]]:
         """The length of a reply with several gaps, and the ids that stand between them."""

@@ -8,16 +8,18 @@ because `SamplingConfig` declares them (llada/sampling/config.py).
 from __future__ import annotations
 
 import json
+import re
 import typing
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     GetJsonSchemaHandler,
-    Strict,
     WithJsonSchema,
     create_model,
     field_validator,
@@ -70,6 +72,8 @@ _NOT_BESIDE_JSON = frozenset(
 )
 _STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARS}
 _MAX_NAME_CHARS = 64
+# A position as a key of an object has one spelling, so that no two keys are the same one.
+_POSITION = r"0|[1-9][0-9]{0,8}"
 _MAX_NAMED_TOKENS = 16_384  # of `allowed` and `forbidden`, at all positions together
 # Our limits of a setting (llada/settings.py) and pydantic's.
 _LIMITS = {"low": "ge", "above": "gt", "high": "le", "below": "lt"}
@@ -103,15 +107,18 @@ class ResponseFormat(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _say_what_for(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("type") == "json_object":
-            raise ValueError(
-                "json_object names no fields: send a json_schema, whose frame is written as it is"
-            )
+        refuse_json_object(data)
         if isinstance(data, dict) and (data.get("type") == "json_schema") != (
             data.get("json_schema") is not None
         ):
             raise ValueError("type json_schema goes with a json_schema")
         return data
+
+
+def refuse_json_object(form: Any) -> None:
+    """Raises ValueError for OpenAI's older way to ask for JSON."""
+    if isinstance(form, dict) and form.get("type") == "json_object":
+        raise ValueError("json_object names no fields: send a json_schema, whose frame is written as it is")
 
 
 def or_one(item: dict[str, Any], max_items: int) -> WithJsonSchema:
@@ -175,13 +182,25 @@ def _json_kind(kind: Any) -> Any:
     for option in typing.get_args(kind):
         if typing.get_origin(option) is dict:
             key, value = typing.get_args(option)
-            keys: Any = Annotated[int, Strict(False)]
-            if key is not int:
-                keys |= key
+            others = () if key is int else typing.get_args(typing.get_args(key)[1])
+            reader = BeforeValidator(partial(_read_position, others=others))
+            keys = Annotated[key, reader]  # type: ignore[valid-type]
+            spellings = "|".join([_POSITION, *map(re.escape, others)])
+            named = Field(json_schema_extra={"propertyNames": {"pattern": f"^({spellings})$"}})
             if typing.get_origin(value) is tuple:
                 value = list[typing.get_args(value)[0]]  # type: ignore[misc]
-            return dict[keys, value]  # type: ignore[valid-type]
+            return Annotated[dict[keys, value], named]  # type: ignore[valid-type]
     return kind
+
+
+def _read_position(key: Any, others: Sequence[str]) -> Any:
+    """The number that a key of an object spells; `others` are keys that are names."""
+    if key in others or isinstance(key, int):
+        return key
+    if not re.fullmatch(_POSITION, key):
+        also = "".join(f", or {json.dumps(name)}" for name in others)
+        raise ValueError(f"input should be a position as it is counted, 0, 1 and so on{also}")
+    return int(key)
 
 
 if TYPE_CHECKING:
@@ -198,6 +217,8 @@ class SamplingBody(KnobFields):
 
     prompt_field: ClassVar[str] = "prompt"
     """What clients of the dialect call that which is continued."""
+    format_field: ClassVar[str] = "response_format"
+    """What they call the form of the reply."""
 
     model: str | None = None
     max_tokens: int | None = Field(
@@ -305,7 +326,10 @@ class SamplingBody(KnobFields):
         if not isinstance(data, dict):
             return data
         for name, (neutral, reason) in cls.refused().items():
-            if data.get(name) is None or any(_equals(data[name], value) for value in neutral):
+            given = data.get(name)
+            if isinstance(given, dict):  # nor does null in it ask for anything
+                given = {key: value for key, value in given.items() if value is not None}
+            if given is None or any(_equals(given, value) for value in neutral):
                 continue
             raise RequestError(
                 400,

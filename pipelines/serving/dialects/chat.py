@@ -85,7 +85,8 @@ def _text_of(part: Any) -> str:
     if isinstance(part, dict):
         kind = part.get("type")
         # prompt_cache_breakpoint is a label: see `Labels`.
-        unknown = part.keys() - {"type", str(kind), "prompt_cache_breakpoint"}
+        asked = {name for name, value in part.items() if value is not None}
+        unknown = asked - {"type", str(kind), "prompt_cache_breakpoint"}
         if kind in ("text", "refusal") and isinstance(part.get(kind), str):
             if unknown:
                 raise ValueError(f"unknown field {shorten(min(unknown))!r} in a content part")

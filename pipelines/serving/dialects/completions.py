@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -191,16 +192,18 @@ class CompletionWriter(ReplyWriter):
 
     def __init__(self, body: SamplingBody, model_id: str) -> None:
         super().__init__(body, model_id)
-        self._offsets: dict[int, int] = {}
+        self._places: dict[int, tuple[codecs.IncrementalDecoder, int]] = {}
 
     def logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
-        """OpenAI's lists, one entry for each token; `text_offset` is where it stands in the text of all tokens."""
-        offset = self._offsets.get(index, 0)
+        """OpenAI's lists, one entry for each token; `text_offset` is where the character stands in the choice's text that the
+        token begins, or goes on with."""
+        decoder, offset = self._places.get(index) or (codecs.getincrementaldecoder("utf-8")("replace"), 0)
         offsets = []
         for token in tokens:
             offsets.append(offset)
-            offset += len(token.text)
-        self._offsets[index] = offset
+            if not token.is_special:
+                offset += len(decoder.decode(token.raw))
+        self._places[index] = decoder, offset
         tops: list[dict[str, float] | None] = []
         for token in tokens:
             top: dict[str, float] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import typing
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
@@ -76,7 +76,7 @@ def parse_body(kind: type[Body], raw: bytes) -> Body:
     try:
         body = kind.model_validate(data)
     except ValidationError as error:
-        message, param = _explain(error, _known_names(kind))
+        message, param = _explain(error, kind)
         raise RequestError(400, message, param=param) from None
     if not is_json:
         raise RequestError(
@@ -103,17 +103,22 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _known_names(kind: type[StrictModel]) -> dict[str, list[str]]:
-    """The names at the top (key "") and inside of a field that holds objects."""
-    known = {"": list(kind.model_fields)}
-    for name, field in kind.model_fields.items():
-        for inner in (field.annotation, *typing.get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                known[name] = list(inner.model_fields)
-    return known
+def _names_at(kind: type[BaseModel], where: Sequence[str | int]) -> list[str]:
+    """The names that the object at this place of the body may have."""
+    for part in where:
+        field = kind.model_fields.get(str(part))
+        kind = next(_models_in(field.annotation), kind) if field is not None else kind
+    return [field.alias or name for name, field in kind.model_fields.items()]
 
 
-def _explain(error: ValidationError, known: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _models_in(inner)
+
+
+def _explain(error: ValidationError, kind: type[StrictModel]) -> tuple[str, str]:
     """The first problem in words, and the field it is about; a misspelt name first, because it explains a missing one."""
     problems = error.errors(include_url=False, include_input=False)
     unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
@@ -121,8 +126,8 @@ def _explain(error: ValidationError, known: Mapping[str, Sequence[str]]) -> tupl
     where = first["loc"] if unknown else _place(first["loc"])
     name = shorten(".".join(str(part) for part in where)) or "body"
     if unknown:
-        names = known.get("" if len(where) == 1 else str(where[0]), [])
-        return f"unknown field {name!r}; {hint(shorten(str(where[-1])), names)}", name
+        nearest = hint(shorten(str(where[-1])), _names_at(kind, where[:-1]))
+        return f"unknown field {name!r}; {nearest}", name
     message = first["msg"].removeprefix("Value error, ")
     return f"{name}: {message[:1].lower()}{message[1:]}", name
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from llada.sampling.events import Draft, Finished, Started, Text
-from pipelines.serving.dialects.body import Prompt, SamplingBody
+from pipelines.serving.dialects.body import Prompt, SamplingBody, refuse_json_object
 from pipelines.serving.dialects.parsing import StrictModel
 from pipelines.serving.dialects.writer import ReplyWriter, draft_object
-from pipelines.serving.errors import RequestError
+from pipelines.serving.errors import RequestError, shorten
 from pipelines.serving.events import Written
 
 if TYPE_CHECKING:
@@ -93,16 +93,43 @@ class Turn(StrictModel):
 
 def _text_of(part: Any) -> str:
     if isinstance(part, dict) and part.get("type") in _PARTS and isinstance(part.get("text"), str):
-        if unknown := part.keys() - {"type", "text", "annotations", "logprobs"}:
-            raise ValueError(f"unknown field {min(unknown)!r} in a content part")
+        # prompt_cache_breakpoint is a label: see `Labels`.
+        known = {"type", "text", "annotations", "logprobs", "prompt_cache_breakpoint"}
+        if unknown := {name for name, value in part.items() if value is not None} - known:
+            raise ValueError(f"unknown field {shorten(min(unknown))!r} in a content part")
         return str(part["text"])
     raise ValueError("content parts must be {'type': 'input_text', 'text': …}; the model reads text only")
 
 
-class TextForm(StrictModel):
-    """The form of the reply: `format` is as response_format of a chat, with name and schema beside the type."""
+class TextFormat(StrictModel):
+    """As response_format of a chat, with name and schema beside the type."""
 
-    format: dict[str, Any] | None = None
+    type: Literal["text", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    """Objects, nested or not, of strings, numbers, booleans, null, enums and arrays with a fixed number of items."""
+    strict: bool | None = None
+    """The reply fits the schema in any case."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_what_for(cls, data: Any) -> Any:
+        refuse_json_object(data)
+        if isinstance(data, dict):
+            is_json = data.get("type") == "json_schema"
+            if is_json and data.get("schema") is None:
+                raise ValueError("type json_schema goes with a schema")
+            for name in ("name", "description", "schema", "strict"):
+                if not is_json and data.get(name) is not None:
+                    raise ValueError(f"{name} goes with type json_schema")
+        return data
+
+
+class TextForm(StrictModel):
+    """The form of the reply."""
+
+    format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -110,6 +137,7 @@ class ResponsesBody(SamplingBody):
     """One response to the input."""
 
     prompt_field: ClassVar[str] = "input"
+    format_field: ClassVar[str] = "text.format"
 
     input: Annotated[list[Turn], WithJsonSchema(_INPUT_SCHEMA)] = Field(min_length=1)
     """A text, or the turns of a conversation."""
@@ -121,6 +149,15 @@ class ResponsesBody(SamplingBody):
     @property
     def limit_field(self) -> str:
         return "max_output_tokens"
+
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        return None if self.form is None else self.form.schema_
+
+    @property
+    def form(self) -> TextFormat | None:
+        """That the client wants of the reply."""
+        return None if self.text is None else self.text.format
 
     @property
     def num_messages(self) -> int:
@@ -135,19 +172,6 @@ class ResponsesBody(SamplingBody):
     def refused(cls) -> dict[str, tuple[tuple[Any, ...], str]]:
         return {**super().refused(), **_REFUSED}
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_format(cls, data: Any) -> Any:
-        """text.format is response_format in another form."""
-        text = data.get("text") if isinstance(data, dict) else None
-        form = text.get("format") if isinstance(text, dict) else None
-        if not isinstance(form, dict):
-            return data
-        if data.get("response_format") is not None:
-            raise ValueError("text.format and response_format say the same: send one of them")
-        kind, rest = form.get("type"), {name: value for name, value in form.items() if name != "type"}
-        return {**data, "response_format": {"type": kind} | ({"json_schema": rest} if rest else {})}
-
     @field_validator("input", mode="before")
     @classmethod
     def _list_turns(cls, given: Any) -> Any:
@@ -157,8 +181,9 @@ class ResponsesBody(SamplingBody):
     def _refuse_of_other_dialects(self) -> Self:
         if self.n != 1:
             raise RequestError(400, "n: a response is one; ask /v1/chat/completions for several", param="n")
-        if self.max_tokens is not None:
-            raise RequestError(400, "max_tokens is called max_output_tokens here", param="max_tokens")
+        for name, here in (("max_tokens", self.limit_field), ("response_format", self.format_field)):
+            if getattr(self, name) is not None:
+                raise RequestError(400, f"{name} is called {here} here", param=name)
         return self
 
 
@@ -285,12 +310,12 @@ class ResponsesWriter(ReplyWriter):
         }
 
     def _format(self) -> dict[str, Any]:
-        wanted = self.body.response_format
-        if wanted is None or wanted.json_schema is None:
+        wanted = self.body.form
+        if wanted is None or wanted.schema_ is None:
             return {"type": "text"}
         return {
             "type": "json_schema",
-            "name": wanted.json_schema.name or "",
-            "schema": wanted.json_schema.schema_,
+            "name": wanted.name or "",
+            "schema": wanted.schema_,
             "strict": True,
         }

@@ -81,7 +81,8 @@ class ReplyWriter(ABC):
         choices = []
         for index, end in sorted(self._ends.items()):
             message = self.message("".join(self._texts.get(index, [])))
-            logprobs = self._logprobs(index, [*self._tokens.get(index, []), *self._end_of(end)])
+            tokens = self._told([*self._tokens.get(index, []), *self._end_of(end)])
+            logprobs = self._logprobs(index, tokens)
             choices.append(
                 {
                     "index": index,
@@ -102,7 +103,8 @@ class ReplyWriter(ABC):
                 chunks.append(self._chunk(event.index, first))
         self.add(event)
         if isinstance(event, Text):
-            logprobs = self._logprobs(event.index, event.tokens) if event.tokens else None
+            tokens = self._told(event.tokens)
+            logprobs = self._logprobs(event.index, tokens) if tokens else None
             if event.text or logprobs:
                 chunks.append(self._chunk(event.index, self.delta(event.text), logprobs=logprobs))
         elif isinstance(event, Draft):
@@ -140,12 +142,14 @@ class ReplyWriter(ABC):
     def _end_of(self, event: Finished) -> Sequence[Token]:
         return [event.end] if self.tells_end and event.end is not None else []
 
+    def _told(self, tokens: Sequence[Token]) -> Sequence[Token]:
+        """Those that belong to the text: what fills the places of a schema up does not."""
+        if self.body.json_schema is None:
+            return tokens
+        return [token for token in tokens if not token.is_special]
+
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        if self.body.num_top is None:
-            return None
-        if self.body.json_schema is not None:  # what fills its places up is no text
-            tokens = [token for token in tokens if not token.is_special]
-        return self.logprobs(index, tokens)
+        return None if self.body.num_top is None else self.logprobs(index, tokens)
 
     def _trace(self, index: int) -> dict[str, Any]:
         """What else a choice says of its tokens, where it was asked for."""

@@ -110,6 +110,22 @@ def test_what_fills_a_place_up_is_no_token_of_the_reply(post: Call, denoiser: De
         options = {"stream": True, "stream_options": {"include_usage": True}}
         lines = post("/v1/chat/completions", {**body, **options}).text.splitlines()
         assert json.loads([line for line in lines if "{" in line][-1][6:])["usage"] == plain["usage"]
+        lines = post("/v1/chat/completions", {**body, **options, "logprobs": True}).text.splitlines()
+        chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        told = [choice["logprobs"] for chunk in chunks for choice in chunk["choices"] if choice["logprobs"]]
+        assert sum(len(each["content"]) for each in told) == tokens
+        assert all(each["content"] for each in told)
+
+
+@pytest.mark.parametrize("ref", ["#/$defs/a~1b~0c", "#/%24defs/a%2Fb~0c", "#/$defs/a%7E1b%7e0c"])
+def test_a_reference_is_a_json_pointer(denoiser: Denoiser, ref: str) -> None:
+    """RFC 6901: of what is escaped, %xx first, then ~1, then ~0 (~01 is a ~ before a 1)."""
+    definitions = {"a/b~c": {"const": "this"}, "a~1b": {"const": "that"}}
+    tokens = [
+        lay_out(denoiser, an_object(x=inner) | {"$defs": definitions}).fixed
+        for inner in ({"$ref": ref}, {"const": "this"}, {"$ref": "#/$defs/a~01b"}, {"const": "that"})
+    ]
+    assert (tokens[0], tokens[2]) == (tokens[1], tokens[3])
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,24 @@ def test_default_steps_are_enough_for_any_length(denoiser: Denoiser, monkeypatch
         chosen(denoiser, max_tokens=30, steps=4)
 
 
+def test_a_reply_that_cannot_grow_does_not_and_who_asks_for_it_is_told(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(denoiser, max_tokens=9, initial_length=8).initial_length == 8
+    for fields in ({"max_tokens": 8}, {}, {"max_tokens": 9, "ignore_eos": True}):
+        with pytest.raises(RequestError, match="^initial_length ") as caught:
+            chosen(denoiser, initial_length=8, **fields)
+        assert (caught.value.status, caught.value.param) == (400, "initial_length")
+    growing = replace(denoiser.sampling, gen_length=16, initial_length=8, eos_window=4, insert_below=0.1)
+    monkeypatch.setattr(denoiser.reader, "sampling", growing)
+    assert chosen(denoiser) == growing
+    assert chosen(denoiser, max_tokens=8) == SamplingConfig(gen_length=8, block_length=32)
+    assert chosen(denoiser, ignore_eos=True) == SamplingConfig(gen_length=16, block_length=32)
+    stopped = chosen(denoiser, ignore_eos=True, stop_token_ids=[9])
+    assert stopped == growing
+    assert chosen(denoiser, max_tokens=8, initial_length=4).eos_window == 4
+
+
 def test_defaults_stay_until_a_request_asks_for_another_rule(
     denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,8 @@ REFUSED_EVERYWHERE = [
     ({"gen_length": 5}, "unknown field 'gen_length'"),
     ({"threshold": 0.9, "factor": 1.0}, "choose one rule"),
     ({"remasking": "random", "threshold": 0.9}, "need low_confidence"),
+    ({"initial_length": 9, "max_tokens": 9}, "initial_length 9 means nothing to a reply of at most 9 tokens"),
+    ({"initial_length": 4, "ignore_eos": True}, "initial_length needs an end of the text"),
     ({"steps": 10**9}, "steps: input should be less than or equal to"),
     ({"max_tokens": 65, "steps": 2}, "steps 2 is too few: 65 tokens are 3 blocks of block_length 32"),
     ({"max_tokens": 5, "block_length": 2, "steps": 2}, "5 tokens are 3 blocks of block_length 2"),

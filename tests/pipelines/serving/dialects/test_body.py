@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from llada.sampling.config import request_knobs
+from pipelines.serving.answer import Dialect
 from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.chat import ChatBody
-from pipelines.serving.dialects.completions import CompletionBody
+from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
 from pipelines.serving.dialects.parsing import parse_body
 from pipelines.serving.errors import RequestError
+from pipelines.serving.openapi import openapi_schema
 
 
 def parse(**fields: Any) -> CompletionBody:
@@ -173,10 +175,27 @@ def test_a_body_travels_to_the_replica() -> None:
 
 def test_fixed_tokens_are_positions_and_ids_or_words() -> None:
     assert parse(fixed={"0": " word", "12": 7}).knobs() == {"fixed": {0: " word", 12: 7}}
-    for bad in ({"x": 1}, {"0": 1.5}, {"0": True}, {"0": [1]}, [1], "0:word"):
+    for bad in ({"x": 1}, {"0": 1.5}, {"0": True}, {"0": [1]}, [1], "0:word", {"*": 1}):
         assert problem(fixed=bad).param.startswith("fixed")
     assert parse(logits_eos_inf=True).knobs() == {"logits_eos_inf": True}
     assert problem(logits_eos_inf=1).param == "logits_eos_inf"
+
+
+@pytest.mark.parametrize("key", ["00", " 0", "0 ", "+1", "-0", "1_0", "1.0", "٣", "", "1" * 5000])
+def test_a_position_has_one_spelling(key: str) -> None:
+    """Of two the client would lose one in silence."""
+    jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema")
+    schema = openapi_schema([Dialect("/", CompletionBody, CompletionWriter)])
+    rules = jsonschema.Draft202012Validator(
+        schema["components"]["schemas"]["CompletionBody"] | {"components": schema["components"]}
+    )
+    for name, tokens in (("fixed", 7), ("allowed", [7]), ("forbidden", [7])):
+        error = problem(**{name: {"0": tokens, key: tokens}})
+        assert (error.status, error.message.split(": ")[1][:28]) == (400, "input should be a position a")
+        assert not rules.is_valid({"prompt": "Go", name: {key: tokens}})
+        assert rules.is_valid({"prompt": "Go", name: {"0": tokens, "10": tokens}})
+    assert rules.is_valid({"prompt": "Go", "allowed": {"*": [7]}})
+    assert not rules.is_valid({"prompt": "Go", "fixed": {"*": 7}})
 
 
 def test_allowed_and_forbidden_tokens_are_lists_by_position() -> None:

@@ -45,7 +45,12 @@ def test_messages_come_in_the_forms_of_clients() -> None:
         ({"role": "assistant", "content": None, "refusal": "No."}, "assistant", "No."),
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, "assistant", "No."),
         (
-            {"role": "user", "content": [{"type": "text", "text": "Hi", "prompt_cache_breakpoint": {}}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Hi", "prompt_cache_breakpoint": {}, "annotations": None}
+                ],
+            },
             "user",
             "Hi",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -52,6 +53,29 @@ def test_chunks_are_text_completions() -> None:
     assert text[0]["choices"] == [{"index": 0, "text": "Go", "logprobs": None, "finish_reason": None}]
     assert end[0]["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}]
     assert writer.whole()["choices"][0]["text"] == "Go"
+
+
+def test_offsets_are_places_in_the_text() -> None:
+    """Of a character of several tokens that of the character, of bytes that are none that of what stands for them."""
+    raws = [
+        "ü".encode()[:1],
+        "ü".encode()[1:],
+        b"a",
+        b"\xab",
+        b"\xe2\x82",
+        b"<eos>",
+        b"\xac!",
+        b"\xf0\x9f",
+        b"z",
+    ]
+    tokens = tuple(Token(i, raw, 0, i, -0.5, is_special=raw == b"<eos>") for i, raw in enumerate(raws))
+    text = b"".join(token.raw for token in tokens if not token.is_special).decode(errors="replace")
+    assert text == "üa\ufffd€!\ufffdz"
+    expected = [0, 0, 1, 2, 3, 3, 3, 5, 5]
+    for cuts in ([0, 9], [0, 1, 5, 9]):
+        writer = CompletionWriter(body(prompt="x", logprobs=0), "tiny")
+        parts = [tokens[begin:end] for begin, end in itertools.pairwise(cuts)]
+        assert [at for part in parts for at in writer.logprobs(0, part)["text_offset"]] == expected
 
 
 def test_the_end_token_has_its_log_probability_and_no_text() -> None:

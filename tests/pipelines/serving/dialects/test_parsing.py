@@ -23,6 +23,8 @@ def test_misspelt_names_come_with_the_nearest() -> None:
     inside = problem(stream=True, stream_options={"include_usag": True})
     assert "did you mean 'include_usage'?" in inside.message
     assert inside.param == "stream_options.include_usag"
+    form = {"type": "json_schema", "json_schema": {"schema": {}, "scheme": {}}}
+    assert "did you mean 'schema'?" in problem(response_format=form).message
 
 
 @pytest.mark.parametrize(

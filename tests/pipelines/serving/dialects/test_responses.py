@@ -75,6 +75,58 @@ def test_the_reply_may_have_to_fit_a_schema(post: Call) -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning": {"effort": "none", "summary": None}},
+        {"reasoning": {"summary": None}},
+        {"text": {"format": None, "verbosity": None}},
+        {
+            "input": [
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "input_text",
+                            "text": "Go",
+                            "prompt_cache_breakpoint": {"mode": "explicit"},
+                            "annotations": None,
+                        }
+                    ],
+                }
+            ]
+        },
+    ],
+    ids=str,
+)
+def test_what_asks_for_nothing_changes_nothing(fields: dict[str, Any]) -> None:
+    body = parse_body(ResponsesBody, json.dumps({**BODY, "input": "Go", **fields}).encode())
+    plain = parse_body(ResponsesBody, json.dumps({**BODY, "input": "Go"}).encode())
+    assert body.model_copy(update={"text": None}) == plain
+
+
+def test_the_form_of_the_reply_is_refused_in_the_clients_words(post: Call) -> None:
+    def schema(inner: Any) -> dict[str, Any]:
+        form = {"type": "json_schema", "schema": {"type": "object", "properties": {"a": inner}}}
+        return {"text": {"format": form}, "max_output_tokens": 3}
+
+    for fields, param, message in [
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "text.format.type: input should be"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format", "text.format: type json_schema goes"),
+        (
+            {"text": {"format": {"type": "text", "name": "x"}}},
+            "text.format",
+            "name goes with type json_schema",
+        ),
+        ({"response_format": {"type": "text"}}, "response_format", "is called text.format here"),
+        (schema({"type": "array"}), "text.format", "text.format: $.a is an array"),
+        (schema({"type": "null"}), "max_output_tokens", "and max_output_tokens is 3"),
+        (schema({"const": "x" * 90_000}), "text.format", "the schema has 90,002 characters"),
+    ]:
+        error = post("/v1/responses", {**BODY, **fields}).json()["error"]
+        assert (error["param"], message in error["message"]) == (param, True), error
+
+
+@pytest.mark.parametrize(
     "fields, message",
     [
         (
