@@ -65,12 +65,14 @@ class ConvertArgs:
     row_length: int | None = None
     """Tokens per row to pack Megatron data into."""
     packing: Packing = "concatenate_and_cut"
+    tracking_uri: str | None = None
+    """MLflow of models:/…; default $MLFLOW_TRACKING_URI, else an sqlite file beside the target."""
 
 
 def main(argv: Sequence[str]) -> None:
     """`llada convert SOURCE TARGET …`"""
     args = parse(ConvertArgs, argv, "convert")
-    source = model_folder(args.source, default_tracking_uri(args.target))
+    source = model_folder(args.source, args.tracking_uri or default_tracking_uri(args.target))
     if is_tokens(source):
         require(args.merge is None, f"--merge is for checkpoints, and {source} is token data: leave it out")
         print(

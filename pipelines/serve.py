@@ -113,7 +113,8 @@ def application(args: ServeArgs, port: Port | None = None) -> Application:
             url, version = args.models[denoiser.name], versions[denoiser.name]
             bound[denoiser.name] = denoiser.bind(url, args.sampling, **settings, version=version)
     canary, share = bound.get(CANARY), args.canary_share if args.canary else 0.0
-    served = [Served(args.name, facts[args.model], bound[DENOISER], canary, share)]
+    version = versions.get(CANARY, "")
+    served = [Served(args.name, facts[args.model], bound[DENOISER], canary, share, version)]
     for name, url in args.further_models.items():
         served.append(Served(name, facts[url], bound.get(f"{DENOISER}-{name}", bound[DENOISER])))
     limits = RequestLimits(
@@ -182,12 +183,15 @@ def build_deployments(args: ServeArgs, *, listens: bool = False) -> tuple[Deploy
     )
 
 
-def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> str:
+def serve(
+    args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True, tracking_uri: str | None = None
+) -> str:
     """Serve a model on a cluster; returns the endpoint's URL.
 
     Args:
         blocking: wait for Ctrl-C or SIGTERM, then take the endpoint down. False leaves it running on a Ray that was
             there before.
+        tracking_uri: of the MLflow that models:/… is looked up in; None: as `default_tracking_uri` says.
 
     Raises:
         UserError: no model, no cluster, a port in use, or a deployment that does not become healthy.
@@ -208,7 +212,7 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
             if getattr(args, name) is None
         },
     )
-    asked, found = args, with_folders(args)
+    asked, found = args, with_folders(args, tracking_uri)
     # The replicas of a Ray of our own will see what we see: fail before anything starts.
     args = _fetched(found) if cluster.address is None else found
     if cluster.address is None and not is_own and not _serve_runs():
@@ -222,7 +226,7 @@ def serve(args: ServeArgs, cluster: ClusterConfig, *, blocking: bool = True) -> 
         if blocking:
             print(_greeting(args, url, str(log)), flush=True)
             with contextlib.suppress(KeyboardInterrupt):
-                _follow_aliases(asked, found, port, is_local=cluster.address is None)
+                _follow_aliases(asked, found, port, tracking_uri, is_local=cluster.address is None)
             _take_down(args.graceful_shutdown_timeout_s, keep_ray=not is_own)
     return url
 
@@ -283,7 +287,9 @@ def _fetched(args: ServeArgs) -> ServeArgs:
     return with_models(dataclasses.replace(args, model_id=args.name), fetch)
 
 
-def _follow_aliases(asked: ServeArgs, served: ServeArgs, port: Port | None, *, is_local: bool) -> None:
+def _follow_aliases(
+    asked: ServeArgs, served: ServeArgs, port: Port | None, tracking_uri: str | None, *, is_local: bool
+) -> None:
     """For ever: where an alias of the registry points to another version, let that take over. Serve starts it beside the old
     one, which answers until then; what does not start changes nothing and is one line."""
     from ray import serve
@@ -294,7 +300,7 @@ def _follow_aliases(asked: ServeArgs, served: ServeArgs, port: Port | None, *, i
     while True:
         time.sleep(asked.alias_poll_s)
         try:
-            now = with_folders(asked)
+            now = with_folders(asked, tracking_uri)
         except UserError as error:  # the registry is away: what is served goes on
             _log.warning("%s", error)
             continue
@@ -407,12 +413,14 @@ class ServeCommandArgs:
     args: Annotated[ServeArgs, Flat]
     cluster: str | None = None
     """Cluster file; without one, a Ray of its own on this machine."""
+    tracking_uri: str | None = None
+    """MLflow of models:/…; default $MLFLOW_TRACKING_URI, else mlflow.db in this folder."""
 
 
 def main(argv: Sequence[str]) -> None:
     """`llada serve …`"""
     command = parse(ServeCommandArgs, argv, "serve")
-    serve(command.args, load_cluster(command.cluster))
+    serve(command.args, load_cluster(command.cluster), tracking_uri=command.tracking_uri)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.dialects.parsing import parse_body
 from pipelines.serving.dialects.writer import ReplyWriter, to_json
 from pipelines.serving.errors import RequestError, shorten
-from pipelines.serving.events import Refused, ReplicaEvent, Restarted, Serving, Written
+from pipelines.serving.events import HandedOn, Refused, ReplicaEvent, Restarted, Serving, Written
 from pipelines.serving.limits import RequestLimits
 from pipelines.serving.metrics import GatewayMetrics, RequestTrack
 
@@ -283,7 +283,7 @@ async def _follow(
                 writer.system_fingerprint, writer.run_id = event.fingerprint, event.run_id
             elif isinstance(event, Restarted):
                 writer.restart()
-            elif not isinstance(event, Started):
+            elif not isinstance(event, Started | HandedOn):
                 yield event
 
 

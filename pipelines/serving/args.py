@@ -106,7 +106,8 @@ class ServeArgs:
 
     api_keys: str | None = None
     """Who may ask: a file with one key a line, at any fsspec URL that the gateway's machine reads too, or env:NAME for that
-    variable of its environment. None: everybody who reaches the port."""
+    variable of its environment. None: everybody who reaches the port. A file is read again every few seconds: keys come and
+    go without a restart, and one that is damaged changes nothing but the log."""
     key_requests_per_minute: float | None = limited(None, above=0)
     """Requests that each key has in a minute; then 429 with Retry-After."""
     key_tokens_per_minute: float | None = limited(None, above=0)

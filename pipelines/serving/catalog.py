@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from llada.sampling.events import Started
 from pipelines.serving.access_log import RequestIds
 from pipelines.serving.backend import Backend, Health
-from pipelines.serving.dialects.calls import AnyBody
+from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.errors import RequestError
-from pipelines.serving.events import ReplicaEvent, Restarted, Serving
+from pipelines.serving.events import HandedOn, ReplicaEvent, Restarted, Serving
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Model:
     canary: Backend | None = None
     """A new version, which gets some of the requests."""
     canary_share: float = 0.0
+    canary_version: str = ""
+    """What it is called where requests are counted."""
 
     def choose(self, ids: RequestIds) -> Backend:
         """By the request's id alone: one that is sent again goes the same way. A canary that does not answer gets none."""
@@ -56,6 +58,9 @@ class Catalog:
             except RequestError as error:
                 if has_bytes or error.status not in (429, 503):
                     raise
+                status = error.status
+            if not isinstance(body, CallBody):  # which measures no version
+                yield HandedOn(model.canary_version, status)
             if is_seen:
                 yield Restarted()
         async with contextlib.aclosing(model.stable.stream(body, ids)) as events:

@@ -37,6 +37,16 @@ class Restarted:
 
 
 @dataclass(frozen=True, slots=True)
+class HandedOn:
+    """A canary could not take the request, or has lost it before the client had a byte: the stable version gets it."""
+
+    version: str
+    """The canary's."""
+    status: int
+    """What the client would have got."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The only event, after `Serving`, of a request that asks for no reply: the JSON of the answer."""
 
@@ -45,4 +55,4 @@ class Answer:
 
 Written = Answer | Started | Text | Draft | Finished
 """What an answer is made of."""
-ReplicaEvent = Refused | Restarted | Serving | Written
+ReplicaEvent = Refused | Restarted | HandedOn | Serving | Written

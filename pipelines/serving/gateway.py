@@ -26,7 +26,7 @@ from pipelines.serving.collector import freeze_loaded
 from pipelines.serving.dialects.calls import AnyBody, CallBody
 from pipelines.serving.errors import RequestError
 from pipelines.serving.events import ReplicaEvent, Restarted, Serving
-from pipelines.serving.keys import load_keys
+from pipelines.serving.keys import follow_keys, load_keys
 from pipelines.serving.limits import RequestLimits
 from pipelines.serving.metrics import GatewayMetrics
 from pipelines.serving.routes import Access, build_api
@@ -40,6 +40,8 @@ _DRAINING = Health("draining", "the endpoint is being taken down")
 _ASK_EVERY_S = 3.0
 _ASK_SOON_S = 0.25
 _CANARY_EVERY_S = 30.0
+# So often the API keys are read.
+_KEYS_EVERY_S = 5.0
 _CANARY_TIMEOUT_S = 20.0
 # So long likelihoods, of which nothing is heard before their end, may keep all of a replica's places.
 _BUSY_S = 180.0
@@ -61,6 +63,7 @@ class Served:
     """May be the same of several models."""
     canary: Any = None
     canary_share: float = 0.0
+    canary_version: str = ""
 
 
 class _LostReplicaError(Exception):
@@ -105,6 +108,7 @@ class Gateway:
                     replicas_of(model.stable),
                     None if model.canary is None else replicas_of(model.canary),
                     model.canary_share,
+                    model.canary_version,
                 )
                 for model in served
             }
@@ -112,6 +116,7 @@ class Gateway:
         self._replicas = [*replicas.values()]
         self._facts, self._limits = {model.name: model.facts for model in served}, limits
         self._metrics = GatewayMetrics()
+        self._api_keys = api_keys
         self._access = dataclasses.replace(access, keys=load_keys(api_keys) if api_keys else ())
         write_to_stdout()
 
@@ -125,11 +130,15 @@ class Gateway:
         )
 
     @contextlib.asynccontextmanager
-    async def _watching(self, _: FastAPI) -> AsyncIterator[None]:
-        """Know the replicas' health from before the first request on: what takes over from another is not "starting"."""
+    async def _watching(self, api: FastAPI) -> AsyncIterator[None]:
+        """Know the replicas' health from before the first request on: what takes over from another is not "starting". And the
+        keys, as they come and go."""
         looks = [asyncio.create_task(one.look()) for one in self._replicas]
         await asyncio.wait(looks, timeout=_CANARY_TIMEOUT_S)
         watches = [asyncio.create_task(one.watch()) for one in self._replicas]
+        if self._api_keys is not None:
+            following = follow_keys(self._api_keys, api.state.accounts, _KEYS_EVERY_S)
+            watches.append(asyncio.create_task(following))
         freeze_loaded()
         yield
         gc.unfreeze()

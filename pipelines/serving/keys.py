@@ -5,8 +5,10 @@ A key is looked for among all of them in a time that does not depend on which it
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import logging
 import math
 import os
 import time
@@ -21,6 +23,7 @@ from llada.errors import UserError
 from llada.settings import load_text
 from pipelines.serving.errors import RequestError
 
+_log = logging.getLogger(__name__)
 _ENVIRONMENT = "env:"
 _SHORTEST = 8
 # What strangers may see: that somebody answers, how much there is to do, and the page, which asks for the key.
@@ -121,15 +124,53 @@ class Account:
             self._tokens.take(tokens)
 
 
+class Accounts:
+    """Those of all good keys."""
+
+    def __init__(self, keys: Sequence[str], limits: KeyLimits) -> None:
+        self._limits = limits
+        self._by_digest: dict[bytes, Account] = {}
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[str]) -> None:
+        """From now on these keys are good. One that was so before goes on with what it has used up."""
+        self._by_digest = {
+            digest: self._by_digest.get(digest) or Account(digest.hex()[:8], self._limits)
+            for digest in map(_digest, keys)
+        }
+
+    def find(self, key: str) -> Account | None:
+        """The account of a key, in a time that does not depend on which it is; None: it is not good."""
+        given, found = _digest(key), None
+        for digest, account in self._by_digest.items():
+            if hmac.compare_digest(digest, given):
+                found = account
+        return found
+
+
+async def follow_keys(source: str, accounts: Accounts, every_s: float) -> None:
+    """For ever: what stands at `source` (see `load_keys`) now is good. What cannot be read, or is no list of keys, changes
+    nothing, and is one line of the log."""
+    told = ""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            keys = await asyncio.to_thread(load_keys, source)
+        except UserError as error:
+            if str(error) != told:
+                _log.warning("the API keys of before stay: %s", error)
+            told = str(error)
+        else:
+            told = ""
+            accounts.replace(keys)
+
+
 class Guard:
     """ASGI middleware: without a good key, nothing but `_OPEN` is answered. The account is in the scope's state."""
 
-    def __init__(
-        self, app: ASGIApp, *, keys: Sequence[str], limits: KeyLimits, refused: Callable[[str, int], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, accounts: Accounts, refused: Callable[[str, int], None]) -> None:
         """`refused` is told the path and the status of what is not let through."""
-        self._app, self._refused = app, refused
-        self._accounts = {digest: Account(digest.hex()[:8], limits) for digest in map(_digest, keys)}
+        self._app, self._accounts, self._refused = app, accounts, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -154,13 +195,9 @@ class Guard:
         if kind.lower() != "bearer" or not key.strip():
             message = "no API key: send the header 'Authorization: Bearer KEY'"
             raise RequestError(401, message, code="invalid_api_key")
-        given, found = _digest(key.strip()), None
-        for digest, account in self._accounts.items():  # all of them, whichever it is
-            if hmac.compare_digest(digest, given):
-                found = account
-        if found is None:
+        if (account := self._accounts.find(key.strip())) is None:
             raise RequestError(401, "this API key is not one of the endpoint's", code="invalid_api_key")
-        return found
+        return account
 
 
 def _digest(key: str) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from llada.sampling.events import Draft, Finished, Started, Text
-from pipelines.serving.events import ReplicaEvent, Restarted, Serving
+from pipelines.serving.events import HandedOn, ReplicaEvent, Restarted, Serving
 from pipelines.serving.keys import Account
 from pipelines.serving.reports import ReplicaReports
 
@@ -31,7 +31,8 @@ class GatewayMetrics:
         )
         self.of_version = Counter(
             "version_requests",
-            "Requests that a model has taken, by its name, version and HTTP status",
+            "Requests that a model has taken, by its name, version and HTTP status; and of a canary those that it could not answer, "
+            "which the stable version got",
             ["model", "version", "status"],
             **kinds,
         )
@@ -99,6 +100,9 @@ class RequestTrack:
         metrics = self.metrics
         if isinstance(event, Serving):
             self._version = event.version
+        elif isinstance(event, HandedOn):
+            metrics.of_version.labels(self.model, event.version, str(event.status)).inc()
+            self._version = None
         elif isinstance(event, Started):
             self._move(metrics.running)
             self._open[event.index] = {"prompt_tokens": event.prompt_tokens, "completion_tokens": 0}

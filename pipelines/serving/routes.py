@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +30,7 @@ from pipelines.serving.dialects.chat import ChatBody, ChatWriter
 from pipelines.serving.dialects.completions import CompletionBody, CompletionWriter
 from pipelines.serving.dialects.responses import ResponsesBody, ResponsesWriter
 from pipelines.serving.errors import RequestError, shorten
-from pipelines.serving.keys import Guard, KeyLimits
+from pipelines.serving.keys import Accounts, Guard, KeyLimits
 from pipelines.serving.limits import DEFAULT_LIMITS, RequestLimits
 from pipelines.serving.metrics import GatewayMetrics
 from pipelines.serving.openapi import openapi_schema
@@ -77,7 +77,8 @@ def build_api(
     """The application: the dialects' paths, /v1/models, /health, /metrics and a page at /.
 
     `facts`: what /v1/models says of the model beside its name (`model_facts` in card.py). `model_id` answers requests that name
-    no model, `more_models` (with facts of their own) those that name them. `lifespan` is around all that it answers.
+    no model, `more_models` (with facts of their own) those that name them. `lifespan` is around all that it answers. Where keys
+    are asked for, `state.accounts` of the application has the good ones (`Accounts`).
     """
     api = FastAPI(
         title="llada",
@@ -91,12 +92,14 @@ def build_api(
     count_refusal = refusal_counter(metrics)
     api.add_middleware(_Failures)
     if access.keys:
-        api.add_middleware(Guard, keys=access.keys, limits=access.key_limits, refused=count_refusal)
+        api.state.accounts = Accounts(access.keys, access.key_limits)
+        api.add_middleware(Guard, accounts=api.state.accounts, refused=count_refusal)
     api.add_middleware(_WithoutTrailingSlash)
     if access.cors_origins:
         # Outside of the guard: a browser asks for leave without the key. (It sends no cookies, so that "*" is harmless.)
         api.add_middleware(
-            CORSMiddleware,
+            _Origins,
+            refused=count_refusal,
             allow_origins=access.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
@@ -142,7 +145,9 @@ def build_api(
     add_page(api)
 
     @api.exception_handler(RequestError)
-    async def refuse(_: Request, error: RequestError) -> Response:
+    async def refuse(request: Request, error: RequestError) -> Response:
+        if request.scope["path"] not in {dialect.path for dialect in DIALECTS}:  # whose requests are tracked
+            count_refusal(request.scope["path"], error.status)
         return JSONResponse(error.body(), error.status, error.headers())
 
     @api.exception_handler(HTTPException)
@@ -162,6 +167,24 @@ def refusal_counter(metrics: GatewayMetrics) -> Callable[[str, int], None]:
         metrics.requests.labels(path if path in routes else "other", str(status)).inc()
 
     return count
+
+
+class _Origins(CORSMiddleware):
+    """Starlette's, whose refusals are OpenAI's error object as all are, and counted."""
+
+    def __init__(self, app: ASGIApp, /, *, refused: Callable[[str, int], None], **allowed: Any) -> None:
+        super().__init__(app, **allowed)
+        self._refused = refused
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        self._refused("other", response.status_code)
+        own = {"content-length", "content-type"}
+        headers = {name: value for name, value in response.headers.items() if name not in own}
+        body = RequestError(response.status_code, bytes(response.body).decode()).body()
+        return JSONResponse(body, response.status_code, headers)
 
 
 class _Failures:

@@ -111,6 +111,14 @@ def test_a_mistyped_option_names_the_nearest(llada):
         (["convert", "{tmp}/none", "{tmp}/o"], "none"),
         (["plan", "llada_8b", "--gpu", "abacus"], "abacus"),
         (["serve", "--model", "{tmp}/none"], "none"),
+        (
+            ["serve", "--model", "models:/a@b", "--tracking-uri", "sqlite:///{tmp}/no.db"],
+            "no.db: give --tracking-uri",
+        ),
+        (
+            ["convert", "models:/a@b", "{tmp}/o", "--tracking-uri", "sqlite:///{tmp}/no.db"],
+            "no.db: give --tracking-uri",
+        ),
     ],
 )
 def test_bad_input_gets_one_line_and_a_failing_exit_code(

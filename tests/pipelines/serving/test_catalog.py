@@ -121,6 +121,38 @@ def test_a_canarys_trouble_is_not_the_users(backends: list[Counting], status: in
     assert stable.requests - before == (0 if status == 400 else 2)
 
 
+@pytest.mark.parametrize("seen", [0, 2])
+def test_what_a_canary_could_not_answer_counts_as_its_own(backends: list[Counting], seen: int) -> None:
+    """Else one that fails with each request would look like one that gets none."""
+    stable, _, _ = backends
+
+    class Lost(Counting):
+        async def stream(self, body: SamplingBody, ids: RequestIds) -> AsyncGenerator[ReplicaEvent, None]:
+            for event in (Serving("f", None, "two"), Started(0, 1))[:seen]:
+                yield event
+            raise RequestError(503, "trouble")
+
+    catalog = Catalog({"a": Model(stable, Lost(stable.denoiser), 1.0, "two")})
+
+    async def send() -> str:
+        transport = httpx.ASGITransport(build_api(catalog, "a"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for path, body in [("/v1/completions", FAST), ("/v1/completions", FAST | {"stream": True})]:
+                assert (await client.post(path, json=body)).status_code == 200
+            assert (await client.post("/tokenize", json={"prompt": "Go"})).status_code == 200
+            return (await client.get("/metrics")).text
+
+    stable.denoiser.version = "one"
+    try:
+        lines = asyncio.run(send()).splitlines()
+    finally:
+        stable.denoiser.version = ""
+    assert sorted(line for line in lines if line.startswith("llada_version_requests_total{")) == [
+        'llada_version_requests_total{model="a",status="200",version="one"} 2.0',
+        'llada_version_requests_total{model="a",status="503",version="two"} 2.0',
+    ]
+
+
 def test_both_versions_are_in_the_metrics(backends: list[Counting], call: Callable[..., Any]) -> None:
     stable, canary, _ = backends
     stable.denoiser.version = "one"

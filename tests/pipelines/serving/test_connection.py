@@ -344,7 +344,7 @@ def test_who_leaves_with_more_requests_behind_the_first_is_noticed() -> None:
 
 @pytest.mark.parametrize("offer", [b"", H2C], ids=["plain", "offer"])
 def test_requests_ahead_are_answered_in_their_order_and_have_a_limit(
-    monkeypatch: pytest.MonkeyPatch, offer: bytes
+    monkeypatch: pytest.MonkeyPatch, access_lines: list[dict[str, Any]], offer: bytes
 ) -> None:
     monkeypatch.setattr(connection, "_MAX_AHEAD", 3)
 
@@ -361,6 +361,9 @@ def test_requests_ahead_are_answered_in_their_order_and_have_a_limit(
         assert (await many.answer())[2] == b"/wait"
         assert await many.is_closed()
         assert application.refused == [400]
+        assert [line["reason"] for line in access_lines] == [
+            "more than 64 requests are sent ahead of their answers"
+        ]
 
     at_a_server(steps)
 

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from pipelines.serving.dialects.body import SamplingBody
 from pipelines.serving.dialects.calls import AnyBody, TokenizeBody
 from pipelines.serving.dialects.completions import CompletionBody
 from pipelines.serving.events import ReplicaEvent, Serving
-from pipelines.serving.gateway import Replicas
+from pipelines.serving.gateway import Gateway, Replicas, Served
+from pipelines.serving.keys import KeyLimits
+from pipelines.serving.limits import RequestLimits
 from pipelines.serving.replica import Denoiser
-from pipelines.serving.routes import build_api
+from pipelines.serving.routes import Access, build_api
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -426,3 +429,72 @@ def test_a_question_to_the_tokenizer_is_no_work_that_others_wait_for(denoiser: D
     reply = CompletionBody.model_validate(FAST)
     told = retry_after_of(denoiser, reply, reply, reply, TokenizeBody(prompt="Go"))
     assert told == [5, 5, 1, 5]  # 1: by the speed of two replies, 5: nothing waits
+
+
+# --- Keys ---------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_come_and_go_while_the_gateway_runs(
+    denoiser: Denoiser,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As its file says; what a key has used up stays so, and a damaged or missing file changes nothing but the log."""
+    ask_instead(monkeypatch, Controller(DeploymentStatus.HEALTHY))
+    monkeypatch.setattr(gateway, "_KEYS_EVERY_S", 0.01)
+    file, body = tmp_path / "keys", {"tokens": [7]}
+    good, other = "sk-good-key", "sk-other-key"
+    file.write_text(good)
+
+    async def run() -> None:
+        handle: Any = Handle(denoiser)
+        access = Access(key_limits=KeyLimits(requests_per_minute=3))
+        served, admission = [Served("tiny", {}, handle)], partial(Admission, 4, 2, 5)
+        front = Gateway(served, admission, 8, RequestLimits(), access, str(file))
+        api = front.__serve_build_asgi_app__()
+        transport = httpx.ASGITransport(api)
+        async with (
+            api.router.lifespan_context(api),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+
+            async def status(key: str, path: str = "/v1/models") -> int:
+                headers = {"Authorization": f"Bearer {key}"}
+                if path == "/v1/models":
+                    return (await client.get(path, headers=headers)).status_code
+                return (await client.post(path, headers=headers, json=body)).status_code
+
+            async def until(key: str, expected: int) -> None:
+                async with asyncio.timeout(60):
+                    while await status(key) != expected:
+                        await asyncio.sleep(0.01)
+
+            async def until_told(reason: str) -> None:
+                async with asyncio.timeout(60):
+                    while reason not in caplog.text:
+                        await asyncio.sleep(0.01)
+
+            assert (await status(good), await status(other)) == (200, 401)
+            assert [await status(good, "/detokenize") for _ in range(3)] == [200, 200, 200]
+            file.write_text(f"{good}\n{other}")
+            await until(other, 200)
+            assert await status(good, "/detokenize") == 429
+            file.write_text(other)
+            await until(good, 401)
+            file.write_text(f"{other}\nshort")
+            await until_told(f"{file}, line 2: a key has at least 8 characters")
+            file.unlink()
+            await until_told(f"cannot read the file of API keys {file}")
+            file.write_text("")
+            await until_told(f"{file} holds no API key")
+            await asyncio.sleep(0.1)
+            assert (await status(good), await status(other)) == (401, 200)
+            file.write_text(good)
+            await until(good, 200)
+            assert await status(other) == 401
+
+    asyncio.run(run())
+    told = [record.getMessage() for record in caplog.records if "API key" in record.getMessage()]
+    assert len(told) == len({*told}) == 3
+    assert not any(key in line for line in told for key in (good, other, "short"))

@@ -76,6 +76,7 @@ def test_each_key_has_requests_of_its_own(ask: Any) -> None:
     at("POST", "/v1/completions", "wrong")
     at("GET", "/v1/models/of/nobody")
     at("GET", "/nowhere", GOOD)
+    at("GET", "/v1/models/nobody", GOOD)
     at("GET", "/v1/completions", GOOD)
     counted = re.findall(
         r'llada_requests_total\{route="(.+)",status="(\d+)"\} (\S+)', at("GET", "/metrics").text
@@ -86,7 +87,7 @@ def test_each_key_has_requests_of_its_own(ask: Any) -> None:
         ("/v1/completions", "405", "1.0"),
         ("/v1/completions", "429", "2.0"),
         ("other", "401", "1.0"),
-        ("other", "404", "1.0"),  # whatever strangers ask for is one line
+        ("other", "404", "2.0"),  # whatever strangers ask for is one line
     ]
     assert "2 requests per minute" in error["message"]
     assert 1 <= int(refused.headers["retry-after"]) <= 30
@@ -112,10 +113,11 @@ def test_browsers_of_other_sites_are_let_in_by_name_alone(ask: Any) -> None:
     assert (
         at("OPTIONS", "/v1/completions", origin=site, **method).headers["access-control-allow-origin"] == site
     )
-    assert (
-        "access-control-allow-origin"
-        not in at("OPTIONS", "/v1/completions", origin="https://x.org", **method).headers
-    )
+    stranger = at("OPTIONS", "/v1/completions", origin="https://x.org", **method)
+    assert "access-control-allow-origin" not in stranger.headers
+    assert (stranger.status_code, "Origin" in stranger.headers["vary"]) == (400, True)
+    assert stranger.json()["error"]["message"] == "Disallowed CORS origin"
+    assert 'llada_requests_total{route="other",status="400"} 1.0' in at("GET", "/metrics").text
     answer = at("POST", "/v1/completions", GOOD, origin=site)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, site)
     refused = at("POST", "/v1/completions", origin=site)  # its page must be able to read why
