@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -324,19 +325,21 @@ def local_ray(s3_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="session")
 def scrape(local_ray: Path) -> Callable[..., dict[str, float]]:
-    """scrape(*names, **labels) is {name: value} of what this Ray tells Prometheus with these labels, as soon as all of the names
-    are among it."""
+    """scrape(*names, **labels) is {name: the last value} of what this Ray tells Prometheus with these labels, as soon as all of the
+    names have been among it."""
     import ray
     from prometheus_client.parser import text_string_to_metric_families
 
     def get(*names: str, **labels: str) -> dict[str, float]:
         (node,) = ray.nodes()
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        deadline = time.monotonic() + 120
+        deadline, said = time.monotonic() + 240, dict[str, float]()
         while True:
-            with urllib.request.urlopen(url, timeout=30) as answer:
-                text = answer.read().decode()
-            said = {
+            text = ""
+            with contextlib.suppress(urllib.error.URLError):  # Ray's agent may not be there yet
+                text = urllib.request.urlopen(url, timeout=30).read().decode()
+            # What has not been reported anew for twice the interval is left out, on a busy machine now this and now that.
+            said |= {
                 sample.name: sample.value
                 for family in text_string_to_metric_families(text)
                 for sample in family.samples

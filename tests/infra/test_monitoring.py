@@ -114,7 +114,7 @@ def test_the_numbers_of_ray_and_of_our_stages(
 
 
 def _wait_for(path: Path, number: int) -> int:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 240
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     return number

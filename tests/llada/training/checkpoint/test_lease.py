@@ -16,6 +16,7 @@ import fsspec
 import pytest
 
 from llada.errors import UserError
+from llada.files import write_bytes
 from llada.store_errors import StoreError, may_pass
 from llada.training.checkpoint import lease
 from llada.training.checkpoint.folder import complete_checkpoints
@@ -74,8 +75,8 @@ def read(folder: str) -> dict[str, Any]:
 
 
 def rewrite(folder: str, **changes: Any) -> None:
-    fs, root = fsspec.url_to_fs(folder)
-    fs.pipe_file(f"{root}/lease.json", json.dumps({**read(folder), **changes}).encode())
+    """Whole, as a lease is written: somebody may be reading it."""
+    write_bytes(f"{folder}/lease.json", json.dumps({**read(folder), **changes}).encode())
 
 
 def test_another_run_is_refused_in_one_line_that_says_who(folder: str, held: Callable[..., Lease]) -> None:
@@ -153,7 +154,7 @@ def test_a_holder_elsewhere_is_watched(
             if over.wait(0.05):
                 return
             if ends == "lives":
-                fs.pipe_file(f"{root}/lease.json", json.dumps(elsewhere | {"renewed": str(number)}).encode())
+                rewrite(folder, renewed=str(number))
         fs.rm(f"{root}/lease.json")
 
     rewrite(folder, **elsewhere)
