@@ -25,6 +25,14 @@ from pipelines.serving.prompts import PromptEncoder
 _MOST_LOGPROBS = 1 << 18  # of an answer: some 16 MB, and ten times that where it is put together
 
 
+def _default(*names: str) -> dict[str, Any]:
+    """{name: what it is where nobody sets it} of settings."""
+    return {field.name: field.default for field in dataclasses.fields(SamplingConfig) if field.name in names}
+
+
+_NOT_GROWING = _default("initial_length", *OF_GROWING)
+
+
 class RequestReader:
     """Of one model. All errors are RequestErrors 400."""
 
@@ -112,28 +120,18 @@ class RequestReader:
         asked, gen_length = body.knobs(), self._fit(body, prompt) or self.sampling.gen_length
         if frame is not None:
             gen_length = frame.length
-            of_text = (
-                "initial_length",
-                *OF_GROWING,
-                "suffix_window",
-                "logits_eos_inf",
-                "allowed",
-                "forbidden",
-            )
-            asked |= {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in of_text}
+            asked |= _NOT_GROWING | _default("suffix_window", "logits_eos_inf", "allowed", "forbidden")
             asked["fixed"] = frame.fixed
         elif prompt.between:
             gen_length, asked["fixed"] = self._lay_gaps(prompt, gen_length)
         if frame is None:
-            asked = self._settle_growth(body, gen_length, ends) | asked
+            asked = self._settle_growth(body, prompt, gen_length, ends) | asked
         # A rule of the request replaces the default one, whether it goes by its name or by its knob, and its numbers.
         if "remasking" in asked or RULE_OF_KNOB.keys() & asked.keys():
-            own = {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in RULE_SETTINGS}
-            asked = own | asked
+            asked = _default(*RULE_SETTINGS) | asked
         try:
             # Spelled here, once for all choices, and not in the engine's event loop.
-            asked_for = dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
-            sampling = spell_fixed(self._engine.tokenizer, asked_for)
+            sampling = spell_fixed(self._engine.tokenizer, self._with_defaults(gen_length, asked))
         except UserError as error:
             # What stands between gaps is a setting to the sampler.
             told = str(error).replace("fixed", "suffix") if prompt.between else str(error)
@@ -150,7 +148,19 @@ class RequestReader:
             sampling = dataclasses.replace(sampling, steps=blocks)
         return sampling
 
-    def _settle_growth(self, body: SamplingBody, gen_length: int, ends: frozenset[int]) -> dict[str, Any]:
+    def _with_defaults(self, gen_length: int, asked: Mapping[str, Any]) -> SamplingConfig:
+        """What is asked for, the endpoint's settings aside; those of a growing canvas give way to what does not go with one. Raises
+        UserError."""
+        try:
+            return dataclasses.replace(self.sampling, gen_length=gen_length, **asked)
+        except UserError:
+            if "initial_length" in asked:
+                raise
+            return dataclasses.replace(self.sampling, gen_length=gen_length, **{**_NOT_GROWING, **asked})
+
+    def _settle_growth(
+        self, body: SamplingBody, prompt: Prompt, gen_length: int, ends: frozenset[int]
+    ) -> dict[str, Any]:
         """What the endpoint's own settings of a growing canvas become where this reply cannot grow. Raises RequestError where
         the request itself has set its first length, which would change nothing or be looked at in vain."""
         own = body.knobs().get("initial_length")
@@ -161,14 +171,15 @@ class RequestReader:
                 if body.ignore_eos
                 else "this model has none"
             )
+        elif prompt.suffix or prompt.between:
+            why = "means nothing where a text stands behind the reply: leave it out, or suffix"
         elif (first := own or self.sampling.initial_length or 0) >= gen_length:
             why = f"{first} means nothing to a reply of at most {gen_length} tokens: it must be below that"
         else:
             return {}
         if own is not None:
             raise RequestError(400, f"initial_length {why}", param="initial_length")
-        growing = ("initial_length", *OF_GROWING)
-        return {f.name: f.default for f in dataclasses.fields(SamplingConfig) if f.name in growing}
+        return _NOT_GROWING
 
     def _lay_gaps(self, prompt: Prompt, first: int) -> tuple[int, dict[int, int]]:
         """The length of a reply with several gaps, and the ids that stand between them."""

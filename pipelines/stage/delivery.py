@@ -105,7 +105,7 @@ def open_existing(uri: str) -> Any:
     path = database_path(uri)
     if path is not None and not _has_content(path):
         raise UserError(
-            f"there is no MLflow database {path}: give --tracking-uri, or set MLFLOW_TRACKING_URI"
+            f"there is no MLflow database {path}: set MLFLOW_TRACKING_URI, or give the command --tracking-uri"
         )
     return open_client(uri)
 

@@ -113,11 +113,11 @@ def test_a_mistyped_option_names_the_nearest(llada):
         (["serve", "--model", "{tmp}/none"], "none"),
         (
             ["serve", "--model", "models:/a@b", "--tracking-uri", "sqlite:///{tmp}/no.db"],
-            "no.db: give --tracking-uri",
+            "no.db: set MLFLOW_TRACKING_URI, or give the command --tracking-uri",
         ),
         (
             ["convert", "models:/a@b", "{tmp}/o", "--tracking-uri", "sqlite:///{tmp}/no.db"],
-            "no.db: give --tracking-uri",
+            "no.db: set MLFLOW_TRACKING_URI, or give the command --tracking-uri",
         ),
     ],
 )

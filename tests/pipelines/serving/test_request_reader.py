@@ -74,6 +74,16 @@ def test_a_reply_that_cannot_grow_does_not_and_who_asks_for_it_is_told(
     stopped = chosen(denoiser, ignore_eos=True, stop_token_ids=[9])
     assert stopped == growing
     assert chosen(denoiser, max_tokens=8, initial_length=4).eos_window == 4
+    # What does not go with a growing canvas takes its place.
+    go = denoiser.encoder.encode_text("G")[0]
+    for wish in ({"fixed": {3: go}}, {"allowed": {0: [go]}}, {"suffix_window": 4}, {"steps": 8}):
+        found = chosen(denoiser, **wish)
+        assert (found.initial_length, found.eos_window) == (None, SamplingConfig().eos_window)
+    assert chosen(denoiser, suffix=" Go on!", max_tokens=4) == SamplingConfig(gen_length=4, block_length=32)
+    assert chosen(denoiser, suffix=["G", 3, "!"], max_tokens=9).initial_length is None
+    for fields in ({"suffix": "G"}, {"fixed": {3: go}}):
+        with pytest.raises(RequestError, match="leave it out, or"):
+            chosen(denoiser, initial_length=8, max_tokens=9, **fields)
 
 
 def test_defaults_stay_until_a_request_asks_for_another_rule(
